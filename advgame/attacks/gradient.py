@@ -1,0 +1,302 @@
+"""FGSM, I-FGSM and PGD, with ε, steps and step size per image.
+
+One loop serves the family:  x ← Π( x + α · steepest(∇ₓ loss) ),  Π the projection on the threat
+model's ball. The papers differ in its settings only:
+
+- FGSM (Goodfellow et al. 2015): one step of size ε from the clean image;
+- I-FGSM / BIM (Kurakin et al. 2017): several steps from the clean image;
+- PGD (Madry et al. 2018): several steps from a random start, with restarts;
+- LAS-AT's attacker (Jia et al. 2022): PGD with ε, steps and step size chosen per image.
+
+An image whose steps are done leaves the batch: images are sorted by their number of steps, and
+each step works on the prefix that still moves. Nothing is computed only to be masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from advgame.attacks.modes import BatchNormMode, attacked
+from advgame.checks import check_images, check_labels, check_logits, parse_number
+from advgame.errors import InputError
+from advgame.losses import Loss, cross_entropy
+from advgame.threat import Index, Threat, per_image
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack did.
+
+    Args:
+        x_adv: (B, C, H, W), the adversarial examples, in the ball and in [0, 1].
+        loss: (B,) loss at ``x_adv`` where the attack computed it (``keep="best"`` or several
+            restarts), else None; it is what the attack maximises, or minimises when targeted.
+        fooled: (B,) whether the attack succeeded, where it looked (``stop_when_fooled``), else None.
+        forwards: number of image forwards made, summed over the batch.
+        backwards: number of image input-backwards made.
+    """
+
+    x_adv: Tensor
+    loss: Tensor | None
+    fooled: Tensor | None
+    forwards: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class GradientAttack:
+    """Projected gradient ascent in a threat model.
+
+    Args:
+        threat: the ball; its radius may be per image, (B,).
+        steps: number of steps, int or integer tensor (B,); 0 leaves an image at its start.
+        step_size: α in pixel units (L2: the length of a step), float or tensor (B,).
+        start: ball from which the random start is drawn; None starts at the clean image. A ball
+            wider than ``threat`` is pulled in by the first step only, as LAS-AT's code does.
+        restarts: independent runs; the one of higher loss is kept, image by image.
+        keep: ``"last"`` returns the last iterate, ``"best"`` the iterate of highest loss, which
+            costs one more forward.
+        loss: per-image loss of (logits, labels), from `advgame.losses`.
+        targeted: descend the loss towards the labels given, instead of ascending away from them.
+        stop_when_fooled: an image that is misclassified (targeted: classified as the target)
+            leaves the batch at once, for good: for verdicts. Costs a host synchronisation per
+            step; the result holds ``fooled`` instead of ``loss``.
+        mode: batch norm and dropout while attacking, `advgame.attacks.modes`.
+
+    Raises:
+        InputError: settings that no attack can use.
+    """
+
+    threat: Threat
+    steps: int | Tensor
+    step_size: float | Tensor
+    start: Threat | None = None
+    restarts: int = 1
+    keep: Literal["last", "best"] = "last"
+    loss: Loss = cross_entropy
+    targeted: bool = False
+    stop_when_fooled: bool = False
+    mode: BatchNormMode = "eval"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, Tensor):
+            if self.steps.dim() != 1 or self.steps.is_floating_point():
+                raise InputError("steps per image must be an integer tensor (B,)")
+        elif self.steps < 0:
+            raise InputError(f"steps must be 0 or above, not {self.steps}")
+        if isinstance(self.step_size, Tensor):
+            if self.step_size.dim() != 1 or not self.step_size.is_floating_point():
+                raise InputError("step sizes per image must be a float tensor (B,)")
+        elif parse_number(self.step_size, "step_size") <= 0:
+            raise InputError(f"step_size must be above 0, not {self.step_size}")
+        if self.restarts < 1:
+            raise InputError(f"restarts must be 1 or above, not {self.restarts}")
+        if self.keep not in ("last", "best"):
+            raise InputError(f"keep must be 'last' or 'best', not {self.keep!r}")
+        if self.keep == "best" and self.stop_when_fooled:
+            raise InputError("stop_when_fooled keeps the image that fooled: use keep='last'")
+
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """Adversarial examples (B, C, H, W) for images in [0, 1] and labels (B,).
+
+        Raises:
+            InputError: images, labels or classifier outputs that cannot be attacked.
+        """
+        return self.run(model, x, y, rng=rng).x_adv
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack and also report the loss reached and the passes spent.
+
+        Args:
+            model: maps (B, C, H, W) in [0, 1] to logits (B, K); left exactly as it was found.
+            x: clean images. Arithmetic is in fp32 at least, whatever their precision.
+            y: labels, or targets when ``targeted``.
+            rng: stream of the random starts, on the images' device; needed when ``start`` is set.
+            check: validate the input; a training loop that validated its data set turns it off.
+        """
+        if check:
+            check_images(x)
+            check_labels(y, x.shape[0])
+            for name in ("steps", "step_size"):
+                value = getattr(self, name)
+                if isinstance(value, Tensor) and value.shape[0] != x.shape[0]:
+                    raise InputError(f"{name} has {value.shape[0]} entries for {len(x)} images")
+        if isinstance(self.threat.eps, Tensor) and self.threat.eps.shape[0] != x.shape[0]:
+            raise InputError(f"eps has {self.threat.eps.shape[0]} entries for {len(x)} images")
+        if self.start is not None and rng is None:
+            raise InputError("a random start needs rng, a torch.Generator on the images' device")
+        with attacked(model, self.mode):
+            if check:
+                with torch.no_grad():
+                    check_logits(model(x[:2]), y[:2])
+            return _Ascent(self, model, x, y).run(rng)
+
+
+class _Ascent:
+    """One attack on one batch; images stand sorted by their number of steps, most first.
+
+    ``rows`` names the images that still move: a prefix, or a list of positions in it when
+    images also leave because they are fooled.
+    """
+
+    def __init__(self, attack: GradientAttack, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.attack, self.model = attack, model
+        self.dtype = x.dtype
+        self.x_unsorted = x.detach() if x.dtype == torch.float64 else x.detach().float()
+        self.order: Tensor | None = None
+        if isinstance(attack.steps, Tensor):
+            self.order = attack.steps.to(x.device).argsort(descending=True, stable=True)
+            steps = attack.steps.to(x.device)[self.order]
+            tick = torch.arange(int(steps[0]), device=x.device)
+            self.moving = [int(n) for n in (steps[:, None] > tick).sum(0).tolist()]
+        else:
+            self.moving = [len(x)] * attack.steps
+        self.x, self.y = self._sorted(self.x_unsorted), self._sorted(y)
+        self.threat = attack.threat if self.order is None else attack.threat.select(self.order)
+        size = attack.step_size
+        self.step_size = self._sorted(size) if isinstance(size, Tensor) else size
+        self.standing = torch.arange(len(x), device=x.device)  # positions not fooled yet
+        self.forwards = self.backwards = 0
+
+    def _sorted(self, values: Tensor) -> Tensor:
+        return values if self.order is None else values[self.order]
+
+    def _as_given(self, values: Tensor) -> Tensor:
+        if self.order is None:
+            return values
+        return torch.empty_like(values).index_copy_(0, self.order, values)
+
+    def run(self, rng: torch.Generator | None) -> AttackResult:
+        x_adv, objective = self._restart(rng)
+        for _ in range(1, self.attack.restarts):
+            candidate, reached = self._restart(rng)
+            better = reached > objective
+            x_adv = torch.where(per_image(better, x_adv), candidate, x_adv)
+            objective = torch.where(better, reached, objective)
+        fooled = loss = None
+        if self.attack.stop_when_fooled:
+            fooled = self._as_given(torch.isinf(objective))
+        elif self.attack.restarts > 1 or self.attack.keep == "best":
+            loss = self._as_given(-objective if self.attack.targeted else objective)
+        return AttackResult(self._as_given(x_adv), loss, fooled, self.forwards, self.backwards)
+
+    def _restart(self, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """One run from one start: its candidates, and what they reach (+inf where they fool)."""
+        x_adv = self._start(rng)
+        objective = torch.full((len(x_adv),), -torch.inf, device=x_adv.device)
+        best = x_adv.clone() if self.attack.keep == "best" else x_adv
+        for n in self.moving:
+            rows: Index = self.standing[self.standing < n] if self._stops else slice(n)
+            leaf = x_adv[rows].detach().requires_grad_()
+            if not len(leaf):
+                break
+            with torch.enable_grad():
+                logits = self._logits(leaf)
+                reached = self._objective(logits, rows)
+                (grad,) = torch.autograd.grad(reached.sum(), leaf)
+            self.backwards += len(leaf)
+            leaf = leaf.detach()
+            if self._stops:
+                kept = self._drop_fooled(logits, rows, objective)
+                rows, leaf, grad = rows[kept], leaf[kept], grad[kept]  # type: ignore[index]
+            elif best is not x_adv:
+                _keep_better(best, objective, leaf, reached.detach(), rows)
+            x_adv[rows] = self._step(leaf, grad, rows)
+        if self._stops or best is not x_adv or self.attack.restarts > 1:
+            self._score_last(x_adv, best, objective)
+        return best, objective
+
+    @property
+    def _stops(self) -> bool:
+        return self.attack.stop_when_fooled
+
+    def _start(self, rng: torch.Generator | None) -> Tensor:
+        if self.attack.start is None:
+            return self.x.clone()
+        assert rng is not None
+        # drawn in the caller's order, so that an image's noise does not depend on the strategies
+        return self._sorted(self.attack.start.random_start(self.x_unsorted, rng))
+
+    def _logits(self, x_adv: Tensor) -> Tensor:
+        self.forwards += len(x_adv)
+        logits: Tensor = self.model(x_adv.to(self.dtype))
+        return logits
+
+    def _objective(self, logits: Tensor, rows: Index) -> Tensor:
+        """What the attack maximises, one number per row."""
+        loss = self.attack.loss(logits, self.y[rows])
+        return -loss if self.attack.targeted else loss
+
+    def _step(self, x_adv: Tensor, grad: Tensor, rows: Index) -> Tensor:
+        size = self.step_size[rows] if isinstance(self.step_size, Tensor) else self.step_size
+        threat = self.threat.select(rows)
+        moved = threat.steepest(grad).mul_(per_image(size, grad)).add_(x_adv)
+        return threat.project(moved, self.x[rows])
+
+    def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
+        """Retire the rows that are fooled; returns which rows stay, as a mask over ``rows``."""
+        assert isinstance(rows, Tensor)
+        hit = logits.detach().argmax(1) == self.y[rows]
+        fooled = hit if self.attack.targeted else ~hit
+        objective[rows[fooled]] = torch.inf
+        self.standing = self.standing[~torch.isin(self.standing, rows[fooled])]
+        return ~fooled
+
+    def _score_last(self, x_adv: Tensor, best: Tensor, objective: Tensor) -> None:
+        """One more forward, at the last iterates."""
+        rows: Index = self.standing if self._stops else slice(None)
+        if not len(x_adv[rows]):
+            return
+        with torch.no_grad():
+            logits = self._logits(x_adv[rows])
+            reached = self._objective(logits, rows)
+        if self._stops:
+            objective[rows] = reached.to(objective.dtype)
+            self._drop_fooled(logits, rows, objective)
+        elif best is x_adv:
+            objective.copy_(reached)
+        else:
+            _keep_better(best, objective, x_adv, reached, rows)
+
+
+def _keep_better(best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, rows: Index) -> None:
+    """Where ``x`` reaches more than ``best`` did, write it there."""
+    better = reached > objective[rows]
+    best[rows] = torch.where(per_image(better, x), x, best[rows])
+    objective[rows] = torch.where(better, reached, objective[rows])
+
+
+def fgsm(threat: Threat) -> GradientAttack:
+    """One step of length ε from the clean image (Goodfellow et al. 2015)."""
+    return GradientAttack(threat, steps=1, step_size=threat.eps)
+
+
+def ifgsm(threat: Threat, steps: int, step_size: float | Tensor) -> GradientAttack:
+    """Several steps from the clean image (Kurakin et al. 2017)."""
+    return GradientAttack(threat, steps=steps, step_size=step_size)
+
+
+def pgd(
+    threat: Threat, steps: int, step_size: float | Tensor | None = None, restarts: int = 1
+) -> GradientAttack:
+    """Several steps from a random start in the ball (Madry et al. 2018).
+
+    ``step_size`` is ε/4 when not given: 2/255 at ε = 8/255.
+    """
+    if step_size is None:
+        step_size = threat.eps / 4
+    return GradientAttack(threat, steps, step_size, start=threat, restarts=restarts)

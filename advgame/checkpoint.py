@@ -1,0 +1,177 @@
+"""Checkpoints that survive a kill at any moment, and load without running code.
+
+A checkpoint is a folder ``step_00000123``: modules as safetensors, everything else in
+``state.pt`` (plain containers, numbers and tensors, read back with ``weights_only=True``), and
+``manifest.json`` with the SHA-256 of every file. It is written under another name and renamed
+when complete, so that a folder of that name is whole or does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from advgame.errors import InputError
+
+FORMAT = 1
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace a file by its new content, or leave the old one untouched."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Parameters and buffers as safetensors, atomically."""
+    state = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(state))
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote.
+
+    Raises:
+        InputError: missing or damaged file, or weights of another network.
+    """
+    try:
+        module.load_state_dict(safetensors.torch.load(path.read_bytes()))
+    except FileNotFoundError as error:
+        raise InputError(f"no weights file {path}") from error
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} does not hold this network's weights ({reason})") from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: made when the first one is saved.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(
+        self, step: int, modules: Mapping[str, nn.Module], state: Mapping[str, Any], rank: int = 0
+    ) -> Path:
+        """Write one checkpoint; the older ones stay usable whatever happens.
+
+        Args:
+            step: training step, part of the name.
+            modules: saved as ``<name>.safetensors``.
+            state: containers, numbers and tensors.
+            rank: with several processes each rank writes its own state under the same step.
+
+        Raises:
+            OSError: disk full or not writable.
+        """
+        final = self.folder / f"step_{step:08d}{f'.rank{rank}' if rank else ''}"
+        partial = final.with_name(final.name + ".partial")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, module in modules.items():
+                save_weights(module, partial / f"{name}.safetensors")
+            with (partial / "state.pt").open("wb") as file:
+                torch.save(dict(state), file)
+            _sync(partial / "state.pt")
+            digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
+            manifest = {"format": FORMAT, "step": step, "sha256": digests}
+            write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            _sync(self.folder)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"checkpoint {final.name} could not be written: {error}") from error
+        self._forget_old(rank)
+        return final
+
+    def _steps(self, rank: int) -> list[Path]:
+        suffix = f".rank{rank}" if rank else ""
+        return sorted(
+            path
+            for path in self.folder.glob(f"step_{'[0-9]' * 8}{suffix}")
+            if path.name.endswith(suffix or path.name[-8:])
+        )
+
+    def _forget_old(self, rank: int) -> None:
+        for path in self._steps(rank)[: -self.keep]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def newest(self, rank: int = 0) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, and a line for each one that is not.
+
+        Raises:
+            InputError: the newest one was written by an incompatible version.
+        """
+        complaints = []
+        for path in reversed(self._steps(rank)):
+            problem = _problem(path)
+            if problem is None:
+                return path, complaints
+            complaints.append(f"{path} is damaged ({problem}): going back to the one before")
+        return None, complaints
+
+    @staticmethod
+    def load(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Fill the modules and return the state of a checkpoint that `newest` found whole."""
+        for name, module in modules.items():
+            load_weights(module, path / f"{name}.safetensors")
+        state: dict[str, Any] = torch.load(
+            path / "state.pt", weights_only=True, map_location="cpu"
+        )
+        return state
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        version, digests = manifest["format"], manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no readable manifest.json"
+    if version != FORMAT:
+        raise InputError(
+            f"{path} has checkpoint format {version}, this version reads {FORMAT}: "
+            "resume with the version of advgame that wrote it"
+        )
+    for name, digest in digests.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _digest(file) != digest:
+            return f"{name} does not match its checksum"
+    return None

@@ -1,0 +1,114 @@
+"""Checks of what users hand in: images, labels, logits and numbers typed as text."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from advgame.errors import InputError
+
+
+def parse_number(text: str | float, name: str = "value") -> float:
+    """A finite number typed as ``"0.15"`` or as a fraction ``"8/255"``.
+
+    Raises:
+        InputError: not a number, a zero denominator, or not finite.
+    """
+    parts = str(text).split("/")
+    try:
+        value = float(parts[0]) if len(parts) == 1 else float(parts[0]) / float(parts[1])
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if len(parts) > 2 or not math.isfinite(value):
+        raise InputError(f"{name} must be a number such as 0.15 or 8/255, not {text!r}")
+    return value
+
+
+def parse_eps(text: str | float) -> float:
+    """The radius ε of a threat model, in [0, 1] pixel units.
+
+    Raises:
+        InputError: not a number or not in (0, 1e3]; pixel units 0..255 are a frequent slip.
+    """
+    eps = parse_number(text, "eps")
+    if eps <= 0:
+        raise InputError(f"eps must be above 0, not {text!r}")
+    return eps
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what is not a batch of images in [0, 1].
+
+    Args:
+        x: (B, C, H, W), floating point.
+
+    Raises:
+        InputError: wrong type, shape, range, or not finite.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4 or x.numel() == 0:
+        got = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"images must be a non-empty float tensor (B, C, H, W), not {got}")
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
+    if math.isnan(low) or math.isnan(high):
+        raise InputError("images contain NaN: clean the data before attacking or training on it")
+    if low < 0 or high > 1:
+        raise InputError(
+            f"images must lie in [0, 1], not [{low:.4g}, {high:.4g}]: "
+            "rescale them, and put any normalisation inside the classifier"
+        )
+
+
+def check_labels(y: Tensor, batch: int, classes: int | None = None) -> None:
+    """Refuse what is not one class index per image.
+
+    Args:
+        y: (B,) integer labels.
+        batch: B, the number of images.
+        classes: number of classes K, when it is known.
+
+    Raises:
+        InputError: wrong type, shape, or a label outside 0..K-1.
+    """
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
+        raise InputError("labels must be an integer tensor (B,)")
+    if y.shape != (batch,):
+        raise InputError(f"labels must have shape ({batch},), one per image, not {tuple(y.shape)}")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        raise InputError(
+            f"labels must lie in 0..{'K-1' if classes is None else classes - 1}, "
+            f"found {low if low < 0 else high}"
+        )
+
+
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """Whether every row (B, K) lies in [0, 1] and sums to one, as softmax outputs do."""
+    rows = logits.detach().float()
+    inside = bool(((rows >= 0) & (rows <= 1)).all())
+    return inside and bool(((rows.sum(1) - 1).abs() < 1e-4).all())
+
+
+def check_logits(logits: Tensor, y: Tensor) -> None:
+    """Refuse classifier outputs that an attack on logits cannot use.
+
+    Args:
+        logits: (B, K) classifier outputs.
+        y: (B,) labels.
+
+    Raises:
+        InputError: wrong shape, softmax outputs, or labels outside the K classes.
+    """
+    if logits.dim() != 2 or logits.shape[0] != y.shape[0]:
+        raise InputError(
+            f"the classifier must map (B, C, H, W) to logits (B, K), not {tuple(logits.shape)}"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError("the classifier returns NaN or infinite logits: its weights are broken")
+    check_labels(y, logits.shape[0], logits.shape[1])
+    if looks_like_probabilities(logits):
+        raise InputError(
+            "the classifier returns probabilities: return logits (remove the final softmax), "
+            "since saturated softmax hides gradients and fakes robustness"
+        )

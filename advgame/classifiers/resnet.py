@@ -1,0 +1,156 @@
+"""Residual networks for 32x32 images: ResNet-18, PreActResNet-18 and Wide ResNets.
+
+Stems are 3x3 with stride 1 and no pooling. Normalisation is the first layer, identity unless
+mean and std are given. Sources: He et al. 2016a, 2016b; Zagoruyko & Komodakis 2016.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advgame.errors import InputError
+
+
+def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN plus shortcut, then ReLU (He et al. 2016a)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(channels_in, channels_out, stride)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = _conv3x3(channels_out, channels_out)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels_out),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+class PreActBlock(nn.Module):
+    """BN-ReLU-conv twice plus shortcut (He et al. 2016b; Wide ResNets use the same)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = _conv3x3(channels_in, channels_out, stride)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.conv2 = _conv3x3(channels_out, channels_out)
+        self.shortcut: nn.Conv2d | None = None
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
+        active = F.relu(self.bn1(x), inplace=True)
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        out = self.conv1(active)
+        return self.conv2(F.relu(self.bn2(out), inplace=True)) + shortcut
+
+
+class ResidualNet(nn.Module):
+    """A stem, stages of residual blocks (the first of each later stage has stride 2), a head.
+
+    Args:
+        block: `BasicBlock` or `PreActBlock`.
+        stem: channels of the stem.
+        stages: (channels, number of blocks) of each stage.
+        classes: number of classes K.
+        channels: colour channels of the images.
+        normalise: first layer; identity when None.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[PreActBlock],
+        stem: int,
+        stages: tuple[tuple[int, int], ...],
+        classes: int,
+        channels: int = 3,
+        normalise: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalise = normalise or nn.Identity()
+        self.stem = _conv3x3(channels, stem)
+        preactivation = block is PreActBlock
+        self.bn_stem = nn.Identity() if preactivation else nn.BatchNorm2d(stem)
+        blocks: list[nn.Module] = []
+        width = stem
+        for stage, (out, count) in enumerate(stages):
+            for number in range(count):
+                stride = 2 if stage > 0 and number == 0 else 1
+                blocks.append(block(width, out, stride))
+                width = out
+        self.blocks = nn.Sequential(*blocks)
+        self.bn_last = nn.BatchNorm2d(width) if preactivation else nn.Identity()
+        self.head = nn.Linear(width, classes)
+        self.width = width
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, width), the pooled last stage."""
+        out = self.bn_stem(self.stem(self.normalise(x)))
+        if not isinstance(self.bn_stem, nn.Identity):
+            out = F.relu(out, inplace=True)
+        out = self.bn_last(self.blocks(out))
+        if not isinstance(self.bn_last, nn.Identity):
+            out = F.relu(out, inplace=True)
+        return out.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> logits (B, K)."""
+        logits: Tensor = self.head(self.embed(x))
+        return logits
+
+
+_FOUR_STAGES = ((64, 2), (128, 2), (256, 2), (512, 2))
+
+
+def resnet18(
+    classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
+) -> ResidualNet:
+    """ResNet-18 with a CIFAR stem: 11.17 M parameters."""
+    return ResidualNet(BasicBlock, 64, _FOUR_STAGES, classes, channels, normalise)
+
+
+def preact_resnet18(
+    classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
+) -> ResidualNet:
+    """PreActResNet-18: 11.17 M parameters."""
+    return ResidualNet(PreActBlock, 64, _FOUR_STAGES, classes, channels, normalise)
+
+
+def wide_resnet(
+    depth: int,
+    widen: int,
+    classes: int = 10,
+    channels: int = 3,
+    normalise: nn.Module | None = None,
+) -> ResidualNet:
+    """WRN-depth-widen: 28-10 has 36.48 M parameters, 34-10 has 46.16 M.
+
+    TRADES-style code registers an extra unused block (48.26 M for 34-10); this one does not.
+
+    Raises:
+        InputError: depth that is not 6n + 4, or a widening factor below 1.
+    """
+    if depth < 10 or (depth - 4) % 6 or widen < 1:
+        raise InputError(f"a wide ResNet has depth 6n + 4 and widening >= 1, not {depth}-{widen}")
+    count = (depth - 4) // 6
+    stages = tuple((base * widen, count) for base in (16, 32, 64))
+    return ResidualNet(PreActBlock, 16, stages, classes, channels, normalise)

@@ -1,0 +1,154 @@
+"""Curves of a game: TensorBoard while it runs, PNG when it ends, and strips of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, float]]
+
+# panel title -> (unit of the y axis, columns of metrics.csv with their legends)
+PANELS: dict[str, tuple[str, dict[str, str]]] = {
+    "Pay-offs": (
+        "per image",
+        {
+            "game/attacker_reward": "attacker reward",
+            "game/r1_loss": "R1: loss on adversarial examples",
+            "game/r2_robust": "R2: robust after look-ahead",
+            "game/r3_clean": "R3: clean after look-ahead",
+        },
+    ),
+    "Strategy means": (
+        "relative to the control PGD-10 at ε₀",
+        {
+            "strategy/eps_ratio": "ε / ε₀",
+            "strategy/steps_ratio": "steps / 10",
+            "strategy/step_size_ratio": "step size / (ε₀/4)",
+        },
+    ),
+    "Strategy entropy": (
+        "nats",
+        {
+            "strategy/entropy_eps": "ε",
+            "strategy/entropy_steps": "steps",
+            "strategy/entropy_step_size": "step size",
+        },
+    ),
+    "Validation accuracy": (
+        "share",
+        {"eval/clean": "clean", "eval/robust": "PGD-10 at ε₀"},
+    ),
+}
+
+
+class Curves:
+    """TensorBoard events of a run.
+
+    Args:
+        folder: the run folder.
+        purge_step: on resume, events from this step on are discarded.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    def scalars(self, row: Mapping[str, float], step: int) -> None:
+        """Log a row; flushed at once, so that curves are live and a kill loses nothing."""
+        for tag, value in row.items():
+            self.writer.add_scalar(tag, value, step)
+        self.writer.flush()
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Log the distribution of ``values``."""
+        self.writer.add_histogram(tag, values, step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Log a figure."""
+        self.writer.add_figure(tag, figure, step)
+        self.writer.flush()
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Log a text."""
+        self.writer.add_text(tag, markdown)
+
+    def close(self) -> None:
+        """Flush and close the events file."""
+        self.writer.close()
+
+
+def game_figure(rows: Rows, title: str) -> Figure:
+    """Pay-offs, strategy means, strategy entropy and accuracies over time; empty panels left out."""
+    panels = {
+        name: (unit, {c: label for c, label in columns.items() if any(c in row for row in rows)})
+        for name, (unit, columns) in PANELS.items()
+    }
+    shown = {name: panel for name, panel in panels.items() if panel[1]}
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(4.2 * len(shown), 3.4), layout="constrained", squeeze=False
+    )
+    for axis, (name, (unit, columns)) in zip(axes[0], shown.items(), strict=True):
+        for column, label in columns.items():
+            points = [(row["epoch"], row[column]) for row in rows if column in row]
+            axis.plot(*zip(*points, strict=True), label=label, lw=1.5)
+        axis.set(title=name, xlabel="epoch", ylabel=unit)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, framealpha=0.6)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def image_strip(
+    clean: Tensor, adversarial: Tensor, eps: float, captions: tuple[Sequence[str], Sequence[str]]
+) -> Figure:
+    """Rows of clean images, adversarial examples and perturbations.
+
+    Args:
+        clean: (n, C, H, W) in [0, 1].
+        adversarial: the same shape.
+        eps: radius; perturbations are drawn as δ/(2ε) + 1/2, grey where nothing changed.
+        captions: what the classifier says of the clean and of the adversarial images.
+    """
+    delta = ((adversarial - clean) / (2 * eps) + 0.5).clamp(0, 1)
+    count = len(clean)
+    figure, axes = plt.subplots(
+        3, count, figsize=(1.1 * count + 0.8, 4.0), layout="constrained", squeeze=False
+    )
+    said = (captions[0], captions[1], [""] * count)
+    for axis_row, images, words, label in zip(
+        axes, (clean, adversarial, delta), said, ("clean", "adversarial", "perturbation"), strict=True
+    ):
+        for axis, image, word in zip(axis_row, images, words, strict=True):
+            array = image.detach().float().cpu().permute(1, 2, 0).numpy()
+            axis.imshow(np.squeeze(array), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set_title(word, fontsize=8)
+            axis.set(xticks=[], yticks=[])
+        axis_row[0].set_ylabel(label, fontsize=9)
+    figure.suptitle(f"true label → prediction; perturbations at ±{eps:.3g} are black and white", fontsize=8)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG and free the figure."""
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:
+    """Averages as floats: one synchronisation for all."""
+    if not sums:
+        return {}
+    stacked = torch.stack([value.double() / counts[name] for name, value in sums.items()])
+    return dict(zip(sums, stacked.tolist(), strict=True))

@@ -1,0 +1,118 @@
+"""The defender of a game: a classifier with its optimiser, behind Lightning Fabric."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from advgame.losses import smoothed_cross_entropy
+
+
+class Defender:
+    """A classifier that learns by SGD.
+
+    Attacks use `module`, the bare classifier; the learning step goes through Fabric's wrapper,
+    which averages gradients over processes. `optimizer` is plain SGD because a look-ahead must
+    know what one step does.
+
+    Args:
+        module: the classifier; moved to Fabric's device.
+        lr: learning rate.
+        momentum: SGD's momentum.
+        weight_decay: SGD's weight decay.
+        true_probability: label smoothing, `advgame.losses.smoothed_cross_entropy`.
+        grad_clip: largest gradient norm; None does not clip.
+        fabric: device, precision and processes; one CPU process when None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        true_probability: float = 1.0,
+        grad_clip: float | None = None,
+        fabric: Fabric | None = None,
+    ) -> None:
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.true_probability, self.grad_clip = true_probability, grad_clip
+        optimizer = torch.optim.SGD(
+            module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
+        self.module, self.optimizer = module, optimizer
+        self._set_up()
+
+    def _set_up(self) -> None:
+        wrapped, wrapped_optimizer = self.fabric.setup(self.module, self.optimizer)
+        self._wrapped, self._wrapped_optimizer = wrapped, cast(Any, wrapped_optimizer)
+        self._shadow: nn.Module | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Fabric's wrappers and the look-ahead's copy are made anew on the other side."""
+        derived = ("_wrapped", "_wrapped_optimizer", "_shadow")
+        return {name: value for name, value in vars(self).items() if name not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._set_up()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier lives."""
+        return self.fabric.device
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The loss that the defender minimises, per image (B,)."""
+        return smoothed_cross_entropy(logits, y, self.true_probability)
+
+    def backward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Form the gradient of the mean loss on (x, y) in training mode; returns it (B,)."""
+        self._wrapped.train()
+        self._wrapped_optimizer.zero_grad()
+        losses = self.loss(self._wrapped(x), y)
+        self.fabric.backward(losses.mean())
+        return losses.detach()
+
+    def look_ahead(self) -> nn.Module:
+        """The classifier after one fresh SGD step along the gradient that `backward` formed.
+
+        LAS-AT's look-ahead: a copy with a new optimiser (no momentum yet, same learning rate and
+        weight decay) makes one step on the adversarial examples. The defender's own step uses
+        the same examples, loss and mode, so its gradient is the copy's too and is formed once.
+        The real defender is untouched; the module returned is overwritten by the next call.
+        """
+        group = self.optimizer.param_groups[0]
+        if self._shadow is None:
+            self._shadow = copy.deepcopy(self.module)
+        with torch.no_grad():
+            for there, here in zip(
+                self._shadow.parameters(), self.module.parameters(), strict=True
+            ):
+                there.copy_(here)
+                if here.grad is not None:
+                    there.add_(here.grad + group["weight_decay"] * here, alpha=-group["lr"])
+            for there, here in zip(self._shadow.buffers(), self.module.buffers(), strict=True):
+                there.copy_(here)
+        return self._shadow.eval()
+
+    def step(self) -> None:
+        """The optimiser's step along the gradient that `backward` formed, clipped."""
+        if self.grad_clip is not None:
+            self.fabric.clip_gradients(
+                self._wrapped, self._wrapped_optimizer, max_norm=self.grad_clip
+            )
+        self._wrapped_optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser state; weights are saved apart, as safetensors."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the optimiser."""
+        self.optimizer.load_state_dict(state["optimizer"])

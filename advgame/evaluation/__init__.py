@@ -1,0 +1,17 @@
+"""Measuring robustness: verdicts per image and attack, sanity flags, reports."""
+
+from advgame.evaluation.flags import Flag, find_flags
+from advgame.evaluation.report import Report, write_report
+from advgame.evaluation.verdicts import ATTACKS, Verdicts, evaluate, predict, score
+
+__all__ = [
+    "ATTACKS",
+    "Flag",
+    "Report",
+    "Verdicts",
+    "evaluate",
+    "find_flags",
+    "predict",
+    "score",
+    "write_report",
+]

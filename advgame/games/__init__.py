@@ -1,0 +1,1 @@
+"""Games: what one step of each attacker-defender game does."""

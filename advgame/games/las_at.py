@@ -1,0 +1,207 @@
+"""One step of LAS-AT: the defender meets an attack whose strategy somebody else chose.
+
+Source: Jia et al., LAS-AT (CVPR 2022) and its published code. The attacker is paid, per image,
+    R = a·R1 + b·R2 + c·R3
+R1: loss of the defender on the adversarial examples; R2, R3: robust and clean correctness of the
+defender after a one-step look-ahead on them. R1 is zero-sum against the defender's training
+loss, R2 and R3 reward what helps the defender: as published, LAS-AT is a general-sum game.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from advgame.attacks import BatchNormMode, GradientAttack, pgd
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.strategy import Strategies
+from advgame.losses import Loss, cross_entropy
+from advgame.threat import Threat
+
+Credit = Literal["mixed", "sample", "batch"]
+
+
+@dataclass(frozen=True)
+class Payoffs:
+    """The attacker's pay-off terms, already weighted; their sum is its reward.
+
+    Args:
+        r1: (B,) a·min(loss on the adversarial example, 10).
+        r2: (B,) b·r2_weight·(robustly correct after the look-ahead).
+        r3: (B,) c·r3_weight·(clean correct after the look-ahead).
+    """
+
+    r1: Tensor
+    r2: Tensor
+    r3: Tensor
+
+    def reward(self, credit: Credit) -> Tensor:
+        """The reward of each image's strategy, (B,).
+
+        - ``"mixed"``: own R1, the batch's mean R2 and R3. The look-ahead sees every image, so
+          the batch mean is what a strategy really changes: unbiased.
+        - ``"sample"``: own R1, R2 and R3: lower variance, and biased, since the look-ahead's
+          effect on other images is left out.
+        - ``"batch"``: one scalar for all, as the published code.
+        """
+        if credit == "sample":
+            return self.r1 + self.r2 + self.r3
+        shared = (self.r2 + self.r3).mean()
+        if credit == "mixed":
+            return self.r1 + shared
+        return (self.r1.mean() + shared).expand_as(self.r1).clone()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of the game did.
+
+    Args:
+        x_adv: (B, C, H, W) adversarial examples the defender trained on.
+        losses: (B,) the defender's training losses.
+        payoffs: the attacker's terms, or None where they were not asked for.
+        cost: forwards of the defender per image that the step is worth (F = 1, input-backward
+            B_x = 1, backward with weights B = 2).
+        stats: scalar tensors to log.
+    """
+
+    x_adv: Tensor
+    losses: Tensor
+    payoffs: Payoffs | None
+    cost: float
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LasAt:
+    """The rules of the game.
+
+    Args:
+        threat: the ball of radius ε₀ in which the defender is judged.
+        a: weight of R1.
+        b: weight of R2.
+        c: weight of R3.
+        r2_weight: scale of the robust correctness in R2.
+        r3_weight: scale of the clean correctness in R3.
+        start: ``"own"`` draws the attack's start from each image's own ball, ``"eps0"`` from the
+            ball of ε₀ whatever ε was chosen, as the published code does.
+        look_ahead_mode: batch-norm mode of the look-ahead attack; the published code's is train.
+        loss: what the attack ascends and R1 pays.
+    """
+
+    threat: Threat
+    a: float = 1.0
+    b: float = 1.0
+    c: float = 1.0
+    r2_weight: float = 4.0
+    r3_weight: float = 2.0
+    start: Literal["own", "eps0"] = "own"
+    look_ahead_mode: BatchNormMode = "eval"
+    loss: Loss = cross_entropy
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threat.eps, Tensor):
+            raise InputError("the game is judged at one eps: give the threat a float")
+
+    def attack(self, strategies: Strategies) -> GradientAttack:
+        """PGD with each image's own strategy."""
+        ball = type(self.threat)(strategies.eps)
+        return GradientAttack(
+            ball,
+            strategies.steps,
+            strategies.step_size,
+            start=self.threat if self.start == "eps0" else ball,
+            loss=self.loss,
+        )
+
+    def look_ahead_attack(self) -> GradientAttack:
+        """PGD-10 at ε₀ with 2 restarts; an image leaves as soon as it is misclassified."""
+        base = pgd(self.threat, steps=10, restarts=2)
+        return GradientAttack(
+            base.threat,
+            base.steps,
+            base.step_size,
+            start=base.start,
+            restarts=base.restarts,
+            loss=self.loss,
+            stop_when_fooled=True,
+            mode=self.look_ahead_mode,
+        )
+
+    def step(
+        self,
+        defender: Defender,
+        x: Tensor,
+        y: Tensor,
+        strategies: Strategies,
+        rng: torch.Generator,
+        *,
+        pay: bool = True,
+    ) -> StepResult:
+        """Attack with the strategies, pay the attacker, teach the defender.
+
+        Args:
+            defender: learns from the adversarial examples; everything else leaves it untouched.
+            x: clean images (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            strategies: one PGD configuration per image.
+            rng: stream of the random starts, on the images' device.
+            pay: compute the attacker's pay-offs, the costly part.
+        """
+        with defender.fabric.autocast():
+            attacked = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
+        cost = (attacked.forwards + attacked.backwards) / len(x) + 3
+        x_adv = attacked.x_adv
+        r1 = self._loss_now(defender, x_adv, y) if pay else None
+        losses = defender.backward(x_adv, y)
+        payoffs = None
+        if r1 is not None:
+            with defender.fabric.autocast():
+                payoffs, spent = self._pay(defender.look_ahead(), r1, x, y, rng)
+            cost += spent + 1
+        defender.step()
+        return StepResult(x_adv, losses, payoffs, cost, self._stats(losses, payoffs, strategies))
+
+    def _loss_now(self, defender: Defender, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The defender's loss on the adversarial examples before it learns from them, (B,)."""
+        defender.module.eval()
+        with torch.no_grad(), defender.fabric.autocast():
+            return self.loss(defender.module(x_adv), y)
+
+    def _pay(
+        self, ahead: nn.Module, r1: Tensor, x: Tensor, y: Tensor, rng: torch.Generator
+    ) -> tuple[Payoffs, float]:
+        attacked = self.look_ahead_attack().run(ahead, x, y, rng=rng, check=False)
+        assert attacked.fooled is not None
+        with torch.no_grad():
+            clean = ahead(x).argmax(1) == y
+        robust = ~attacked.fooled
+        # the published code clamps R1 to [0, 10] and R2, R3 to [-10, 10]
+        payoffs = Payoffs(
+            self.a * r1.clamp(0, 10),
+            self.b * (self.r2_weight * robust.float()).clamp(-10, 10),
+            self.c * (self.r3_weight * clean.float()).clamp(-10, 10),
+        )
+        return payoffs, (attacked.forwards + attacked.backwards) / len(x) + 1
+
+    def _stats(
+        self, losses: Tensor, payoffs: Payoffs | None, strategies: Strategies
+    ) -> dict[str, Tensor]:
+        stats = {
+            "game/adversarial_loss": losses.mean(),
+            "strategy/eps": strategies.eps.mean(),
+            "strategy/steps": strategies.steps.float().mean(),
+            "strategy/step_size": strategies.step_size.mean(),
+        }
+        if payoffs is not None:
+            stats |= {
+                "game/r1_loss": payoffs.r1.mean(),
+                "game/r2_robust": payoffs.r2.mean(),
+                "game/r3_clean": payoffs.r3.mean(),
+                "game/attacker_reward": payoffs.reward("batch").mean(),
+            }
+        return stats

@@ -1,0 +1,54 @@
+"""Losses per image, (B, K) logits and (B,) labels -> (B,), always computed in at least fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advgame.errors import InputError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(logits)[y], (B,)."""
+    return F.cross_entropy(_full_precision(logits), y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max over other classes minus the true class, (B,): above 0 where misclassified.
+
+    Source: Carlini & Wagner's f6 with κ = ∞ and the sign that an attack maximises.
+    """
+    logits = _full_precision(logits)
+    true = logits.gather(1, y[:, None])[:, 0]
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return other - true
+
+
+def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -> Tensor:
+    """Cross-entropy to a target with ``true_probability`` f on y and (1-f)/(K-1) elsewhere, (B,).
+
+    LAS-AT's label smoothing (its "factor"); f = 0.7 with ten classes is torch's
+    ``label_smoothing`` of K(1-f)/(K-1) = 1/3, and f = 1 is plain cross-entropy.
+
+    Raises:
+        InputError: f outside [1/K, 1].
+    """
+    classes = logits.shape[1]
+    if not 1 / classes <= true_probability <= 1:
+        raise InputError(
+            f"label smoothing keeps a probability in [1/{classes}, 1] on the true class, "
+            f"not {true_probability}"
+        )
+    smoothing = classes * (1 - true_probability) / (classes - 1)
+    return F.cross_entropy(
+        _full_precision(logits), y, reduction="none", label_smoothing=smoothing
+    )

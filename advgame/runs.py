@@ -1,0 +1,188 @@
+"""One run = one folder that explains itself, is never overwritten and can be resumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advgame.checkpoint import Checkpoints, write_atomically
+from advgame.errors import InputError
+
+FORMAT = 1
+_PACKAGES = ("advgame", "torch", "torchvision", "numpy", "gymnasium", "stable-baselines3")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a number can depend on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def commit() -> str:
+    """The source's git commit, with ``+changes`` when the tree differs; "unknown" outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head = _git(root, "rev-parse", "HEAD").strip()
+        return head + ("+changes" if _git(root, "status", "--porcelain", "-uno").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, e.g. "cpu (x86_64, 2 threads)"."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def command() -> str:
+    """The command line, as typed after ``python``."""
+    return " ".join(["python", *sys.argv])
+
+
+class RunFolder:
+    """``config.json``, ``metrics.csv``, ``checkpoints/``, TensorBoard events, report, pictures.
+
+    Args:
+        path: an existing folder of a run; `create` makes a new one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    @classmethod
+    def create(cls, root: Path, name: str, config: Mapping[str, Any], device: str) -> RunFolder:
+        """Make ``root/name``; an empty name becomes the current time.
+
+        Raises:
+            InputError: the folder exists, or cannot be made.
+        """
+        name = name or datetime.now().strftime("%Y%m%d-%H%M%S")
+        path = root / name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise InputError(
+                f"{path} exists and is never overwritten: choose another --name, "
+                f"or go on with --resume {path}"
+            ) from error
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {path}: {error}") from error
+        about = {
+            "format": FORMAT,
+            "config": dict(config),
+            "command": command(),
+            "versions": versions(),
+            "commit": commit(),
+            "device": device,
+        }
+        write_atomically(path / "config.json", json.dumps(about, indent=2) + "\n")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
+        """An existing run and its settings.
+
+        Raises:
+            InputError: not a run folder, or one of another version.
+        """
+        try:
+            about = json.loads((path / "config.json").read_text())
+            config: dict[str, Any] = about["config"]
+        except FileNotFoundError as error:
+            raise InputError(f"{path} is not a run folder: it has no config.json") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}/config.json cannot be read: restore it or start anew") from error
+        if about.get("format") != FORMAT:
+            raise InputError(
+                f"{path} was written in run format {about.get('format')}, this version reads "
+                f"{FORMAT}: resume with the version of advgame that wrote it"
+            )
+        return cls(path), config
+
+    def about(self) -> dict[str, Any]:
+        """What ``config.json`` says: settings, command, versions, commit, device."""
+        content: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+        return content
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write ``name`` atomically."""
+        write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write ``name`` atomically."""
+        write_atomically(self.path / name, content)
+
+
+class Metrics:
+    """``metrics.csv``: one row per epoch, columns fixed by the first row.
+
+    Args:
+        path: the file; rows beyond ``rows`` are dropped, as they belong to lost work.
+        rows: number of rows that the resumed checkpoint vouches for.
+    """
+
+    def __init__(self, path: Path, rows: int = 0) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        if rows:
+            self.rows = self.read(path)[:rows]
+            if len(self.rows) < rows:
+                raise InputError(f"{path} has lost rows: it has {len(self.rows)} of {rows}")
+        if path.exists():
+            self._write()
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, float]]:
+        """The rows of a file, without their empty cells.
+
+        Raises:
+            InputError: missing or damaged file.
+        """
+        try:
+            with path.open(newline="") as file:
+                return [
+                    {name: float(value) for name, value in row.items() if value}
+                    for row in csv.DictReader(file)
+                ]
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Append a row; later rows may leave columns empty but not add any."""
+        if self.rows and (new := set(row) - set(self.rows[0])):
+            raise ValueError(f"metrics.csv got new columns {sorted(new)} after its first row")
+        self.rows.append(dict(row))
+        self._write()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        if self.rows:
+            writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        write_atomically(self.path, text.getvalue())

@@ -1,0 +1,148 @@
+"""Threat models: balls of radius ε around a clean image, cut with the pixel range [0, 1].
+
+A ball is one object with five small methods, so that no attack asks which norm it works in.
+Its radius is a float or one number per image, a tensor (B,).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from advgame.checks import parse_eps
+from advgame.errors import InputError
+
+Index = Tensor | slice
+
+
+def per_image(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A number per image (B,) shaped (B, 1, 1, 1) to multiply ``like``; floats pass through."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    return value.view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class Threat(ABC):
+    """A ball of radius ``eps`` in [0, 1] pixel units.
+
+    Args:
+        eps: float, or tensor (B,) with one radius per image.
+
+    Raises:
+        InputError: a radius that is not finite and above 0, or a tensor that is not (B,).
+    """
+
+    eps: float | Tensor
+    norm: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eps, Tensor):
+            if self.eps.dim() != 1 or not self.eps.is_floating_point():
+                raise InputError("eps per image must be a float tensor (B,)")
+            if not bool(((self.eps > 0) & torch.isfinite(self.eps)).all()):
+                raise InputError("every eps must be finite and above 0")
+        else:
+            object.__setattr__(self, "eps", parse_eps(self.eps))
+
+    def select(self, index: Index) -> Self:
+        """The same ball for a subset of the batch."""
+        if not isinstance(self.eps, Tensor):
+            return self
+        chosen = object.__new__(type(self))  # radii that were valid stay valid
+        object.__setattr__(chosen, "eps", self.eps[index])
+        return chosen
+
+    def scaled(self, factor: float) -> Self:
+        """The ball of ``factor`` times the radius."""
+        return replace(self, eps=self.eps * factor)
+
+    @abstractmethod
+    def size(self, delta: Tensor) -> Tensor:
+        """The norm of each perturbation: (B, C, H, W) -> (B,)."""
+
+    @abstractmethod
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The direction of unit norm along which the loss rises fastest; same shape as ``grad``."""
+
+    @abstractmethod
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The point of the ball around ``x``, cut with [0, 1], that stands for ``x_adv``.
+
+        For L∞ it is the nearest point of the cut. For L2 it is the nearest point of the ball,
+        clipped to [0, 1], which stays in the ball because ``x`` itself lies in [0, 1].
+        """
+
+    @abstractmethod
+    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """A uniform draw from the ball around ``x``, clipped to [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Linf(Threat):
+    """Every pixel may change by at most ε."""
+
+    norm: ClassVar[str] = "Linf"
+
+    def size(self, delta: Tensor) -> Tensor:
+        """max |δ| of each image."""
+        return delta.abs().flatten(1).amax(1)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """sign(∇)."""
+        return grad.sign()
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Clip to [x - ε, x + ε] and to [0, 1]."""
+        eps = per_image(self.eps, x)
+        return torch.clamp(x_adv, x - eps, x + eps).clamp_(0, 1)
+
+    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Every pixel moves by U(-ε, ε)."""
+        noise = torch.empty_like(x).uniform_(-1, 1, generator=rng)
+        return (x + noise * per_image(self.eps, x)).clamp_(0, 1)
+
+
+@dataclass(frozen=True)
+class L2(Threat):
+    """The Euclidean norm of the change is at most ε."""
+
+    norm: ClassVar[str] = "L2"
+
+    def size(self, delta: Tensor) -> Tensor:
+        """The root of the sum of squares of each image."""
+        return delta.flatten(1).norm(dim=1)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """∇ / ‖∇‖₂, and 0 where the gradient is 0.
+
+        Scaled by the largest entry first: gradients of confident networks are small enough
+        for their squares to underflow in fp32.
+        """
+        tiny = torch.finfo(grad.dtype).tiny
+        largest = grad.abs().flatten(1).amax(1).clamp_min(tiny)
+        scaled = grad / per_image(largest, grad)
+        return scaled / per_image(self.size(scaled).clamp_min(tiny), grad)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Shrink δ to length ε where it is longer, then clip to [0, 1]."""
+        delta = x_adv - x
+        size = self.size(delta)
+        scale = (self.eps / size.clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
+        return (x + delta * per_image(scale, x)).clamp_(0, 1)
+
+    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Uniform in the d-ball: a Gaussian direction times ε·U^(1/d)."""
+        direction = torch.empty_like(x).normal_(generator=rng)
+        direction = direction / per_image(self.size(direction), x)
+        radius = torch.empty_like(x[:, 0, 0, 0]).uniform_(0, 1, generator=rng)
+        radius = radius ** (1 / x[0].numel()) * self.eps
+        return (x + direction * per_image(radius, x)).clamp_(0, 1)
+
+
+THREATS: dict[str, Callable[[float | Tensor], Threat]] = {"Linf": Linf, "L2": L2}

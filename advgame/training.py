@@ -1,0 +1,282 @@
+"""The training loop that all games share: schedule, averaging, validation, checkpoints, curves."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from advgame.checkpoint import Checkpoints, load_weights, save_weights
+from advgame.curves import Curves, means
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.runs import Metrics, RunFolder
+
+Validate = Callable[[nn.Module], dict[str, float]]
+
+
+class Game(Protocol):
+    """What the loop needs to know of a game."""
+
+    defender: Defender
+    steps_per_epoch: int
+
+    def step(self) -> dict[str, Tensor]:
+        """Play one step; returns scalar tensors to average over the epoch."""
+        ...
+
+    def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
+        """Scalars of the epoch as a whole; may draw histograms into ``curves``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the defender's weights."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and with what schedule the defender learns.
+
+    Args:
+        epochs: passes over the training images.
+        schedule: ``"onecycle"`` (linear warm-up over 30 %, cosine down), ``"multistep"``
+            (times ``gamma`` at each of ``milestones``) or ``"constant"``; per step.
+        milestones: shares of all steps.
+        gamma: factor at a milestone.
+        ema: decay of the exponential moving average of the weights; None keeps no average. Where
+            there is one, it is what is validated, selected and reported.
+        validate_every: epochs between validations; the last epoch is always validated.
+    """
+
+    epochs: int
+    schedule: Literal["onecycle", "multistep", "constant"] = "onecycle"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    ema: float | None = None
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.validate_every < 1:
+            raise InputError("epochs and validate_every must be 1 or above")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema must lie between 0 and 1, not {self.ema}")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise InputError(f"milestones are shares between 0 and 1, not {self.milestones}")
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
+        """The learning-rate schedule over ``total`` steps."""
+        if self.schedule == "onecycle":
+            peak = optimizer.param_groups[0]["lr"]
+            return OneCycleLR(optimizer, peak, total_steps=total + 1, cycle_momentum=False)
+        milestones = [round(share * total) for share in self.milestones]
+        drops = milestones if self.schedule == "multistep" else []
+        return MultiStepLR(optimizer, drops, gamma=self.gamma)
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM ask the loop to stop after the step in progress; a second one kills."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """Plays a game to its end, from the start or from the newest checkpoint.
+
+    Args:
+        game: the game; already reset.
+        run: its folder.
+        plan: length, schedule, averaging.
+        validate: scores of a classifier on the validation split; ``"eval/robust"`` selects.
+    """
+
+    def __init__(self, game: Game, run: RunFolder, plan: TrainingPlan, validate: Validate) -> None:
+        self.game, self.run, self.plan, self.validate = game, run, plan, validate
+        self.fabric = game.defender.fabric
+        self.module = game.defender.module
+        self.total = plan.epochs * game.steps_per_epoch
+        if not self.total:
+            raise InputError("the training split is smaller than one batch")
+        self.scheduler = plan.scheduler(game.defender.optimizer, self.total)
+        self.average: AveragedModel | None = None
+        if plan.ema is not None:
+            averaging = get_ema_multi_avg_fn(plan.ema)
+            self.average = AveragedModel(self.module, multi_avg_fn=averaging, use_buffers=True)
+        self.step = 0
+        self.best = float("-inf")
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.metrics: Metrics | None = None
+        self.curves: Curves | None = None
+        self.seconds = 0.0
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process writes the run folder."""
+        return bool(self.fabric.global_rank == 0)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The classifier that is validated and reported: the average where there is one."""
+        return self.average.module if self.average is not None else self.module
+
+    def fit(self, *, resume: bool) -> None:
+        """Play to the end.
+
+        Raises:
+            SystemExit: interrupted, after a checkpoint was written (128 + the signal's number).
+            InputError: nothing to resume.
+        """
+        rows = self._restore() if resume else 0
+        if self.chief:
+            self.metrics = Metrics(self.run.path / "metrics.csv", rows)
+            self.curves = Curves(self.run.path, purge_step=self.step if resume else None)
+        try:
+            with Interrupt() as interrupt, self._progress() as progress:
+                bar = progress.add_task("", total=self.total, completed=self.step, note="")
+                while self.step < self.total:
+                    began = time.perf_counter()
+                    self._one_step()
+                    self.seconds += time.perf_counter() - began
+                    note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else None
+                    progress.update(bar, completed=self.step)
+                    if note:
+                        progress.update(bar, note=note)
+                        self._save()
+                    if interrupt.signal is not None:
+                        self._stop(interrupt.signal, saved=bool(note))
+        finally:
+            if self.curves is not None:
+                self.curves.close()
+        if self.chief:
+            save_weights(self.judged, self.run.path / "checkpoints" / "last.safetensors")
+
+    def _one_step(self) -> None:
+        stats = self.game.step()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        for name, value in stats.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.step += 1
+
+    def _end_epoch(self) -> str:
+        epoch = self.step // self.game.steps_per_epoch
+        row: dict[str, float] = {"epoch": epoch, "step": self.step}
+        row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
+        row["defender/lr"] = self.scheduler.get_last_lr()[0]
+        self.sums, self.counts = {}, {}
+        if epoch % self.plan.validate_every == 0 or epoch == self.plan.epochs:
+            row |= self.validate(self.judged)
+            if row["eval/robust"] > self.best:
+                self.best = row["eval/robust"]
+                if self.chief:
+                    save_weights(self.judged, self.run.path / "checkpoints" / "best.safetensors")
+        row["time/seconds"] = self.seconds
+        row["time/steps_per_second"] = self.step / max(self.seconds, 1e-9)
+        if self.metrics is not None and self.curves is not None:
+            self.metrics.add(row)
+            self.curves.scalars({k: v for k, v in row.items() if "/" in k}, self.step)
+        scores = {name: row[name] for name in ("eval/clean", "eval/robust") if name in row}
+        return f"epoch {epoch} " + " ".join(f"{k[5:]} {v:.3f}" for k, v in scores.items())
+
+    def _modules(self) -> Mapping[str, nn.Module]:
+        modules = {"defender": self.module}
+        return modules if self.average is None else {**modules, "average": self.average}
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "rows": self.step // self.game.steps_per_epoch,
+            "sums": self.sums,
+            "counts": self.counts,
+            "seconds": self.seconds,
+            "game": self.game.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        try:
+            self.run.checkpoints.save(
+                self.step, self._modules(), state, rank=self.fabric.global_rank
+            )
+        except OSError as error:
+            raise OSError(
+                f"{error}; older checkpoints are intact: free some space, then "
+                f"--resume {self.run.path}"
+            ) from error
+        self.fabric.barrier()
+
+    def _restore(self) -> int:
+        path, complaints = self.run.checkpoints.newest(self.fabric.global_rank)
+        for line in complaints:
+            print(f"warning: {line}", file=sys.stderr)
+        if path is None:
+            return 0  # killed before the first checkpoint: begin again, to the same bits
+        state = Checkpoints.load(path, self._modules())
+        self.game.load_state_dict(state["game"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        device = self.fabric.device
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.counts = state["counts"]
+        return int(state["rows"])
+
+    def _stop(self, number: int, *, saved: bool) -> None:
+        if not saved:
+            self._save()
+        name = signal.Signals(number).name
+        print(
+            f"\nstopped by {name} at step {self.step} of {self.total}; "
+            f"go on with --resume {self.run.path}",
+            file=sys.stderr,
+        )
+        raise SystemExit(128 + number)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not self.chief,
+        )
+
+
+def load_best(run: RunFolder, module: nn.Module, which: Literal["best", "last"] = "best") -> None:
+    """Fill ``module`` with the weights that validation chose, or with the last ones."""
+    load_weights(module, run.path / "checkpoints" / f"{which}.safetensors")

@@ -1,0 +1,1 @@
+"""Whoever learns to attack: strategy policies and the algorithms that train them."""

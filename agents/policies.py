@@ -1,0 +1,64 @@
+"""The strategy policy: an image in, one categorical distribution per choice out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from advgame.classifiers import SmallCNN, resnet18
+
+
+class StrategyPolicy(nn.Module):
+    """π(a | x): a trunk, one linear head per choice, and a value head for a baseline.
+
+    The trunk is LAS-AT's ResNet-18 for images of 16 pixels or more with three channels, the
+    small CNN for digits and MNIST; the input is the clean image alone, as published.
+
+    Args:
+        shape: (C, H, W) of the images.
+        sizes: number of options of each choice.
+        uniform: start with heads of zero, that is with the uniform policy; else with torch's
+            default initialisation, as the published code.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], sizes: tuple[int, ...], *, uniform: bool = True
+    ) -> None:
+        super().__init__()
+        large = shape[0] == 3 and min(shape[1:]) >= 16
+        self.trunk: nn.Module = resnet18() if large else SmallCNN(shape, 1, width=16)
+        self.trunk.head = nn.Identity()
+        width = int(self.trunk.width)  # type: ignore[arg-type]
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
+        self.value_head = nn.Linear(width, 1)
+        if uniform:
+            for head in (*self.heads, self.value_head):
+                nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Images (B, C, H, W) -> logits of each choice, (B, n), and values (B,).
+
+        The value head reads the features without moving them: the trunk serves the policy.
+        """
+        features = self.trunk(images)
+        values: Tensor = self.value_head(features.detach())[:, 0]
+        return [head(features) for head in self.heads], values
+
+
+def sample(logits: list[Tensor], rng: torch.Generator) -> Tensor:
+    """One independent draw per image and choice: logits [(B, n), …] -> indices (B, choices)."""
+    draws = [torch.multinomial(one.softmax(1), 1, generator=rng) for one in logits]
+    return torch.cat(draws, 1)
+
+
+def log_probability(logits: list[Tensor], actions: Tensor) -> Tensor:
+    """log π(a | x) of all choices together, (B,)."""
+    terms = [Categorical(logits=one).log_prob(actions[:, i]) for i, one in enumerate(logits)]
+    return torch.stack(terms).sum(0)
+
+
+def entropies(logits: list[Tensor]) -> Tensor:
+    """Mean entropy of each choice over the batch, in nats, (choices,)."""
+    return torch.stack([Categorical(logits=one).entropy().mean() for one in logits])

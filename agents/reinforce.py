@@ -1,0 +1,157 @@
+"""REINFORCE (Williams 1992) for one-step decisions, with baselines that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advgame.errors import InputError
+from agents.policies import StrategyPolicy, entropies, log_probability, sample
+
+CHOICES = ("eps", "steps", "step_size")
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """Settings of `Reinforce`.
+
+    Args:
+        optimizer: Adam, or plain SGD.
+        lr: learning rate.
+        baseline: what is taken off the reward. ``"none"`` (published); ``"loo"`` the mean reward
+            of the other images in the batch, which removes every term that they share;
+            ``"running"`` a moving average over batches; ``"value"`` a learned V(x).
+        scale_advantage: divide advantages by a moving root mean square.
+        entropy_coef: weight of the entropy bonus, per choice in nats.
+        grad_clip: largest gradient norm.
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    baseline: Literal["none", "loo", "running", "value"] = "value"
+    scale_advantage: bool = True
+    entropy_coef: float = 0.01
+    grad_clip: float = 1.0
+
+
+# `repo`: LAS-AT's CIFAR-10 settings (reward without baseline, no bonus, SGD at 1e-4, clip 1)
+PRESETS = {
+    "default": ReinforceConfig(),
+    "repo": ReinforceConfig("sgd", 1e-4, "none", scale_advantage=False, entropy_coef=0.0),
+}
+_MEMORY = 0.95  # of the moving averages
+
+
+class Reinforce:
+    """∇ E[R] ≈ mean_i ∇ log π(a_i | x_i)·(R_i - b_i), plus an entropy bonus.
+
+    Args:
+        policy: π, on the device of the images.
+        config: settings.
+        rng: stream of the draws, on the images' device.
+        synchronise: called after each backward pass, to average gradients over processes.
+    """
+
+    def __init__(
+        self,
+        policy: StrategyPolicy,
+        config: ReinforceConfig,
+        rng: torch.Generator,
+        synchronise: Callable[[StrategyPolicy], None] | None = None,
+    ) -> None:
+        if config.lr <= 0 or config.grad_clip <= 0 or config.entropy_coef < 0:
+            raise InputError("REINFORCE needs lr > 0, grad_clip > 0 and entropy_coef >= 0")
+        self.policy, self.config, self.rng = policy, config, rng
+        self.synchronise = synchronise
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
+        self.optimizer = kind(policy.parameters(), lr=config.lr)
+        device = next(policy.parameters()).device
+        self._mean = torch.zeros((), device=device)  # moving mean of the reward
+        self._square = torch.zeros((), device=device)  # moving mean of the squared advantage
+        self._updates = 0
+        self._choice: tuple[list[Tensor], Tensor, Tensor] | None = None
+
+    def act(self, images: Tensor, *, learn: bool) -> Tensor:
+        """Draw a strategy per image; in training mode and with a graph when it will learn."""
+        self.policy.train(learn)
+        with torch.set_grad_enabled(learn):
+            logits, values = self.policy(images)
+        actions = sample([one.detach() for one in logits], self.rng)
+        self._choice = (logits, values, actions) if learn else None
+        return actions
+
+    def learn(self, reward: Tensor) -> dict[str, Tensor]:
+        """One gradient step from the rewards (B,) of the last choices.
+
+        Raises:
+            InputError: the last `act` did not announce that it would learn.
+        """
+        if self._choice is None:
+            raise InputError("call act(images, learn=True) before learn(reward)")
+        logits, values, actions = self._choice
+        self._choice = None
+        advantage = reward - self._baseline(reward, values)
+        spread = advantage.std()
+        advantage = self._scaled(advantage, reward)
+        entropy = entropies(logits)
+        loss = -(log_probability(logits, actions) * advantage).mean()
+        loss = loss - self.config.entropy_coef * entropy.sum()
+        if self.config.baseline == "value":
+            loss = loss + 0.5 * F.mse_loss(values, reward)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.synchronise is not None:
+            self.synchronise(self.policy)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        named = {
+            f"strategy/entropy_{name}": value.detach()
+            for name, value in zip(CHOICES, entropy, strict=True)
+        }
+        return named | {
+            "attacker/policy_loss": loss.detach(),
+            "attacker/gradient_norm": norm,
+            "attacker/advantage_spread": spread,
+        }
+
+    def _baseline(self, reward: Tensor, values: Tensor) -> Tensor:
+        kind = self.config.baseline
+        if kind == "loo":
+            others = max(len(reward) - 1, 1)
+            return (reward.sum() - reward) / others
+        if kind == "value":
+            return values.detach()
+        if kind == "running" and self._updates:
+            return (self._mean / (1 - _MEMORY**self._updates)).expand_as(reward)
+        return torch.zeros_like(reward)
+
+    def _scaled(self, advantage: Tensor, reward: Tensor) -> Tensor:
+        """The advantage over its moving root mean square; keeps the moving averages."""
+        self._updates += 1
+        self._mean = _MEMORY * self._mean + (1 - _MEMORY) * reward.mean()
+        self._square = _MEMORY * self._square + (1 - _MEMORY) * advantage.square().mean()
+        if not self.config.scale_advantage:
+            return advantage
+        return advantage / (self._square / (1 - _MEMORY**self._updates)).sqrt().clamp_min(1e-6)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, optimiser, moving averages and the stream of the draws."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "averages": (self._mean, self._square, self._updates),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"])
+        self._mean, self._square, self._updates = state["averages"]
+        self._choice = None

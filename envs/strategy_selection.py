@@ -1,0 +1,261 @@
+"""`advgame/StrategySelection-v0`: choose a PGD configuration per image, as in LAS-AT."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from advgame.classifiers import make_classifier
+from advgame.data import Batches, ImageSet, load_data
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.las_at import Credit, LasAt, StepResult
+from advgame.games.strategy import StrategySpace
+from advgame.seeding import seeded_init, stream
+from advgame.threat import Linf
+
+
+class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
+    """A batch of B images = B environments that share one learning defender.
+
+    Description:
+        A classifier learns from adversarial examples. For each clean image the agent chooses how
+        PGD makes the example: the radius ε, the number of steps and the step size. One step of
+        the environment is one training step of the defender (`advgame.games.las_at`).
+
+    Action space:
+        MultiDiscrete (number of ε values, of step counts, of step sizes) per image, decoded by
+        `advgame.games.strategy.StrategySpace`. Tensors or arrays of integers (B, 3).
+
+    Observation space:
+        Box [0, 1] (C, H, W), the clean image, float32; (B, C, H, W) on the defender's device.
+
+    Reward:
+        a·R1 + b·R2 + c·R3 per image with the chosen credit; the terms stand in ``info`` as
+        ``r1``, ``r2``, ``r3``, each (B,). With ``reward_interval`` k they are computed on every
+        k-th step; ``info["reward_valid"]`` (B,) says where, elsewhere the reward is 0.
+
+    Start:
+        The next batch of training images. ``reset(seed=s)`` restores the initial defender,
+        optimiser and data order, so that two seeded runs are equal; ``reset()`` goes on.
+
+    End:
+        Each decision ends its episode (``terminated``); autoreset is SAME_STEP: the observation
+        returned is the next image, the one just played is ``info["final_obs"]``.
+
+    Args:
+        num_envs: B, images per step.
+        data: training images; the digits training split when None.
+        defender: classifier and optimiser, which the environment owns from now on; a small CNN
+            on the CPU when None.
+        game: the rules; L∞ with ε₀ = 0.15 when None.
+        space: the choices; the CIFAR-10 lists of LAS-AT at the game's ε₀ when None.
+        credit: how batch terms are shared out, `advgame.games.las_at.Payoffs.reward`.
+        reward_interval: k; 0 never pays.
+        crop: random crops of the training images.
+        flip: random flips, with ``crop``.
+
+    Source: Jia et al., LAS-AT: Adversarial Training with Learnable Attack Strategy, CVPR 2022.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 64,
+        *,
+        data: ImageSet | None = None,
+        defender: Defender | None = None,
+        game: LasAt | None = None,
+        space: StrategySpace | None = None,
+        credit: Credit = "mixed",
+        reward_interval: int = 1,
+        crop: bool = False,
+        flip: bool = False,
+    ) -> None:
+        if num_envs < 1 or reward_interval < 0:
+            raise InputError("num_envs must be 1 or above and reward_interval 0 or above")
+        if credit not in ("mixed", "sample", "batch"):
+            raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
+        data = data if data is not None else load_data("digits").train
+        self.game = game or LasAt(Linf(0.15))
+        self.space = space or StrategySpace(float(self.game.threat.eps))
+        self.defender = defender or _default_defender(data)
+        self.data = data.to(self.defender.device)
+        self.credit: Credit = credit
+        self.reward_interval, self.crop, self.flip = reward_interval, crop, flip
+        self.num_envs = num_envs
+        self.single_observation_space = spaces.Box(0, 1, data.shape, np.float32)
+        self.single_action_space = spaces.MultiDiscrete(self.space.sizes)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._initial_weights = copy.deepcopy(self.defender.module.state_dict())
+        self._initial_state = copy.deepcopy(self.defender.state_dict())
+        self._batches: Batches | None = None
+        self.result: StepResult | None = None
+        """The last step in full: adversarial examples, losses, pay-offs, cost."""
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The next images; with a seed, the game from its beginning."""
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise InputError("the environments share one defender: reset takes one integer seed")
+        super().reset(seed=None if seed is None else int(seed), options=options)
+        if seed is not None or self._batches is None:
+            self._begin(int(seed) if seed is not None else int(self.np_random.integers(2**31)))
+        else:
+            self._draw()
+        return self._images, {}
+
+    def _begin(self, seed: int) -> None:
+        fabric = self.defender.fabric
+        self.defender.module.load_state_dict(self._initial_weights)
+        self.defender.load_state_dict(copy.deepcopy(self._initial_state))
+        self._batches = Batches(
+            self.data,
+            self.num_envs,
+            seed,
+            crop=self.crop,
+            flip=self.flip,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        self._rng = stream(seed, f"attack{fabric.global_rank}", self.defender.device)
+        self.steps = 0
+        self._draw()
+
+    def _draw(self) -> None:
+        assert self._batches is not None
+        self._images, self._labels = self._batches.next()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the training images."""
+        return len(self.data) // (self.num_envs * self.defender.fabric.world_size)
+
+    @property
+    def reward_due(self) -> bool:
+        """Whether the next step pays."""
+        return self.reward_interval > 0 and (self.steps + 1) % self.reward_interval == 0
+
+    def step(
+        self, actions: Tensor | np.ndarray[Any, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Play the chosen strategies (B, 3) and move on to the next images.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+            InputError: wrong shape or type, or indices outside the lists.
+        """
+        if self._batches is None:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        chosen = torch.as_tensor(actions, device=self.defender.device)
+        if chosen.shape != (self.num_envs, 3):
+            raise InputError(
+                f"actions must have shape ({self.num_envs}, 3), not {tuple(chosen.shape)}"
+            )
+        played, due = self._images, self.reward_due
+        self.result = self.game.step(
+            self.defender,
+            played,
+            self._labels,
+            self.space.decode(chosen),
+            self._rng,
+            pay=due,
+        )
+        self.steps += 1
+        info = self._info(self.result, played, due)
+        self._draw()
+        payoffs = self.result.payoffs
+        reward = payoffs.reward(self.credit) if payoffs else torch.zeros_like(info["loss"])
+        ended = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
+        return self._images, reward, ended, torch.zeros_like(ended), info
+
+    def _info(self, result: StepResult, played: Tensor, due: bool) -> dict[str, Any]:
+        every = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
+        terms: dict[str, Any] = {"reward_valid": every & due, "loss": result.losses}
+        if result.payoffs is not None:
+            terms |= {name: getattr(result.payoffs, name) for name in ("r1", "r2", "r3")}
+        return {
+            **terms,
+            "final_obs": played,
+            "_final_obs": every,
+            "final_info": terms,
+            "_final_info": every,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The game's place: optimiser, data order, streams and the images now shown."""
+        assert self._batches is not None
+        return {
+            "defender": self.defender.state_dict(),
+            "batches": self._batches.state_dict(),
+            "rng": self._rng.get_state(),
+            "steps": self.steps,
+            "images": self._images.cpu(),
+            "labels": self._labels.cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place; call ``reset(seed=…)`` first. Weights are loaded apart."""
+        assert self._batches is not None
+        self.defender.load_state_dict(state["defender"])
+        self._batches.load_state_dict(state["batches"])
+        self._rng.set_state(state["rng"])
+        self.steps = state["steps"]
+        self._images = state["images"].to(self.defender.device)
+        self._labels = state["labels"].to(self.defender.device)
+
+
+class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
+    """One image at a time, in NumPy: `StrategySelectionVectorEnv` with B = 1.
+
+    The defender learns from batches of one image, so this is for checkers and for agents that
+    know single environments only. Arguments as the vector environment's.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, **settings: Any) -> None:
+        self.core = StrategySelectionVectorEnv(1, **settings)
+        self.observation_space = self.core.single_observation_space
+        self.action_space = self.core.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+        """The next image; with a seed, the game from its beginning."""
+        super().reset(seed=seed)
+        if seed is None and self.core._batches is None:
+            seed = int(self.np_random.integers(2**31))
+        observation, _ = self.core.reset(seed=seed, options=options)
+        return _numpy(observation[0]), {}
+
+    def step(
+        self, action: np.ndarray[Any, Any]
+    ) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
+        """Play one strategy (3,); the episode ends, and the observation is the image played."""
+        if not self.action_space.contains(np.asarray(action)):
+            raise InputError(f"action {action} is not in {self.action_space}")
+        _, reward, _, _, info = self.core.step(np.asarray(action)[None])
+        terms = {name: value[0].item() for name, value in info["final_info"].items()}
+        return _numpy(info["final_obs"][0]), float(reward[0]), True, False, terms
+
+
+def _numpy(image: Tensor) -> np.ndarray[Any, Any]:
+    return image.detach().cpu().numpy().copy()
+
+
+def _default_defender(data: ImageSet) -> Defender:
+    with seeded_init(0):
+        module = make_classifier("small_cnn", data.shape, data.classes)
+    return Defender(module, lr=0.05)
