@@ -137,7 +137,7 @@ class Checkpoints:
         Raises:
             InputError: the newest one was written by an incompatible version.
         """
-        complaints = []
+        complaints: list[str] = []
         for path in reversed(self._steps(rank)):
             problem = _problem(path)
             if problem is None:
@@ -150,9 +150,7 @@ class Checkpoints:
         """Fill the modules and return the state of a checkpoint that `newest` found whole."""
         for name, module in modules.items():
             load_weights(module, path / f"{name}.safetensors")
-        state: dict[str, Any] = torch.load(
-            path / "state.pt", weights_only=True, map_location="cpu"
-        )
+        state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         return state
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
+from matplotlib import pyplot as plt
+
+from advgame.threat import Threat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +92,7 @@ class Curves:
 
 
 def game_figure(rows: Rows, title: str) -> Figure:
-    """Pay-offs, strategy means, strategy entropy and accuracies over time; empty panels left out."""
+    """Pay-offs, strategies and accuracies over time; empty panels are left out."""
     panels = {
         name: (unit, {c: label for c, label in columns.items() if any(c in row for row in rows)})
         for name, (unit, columns) in PANELS.items()
@@ -111,24 +113,31 @@ def game_figure(rows: Rows, title: str) -> Figure:
 
 
 def image_strip(
-    clean: Tensor, adversarial: Tensor, eps: float, captions: tuple[Sequence[str], Sequence[str]]
+    clean: Tensor, adversarial: Tensor, threat: Threat, captions: Sequence[Sequence[str]]
 ) -> Figure:
     """Rows of clean images, adversarial examples and perturbations.
 
     Args:
         clean: (n, C, H, W) in [0, 1].
         adversarial: the same shape.
-        eps: radius; perturbations are drawn as δ/(2ε) + 1/2, grey where nothing changed.
+        threat: the ball. Perturbations are drawn from black to white, grey where nothing
+            changed: at ±ε for L∞, at the largest change shown otherwise.
         captions: what the classifier says of the clean and of the adversarial images.
     """
-    delta = ((adversarial - clean) / (2 * eps) + 0.5).clamp(0, 1)
+    delta = adversarial - clean
+    reach = float(threat.eps) if threat.norm == "Linf" else float(delta.abs().max())
+    delta = (delta / (2 * reach) + 0.5).clamp(0, 1)
     count = len(clean)
     figure, axes = plt.subplots(
         3, count, figsize=(1.1 * count + 0.8, 4.0), layout="constrained", squeeze=False
     )
     said = (captions[0], captions[1], [""] * count)
     for axis_row, images, words, label in zip(
-        axes, (clean, adversarial, delta), said, ("clean", "adversarial", "perturbation"), strict=True
+        axes,
+        (clean, adversarial, delta),
+        said,
+        ("clean", "adversarial", "perturbation"),
+        strict=True,
     ):
         for axis, image, word in zip(axis_row, images, words, strict=True):
             array = image.detach().float().cpu().permute(1, 2, 0).numpy()
@@ -136,7 +145,11 @@ def image_strip(
             axis.set_title(word, fontsize=8)
             axis.set(xticks=[], yticks=[])
         axis_row[0].set_ylabel(label, fontsize=9)
-    figure.suptitle(f"true label → prediction; perturbations at ±{eps:.3g} are black and white", fontsize=8)
+    figure.suptitle(
+        f"true label → prediction; {threat.norm} ε = {float(threat.eps):.3g}, "
+        f"black and white are changes of ±{reach:.3g}",
+        fontsize=8,
+    )
     return figure
 
 

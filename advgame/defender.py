@@ -91,12 +91,13 @@ class Defender:
         if self._shadow is None:
             self._shadow = copy.deepcopy(self.module)
         with torch.no_grad():
-            for there, here in zip(
+            for ahead, parameter in zip(
                 self._shadow.parameters(), self.module.parameters(), strict=True
             ):
-                there.copy_(here)
-                if here.grad is not None:
-                    there.add_(here.grad + group["weight_decay"] * here, alpha=-group["lr"])
+                ahead.copy_(parameter)
+                if parameter.grad is not None:
+                    decayed = parameter.grad + group["weight_decay"] * parameter
+                    ahead.add_(decayed, alpha=-group["lr"])
             for there, here in zip(self._shadow.buffers(), self.module.buffers(), strict=True):
                 there.copy_(here)
         return self._shadow.eval()

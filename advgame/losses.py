@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max over other classes minus the true class, (B,): above 0 where misclassified.
+    """Max over other classes minus the true class, (B,): above 0 where misclassified.
 
     Source: Carlini & Wagner's f6 with κ = ∞ and the sign that an attack maximises.
     """
@@ -49,6 +49,4 @@ def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -
             f"not {true_probability}"
         )
     smoothing = classes * (1 - true_probability) / (classes - 1)
-    return F.cross_entropy(
-        _full_precision(logits), y, reduction="none", label_smoothing=smoothing
-    )
+    return F.cross_entropy(_full_precision(logits), y, reduction="none", label_smoothing=smoothing)

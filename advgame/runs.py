@@ -104,25 +104,27 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
-        """An existing run and its settings.
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
 
         Raises:
             InputError: not a run folder, or one of another version.
         """
         try:
             about = json.loads((path / "config.json").read_text())
-            config: dict[str, Any] = about["config"]
+            about["config"].items()
         except FileNotFoundError as error:
             raise InputError(f"{path} is not a run folder: it has no config.json") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}/config.json cannot be read: restore it or start anew") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}/config.json cannot be read: restore it or start anew"
+            ) from error
         if about.get("format") != FORMAT:
             raise InputError(
                 f"{path} was written in run format {about.get('format')}, this version reads "
                 f"{FORMAT}: resume with the version of advgame that wrote it"
             )
-        return cls(path), config
+        return cls(path)
 
     def about(self) -> dict[str, Any]:
         """What ``config.json`` says: settings, command, versions, commit, device."""
@@ -139,7 +141,7 @@ class RunFolder:
 
 
 class Metrics:
-    """``metrics.csv``: one row per epoch, columns fixed by the first row.
+    """``metrics.csv``: one row per epoch, empty where a column was not measured.
 
     Args:
         path: the file; rows beyond ``rows`` are dropped, as they belong to lost work.
@@ -173,16 +175,15 @@ class Metrics:
             raise InputError(f"{path} cannot be read: {error}") from error
 
     def add(self, row: Mapping[str, float]) -> None:
-        """Append a row; later rows may leave columns empty but not add any."""
-        if self.rows and (new := set(row) - set(self.rows[0])):
-            raise ValueError(f"metrics.csv got new columns {sorted(new)} after its first row")
+        """Append a row; it may leave columns empty and bring new ones."""
         self.rows.append(dict(row))
         self._write()
 
     def _write(self) -> None:
         text = io.StringIO()
         if self.rows:
-            writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+            columns = dict.fromkeys(name for row in self.rows for name in row)
+            writer = csv.DictWriter(text, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar, Self, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from advgame.errors import InputError
 Index = Tensor | slice
 
 
+@overload
+def per_image(value: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def per_image(value: float | Tensor, like: Tensor) -> float | Tensor: ...
 def per_image(value: float | Tensor, like: Tensor) -> float | Tensor:
     """A number per image (B,) shaped (B, 1, 1, 1) to multiply ``like``; floats pass through."""
     if not isinstance(value, Tensor) or value.dim() == 0:
@@ -90,7 +94,7 @@ class Linf(Threat):
     norm: ClassVar[str] = "Linf"
 
     def size(self, delta: Tensor) -> Tensor:
-        """max |δ| of each image."""
+        """Max |δ| of each image."""
         return delta.abs().flatten(1).amax(1)
 
     def steepest(self, grad: Tensor) -> Tensor:
@@ -116,7 +120,8 @@ class L2(Threat):
 
     def size(self, delta: Tensor) -> Tensor:
         """The root of the sum of squares of each image."""
-        return delta.flatten(1).norm(dim=1)
+        size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return size
 
     def steepest(self, grad: Tensor) -> Tensor:
         """∇ / ‖∇‖₂, and 0 where the gradient is 0.

@@ -188,16 +188,16 @@ class Trainer:
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.module)
-        for name, value in stats.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
-            self.counts[name] = self.counts.get(name, 0) + 1
+        for tag, value in stats.items():
+            self.sums[tag] = self.sums.get(tag, torch.zeros_like(value)) + value.detach()
+            self.counts[tag] = self.counts.get(tag, 0) + 1
         self.step += 1
 
     def _end_epoch(self) -> str:
         epoch = self.step // self.game.steps_per_epoch
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
         row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
-        row["defender/lr"] = self.scheduler.get_last_lr()[0]
+        row["defender/lr"] = float(self.scheduler.get_last_lr()[0])
         self.sums, self.counts = {}, {}
         if epoch % self.plan.validate_every == 0 or epoch == self.plan.epochs:
             row |= self.validate(self.judged)

@@ -27,15 +27,15 @@ class StrategyPolicy(nn.Module):
     ) -> None:
         super().__init__()
         large = shape[0] == 3 and min(shape[1:]) >= 16
-        self.trunk: nn.Module = resnet18() if large else SmallCNN(shape, 1, width=16)
-        self.trunk.head = nn.Identity()
-        width = int(self.trunk.width)  # type: ignore[arg-type]
+        trunk = resnet18() if large else SmallCNN(shape, 1, width=16)
+        width = trunk.width
+        trunk.head = nn.Identity()  # type: ignore[assignment]
+        self.trunk, self.width = trunk, width
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         self.value_head = nn.Linear(width, 1)
         if uniform:
-            for head in (*self.heads, self.value_head):
-                nn.init.zeros_(head.weight)  # type: ignore[arg-type]
-                nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+            for parameter in (*self.heads.parameters(), *self.value_head.parameters()):
+                nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Images (B, C, H, W) -> logits of each choice, (B, n), and values (B,).
@@ -54,7 +54,7 @@ def sample(logits: list[Tensor], rng: torch.Generator) -> Tensor:
 
 
 def log_probability(logits: list[Tensor], actions: Tensor) -> Tensor:
-    """log π(a | x) of all choices together, (B,)."""
+    """Log π(a | x) of all choices together, (B,)."""
     terms = [Categorical(logits=one).log_prob(actions[:, i]) for i, one in enumerate(logits)]
     return torch.stack(terms).sum(0)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from advgame.errors import InputError
+from advgame.games.strategy import CHOICES
 from agents.policies import StrategyPolicy, entropies, log_probability, sample
 
-CHOICES = ("eps", "steps", "step_size")
+Baseline = Literal["none", "loo", "running", "value"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ReinforceConfig:
 
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = 1e-3
-    baseline: Literal["none", "loo", "running", "value"] = "value"
+    baseline: Baseline = "value"
     scale_advantage: bool = True
     entropy_coef: float = 0.01
     grad_clip: float = 1.0
@@ -45,6 +47,17 @@ PRESETS = {
     "repo": ReinforceConfig("sgd", 1e-4, "none", scale_advantage=False, entropy_coef=0.0),
 }
 _MEMORY = 0.95  # of the moving averages
+
+
+def averaging(fabric: Fabric) -> Callable[[StrategyPolicy], None]:
+    """Average a policy's gradients over all processes, for `Reinforce`'s ``synchronise``."""
+
+    def average(policy: StrategyPolicy) -> None:
+        for parameter in policy.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(cast(Tensor, fabric.all_reduce(parameter.grad)))
+
+    return average
 
 
 class Reinforce:

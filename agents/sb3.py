@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
+from torch.distributions import Categorical
 
+from advgame.games.strategy import CHOICES
 from agents.policies import StrategyPolicy
-from agents.reinforce import CHOICES
 
 _BUFFER = ("observations", "actions", "rewards", "returns", "episode_starts", "values")
 _BUFFER_ARRAYS = (*_BUFFER, "log_probs", "advantages")
@@ -31,9 +32,9 @@ class TrunkExtractor(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Box) -> None:
         channels, height, width = observation_space.shape
-        trunk = StrategyPolicy((channels, height, width), ()).trunk
-        super().__init__(observation_space, features_dim=int(trunk.width))  # type: ignore[arg-type]
-        self.trunk = trunk
+        policy = StrategyPolicy((channels, height, width), ())
+        super().__init__(observation_space, features_dim=policy.width)
+        self.trunk = policy.trunk
 
     def forward(self, observations: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, width)."""
@@ -91,7 +92,7 @@ class PPOPlayer:
                 _init_setup_model=False,
             )
             self.ppo.observation_space = spaces.Box(0, 1, shape, np.float32)
-            self.ppo.action_space = spaces.MultiDiscrete(sizes)
+            self.ppo.action_space = spaces.MultiDiscrete(list(sizes))
             self.ppo.n_envs = num_envs
             self.ppo._setup_model()
         self.ppo.set_logger(Logger(None, []))
@@ -123,7 +124,8 @@ class PPOPlayer:
         with self._own_chance(), torch.no_grad():
             actions, values, log_probs = self.policy(images)
         self._last = (images, actions, values, log_probs) if learn else None
-        return actions.long()
+        chosen: Tensor = actions.long()
+        return chosen
 
     def learn(self, reward: Tensor) -> dict[str, Tensor]:
         """Store the rewards (B,); every ``n_steps``-th call updates the policy."""
@@ -140,10 +142,10 @@ class PPOPlayer:
             log_probs,
         )
         with torch.no_grad():
-            distribution = self.policy.get_distribution(images).distribution
+            heads = cast(list[Categorical], self.policy.get_distribution(images).distribution)
         stats = {
             f"strategy/entropy_{name}": one.entropy().mean()
-            for name, one in zip(CHOICES, distribution, strict=True)  # type: ignore[call-overload]
+            for name, one in zip(CHOICES, heads, strict=True)
         }
         if buffer.full:
             with self._own_chance():
@@ -151,7 +153,9 @@ class PPOPlayer:
                 self.ppo.train()
             buffer.reset()
             logged = self.ppo.logger.name_to_value
-            stats["attacker/policy_loss"] = torch.tensor(float(logged["train/policy_gradient_loss"]))
+            stats["attacker/policy_loss"] = torch.tensor(
+                float(logged["train/policy_gradient_loss"])
+            )
             stats["attacker/kl"] = torch.tensor(float(logged["train/approx_kl"]))
         return stats
 
@@ -183,7 +187,7 @@ class PPOPlayer:
 
 
 def _numpy_state(seed: int) -> dict[str, Any]:
-    return _plain(np.random.RandomState(seed % 2**32).get_state(legacy=True))  # noqa: NPY002
+    return _plain(np.random.RandomState(seed % 2**32).get_state(legacy=True))
 
 
 def _plain(state: Any) -> dict[str, Any]:

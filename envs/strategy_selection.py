@@ -94,7 +94,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.reward_interval, self.crop, self.flip = reward_interval, crop, flip
         self.num_envs = num_envs
         self.single_observation_space = spaces.Box(0, 1, data.shape, np.float32)
-        self.single_action_space = spaces.MultiDiscrete(self.space.sizes)
+        self.single_action_space = spaces.MultiDiscrete(list(self.space.sizes))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._initial_weights = copy.deepcopy(self.defender.module.state_dict())
@@ -103,7 +103,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.result: StepResult | None = None
         """The last step in full: adversarial examples, losses, pay-offs, cost."""
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The next images; with a seed, the game from its beginning."""
@@ -114,7 +114,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             self._begin(int(seed) if seed is not None else int(self.np_random.integers(2**31)))
         else:
             self._draw()
-        return self._images, {}
+        return self.images, {}
 
     def _begin(self, seed: int) -> None:
         fabric = self.defender.fabric
@@ -135,7 +135,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     def _draw(self) -> None:
         assert self._batches is not None
-        self._images, self._labels = self._batches.next()
+        self.images, self.labels = self._batches.next()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -163,11 +163,11 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             raise InputError(
                 f"actions must have shape ({self.num_envs}, 3), not {tuple(chosen.shape)}"
             )
-        played, due = self._images, self.reward_due
+        played, due = self.images, self.reward_due
         self.result = self.game.step(
             self.defender,
             played,
-            self._labels,
+            self.labels,
             self.space.decode(chosen),
             self._rng,
             pay=due,
@@ -178,7 +178,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         payoffs = self.result.payoffs
         reward = payoffs.reward(self.credit) if payoffs else torch.zeros_like(info["loss"])
         ended = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
-        return self._images, reward, ended, torch.zeros_like(ended), info
+        return self.images, reward, ended, torch.zeros_like(ended), info
 
     def _info(self, result: StepResult, played: Tensor, due: bool) -> dict[str, Any]:
         every = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
@@ -201,8 +201,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             "batches": self._batches.state_dict(),
             "rng": self._rng.get_state(),
             "steps": self.steps,
-            "images": self._images.cpu(),
-            "labels": self._labels.cpu(),
+            "images": self.images.cpu(),
+            "labels": self.labels.cpu(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -212,8 +212,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._batches.load_state_dict(state["batches"])
         self._rng.set_state(state["rng"])
         self.steps = state["steps"]
-        self._images = state["images"].to(self.defender.device)
-        self._labels = state["labels"].to(self.defender.device)
+        self.images = state["images"].to(self.defender.device)
+        self.labels = state["labels"].to(self.defender.device)
 
 
 class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):

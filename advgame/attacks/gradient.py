@@ -35,7 +35,7 @@ class AttackResult:
         x_adv: (B, C, H, W), the adversarial examples, in the ball and in [0, 1].
         loss: (B,) loss at ``x_adv`` where the attack computed it (``keep="best"`` or several
             restarts), else None; it is what the attack maximises, or minimises when targeted.
-        fooled: (B,) whether the attack succeeded, where it looked (``stop_when_fooled``), else None.
+        fooled: (B,) whether the attack succeeded, with ``stop_when_fooled``, else None.
         forwards: number of image forwards made, summed over the batch.
         backwards: number of image input-backwards made.
     """

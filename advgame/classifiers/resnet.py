@@ -36,7 +36,8 @@ class BasicBlock(nn.Module):
         """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x), inplace=True)
+        joined: Tensor = out + self.shortcut(x)
+        return F.relu(joined, inplace=True)
 
 
 class PreActBlock(nn.Module):
@@ -57,7 +58,8 @@ class PreActBlock(nn.Module):
         active = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(active)
         out = self.conv1(active)
-        return self.conv2(F.relu(self.bn2(out), inplace=True)) + shortcut
+        joined: Tensor = self.conv2(F.relu(self.bn2(out), inplace=True)) + shortcut
+        return joined
 
 
 class ResidualNet(nn.Module):
@@ -110,7 +112,8 @@ class ResidualNet(nn.Module):
         out = self.bn_last(self.blocks(out))
         if not isinstance(self.bn_last, nn.Identity):
             out = F.relu(out, inplace=True)
-        return out.mean((2, 3))
+        pooled: Tensor = out.mean((2, 3))
+        return pooled
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> logits (B, K)."""

@@ -2,13 +2,14 @@
 
 from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.report import Report, write_report
-from advgame.evaluation.verdicts import ATTACKS, Verdicts, evaluate, predict, score
+from advgame.evaluation.verdicts import ATTACKS, Verdicts, check_attacks, evaluate, predict, score
 
 __all__ = [
     "ATTACKS",
     "Flag",
     "Report",
     "Verdicts",
+    "check_attacks",
     "evaluate",
     "find_flags",
     "predict",

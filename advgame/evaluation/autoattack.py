@@ -51,5 +51,5 @@ def autoattack(
         # nine targets in AutoAttack standard; fewer classes have fewer wrong ones
         judge.apgd_targeted.n_target_classes = min(9, classes - 1)
         judge.fab.n_target_classes = min(9, classes - 1)
-        x_adv, _ = judge.run_standard_evaluation(x, y, batch_size=batch_size)
+        x_adv: Tensor = judge.run_standard_evaluation(x, y, batch_size=batch_size)[0]
     return x_adv

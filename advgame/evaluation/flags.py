@@ -52,14 +52,13 @@ def find_flags(
     """
     probe = data.subset(slice(200))
     with attacked(model):
-        found = [
+        return [
             *_outputs(model, probe),
             *_gradients(model, probe),
             *_growth(model, probe, threat, seed),
             *_range(verdicts, threat),
             *_gap(verdicts),
         ]
-    return found
 
 
 def _outputs(model: nn.Module, data: ImageSet) -> list[Flag]:
@@ -80,7 +79,9 @@ def _gradients(model: nn.Module, data: ImageSet) -> list[Flag]:
     images = data.floats().requires_grad_()
     with torch.enable_grad():
         loss = cross_entropy(model(images), data.labels)
-        grad = torch.autograd.grad(loss.sum(), images, allow_unused=True)[0] if loss.grad_fn else None
+        grad = (
+            torch.autograd.grad(loss.sum(), images, allow_unused=True)[0] if loss.grad_fn else None
+        )
     zero = 1.0 if grad is None else float((grad.flatten(1).abs().amax(1) == 0).float().mean())
     if zero <= 0.05:
         return []

@@ -52,6 +52,16 @@ class Verdicts:
         return float(torch.stack(list(self.correct.values())).all(0).float().mean())
 
 
+def check_attacks(names: tuple[str, ...]) -> None:
+    """Refuse names that are not in `ATTACKS`.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if unknown := [name for name in names if name not in ATTACKS]:
+        raise InputError(f"unknown attack {unknown[0]!r}: choose from {', '.join(ATTACKS)}")
+
+
 def predict(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """Classes of float images (N, C, H, W), (N,); the model's mode is the caller's."""
     with torch.no_grad():
@@ -94,8 +104,7 @@ def evaluate(
     Raises:
         InputError: unknown attack, or images, labels or logits that cannot be judged.
     """
-    if unknown := [name for name in attacks if name not in ATTACKS]:
-        raise InputError(f"unknown attack {unknown[0]!r}: choose from {', '.join(ATTACKS)}")
+    check_attacks(attacks)
     images, labels = data.floats(), data.labels
     check_images(images)
     check_labels(labels, len(images))

@@ -9,7 +9,7 @@ loss, R2 and R3 reward what helps the defender: as published, LAS-AT is a genera
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -64,16 +64,14 @@ class StepResult:
         x_adv: (B, C, H, W) adversarial examples the defender trained on.
         losses: (B,) the defender's training losses.
         payoffs: the attacker's terms, or None where they were not asked for.
-        cost: forwards of the defender per image that the step is worth (F = 1, input-backward
-            B_x = 1, backward with weights B = 2).
-        stats: scalar tensors to log.
+        stats: scalar tensors to log; ``attacker/forwards_per_image`` is what the step is worth in
+            forwards of the defender (F = 1, input-backward 1, backward with weights 2).
     """
 
     x_adv: Tensor
     losses: Tensor
     payoffs: Payoffs | None
-    cost: float
-    stats: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,9 @@ class LasAt:
                 payoffs, spent = self._pay(defender.look_ahead(), r1, x, y, rng)
             cost += spent + 1
         defender.step()
-        return StepResult(x_adv, losses, payoffs, cost, self._stats(losses, payoffs, strategies))
+        stats = self._stats(losses, payoffs, strategies)
+        stats["attacker/forwards_per_image"] = torch.tensor(cost, device=x.device)
+        return StepResult(x_adv, losses, payoffs, stats)
 
     def _loss_now(self, defender: Defender, x_adv: Tensor, y: Tensor) -> Tensor:
         """The defender's loss on the adversarial examples before it learns from them, (B,)."""

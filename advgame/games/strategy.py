@@ -10,6 +10,9 @@ from torch import Tensor
 
 from advgame.errors import InputError
 
+CHOICES = ("eps", "steps", "step_size")
+"""What a strategy consists of, in the order of an action's columns."""
+
 EPS_CAP = 0.5
 """From ε = 0.5 on, every image can become the same grey, and nothing is left to learn."""
 

@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: train test test-slow lint format
+
+# the marker is written last, so that an interrupted installation is made again
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+train: .venv/installed
+	$(BIN)/python scripts/train_las_at.py $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,93 @@
+"""The end of a run: judge the selected weights on test images, write the report, draw pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from advgame.attacks import attacked, pgd
+from advgame.curves import Curves, game_figure, image_strip, save_figure
+from advgame.data import ImageSet
+from advgame.evaluation.flags import find_flags
+from advgame.evaluation.report import Report, write_report
+from advgame.evaluation.verdicts import evaluate, predict, score
+from advgame.runs import Metrics, RunFolder, device_name
+from advgame.seeding import stream
+from advgame.threat import Threat
+from advgame.training import load_best
+
+
+def judge(
+    run: RunFolder,
+    module: nn.Module,
+    test: ImageSet,
+    threat: Threat,
+    *,
+    dataset: str,
+    attacks: tuple[str, ...],
+    seed: int,
+    title: str,
+) -> dict[str, Any]:
+    """Write ``report.json``, ``report.md``, ``curves.png`` and ``examples.png``.
+
+    Args:
+        run: a finished run; its best weights by validation are judged, its last ones by PGD-20.
+        module: the classifier, on its device; filled with the weights.
+        test: test images, on the same device.
+        threat: the ball.
+        dataset: name for the report.
+        attacks: names from `advgame.evaluation.ATTACKS`.
+        seed: of the attacks.
+        title: of the curves.
+
+    Returns:
+        The content of ``report.json``.
+    """
+    load_best(run, module, "last")
+    rng = stream(seed, "last", test.images.device)
+    last = dict(zip(("clean", "pgd20"), score(module, test, pgd(threat, 20), rng), strict=True))
+    load_best(run, module, "best")
+    _pictures(run, module, test.subset(slice(10)), threat, seed, title)
+    with Console(stderr=True).status("") as status:
+        verdicts = evaluate(module, test, threat, attacks, seed=seed, progress=status.update)
+        status.update("looking for signs of unreliable numbers")
+        flags = find_flags(module, test, threat, verdicts, seed)
+    content = Report(
+        dataset,
+        threat,
+        verdicts,
+        flags,
+        seed,
+        device_name(test.images.device),
+        "best PGD-10 accuracy on the validation split",
+        run.about()["command"],
+        {"last": last},
+    )
+    return write_report(run, content)
+
+
+def _pictures(
+    run: RunFolder, module: nn.Module, sample: ImageSet, threat: Threat, seed: int, title: str
+) -> None:
+    rows = Metrics.read(run.path / "metrics.csv")
+    step = int(rows[-1]["step"])
+    images, labels = sample.floats(), sample.labels
+    rng = stream(seed, "strip", images.device)
+    x_adv = pgd(threat, 20).perturb(module, images, labels, rng=rng)
+    with attacked(module):
+        clean, fooled = (predict(module, x).tolist() for x in (images, x_adv))
+    captions = tuple(
+        [f"{true}→{said}" for true, said in zip(labels.tolist(), row, strict=True)]
+        for row in (clean, fooled)
+    )
+    figures = {
+        "curves": game_figure(rows, title),
+        "examples": image_strip(images, x_adv, threat, captions),
+    }
+    curves = Curves(run.path, purge_step=step + 1)
+    for name, figure in figures.items():
+        curves.figure(name, figure, step)
+        save_figure(figure, run.path / f"{name}.png")
+    curves.close()
