@@ -138,7 +138,10 @@ class L2(Threat):
         """Shrink δ to length ε where it is longer, then clip to [0, 1]."""
         delta = x_adv - x
         size = self.size(delta)
-        scale = (self.eps / size.clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
+        # a tensor also for one radius: torch divides a float by way of the reciprocal, which
+        # rounds otherwise, and a radius per image must equal one image at a time
+        eps = self.eps if isinstance(self.eps, Tensor) else torch.full_like(size, self.eps)
+        scale = (eps / size.clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
         return (x + delta * per_image(scale, x)).clamp_(0, 1)
 
     def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:

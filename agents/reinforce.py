@@ -37,7 +37,7 @@ class ReinforceConfig:
     lr: float = 1e-3
     baseline: Baseline = "value"
     scale_advantage: bool = True
-    entropy_coef: float = 0.01
+    entropy_coef: float = 0.03
     grad_clip: float = 1.0
 
 

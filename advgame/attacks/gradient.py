@@ -142,7 +142,9 @@ class GradientAttack:
         with attacked(model, self.mode):
             if check:
                 with torch.no_grad():
-                    check_logits(model(x[:2]), y[:2])
+                    logits = model(x[:2])
+                check_logits(logits, y[:2])
+                check_labels(y, len(x), logits.shape[1])
             return _Ascent(self, model, x, y).run(rng)
 
 

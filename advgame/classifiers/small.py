@@ -16,16 +16,18 @@ class SmallCNN(nn.Module):
     Args:
         shape: (C, H, W) of the images.
         classes: number of classes K.
-        width: channels of the first convolution; the second has twice as many.
+        width: channels of the first convolution, 32 (16 for the larger images) when None; the
+            second has twice as many.
         hidden: units of the hidden layer.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, width: int = 32, hidden: int = 128
+        self, shape: tuple[int, int, int], classes: int, width: int | None = None, hidden: int = 128
     ) -> None:
         super().__init__()
         channels, height, side = shape
         large = min(height, side) >= 16
+        width = width or (16 if large else 32)
         self.features = nn.Sequential(
             nn.Conv2d(channels, width, 5, stride=2, padding=2)
             if large

@@ -1,0 +1,299 @@
+"""How fast attacks and environments are, beside the bare model and beside other libraries.
+
+    python scripts/benchmark.py                    # about half an hour on 2 idle cores
+    python scripts/benchmark.py --only strategies,env --threads 1
+
+The contestants of a case take turns in shuffled order, so that a busy machine slows all of them;
+ratios are medians over turns of the ratio within one turn. ``floor`` is what cannot be left out:
+the bare model's passes, or the parts of an environment's step.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from operator import truediv
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch.autograd import grad
+
+from advgame.attacks import attacked, pgd
+from advgame.checkpoint import write_atomically
+from advgame.classifiers import make_classifier
+from advgame.data import Batches, ImageSet, load_data
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.las_at import LasAt
+from advgame.games.strategy import Strategies, StrategySpace
+from advgame.runs import command, commit, device_name, versions
+from advgame.seeding import seeded_init, stream
+from advgame.threat import Linf, per_image
+from agents.controls import RandomStrategy
+from envs.strategy_selection import StrategySelectionVectorEnv
+
+STEPS, CLASSES, ENVS, WARM_UP, SEED = 10, 10, 64, 2, 0
+Play = Callable[[], object]
+Case = dict[str, Any]
+Shape = tuple[int, int, int]
+Network = tuple[str, Shape, float, int, int]
+Task = tuple[nn.Module, Tensor, Tensor]
+# classifier, shape of the images, ε, batch for PGD-10, batch for steps per image
+NETWORKS: list[Network] = [
+    ("small_cnn", (1, 28, 28), 0.3, 64, 128),
+    ("resnet18", (3, 32, 32), 8 / 255, 32, 64),
+    ("preact_resnet18", (3, 32, 32), 8 / 255, 128, 128),  # from here on with a GPU only
+    ("wrn-34-10", (3, 32, 32), 8 / 255, 128, 128),
+]
+PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure attacks and environments; prints tables and writes one JSON file."""
+
+    out: str = "results/benchmark.json"
+    """where the figures go"""
+    repeats: int = 15
+    """how often every contestant takes its turn (the environment: ten times as often)"""
+    only: str = "pgd,strategies,env"
+    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; the strategy environment"""
+    threads: int = 0
+    """CPU threads; 0 is torch's default, all cores"""
+    quick: bool = False
+    """two repeats of the smallest network: for tests, not for figures"""
+
+
+def compare(plays: dict[str, Play], repeats: int, warm_up: int, context: Any) -> Case:
+    """Figures of every contestant; ``floor`` and ``advgame`` are what the others are held to."""
+    times: dict[str, list[float]] = {name: [] for name in plays}
+    order, shuffle, screen = list(plays), random.Random(SEED), Console(stderr=True)
+    wait: Play = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    gc.freeze()  # or each collection below would take longer than a turn
+    gc.disable()
+    turns = range(warm_up + repeats)
+    # without auto_refresh no thread draws while the clock runs
+    for turn in track(turns, "measuring", console=screen, auto_refresh=False, transient=True):
+        shuffle.shuffle(order)
+        gc.collect()
+        for name in order:
+            wait()
+            begin = time.perf_counter()
+            with context():
+                plays[name]()
+            wait()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - begin)
+    gc.enable()
+    rows = {}
+    for name, own in times.items():
+        row = {"median_s": median(own), "min_s": min(own), "max_s": max(own), "n": len(own)}
+        if "floor" in times:
+            row["floor_share"] = median(map(truediv, times["floor"], own))
+        rows[name] = row | {"times_ours": median(map(truediv, own, times["advgame"]))}
+    return rows
+
+
+def task(name: str, shape: Shape, batch: int, device: torch.device) -> Task:
+    """The classifier in evaluation mode, random images and random labels."""
+    with seeded_init(SEED):
+        model = make_classifier(name, shape, CLASSES).eval().to(device)
+    rng = stream(SEED, "images", device)
+    x = torch.rand(batch, *shape, generator=rng, device=device)
+    y = torch.randint(CLASSES, (batch,), generator=rng, device=device)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return model.to(memory_format=layout), x.to(memory_format=layout), y
+
+
+def peer(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Play:
+    """The same attack by another library, in its own manner; ImportError where it is missing."""
+    if name == "torchattacks":
+        from torchattacks import PGD
+
+        madry = PGD(model, eps=eps, alpha=eps / 4, steps=STEPS, random_start=True)
+        return lambda: madry(x, y)
+    if name == "foolbox":
+        from foolbox.attacks import LinfPGD
+        from foolbox.models.pytorch import PyTorchModel
+
+        wrapped = PyTorchModel(model, bounds=(0, 1), device=x.device)
+        linf_pgd = LinfPGD(abs_stepsize=eps / 4, steps=STEPS, random_start=True)
+        return lambda: linf_pgd.run(wrapped, x, y, epsilon=eps)
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    about = {"input_shape": x.shape[1:], "nb_classes": CLASSES, "clip_values": (0.0, 1.0)}
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), **about)
+    settings = {"max_iter": STEPS, "num_random_init": 1, "batch_size": len(x), "verbose": False}
+    art = ProjectedGradientDescentPyTorch(classifier, eps=eps, eps_step=eps / 4, **settings)
+    images, labels = x.cpu().numpy(), y.cpu().numpy()  # ART takes and gives NumPy
+    return lambda: art.generate(images, labels)
+
+
+def measure_pgd(fabric: Fabric, repeats: int, network: Network) -> Case:
+    """Floor, ours and the peers with the same ε, step size, steps, random start and batch."""
+    name, shape, eps, batch, _ = network
+    model, x, y = task(name, shape, batch, fabric.device)
+    attack, rng = pgd(Linf(eps), STEPS), stream(SEED, "start", fabric.device)
+    bare, leaf = copy.deepcopy(model).requires_grad_(False), x.clone().requires_grad_()
+    plays: dict[str, Play] = {
+        "floor": lambda: [grad(F.cross_entropy(bare(leaf), y), leaf) for _ in range(STEPS)],
+        "advgame": lambda: attack.perturb(model, x, y, rng=rng),
+        "advgame unchecked": lambda: attack.run(model, x, y, rng=rng, check=False),
+    }
+    for other in PEERS:
+        with suppress(ImportError):  # on copies: some leave weight gradients behind
+            plays[other] = peer(other, copy.deepcopy(model), x, y, eps)
+    rows = compare(plays, repeats, WARM_UP, fabric.autocast)
+    missing = {other: "pip install -e '.[bench]'" for other in PEERS if other not in plays}
+    facts = {"batch": batch, "eps": eps, "step_size": eps / 4, "steps": STEPS}
+    return {"network": name, "shape": shape, **facts, "not_installed": missing, "contestants": rows}
+
+
+def masked_loop(
+    model: nn.Module, x: Tensor, y: Tensor, strategies: Strategies, rng: torch.Generator
+) -> Tensor:
+    """LAS-AT's published loop, vectorised: all run to the maximum, moves too many are masked."""
+    ball, size = Linf(strategies.eps), per_image(strategies.step_size, x)
+    x_adv = ball.random_start(x, rng)
+    with attacked(model):
+        for step in range(int(strategies.steps.max())):
+            leaf = x_adv.detach().requires_grad_()
+            (slope,) = grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+            moved = ball.project(ball.steepest(slope).mul_(size).add_(x_adv), x)
+            x_adv = torch.where((strategies.steps > step).view(-1, 1, 1, 1), moved, x_adv)
+    return x_adv
+
+
+def measure_strategies(fabric: Fabric, repeats: int, network: Network) -> Case:
+    """Images that leave the batch against images that are masked, with the same strategies."""
+    name, shape, eps, _, batch = network
+    model, x, y = task(name, shape, batch, fabric.device)
+    game, space, rng = LasAt(Linf(eps)), StrategySpace(eps), stream(SEED, "start", fabric.device)
+    chosen = space.decode(RandomStrategy(space.sizes, rng).act(x, learn=False))
+    plays: dict[str, Play] = {
+        "advgame": lambda: game.attack(chosen).run(model, x, y, rng=rng, check=False),
+        "masked loop": lambda: masked_loop(model, x, y, chosen, rng),
+    }
+    rows = compare(plays, repeats, WARM_UP, fabric.autocast)
+    facts: Case = {"network": name, "shape": shape, "batch": batch, "eps": eps}
+    facts |= {"mean_steps": chosen.steps.sum().item() / batch, "max_steps": int(chosen.steps.max())}
+    return facts | {"speed_up": rows["masked loop"]["times_ours"], "contestants": rows}
+
+
+def bare_parts(
+    game: LasAt, defender: Defender, x: Tensor, y: Tensor, chosen: Strategies, rng: torch.Generator
+) -> None:
+    """What a step of the environment cannot do without, line by line."""
+    with defender.fabric.autocast():
+        x_adv = game.attack(chosen).run(defender.module, x, y, rng=rng, check=False).x_adv
+        defender.module.eval()
+        with torch.no_grad():
+            game.loss(defender.module(x_adv), y)
+    defender.backward(x_adv, y)
+    with defender.fabric.autocast():
+        ahead = defender.look_ahead()
+        game.look_ahead_attack().run(ahead, x, y, rng=rng, check=False)
+        with torch.no_grad():
+            ahead(x)
+    defender.step()
+
+
+def measure_env(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) -> Case:
+    """The environment's step against its bare parts, on equal batches, streams and strategies."""
+    (data, eps), device = images, fabric.device
+    game = LasAt(Linf(eps))
+    models = [task("small_cnn", data.shape, ENVS, device)[0] for _ in range(2)]
+    defender, twin = (Defender(model, lr=0.05, fabric=fabric) for model in models)
+    env = StrategySelectionVectorEnv(ENVS, data=data, defender=defender, game=game)
+    env.reset(seed=SEED)
+    player = RandomStrategy(env.space.sizes, stream(SEED, "actions", device))
+    warm_up = 3 * repeats  # teaches the defender, so that the look-ahead attack has work to do
+    batches, rng = Batches(data.to(device), ENVS, SEED), stream(SEED, "attack0", device)
+    drawn = [batches.next() for _ in range(warm_up + 10 * repeats)]
+    actions = [player.act(x, learn=False) for x, _ in drawn]
+    inputs = iter([(*one, env.space.decode(a)) for one, a in zip(drawn, actions, strict=True)])
+    played = iter(actions)
+    plays: dict[str, Play] = {
+        "floor": lambda: bare_parts(game, twin, *next(inputs), rng),
+        "advgame": lambda: env.step(next(played)),
+    }
+    rows = compare(plays, 10 * repeats, warm_up, nullcontext)
+    facts: Case = {"network": "small_cnn", "shape": data.shape, "batch": ENVS, "eps": eps}
+    facts["overhead_percent"] = 100 * (1 / rows["advgame"]["floor_share"] - 1)
+    same_work = all(map(torch.equal, *(model.parameters() for model in models)))
+    return facts | {"same_work": same_work, "contestants": rows}
+
+
+def show(groups: dict[str, list[Case]]) -> None:
+    """Print a table per case."""
+    columns = ("median_s", "min_s", "max_s", "n", "floor_share", "times_ours")
+    for group, case in ((group, case) for group, cases in groups.items() for case in cases):
+        facts = {key: value for key, value in case.items() if key != "contestants"}
+        words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        table = Table("", *columns, title=group, caption=", ".join(words))
+        for name, row in case["contestants"].items():
+            table.add_row(name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns))
+        Console(markup=False).print(table)
+
+
+def main(config: Config) -> None:
+    """Measure, print, write; InputError for settings that cannot work."""
+    if config.repeats < 1 or config.threads < 0:
+        raise InputError("--repeats must be 1 or above and --threads 0 or above")
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    cuda, cpu = torch.cuda.is_available(), Path("/proc/cpuinfo")
+    precision: Any = "bf16-mixed" if cuda else "32-true"
+    fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)
+    repeats = 2 if config.quick else config.repeats
+    cases = 1 if config.quick else len(NETWORKS) if cuda else 2
+    _, x, y = task("small_cnn", (1, 28, 28), 20 * ENVS, torch.device("cpu"))
+    data = [(load_data("digits").train, 0.15), (ImageSet.from_floats(x, y, CLASSES), 0.3)]
+    measures: dict[str, tuple[Callable[..., Case], list[Any]]] = {
+        "pgd": (measure_pgd, NETWORKS[:cases]),
+        "strategies": (measure_strategies, NETWORKS[:cases]),
+        "env": (measure_env, data[:cases]),
+    }
+    if unknown := set(config.only.split(",")) - set(measures):
+        raise InputError(f"--only knows {','.join(measures)}, not {','.join(sorted(unknown))}")
+    asked = {name: measures[name] for name in config.only.split(",")}
+    groups = {name: [f(fabric, repeats, one) for one in ones] for name, (f, ones) in asked.items()}
+    show(groups)
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    found = {one.name: one.version for one in distributions()}
+    about = {
+        "command": command(),
+        "versions": versions() | {name: found.get(name, "not installed") for name in PEERS},
+        "commit": commit(),
+        "device": device_name(fabric.device),
+        "cpu": next((line.split(": ")[1] for line in lines if "model name" in line), "unknown"),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16-mixed, channels_last" if cuda else "fp32",
+        "repeats": repeats,
+    }
+    write_atomically(Path(config.out), json.dumps({**about, "groups": groups}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except (InputError, OSError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(problem, InputError) else 1) from None

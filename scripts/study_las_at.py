@@ -1,0 +1,317 @@
+"""The LAS-AT comparison: who picks the strategies, and does learning to pick them pay?
+
+    python scripts/study_las_at.py --dataset digits --seeds 5
+    python scripts/study_las_at.py --dataset mnist --data-dir DIR --seeds 3
+
+Each cell is one run of `train_las_at.py` (player x seed) in its own process; finished cells are
+kept and interrupted ones resumed, so that the command can be given again. Players: REINFORCE with
+each credit, the published settings (repo), PPO, random, fixed (PGD-10 at ε₀: plain PGD-AT); then
+controls at equal compute: random and fixed for as many forwards and backwards as REINFORCE spent,
+its look-ahead counted; and fixed at the strategy of largest ε, the one R1 pays best.
+
+Writes `<out>/<dataset>.json`, `.md` and `.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import tyro
+from matplotlib import pyplot as plt
+from rich.console import Console
+
+from advgame.cli import run_script
+from advgame.curves import save_figure
+from advgame.errors import InputError
+from advgame.runs import Metrics, command, commit, versions
+
+_COST = "attacker/forwards_per_image"
+
+# name -> flags of train_las_at.py
+PLAYERS: dict[str, tuple[str, ...]] = {
+    "reinforce-mixed": ("--credit", "mixed"),
+    "reinforce-sample": ("--credit", "sample"),
+    "reinforce-batch": ("--credit", "batch"),
+    "repo": ("--preset", "repo"),
+    "ppo": ("--agent", "ppo"),
+    "random": ("--agent", "random"),
+    "fixed": ("--agent", "fixed"),
+    "fixed-largest": ("--agent", "fixed", "--fixed", "15", "10", "5"),
+}
+# trained for as long as the compute of REINFORCE with mixed credit lasts
+EQUAL_COMPUTE = ("random", "fixed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare strategy players over seeds."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """data set"""
+    seeds: int = 5
+    """seeds 0, 1, … per player"""
+    players: tuple[str, ...] = tuple(PLAYERS)
+    """which players"""
+    equal_compute: bool = True
+    """also train random and fixed at the compute of reinforce-mixed"""
+    jobs: int = 2
+    """processes at a time, one thread each"""
+    runs_dir: str = "runs/study"
+    """run folders, one per cell; not committed"""
+    out: str = "results/las_at"
+    """where the results go"""
+    extra: str = ""
+    """further flags of train_las_at.py for every cell, e.g. --extra="--epochs 5" """
+    data_dir: str | None = None
+    """data folder (mnist)"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    player: str
+    seed: int
+    flags: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return f"{self.player}-seed{self.seed}"
+
+
+def train(cell: Cell, config: Config) -> None:
+    """Run, resume or skip one cell."""
+    root = Path(config.runs_dir) / config.dataset
+    folder = root / cell.name
+    if (folder / "report.json").exists():
+        return
+    script = [sys.executable, str(Path(__file__).with_name("train_las_at.py"))]
+    if (folder / "config.json").exists():
+        words = [*script, "--resume", str(folder)]
+    else:
+        data = ["--data-dir", config.data_dir] if config.data_dir else []
+        words = [*script, "--dataset", config.dataset, *data, "--runs-dir", str(root)]
+        words += [
+            "--name",
+            cell.name,
+            "--seed",
+            str(cell.seed),
+            *shlex.split(config.extra),
+            *cell.flags,
+        ]
+    done = subprocess.run(words, capture_output=True, text=True, env=_one_thread())
+    if done.returncode:
+        raise InputError(f"{cell.name} failed, its last words: {done.stderr[-500:]}")
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def read(cell: Cell, config: Config) -> dict[str, Any]:
+    """What a finished cell found."""
+    folder = Path(config.runs_dir) / config.dataset / cell.name
+    report = json.loads((folder / "report.json").read_text())
+    settings = json.loads((folder / "config.json").read_text())["config"]
+    rows = Metrics.read(folder / "metrics.csv")
+    last = rows[-5:]
+    return {
+        "player": cell.player,
+        "seed": cell.seed,
+        "n": report["n"],
+        "epochs": settings["epochs"],
+        "eps": report["threat"]["eps"],
+        "train_n": settings["train_n"],
+        **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
+        "worst_case": report["worst_case"],
+        "last_pgd20": report["last"]["pgd20"],
+        "flags": [flag["name"] for flag in report["flags"]],
+        "forwards_per_image": mean(row[_COST] for row in rows),
+        "total_forwards_per_image": sum(row[_COST] for row in rows),
+        "train_seconds": rows[-1]["time/seconds"],
+        **{
+            name.split("/")[1]: mean(row[name] for row in last)
+            for name in (
+                "strategy/eps_ratio",
+                "strategy/steps_ratio",
+                "strategy/step_size_ratio",
+                "strategy/entropy_eps",
+                "strategy/entropy_steps",
+                "strategy/entropy_step_size",
+                "game/attacker_reward",
+                "game/adversarial_loss",
+            )
+            if all(name in row for row in last)
+        },
+    }
+
+
+def cells(config: Config) -> list[Cell]:
+    """Everything that does not wait for another cell's cost."""
+    return [
+        Cell(player, seed, PLAYERS[player])
+        for seed in range(config.seeds)
+        for player in config.players
+    ]
+
+
+def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterator[Cell]:
+    """Controls with epochs stretched to what reinforce-mixed of the same seed spent."""
+    by = {(r["player"], r["seed"]): r for r in results}
+    for seed in range(config.seeds):
+        learned = by[("reinforce-mixed", seed)]
+        for player in EQUAL_COMPUTE:
+            own = by[(player, seed)]
+            ratio = learned["total_forwards_per_image"] / own["total_forwards_per_image"]
+            epochs = round(own["epochs"] * ratio)
+            flags = (*PLAYERS[player], "--epochs", str(epochs), "--validate-every", "2")
+            yield Cell(f"{player}-equal-compute", seed, flags)
+
+
+def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
+    """Train the cells, a few at a time, and read them."""
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        waiting = {cell.name: pool.submit(train, cell, config) for cell in todo}
+        for number, (name, future) in enumerate(waiting.items(), 1):
+            future.result()
+            console.print(f"{number}/{len(waiting)} {name}")
+    return [read(cell, config) for cell in todo]
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over seeds, and paired differences to random."""
+    summary: dict[str, dict[str, Any]] = {}
+    for player in dict.fromkeys(r["player"] for r in results):
+        mine = [r for r in results if r["player"] == player]
+        numbers = [k for k, v in mine[0].items() if isinstance(v, float)]
+        summary[player] = {"seeds": len(mine), "epochs": mine[0]["epochs"]} | {
+            key: _spread([r[key] for r in mine]) for key in numbers
+        }
+        partner = {r["seed"]: r for r in results if r["player"] == "random"}
+        pairs = [
+            r["accuracy_autoattack"] - partner[r["seed"]]["accuracy_autoattack"]
+            for r in mine
+            if r["seed"] in partner and "accuracy_autoattack" in r
+        ]
+        if pairs and player != "random":
+            summary[player]["autoattack_minus_random"] = _spread(pairs)
+    return summary
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
+
+
+def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The comparison for people."""
+    columns = {
+        "accuracy_clean": "clean",
+        "accuracy_pgd20": "PGD-20",
+        "accuracy_autoattack": "AutoAttack",
+        "autoattack_minus_random": "AA − random (paired)",
+        "forwards_per_image": "F per image and step",
+        "eps_ratio": "ε/ε₀",
+        "entropy_eps": "entropy of ε, nats",
+        "attacker_reward": "attacker reward",
+    }
+    percent = {"accuracy_clean", "accuracy_pgd20", "accuracy_autoattack", "autoattack_minus_random"}
+    first = results[0]
+    lines = [
+        f"# LAS-AT on {config.dataset}: learned strategies against controls",
+        "",
+        f"ε₀ = {first['eps']:.3g}, {first['n']} test images, {config.seeds} seeds, "
+        f"training images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
+        "Weights selected on the validation split. Strategy columns: mean of the last 5 epochs. "
+        "F: forwards of the defender (input-backward 1, backward with weights 2).",
+        "",
+        "| player | epochs | " + " | ".join(columns.values()) + " |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for player, row in about["summary"].items():
+        entries = [
+            f"{100 * row[c]['mean']:.1f} ± {100 * row[c]['sd']:.1f}"
+            if c in row and c in percent
+            else f"{row[c]['mean']:.2f}"
+            if c in row
+            else "–"
+            for c in columns
+        ]
+        lines.append(f"| {player} | {row['epochs']} | " + " | ".join(entries) + " |")
+    flags = sorted({flag for r in results for flag in r["flags"]})
+    lines += ["", f"Flags raised: {', '.join(flags) or 'none'}.", ""]
+    lines += [f"Command: `{about['command']}`, commit {about['commit'][:12]}.", ""]
+    return "\n".join(lines)
+
+
+def picture(config: Config, results: list[dict[str, Any]], path: Path) -> None:
+    """Strategy and validation accuracy over time for each player, one line per seed."""
+    tags = {
+        "strategy/eps_ratio": "mean ε / ε₀",
+        "strategy/entropy_eps": "entropy of ε, nats",
+        "game/attacker_reward": "attacker reward",
+        "eval/robust": "validation PGD-10 accuracy",
+    }
+    players = [p for p in PLAYERS if any(r["player"] == p for r in results)]
+    figure, axes = plt.subplots(1, len(tags), figsize=(17, 3.6), layout="constrained")
+    for axis, (tag, label) in zip(axes, tags.items(), strict=True):
+        for number, player in enumerate(players):
+            curves: dict[float, list[float]] = {}
+            for seed in range(config.seeds):
+                folder = Path(config.runs_dir) / config.dataset / f"{player}-seed{seed}"
+                for row in Metrics.read(folder / "metrics.csv"):
+                    if tag in row:
+                        curves.setdefault(row["epoch"], []).append(row[tag])
+            if curves:
+                xs, ys = list(curves), [mean(v) for v in curves.values()]
+                axis.plot(xs, ys, color=f"C{number}", label=player, lw=1.4)
+                low, high = [min(v) for v in curves.values()], [max(v) for v in curves.values()]
+                axis.fill_between(xs, low, high, color=f"C{number}", alpha=0.12, lw=0)
+        axis.set(title=label, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    handles, labels = axes[3].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(players), fontsize=8)
+    figure.suptitle(
+        f"LAS-AT on {config.dataset}: mean and range over {config.seeds} seeds", fontsize=10
+    )
+    save_figure(figure, path)
+
+
+def main(config: Config) -> None:
+    """Train what is missing, then write the results."""
+    if unknown := [name for name in config.players if name not in PLAYERS]:
+        raise InputError(f"unknown player {unknown[0]!r}: choose from {', '.join(PLAYERS)}")
+    wanted = {"reinforce-mixed", *EQUAL_COMPUTE}
+    if config.equal_compute and not wanted <= set(config.players):
+        raise InputError(f"--equal-compute needs the players {', '.join(sorted(wanted))}")
+    results = run_all(cells(config), config)
+    if config.equal_compute:
+        results += run_all(list(equal_compute_cells(config, results)), config)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "summary": summarise(results),
+        "cells": results,
+    }
+    (out / f"{config.dataset}.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / f"{config.dataset}.md").write_text(as_markdown(config, results, about))
+    picture(config, results, out / f"{config.dataset}.png")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))

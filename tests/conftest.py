@@ -1,0 +1,65 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advgame.data import Splits, load_data
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tests share two cores with others; small tensors are fastest on one thread."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """A folder with real CIFAR-10 and MNIST in torchvision's layout, or skip."""
+    folder = Path(os.environ.get("ADVGAME_DATA", "/nonexistent"))
+    if not (folder / "cifar-10-batches-py").is_dir():
+        pytest.skip("ADVGAME_DATA names no folder with CIFAR-10 and MNIST")
+    return folder
+
+
+class Linear(nn.Module):
+    """Logits W·x + b: every attack on it has a closed form."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias)
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T.to(x.dtype) + self.bias.to(x.dtype)
+
+
+class BatchNormNet(nn.Module):
+    """Small, deep enough to have batch-norm buffers and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(4 * 64, 10),
+        )
+
+    def forward(self, x):
+        return self.net(x)

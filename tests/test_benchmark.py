@@ -1,0 +1,131 @@
+"""The benchmark script: its JSON, and that what it compares does equal work. No timing asserts."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advgame.attacks import GradientAttack
+from advgame.classifiers import make_classifier
+from advgame.errors import InputError
+from advgame.games.strategy import Strategies
+from advgame.seeding import seeded_init
+from advgame.threat import Linf
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ("advgame", "advgame unchecked")
+PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["benchmark"]
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "scripts/benchmark.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_quick_run_writes_every_figure(tmp_path):
+    out = tmp_path / "benchmark.json"
+    done = run("--quick", "--threads", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "floor_share" in done.stdout
+    content = json.loads(out.read_text())
+    assert set(content) == {
+        *("command", "versions", "commit", "device", "cpu", "threads", "precision", "repeats"),
+        "groups",
+    }
+    assert content["threads"] == 1
+    assert content["repeats"] == 2
+    assert {"torch", *PEERS} <= set(content["versions"])
+    assert set(content["groups"]) == {"pgd", "strategies", "env"}
+    turns = {"pgd": 2, "strategies": 2, "env": 20}
+    for group, cases in content["groups"].items():
+        for case in cases:
+            for row in case["contestants"].values():
+                assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+                assert row["n"] == turns[group]
+    (pgd,), (strategies,), (env,) = (content["groups"][name] for name in turns)
+    assert {*pgd["contestants"], *pgd["not_installed"]} == {"floor", *OURS, *PEERS}
+    assert all(content["versions"][name] == "not installed" for name in pgd["not_installed"])
+    assert pgd["contestants"]["floor"]["floor_share"] == 1
+    assert pgd["contestants"]["advgame"]["times_ours"] == 1
+    assert strategies["speed_up"] > 0
+    assert strategies["max_steps"] == 14
+    assert "overhead_percent" in env
+    if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
+        assert env["same_work"]
+
+
+def test_masked_loop_gives_the_adversarial_examples_of_the_attack(benchmark):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(16, 1, 12, 12, generator=rng, dtype=torch.float64)
+    y = torch.randint(10, (16,), generator=rng)
+    with seeded_init(0):
+        model = make_classifier("small_cnn", (1, 12, 12), 10).double()
+    strategies = Strategies(
+        torch.empty(16, dtype=torch.float64).uniform_(0.05, 0.3, generator=rng),
+        torch.randint(3, 15, (16,), generator=rng),
+        torch.empty(16, dtype=torch.float64).uniform_(0.01, 0.1, generator=rng),
+    )
+    ball = Linf(strategies.eps)
+    attack = GradientAttack(ball, strategies.steps, strategies.step_size, start=ball)
+    ours = attack.perturb(model, x, y, rng=torch.Generator().manual_seed(1))
+    masked = benchmark.masked_loop(model, x, y, strategies, torch.Generator().manual_seed(1))
+    assert len(strategies.steps.unique()) > 3
+    assert torch.equal(ours, masked)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
+    followed = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 10)
+
+        def forward(self, x):
+            followed.append(torch.is_grad_enabled() and x.requires_grad)
+            return self.linear(x.flatten(1))
+
+    x, y = torch.rand(8, 1, 4, 4), torch.randint(10, (8,))
+    try:
+        play = benchmark.peer(name, Counting().eval(), x, y, 0.1)
+    except ImportError:
+        pytest.skip(f"{name} is not installed")
+    followed.clear()
+    x_adv = torch.as_tensor(play())
+    assert sum(followed) == 10
+    size = (x_adv - x).abs().max()
+    assert 0 < size <= 0.1 + 1e-6
+
+
+def test_wrong_settings_are_refused_in_one_line(tmp_path):
+    done = run("--only", "pgd,speed", "--out", str(tmp_path / "benchmark.json"))
+    assert done.returncode == 2
+    assert done.stderr == "error: --only knows pgd,strategies,env, not speed\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("settings", [{"repeats": 0}, {"threads": -1}])
+def test_numbers_that_measure_nothing_are_refused(benchmark, settings, tmp_path):
+    with pytest.raises(InputError, match="must be 1 or above"):
+        benchmark.main(benchmark.Config(out=str(tmp_path / "benchmark.json"), **settings))

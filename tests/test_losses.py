@@ -1,0 +1,38 @@
+"""Losses against their definitions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from advgame.errors import InputError
+from advgame.losses import cross_entropy, margin, smoothed_cross_entropy
+
+
+@pytest.mark.parametrize("f", [0.1, 0.6, 0.7, 1.0])
+def test_smoothing_is_lasats_explicit_target(f, rng):
+    """True class f, each other (1 - f)/(K - 1), as the published code writes it."""
+    logits, y = torch.randn(6, 10, generator=rng), torch.arange(6)
+    target = torch.full((6, 10), (1 - f) / 9)
+    target[torch.arange(6), y] = f
+    want = -(target * logits.log_softmax(1)).sum(1)
+    torch.testing.assert_close(smoothed_cross_entropy(logits, y, f), want)
+
+
+def test_margin_is_positive_exactly_where_misclassified(rng):
+    logits, y = torch.randn(50, 4, generator=rng), torch.arange(50) % 4
+    wrong = logits.argmax(1) != y
+    assert 0 < int(wrong.sum()) < 50
+    assert torch.equal(margin(logits, y) > 0, wrong)
+
+
+def test_half_precision_logits_are_raised():
+    logits = torch.tensor([[30000.0, -30000.0]]).half()
+    loss = cross_entropy(logits, torch.tensor([1]))
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), torch.tensor([1]))[None])
+
+
+@pytest.mark.parametrize("f", [0.05, 1.2, -1])
+def test_impossible_smoothing_is_refused(f):
+    with pytest.raises(InputError, match="probability"):
+        smoothed_cross_entropy(torch.zeros(1, 10), torch.tensor([0]), f)
