@@ -82,6 +82,10 @@ class Threat(ABC):
         clipped to [0, 1], which stays in the ball because ``x`` itself lies in [0, 1].
         """
 
+    def projector(self, x: Tensor) -> Callable[[Tensor, Index], Tensor]:
+        """`project` around fixed images, as a function of points and of their rows in ``x``."""
+        return lambda x_adv, rows: self.select(rows).project(x_adv, x[rows])
+
     @abstractmethod
     def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """A uniform draw from the ball around ``x``, clipped to [0, 1]."""
@@ -103,8 +107,13 @@ class Linf(Threat):
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Clip to [x - ε, x + ε] and to [0, 1]."""
+        return self.projector(x)(x_adv, slice(None))
+
+    def projector(self, x: Tensor) -> Callable[[Tensor, Index], Tensor]:
+        """Both clips are one box, computed once for all steps of an attack."""
         eps = per_image(self.eps, x)
-        return torch.clamp(x_adv, x - eps, x + eps).clamp_(0, 1)
+        low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
+        return lambda x_adv, rows: torch.clamp(x_adv, low[rows], high[rows])
 
     def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Every pixel moves by U(-ε, ε)."""

@@ -62,6 +62,9 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         reward_interval: k; 0 never pays.
         crop: random crops of the training images.
         flip: random flips, with ``crop``.
+        ramp_steps: over the first steps, ε and step size of every strategy grow linearly to
+            what was chosen. MNIST at ε₀ = 0.3 needs it: at full strength from the start, a
+            network ends as a constant.
 
     Source: Jia et al., LAS-AT: Adversarial Training with Learnable Attack Strategy, CVPR 2022.
     """
@@ -80,9 +83,12 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         reward_interval: int = 1,
         crop: bool = False,
         flip: bool = False,
+        ramp_steps: int = 0,
     ) -> None:
-        if num_envs < 1 or reward_interval < 0:
-            raise InputError("num_envs must be 1 or above and reward_interval 0 or above")
+        if num_envs < 1 or reward_interval < 0 or ramp_steps < 0:
+            raise InputError(
+                "num_envs must be 1 or above, reward_interval and ramp_steps 0 or above"
+            )
         if credit not in ("mixed", "sample", "batch"):
             raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
         data = data if data is not None else load_data("digits").train
@@ -92,7 +98,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.data = data.to(self.defender.device)
         self.credit: Credit = credit
         self.reward_interval, self.crop, self.flip = reward_interval, crop, flip
-        self.num_envs = num_envs
+        self.num_envs, self.ramp_steps = num_envs, ramp_steps
         self.single_observation_space = spaces.Box(0, 1, data.shape, np.float32)
         self.single_action_space = spaces.MultiDiscrete(list(self.space.sizes))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -163,12 +169,15 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             raise InputError(
                 f"actions must have shape ({self.num_envs}, 3), not {tuple(chosen.shape)}"
             )
+        strategies = self.space.decode(chosen)
+        if self.steps < self.ramp_steps:
+            strategies = strategies.scaled((self.steps + 1) / self.ramp_steps)
         played, due = self.images, self.reward_due
         self.result = self.game.step(
             self.defender,
             played,
             self.labels,
-            self.space.decode(chosen),
+            strategies,
             self._rng,
             pay=due,
         )

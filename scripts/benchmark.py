@@ -88,9 +88,8 @@ def compare(plays: dict[str, Play], repeats: int, warm_up: int, context: Any) ->
     wait: Play = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     gc.freeze()  # or each collection below would take longer than a turn
     gc.disable()
-    turns = range(warm_up + repeats)
     # without auto_refresh no thread draws while the clock runs
-    for turn in track(turns, "measuring", console=screen, auto_refresh=False, transient=True):
+    for turn in track(range(warm_up + repeats), console=screen, auto_refresh=False, transient=True):
         shuffle.shuffle(order)
         gc.collect()
         for name in order:
@@ -139,6 +138,7 @@ def peer(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Play:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
+    model.register_forward_hook(lambda *call: call[2].float())  # NumPy knows no bf16
     about = {"input_shape": x.shape[1:], "nb_classes": CLASSES, "clip_values": (0.0, 1.0)}
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), **about)
     settings = {"max_iter": STEPS, "num_random_init": 1, "batch_size": len(x), "verbose": False}

@@ -86,6 +86,8 @@ class Config:
     """pay the attacker every k-th step, and let it learn then"""
     space: str = "las-pgd-at-cifar10"
     """lists of ε, steps and step sizes to choose from"""
+    eps_ramp: float = 0.0
+    """share of the training over which ε and step size of all strategies grow from 0"""
     epochs: int = 40
     """passes over the training images"""
     batch_size: int = 64
@@ -141,7 +143,7 @@ _COLOUR: dict[str, Any] = {
 # what a data set changes in Config
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {},
-    "mnist": {"eps": "0.3", "epochs": 10, "batch_size": 128, "eval_n": 1000},
+    "mnist": {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000},
     "cifar10": _COLOUR,
     "cifar100": _COLOUR,
     "svhn": {**_COLOUR, "lr": 0.05},
@@ -180,6 +182,8 @@ def check(config: Config) -> Config:
             raise InputError(f"{name} must be above 0, not {value}")
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
+    if not 0 <= config.eps_ramp < 1:
+        raise InputError(f"eps_ramp is a share in [0, 1), not {config.eps_ramp}")
     derive_seed(config.seed, "check")
     plan(config)
     return config
@@ -220,6 +224,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         start="eps0" if repo else "own",
         look_ahead_mode="train" if repo else "eval",
     )
+    batch = config.batch_size * fabric.world_size
     learns = config.agent in ("reinforce", "ppo")
     env = StrategySelectionVectorEnv(
         config.batch_size,
@@ -231,6 +236,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         reward_interval=config.reward_interval if learns else 0,  # controls save the look-ahead
         crop=colour,
         flip=colour and config.dataset != "svhn",
+        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
     )
     return StrategyGame(env, _player(config, env, fabric), config.seed)
 

@@ -3,7 +3,6 @@
 import pickle
 import warnings
 
-import envs
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.vec_env import VecMonitor
 
+import envs
 from advgame.errors import InputError
 from agents.sb3 import policy_kwargs
 from envs.sb3 import StrategySelectionVecEnv

@@ -162,13 +162,14 @@ class _Ascent:
         self.order: Tensor | None = None
         if isinstance(attack.steps, Tensor):
             self.order = attack.steps.to(x.device).argsort(descending=True, stable=True)
-            steps = attack.steps.to(x.device)[self.order]
-            tick = torch.arange(int(steps[0]), device=x.device)
-            self.moving = [int(n) for n in (steps[:, None] > tick).sum(0).tolist()]
+            # the one host synchronisation of the attack: how many images move at each step
+            steps = sorted(attack.steps.tolist(), reverse=True)
+            self.moving = [sum(own > tick for own in steps) for tick in range(steps[0])]
         else:
             self.moving = [len(x)] * attack.steps
         self.x, self.y = self._sorted(self.x_unsorted), self._sorted(y)
         self.threat = attack.threat if self.order is None else attack.threat.select(self.order)
+        self.project = self.threat.projector(self.x)
         size = attack.step_size
         self.step_size = self._sorted(size) if isinstance(size, Tensor) else size
         self.standing = torch.arange(len(x), device=x.device)  # positions not fooled yet
@@ -245,9 +246,8 @@ class _Ascent:
 
     def _step(self, x_adv: Tensor, grad: Tensor, rows: Index) -> Tensor:
         size = self.step_size[rows] if isinstance(self.step_size, Tensor) else self.step_size
-        threat = self.threat.select(rows)
-        moved = threat.steepest(grad).mul_(per_image(size, grad)).add_(x_adv)
-        return threat.project(moved, self.x[rows])
+        direction = self.threat.steepest(grad)
+        return self.project(direction.mul_(per_image(size, grad)).add_(x_adv), rows)
 
     def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
         """Retire the rows that are fooled; returns which rows stay, as a mask over ``rows``."""

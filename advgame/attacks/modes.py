@@ -27,7 +27,8 @@ def attacked(model: nn.Module, mode: BatchNormMode = "eval") -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    buffers = list(model.buffers())
+    saved = [buffer.detach().clone() for buffer in buffers]
     model.train(mode == "train")
     for parameter, _ in requires_grad:
         parameter.requires_grad_(False)
@@ -38,6 +39,6 @@ def attacked(model: nn.Module, mode: BatchNormMode = "eval") -> Iterator[None]:
             module.training = training
         for parameter, flag in requires_grad:
             parameter.requires_grad_(flag)
-        with torch.no_grad():
-            for buffer, saved in buffers:
-                buffer.copy_(saved)
+        if buffers:
+            with torch.no_grad():
+                torch._foreach_copy_(buffers, saved)

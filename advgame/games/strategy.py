@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -30,6 +30,10 @@ class Strategies:
     eps: Tensor
     steps: Tensor
     step_size: Tensor
+
+    def scaled(self, factor: float) -> Strategies:
+        """The same strategies with ε and step size times ``factor``."""
+        return replace(self, eps=self.eps * factor, step_size=self.step_size * factor)
 
 
 @dataclass(frozen=True)
