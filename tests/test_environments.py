@@ -1,4 +1,4 @@
-"""Every registered environment: the checker, seeds, single equal to vector, SB3, pickling, errors."""
+"""Every registered environment: the checker, seeds, single equals vector, SB3, pickling."""
 
 import pickle
 import warnings

@@ -1,4 +1,4 @@
-"""LAS-AT's rules: decoding, pay-offs against hand computation, the look-ahead, the real defender."""
+"""LAS-AT's rules: decoding, pay-offs by hand, the look-ahead, the real defender untouched."""
 
 import copy
 
