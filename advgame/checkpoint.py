@@ -121,29 +121,37 @@ class Checkpoints:
 
     def _steps(self, rank: int) -> list[Path]:
         suffix = f".rank{rank}" if rank else ""
-        return sorted(
-            path
-            for path in self.folder.glob(f"step_{'[0-9]' * 8}{suffix}")
-            if path.name.endswith(suffix or path.name[-8:])
-        )
+        return sorted(self.folder.glob(f"step_{'[0-9]' * 8}{suffix}"))
 
     def _forget_old(self, rank: int) -> None:
         for path in self._steps(rank)[: -self.keep]:
             shutil.rmtree(path, ignore_errors=True)
 
-    def newest(self, rank: int = 0) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that is whole, and a line for each one that is not.
+    def newest(self, rank: int = 0, at_most: int | None = None) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, and a line for each newer one that is not.
+
+        Args:
+            rank: of which process.
+            at_most: ignore checkpoints of later steps.
 
         Raises:
-            InputError: the newest one was written by an incompatible version.
+            InputError: there are checkpoints and none is whole, or the newest one was written by
+                an incompatible version.
         """
         complaints: list[str] = []
         for path in reversed(self._steps(rank)):
+            if at_most is not None and step_of(path) > at_most:
+                continue
             problem = _problem(path)
             if problem is None:
                 return path, complaints
             complaints.append(f"{path} is damaged ({problem}): going back to the one before")
-        return None, complaints
+        if complaints:
+            raise InputError(
+                f"no checkpoint in {self.folder} is whole ({complaints[0]}): "
+                "restore one from a backup, or start a new run"
+            )
+        return None, []
 
     @staticmethod
     def load(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -152,6 +160,11 @@ class Checkpoints:
             load_weights(module, path / f"{name}.safetensors")
         state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         return state
+
+
+def step_of(path: Path) -> int:
+    """The training step in a checkpoint's name."""
+    return int(path.name[5:13])
 
 
 def _problem(path: Path) -> str | None:

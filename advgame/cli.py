@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -15,6 +16,22 @@ from advgame.runs import RunFolder
 
 ConfigT = TypeVar("ConfigT")
 _FREE = ("resume", "name", "runs_dir", "data_dir", "download")  # may differ when a run goes on
+
+
+def peek(**defaults: str) -> dict[str, str]:
+    """The values of a few options on the command line, before it is parsed in full.
+
+    They decide what the other options' defaults are, which ``--help`` then shows.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", default=default)
+    words = [word for word in sys.argv[1:] if word.split("=")[0] != "--"]
+    try:
+        known, _ = parser.parse_known_args(words)
+    except SystemExit:  # an option without its value: the full parser says so better
+        return defaults
+    return dict(vars(known))
 
 
 def run_script(job: Callable[[], object]) -> None:

@@ -74,22 +74,32 @@ class RunFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 
-    @classmethod
-    def create(cls, root: Path, name: str, config: Mapping[str, Any], device: str) -> RunFolder:
-        """Make ``root/name``; an empty name becomes the current time.
+    @staticmethod
+    def new_path(root: Path, name: str) -> Path:
+        """Where a new run goes; an empty name becomes the current time.
 
         Raises:
-            InputError: the folder exists, or cannot be made.
+            InputError: the folder exists, or the name is not one of a folder.
         """
-        name = name or datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = root / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
+        path = root / (name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+        if path.parent != root:
+            raise InputError(f"the name of a run must be a plain folder name, not {name!r}")
+        if path.exists():
             raise InputError(
                 f"{path} exists and is never overwritten: choose another --name, "
                 f"or go on with --resume {path}"
-            ) from error
+            )
+        return path
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any], device: str) -> RunFolder:
+        """Make the folder ``path`` of a new run.
+
+        Raises:
+            InputError: it exists, or cannot be made.
+        """
+        try:
+            path.mkdir(parents=True)
         except OSError as error:
             raise InputError(f"cannot make the run folder {path}: {error}") from error
         about = {

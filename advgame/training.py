@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from rich.console import Console
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from advgame.checkpoint import Checkpoints, load_weights, save_weights
+from advgame.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.curves import Curves, means
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -240,9 +240,14 @@ class Trainer:
         self.fabric.barrier()
 
     def _restore(self) -> int:
-        path, complaints = self.run.checkpoints.newest(self.fabric.global_rank)
+        rank = self.fabric.global_rank
+        path, complaints = self.run.checkpoints.newest(rank)
         for line in complaints:
             print(f"warning: {line}", file=sys.stderr)
+        if self.fabric.world_size > 1:  # a kill may have come between two processes' checkpoints
+            mine = torch.tensor(float(step_of(path) if path else -1), device=self.fabric.device)
+            common = int(cast(Tensor, self.fabric.all_reduce(mine, reduce_op="min")))
+            path, _ = self.run.checkpoints.newest(rank, at_most=common)
         if path is None:
             return 0  # killed before the first checkpoint: begin again, to the same bits
         state = Checkpoints.load(path, self._modules())

@@ -49,8 +49,10 @@ PRESETS = {
 _MEMORY = 0.95  # of the moving averages
 
 
-def averaging(fabric: Fabric) -> Callable[[StrategyPolicy], None]:
-    """Average a policy's gradients over all processes, for `Reinforce`'s ``synchronise``."""
+def averaging(fabric: Fabric) -> Callable[[StrategyPolicy], None] | None:
+    """Average a policy's gradients over several processes, for `Reinforce`'s ``synchronise``."""
+    if fabric.world_size == 1:
+        return None
 
     def average(policy: StrategyPolicy) -> None:
         for parameter in policy.parameters():

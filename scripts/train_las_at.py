@@ -12,8 +12,6 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +24,11 @@ from torch import nn
 from advgame.attacks import pgd
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import make_fabric, resume_settings, run_script
+from advgame.cli import make_fabric, peek, resume_settings, run_script
 from advgame.data import DATASETS, STATISTICS, Splits, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import check_attacks, score
+from advgame.evaluation import as_line, check_attacks, score
 from advgame.evaluation.judge import judge
 from advgame.games.las_at import Credit, LasAt
 from advgame.games.strategy import StrategyPlayer, strategy_space
@@ -267,8 +265,7 @@ def _player(config: Config, env: StrategySelectionVectorEnv, fabric: Fabric) -> 
     with seeded_init(config.seed, "policy"):
         policy = StrategyPolicy(shape, sizes, uniform=config.preset != "repo")
 
-    synchronise = averaging(fabric) if fabric.world_size > 1 else None
-    return Reinforce(policy.to(fabric.device), settings, rng, synchronise)
+    return Reinforce(policy.to(fabric.device), settings, rng, averaging(fabric))
 
 
 def main(config: Config, default: Config | None = None) -> RunFolder:
@@ -277,9 +274,12 @@ def main(config: Config, default: Config | None = None) -> RunFolder:
     Raises:
         InputError: settings or data that cannot work, found before any training.
     """
-    run = None
+    resume = config.resume is not None
     if config.resume is not None:
         run, config = resume_settings(Path(config.resume), config, default or Config())
+        path = run.path
+    else:
+        path = RunFolder.new_path(Path(config.runs_dir), config.name)
     check(config)
     data = load_data(
         config.dataset, config.data_dir, download=config.download, train_n=config.train_n
@@ -287,10 +287,9 @@ def main(config: Config, default: Config | None = None) -> RunFolder:
     fabric = make_fabric(config.accelerator, config.devices, config.precision)
     data = data.to(fabric.device)
     game = build(config, data, fabric)
-    resume = run is not None
-    if run is None:
-        device = device_name(fabric.device)
-        run = RunFolder.create(Path(config.runs_dir), config.name, asdict(config), device)
+    if not resume and fabric.global_rank == 0:
+        RunFolder.create(path, asdict(config), device_name(fabric.device))
+    run = RunFolder(Path(fabric.broadcast(str(path))))
     threat = game.env.game.threat
 
     def validate(judged: nn.Module) -> dict[str, float]:
@@ -311,19 +310,12 @@ def main(config: Config, default: Config | None = None) -> RunFolder:
             seed=config.seed,
             title=f"LAS-AT on {config.dataset}, {config.agent}, seed {config.seed}",
         )
-        accuracy = ", ".join(f"{k} {100 * v:.1f} %" for k, v in content["accuracy"].items())
-        print(f"{accuracy}; {len(content['flags'])} flag(s); more in {run.path}/report.md")
+        print(f"{as_line(content)}; more in {run.path}/report.md")
     return run
 
 
 def _from_command_line() -> RunFolder:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--dataset", default="digits")
-    first.add_argument("--preset", default="default")
-    known, _ = first.parse_known_args(
-        [word for word in sys.argv[1:] if word not in ("-h", "--help")]
-    )
-    default = defaults(known.dataset, known.preset)
+    default = defaults(**peek(dataset="digits", preset="default"))
     return main(tyro.cli(Config, default=default), default)
 
 

@@ -60,7 +60,9 @@ def test_a_new_policy_is_uniform_and_draws_from_its_stream(rng):
     assert values.shape == (5,)
     first = sample(logits, torch.Generator().manual_seed(1))
     assert torch.equal(first, sample(logits, torch.Generator().manual_seed(1)))
-    torch.testing.assert_close(log_probability(logits, first), torch.full((5,), -24.0).abs().log().neg())
+    torch.testing.assert_close(
+        log_probability(logits, first), torch.full((5,), -24.0).abs().log().neg()
+    )
 
 
 def test_gradient_is_the_policy_gradient(rng):

@@ -1,7 +1,7 @@
 """Measuring robustness: verdicts per image and attack, sanity flags, reports."""
 
 from advgame.evaluation.flags import Flag, find_flags
-from advgame.evaluation.report import Report, write_report
+from advgame.evaluation.report import Report, as_line, write_report
 from advgame.evaluation.verdicts import ATTACKS, Verdicts, check_attacks, evaluate, predict, score
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Flag",
     "Report",
     "Verdicts",
+    "as_line",
     "check_attacks",
     "evaluate",
     "find_flags",

@@ -66,6 +66,12 @@ def write_report(run: RunFolder, report: Report) -> dict[str, Any]:
     return content
 
 
+def as_line(content: dict[str, Any]) -> str:
+    """The accuracies and the number of flags in one line."""
+    accuracy = ", ".join(f"{k} {100 * v:.1f} %" for k, v in content["accuracy"].items())
+    return f"{accuracy}; {len(content['flags'])} flag(s)"
+
+
 def as_markdown(content: dict[str, Any]) -> str:
     """The report for people; accuracies come with their binomial standard error."""
     n = content["n"]

@@ -1,0 +1,184 @@
+"""Checkpoints and run folders: whole or not there, damage found, nothing overwritten."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+
+from advgame.checkpoint import Checkpoints, load_weights, save_weights, write_atomically
+from advgame.errors import InputError
+from advgame.runs import Metrics, RunFolder
+
+
+RNG = torch.Generator().manual_seed(1)
+
+
+def net(value):
+    module = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(module.weight, value)
+    return module
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1 to 3; two are kept."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"net": net(step)}, {"step": step, "rng": RNG.get_state()})
+    return checkpoints
+
+
+def test_newest_comes_back_and_only_two_are_kept(saved):
+    path, complaints = saved.newest()
+    assert complaints == []
+    module = net(0)
+    state = saved.load(path, {"net": module})
+    assert state["step"] == 3
+    assert torch.equal(state["rng"], RNG.get_state())
+    assert torch.equal(module.weight, torch.full((2, 2), 3.0))
+    assert sorted(p.name for p in saved.folder.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+@pytest.mark.parametrize("file", ["net.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_checkpoint_is_passed_over(saved, file, damage):
+    path = saved.folder / "step_00000003" / file
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    found, complaints = saved.newest()
+    assert found.name == "step_00000002"
+    assert "step_00000003 is damaged" in complaints[0]
+
+
+def test_when_all_are_damaged_it_says_so(saved):
+    for path in saved.folder.iterdir():
+        (path / "state.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="no checkpoint .* is whole"):
+        saved.newest()
+
+
+def test_another_versions_checkpoint_is_refused(saved):
+    manifest = saved.folder / "step_00000003" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
+    with pytest.raises(InputError, match="format 99"):
+        saved.newest()
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2, 3, 4])
+def test_a_full_disk_leaves_the_old_checkpoints_whole(saved, monkeypatch, fails_at):
+    """The disk fills up at each of the places where a checkpoint is written."""
+    calls = iter(range(100))
+    real = os.fsync
+
+    def fsync(descriptor):
+        if next(calls) == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="could not be written.*No space"):
+        saved.save(4, {"net": net(4)}, {"step": 4})
+    monkeypatch.undo()
+    path, complaints = saved.newest()
+    assert path.name == "step_00000003"
+    assert complaints == []
+    assert not list(saved.folder.glob("*.partial"))
+    saved.save(4, {"net": net(4)}, {"step": 4})
+    assert saved.newest()[0].name == "step_00000004"
+
+
+def test_an_unfinished_checkpoint_is_invisible(saved):
+    (saved.folder / "step_00000009.partial").mkdir()
+    assert saved.newest()[0].name == "step_00000003"
+
+
+def test_ranks_keep_their_own(saved):
+    saved.save(3, {}, {"rank": 1}, rank=1)
+    assert saved.load(saved.newest(1)[0], {})["rank"] == 1
+    assert saved.newest(0)[0].name == "step_00000003"
+    assert saved.newest(0, at_most=2)[0].name == "step_00000002"
+
+
+def test_code_in_a_state_file_is_never_run(saved):
+    class Harm:
+        def __reduce__(self):
+            return os.system, ("touch harmed",)
+
+    path = saved.folder / "step_00000003"
+    torch.save({"x": Harm()}, path / "state.pt")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        saved.load(path, {})
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_weights(net(1), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="does not hold this network"):
+        load_weights(torch.nn.Linear(3, 2), tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(b"<html>")
+    with pytest.raises(InputError, match="does not hold"):
+        load_weights(net(1), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="no weights file"):
+        load_weights(net(1), tmp_path / "none.safetensors")
+
+
+def test_failed_writes_keep_the_old_file(tmp_path, monkeypatch):
+    write_atomically(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
+    with pytest.raises(OSError, match="no"):
+        write_atomically(tmp_path / "a.txt", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_runs_are_never_overwritten(tmp_path):
+    path = RunFolder.new_path(tmp_path, "one")
+    run = RunFolder.create(path, {"seed": 1}, "cpu")
+    assert run.about()["config"] == {"seed": 1}
+    assert {"versions", "commit", "command", "device"} <= set(run.about())
+    with pytest.raises(InputError, match="never overwritten"):
+        RunFolder.new_path(tmp_path, "one")
+    with pytest.raises(InputError, match="cannot make"):
+        RunFolder.create(path, {}, "cpu")
+    with pytest.raises(InputError, match="plain folder name"):
+        RunFolder.new_path(tmp_path, "../two")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "not a run folder"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"config": {}, "format": 0}', "run format 0"),
+    ],
+)
+def test_folders_that_are_no_runs_are_refused(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=words):
+        RunFolder.open(tmp_path)
+
+
+def test_metrics_drop_rows_that_no_checkpoint_vouches_for(tmp_path):
+    path = tmp_path / "metrics.csv"
+    metrics = Metrics(path)
+    metrics.add({"epoch": 1, "a": 0.1})
+    metrics.add({"epoch": 2, "a": 0.1 + 0.2, "b": 5})  # a column that comes later
+    metrics.add({"epoch": 3, "a": 1})
+    with path.open("a") as file:
+        file.write("4,0.")  # torn by a kill
+    kept = Metrics(path, rows=2)
+    assert kept.rows == [{"epoch": 1, "a": 0.1}, {"epoch": 2, "a": 0.1 + 0.2, "b": 5}]
+    assert Metrics.read(path) == kept.rows
+    with pytest.raises(InputError, match="lost rows"):
+        Metrics(path, rows=3)
+    with pytest.raises(InputError, match="cannot be read"):
+        Metrics.read(tmp_path / "none.csv")

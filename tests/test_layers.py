@@ -1,0 +1,40 @@
+"""The structure of the code: imports run down, files and names stay as the design has them."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+BELOW = {"advgame": {"agents", "envs", "scripts"}, "envs": {"agents"}, "agents": {"envs"}}
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_run_down_only(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            tops = {name.split(".")[0] for name in names}
+            assert not tops & (BELOW[package] | {"scripts"}), f"{file} imports {tops}"
+
+
+def test_advgame_works_beside_somebody_elses_envs(tmp_path):
+    """`envs` and `agents` are common names: the mathematics must not need ours."""
+    (tmp_path / "envs.py").write_text("raise SystemExit('the wrong envs')")
+    (tmp_path / "agents.py").write_text("raise SystemExit('the wrong agents')")
+    code = "import advgame, advgame.attacks, advgame.games.las_at, advgame.evaluation.judge"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_files_are_short():
+    long = {
+        str(file.relative_to(ROOT)): lines
+        for package in ("advgame", "envs", "agents", "scripts")
+        for file in (ROOT / package).rglob("*.py")
+        if (lines := len(file.read_text().splitlines())) > 320
+    }
+    assert not long
