@@ -23,13 +23,12 @@ def peek(**defaults: str) -> dict[str, str]:
 
     They decide what the other options' defaults are, which ``--help`` then shows.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", default=default)
-    words = [word for word in sys.argv[1:] if word.split("=")[0] != "--"]
     try:
-        known, _ = parser.parse_known_args(words)
-    except SystemExit:  # an option without its value: the full parser says so better
+        known, _ = parser.parse_known_args()
+    except argparse.ArgumentError:  # an option without its value: the full parser says so better
         return defaults
     return dict(vars(known))
 

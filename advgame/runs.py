@@ -178,7 +178,7 @@ class Metrics:
         try:
             with path.open(newline="") as file:
                 return [
-                    {name: float(value) for name, value in row.items() if value}
+                    {name: _number(value) for name, value in row.items() if value}
                     for row in csv.DictReader(file)
                 ]
         except (OSError, ValueError, TypeError) as error:
@@ -197,3 +197,8 @@ class Metrics:
             writer.writeheader()
             writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())
+
+
+def _number(text: str) -> float:
+    """Whole numbers stay whole, so that a file read and written again is the same."""
+    return int(text) if text.isdigit() else float(text)

@@ -19,16 +19,14 @@ from typing import Any, Literal
 import torch
 import tyro
 from lightning_fabric import Fabric
-from torch import nn
 
-from advgame.attacks import pgd
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import make_fabric, peek, resume_settings, run_script
 from advgame.data import DATASETS, STATISTICS, Splits, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import as_line, check_attacks, score
+from advgame.evaluation import as_line, check_attacks, validator
 from advgame.evaluation.judge import judge
 from advgame.games.las_at import Credit, LasAt
 from advgame.games.strategy import StrategyPlayer, strategy_space
@@ -291,12 +289,7 @@ def main(config: Config, default: Config | None = None) -> RunFolder:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(Path(fabric.broadcast(str(path))))
     threat = game.env.game.threat
-
-    def validate(judged: nn.Module) -> dict[str, float]:
-        rng = stream(config.seed, "validate", fabric.device)
-        clean, robust = score(judged, data.validation, pgd(threat, 10), rng)
-        return {"eval/clean": clean, "eval/robust": robust}
-
+    validate = validator(data.validation, threat, config.seed)
     Trainer(game, run, plan(config), validate).fit(resume=resume)
     if fabric.global_rank == 0 and not (run.path / "report.json").exists():
         test = data.test if config.eval_n is None else data.test.first(config.eval_n)

@@ -11,7 +11,6 @@ from advgame.checkpoint import Checkpoints, load_weights, save_weights, write_at
 from advgame.errors import InputError
 from advgame.runs import Metrics, RunFolder
 
-
 RNG = torch.Generator().manual_seed(1)
 
 
@@ -61,7 +60,7 @@ def test_a_damaged_checkpoint_is_passed_over(saved, file, damage):
 def test_when_all_are_damaged_it_says_so(saved):
     for path in saved.folder.iterdir():
         (path / "state.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="no checkpoint .* is whole"):
+    with pytest.raises(InputError, match=r"no checkpoint .* is whole"):
         saved.newest()
 
 
@@ -84,7 +83,7 @@ def test_a_full_disk_leaves_the_old_checkpoints_whole(saved, monkeypatch, fails_
         return real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="could not be written.*No space"):
+    with pytest.raises(OSError, match=r"could not be written.*No space"):
         saved.save(4, {"net": net(4)}, {"step": 4})
     monkeypatch.undo()
     path, complaints = saved.newest()
@@ -114,7 +113,7 @@ def test_code_in_a_state_file_is_never_run(saved):
 
     path = saved.folder / "step_00000003"
     torch.save({"x": Harm()}, path / "state.pt")
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         saved.load(path, {})
 
 

@@ -2,7 +2,15 @@
 
 from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.report import Report, as_line, write_report
-from advgame.evaluation.verdicts import ATTACKS, Verdicts, check_attacks, evaluate, predict, score
+from advgame.evaluation.verdicts import (
+    ATTACKS,
+    Verdicts,
+    check_attacks,
+    evaluate,
+    predict,
+    score,
+    validator,
+)
 
 __all__ = [
     "ATTACKS",
@@ -15,5 +23,6 @@ __all__ = [
     "find_flags",
     "predict",
     "score",
+    "validator",
     "write_report",
 ]

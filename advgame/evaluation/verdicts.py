@@ -80,6 +80,20 @@ def score(
     return float(clean.float().mean()), float(robust.float().mean())
 
 
+def validator(data: ImageSet, threat: Threat, seed: int) -> Callable[[nn.Module], dict[str, float]]:
+    """Scores of a classifier on a validation split: clean, and robust to PGD-10.
+
+    Every call draws the same random starts, so that epochs are compared on equal terms.
+    """
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        rng = stream(seed, "validate", data.images.device)
+        clean, robust = score(model, data, pgd(threat, 10), rng)
+        return {"eval/clean": clean, "eval/robust": robust}
+
+    return validate
+
+
 def evaluate(
     model: nn.Module,
     data: ImageSet,

@@ -1,0 +1,43 @@
+"""What tests of whole runs share: small settings, and what "equal to the bit" means."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+SMALL = {"train_n": 200, "epochs": 3, "batch_size": 32, "eval_n": 20, "attacks": ("fgsm",)}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The last and the best weights."""
+    return {
+        f"{which}/{name}": value
+        for which in ("last", "best")
+        for name, value in load_file(run / "checkpoints" / f"{which}.safetensors").items()
+    }
+
+
+def assert_equal_runs(one: Path, two: Path) -> None:
+    """Weights, metrics.csv and report, wall-clock fields and the command aside."""
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    tables = []
+    for run in (one, two):
+        with (run / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        tables.append([{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows])
+    assert tables[0] == tables[1]
+    reports = []
+    for run in (one, two):
+        report = json.loads((run / "report.json").read_text())
+        for field in ("seconds", "timing", "command"):
+            assert report.pop(field)
+        reports.append(report)
+    assert reports[0] == reports[1]

@@ -1,0 +1,126 @@
+"""Scripts as a stranger runs them: tiny jobs, wrong words, kills at random moments."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from runs import assert_equal_runs
+
+TRAIN = [sys.executable, "scripts/train_las_at.py"]
+TINY = ["--train-n", "200", "--batch-size", "32", "--eval-n", "30", "--attacks", "fgsm"]
+
+
+def run(*words, **settings):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **settings
+    )
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("*.py")))
+def test_help_explains_every_field(script):
+    done = run(sys.executable, f"scripts/{script}", "--help")
+    assert done.returncode == 0
+    assert "--" in done.stdout
+
+
+def test_help_shows_the_data_sets_own_defaults():
+    assert "8/255" in run(*TRAIN, "--dataset", "cifar10", "--help").stdout
+    assert "8/255" not in run(*TRAIN, "--help").stdout.replace("e.g. 0.15 or 8/255", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--eps", "0"], "eps must be above 0"),
+        (["--eps", "-1"], "eps must be above 0"),
+        (["--eps", "8/0"], "must be a number"),
+        (["--eps", "much"], "must be a number"),
+        (["--model", "resnet19"], "unknown model"),
+        (["--dataset", "cifar11"], "cifar11"),
+        (["--dataset"], "dataset"),
+        (["--dataset", "cifar10"], "--data-dir"),
+        (["--dataset", "mnist", "--data-dir", "/nowhere"], "no data folder /nowhere"),
+        (["--attacks", "pgd21"], "unknown attack"),
+        (["--space", "big"], "unknown strategy space"),
+        (["--epochs", "0"], "epochs"),
+        (["--epochs", "three"], "three"),
+        (["--batch-size", "100000"], "batch size"),
+        (["--lr", "0"], "lr must be above 0"),
+        (["--seed", "-1"], "seed"),
+        (["--credit", "batch", "--baseline", "loo"], "loo"),
+        (["--true-probability", "0"], "probability"),
+        (["--accelerator", "abacus"], "accelerator"),
+        (["--ema", "2"], "ema"),
+        (["--resume", "/nowhere"], "not a run folder"),
+        (["--name", "a/b"], "plain folder name"),
+        (["--epoch", "3"], "epoch"),
+    ],
+)
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, tmp_path):
+    done = run(*TRAIN, "--runs-dir", str(tmp_path / "runs"), *words)
+    assert done.returncode == 2, done.stderr
+    assert answer in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    first = ["--runs-dir", str(tmp_path), "--name", "one", "--epochs", "1", *TINY]
+    done = run(*TRAIN, *first)
+    assert done.returncode == 0, done.stderr
+    assert "report.md" in done.stdout
+    again = run(*TRAIN, *first)
+    assert again.returncode == 2
+    assert "never overwritten" in again.stderr
+
+
+def test_two_processes_learn_the_same_weights(tmp_path):
+    """Fabric's launcher, one shared folder, gradients and policy averaged over processes."""
+    words = ["--runs-dir", str(tmp_path), "--name", "two", "--accelerator", "cpu", "--devices", "2"]
+    done = run(*TRAIN, *words, "--epochs", "2", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "report.json").exists()
+    saved = sorted(p.name for p in (tmp_path / "two" / "checkpoints").glob("step_*"))
+    assert len(saved) == 4, saved  # two steps of two ranks
+    from safetensors.torch import load_file
+
+    states = [
+        load_file(tmp_path / "two" / "checkpoints" / name / "defender.safetensors")
+        for name in saved[-2:]
+    ]
+    for name, value in states[0].items():
+        assert (value == states[1][name]).all()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
+    words = ["--runs-dir", str(tmp_path), "--epochs", "12", *TINY]
+    began = time.monotonic()
+    assert run(*TRAIN, *words, "--name", "whole").returncode == 0
+    duration = time.monotonic() - began
+    chance = random.Random(0)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills, command = 0, [*TRAIN, *words, "--name", "killed"]
+    for _ in range(40):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(duration * chance.uniform(0.35, 0.9) if kills < 7 else 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            assert process.returncode == 0
+            break
+        if (tmp_path / "killed" / "config.json").exists():
+            command = [*TRAIN, "--resume", str(tmp_path / "killed")]
+    assert kills >= 5
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")

@@ -1,0 +1,233 @@
+"""The shared loop: schedules, averaging, interrupts, resumption to the bit, flat memory."""
+
+import errno
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from runs import SMALL, assert_equal_runs  # puts scripts/ on the path
+from train_las_at import Config, defaults, main
+
+from advgame.checkpoint import load_weights
+from advgame.classifiers import SmallCNN
+from advgame.errors import InputError
+from advgame.runs import Metrics
+from advgame.seeding import derive_seed, seeded_init, stream
+from advgame.training import TrainingPlan
+from envs.played import StrategyGame
+
+
+def small(folder: Path, name: str, **changes) -> Config:
+    return replace(Config(), **{**SMALL, "runs_dir": str(folder), "name": name, **changes})
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Make the game do something at a given step: raise a signal, or an error."""
+
+    def at(step, action):
+        played, real = iter(range(1, 1000)), StrategyGame.step
+
+        def counted(self):
+            stats = real(self)
+            if next(played) == step:
+                action()
+            return stats
+
+        monkeypatch.setattr(StrategyGame, "step", counted)
+
+    return at
+
+
+VARIANTS = {
+    "reinforce": {},
+    "ppo": {"agent": "ppo"},
+    "random": {"agent": "random"},
+    "ema": {"ema": 0.9, "schedule": "multistep"},
+    "interval": {"reward_interval": 4, "validate_every": 2, "eps_ramp": 0.5},
+    "repo": {"preset": "repo", "credit": "batch", "baseline": "none", "reward_interval": 2},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
+    variant, tmp_path, stop_at, monkeypatch
+):
+    whole = main(small(tmp_path, "whole", **VARIANTS[variant]))
+    for number, step in ((signal.SIGTERM, 9), (signal.SIGINT, 3)):  # mid-epoch: 6 steps each
+        stop_at(step, lambda number=number: signal.raise_signal(number))
+        resume = str(tmp_path / "cut") if number == signal.SIGINT else None
+        config = small(tmp_path, "cut", **VARIANTS[variant])
+        config = Config(resume=resume) if resume else config
+        with pytest.raises(SystemExit) as stop:
+            main(config)
+        assert stop.value.code == 128 + number
+        monkeypatch.undo()
+    resumed = main(Config(resume=str(tmp_path / "cut")))
+    assert_equal_runs(whole.path, resumed.path)
+    files = {"config.json", "metrics.csv", "report.json", "report.md", "curves.png", "examples.png"}
+    assert files <= {p.name for p in resumed.path.iterdir()}
+    assert list(resumed.path.glob("events.out.tfevents*"))
+
+
+def test_interrupt_says_how_to_go_on(tmp_path, stop_at, capsys):
+    stop_at(2, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit):
+        main(small(tmp_path, "cut"))
+    assert f"--resume {tmp_path / 'cut'}" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_an_error_and_the_run_goes_on_afterwards(tmp_path, monkeypatch):
+    whole = main(small(tmp_path, "whole"))
+    real, calls = os.fsync, iter(range(10_000))
+
+    def fsync(descriptor):
+        if next(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        main(small(tmp_path, "full"))
+    monkeypatch.undo()
+    assert_equal_runs(whole.path, main(Config(resume=str(tmp_path / "full"))).path)
+
+
+def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
+    tmp_path, stop_at, monkeypatch, capsys
+):
+    whole = main(small(tmp_path, "whole"))
+    stop_at(13, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        main(small(tmp_path, "cut"))
+    monkeypatch.undo()
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("step_*"))[-1]
+    (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:1000])
+    resumed = main(Config(resume=str(tmp_path / "cut")))
+    assert "damaged" in capsys.readouterr().err
+    assert_equal_runs(whole.path, resumed.path)
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    run = main(small(tmp_path, "one", agent="random"))
+    with pytest.raises(InputError, match="epochs=3, not 7"):
+        main(Config(resume=str(run.path), epochs=7))
+    main(Config(resume=str(run.path), epochs=3))  # the same value may be said again
+    (run.path / "config.json").write_text('{"format": 1, "config": {"colour": "red"}}')
+    with pytest.raises(InputError, match="another script or version"):
+        main(Config(resume=str(run.path)))
+
+
+def test_different_seeds_differ(tmp_path):
+    one, two = (main(small(tmp_path, f"s{s}", seed=s, epochs=1)) for s in (0, 1))
+    with pytest.raises(AssertionError):
+        assert_equal_runs(one.path, two.path)
+
+
+def test_best_weights_are_those_of_the_best_validation_epoch(tmp_path):
+    run = main(small(tmp_path, "one", epochs=4, lr=0.3))
+    rows = Metrics.read(run.path / "metrics.csv")
+    robust = [row["eval/robust"] for row in rows]
+    best = SmallCNN((1, 8, 8), 10)
+    load_weights(best, run.path / "checkpoints" / "best.safetensors")
+    last = SmallCNN((1, 8, 8), 10)
+    load_weights(last, run.path / "checkpoints" / "last.safetensors")
+    same = torch.equal(best.head.weight, last.head.weight)
+    assert same == (robust.index(max(robust)) == len(robust) - 1)
+
+
+def test_schedules_follow_their_definitions():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+
+    def rates(plan, total):
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        scheduler = plan.scheduler(optimizer, total)
+        seen = []
+        for _ in range(total):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return seen
+
+    drops = rates(TrainingPlan(1, "multistep", (0.5, 0.75)), 100)
+    assert drops[0] == drops[49] == 0.1
+    assert drops[50] == pytest.approx(0.01)
+    assert drops[75] == pytest.approx(0.001)
+    cycle = rates(TrainingPlan(1), 100)
+    assert max(cycle) == pytest.approx(0.1, rel=1e-3)
+    assert 28 <= cycle.index(max(cycle)) <= 32
+    assert cycle[-1] < 1e-3
+    assert set(rates(TrainingPlan(1, "constant"), 10)) == {0.1}
+
+
+def test_averaged_weights_are_the_moving_average(tmp_path):
+    """decay 0.5: the last weights count half, those before a quarter, …: between the extremes."""
+    plain = main(small(tmp_path, "plain", epochs=1, agent="fixed"))
+    ema = main(small(tmp_path, "ema", epochs=1, agent="fixed", ema=0.5))
+    names = ("plain", "ema")
+    heads = {}
+    for name, run in zip(names, (plain, ema), strict=True):
+        module = SmallCNN((1, 8, 8), 10)
+        load_weights(module, run.path / "checkpoints" / "last.safetensors")
+        heads[name] = module.head.weight.detach()
+    with seeded_init(0, "defender"):
+        start = SmallCNN((1, 8, 8), 10).head.weight.detach()
+    moved = (heads["plain"] - start).norm()
+    assert 0 < (heads["ema"] - start).norm() < moved
+    assert (heads["plain"] - heads["ema"]).norm() < moved
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": 0},
+        {"epochs": 1, "ema": 1.0},
+        {"epochs": 1, "milestones": (1.5,)},
+        {"epochs": 1, "validate_every": 0},
+    ],
+)
+def test_impossible_plans_are_refused(bad):
+    with pytest.raises(InputError):
+        TrainingPlan(**bad)
+
+
+def test_streams_are_independent_and_named():
+    draws = {name: float(torch.rand(1, generator=stream(0, name))) for name in ("a", "b", "order")}
+    assert len(set(draws.values())) == 3
+    assert draws["a"] == float(torch.rand(1, generator=stream(0, "a")))
+    assert derive_seed(0, "a") != derive_seed(1, "a")
+    with pytest.raises(InputError):
+        derive_seed(-1, "a")
+
+
+def test_every_data_set_has_settings_that_pass_their_own_check(tmp_path):
+    for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
+        for preset in ("default", "repo"):
+            config = defaults(name, preset)
+            assert config.dataset == name
+            if name != "digits":
+                with pytest.raises(InputError, match="--data-dir"):
+                    main(replace(config, runs_dir=str(tmp_path)))
+    assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
+def test_memory_is_flat_over_a_thousand_steps(agent, tmp_path, monkeypatch):
+    resident = []
+    real = StrategyGame.step
+
+    def measured(self):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        return real(self)
+
+    monkeypatch.setattr(StrategyGame, "step", measured)
+    # 37 steps an epoch: the growth of one epoch's histogram must not be counted
+    main(small(tmp_path, "one", train_n=300, batch_size=8, epochs=28, agent=agent))
+    assert len(resident) > 1000
+    growth = max(resident[-100:]) - max(resident[200:300])
+    assert growth < 15, f"{growth:.1f} MiB more after 1,000 steps than after 300"
