@@ -99,7 +99,7 @@ def game_figure(rows: Rows, title: str) -> Figure:
     }
     shown = {name: panel for name, panel in panels.items() if panel[1]}
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.2 * len(shown), 3.4), layout="constrained", squeeze=False
+        1, len(shown), figsize=(4.2 * len(shown), 3.8), layout="constrained", squeeze=False
     )
     for axis, (name, (unit, columns)) in zip(axes[0], shown.items(), strict=True):
         for column, label in columns.items():
@@ -107,7 +107,7 @@ def game_figure(rows: Rows, title: str) -> Figure:
             axis.plot(*zip(*points, strict=True), label=label, lw=1.5)
         axis.set(title=name, xlabel="epoch", ylabel=unit)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, framealpha=0.6)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.suptitle(title, fontsize=10)
     return figure
 

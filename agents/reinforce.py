@@ -37,7 +37,7 @@ class ReinforceConfig:
     lr: float = 1e-3
     baseline: Baseline = "value"
     scale_advantage: bool = True
-    entropy_coef: float = 0.03
+    entropy_coef: float = 0.1
     grad_clip: float = 1.0
 
 

@@ -4,10 +4,12 @@
     python scripts/study_las_at.py --dataset mnist --data-dir DIR --seeds 3
 
 Each cell is one run of `train_las_at.py` (player x seed) in its own process; finished cells are
-kept and interrupted ones resumed, so that the command can be given again. Players: REINFORCE with
-each credit, the published settings (repo), PPO, random, fixed (PGD-10 at ε₀: plain PGD-AT); then
-controls at equal compute: random and fixed for as many forwards and backwards as REINFORCE spent,
-its look-ahead counted; and fixed at the strategy of largest ε, the one R1 pays best.
+kept and interrupted ones resumed, so that the command can be given again. Players: REINFORCE as
+the script's default has it; REINFORCE with each credit, and PPO, with a weaker entropy bonus, so
+that they follow their reward further; the published settings (repo); the controls random and
+fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of largest ε, the one R1 pays best; then
+random and fixed at equal compute: for as many forwards and backwards as REINFORCE spent, its
+look-ahead counted.
 
 Writes `<out>/<dataset>.json`, `.md` and `.png`.
 """
@@ -39,16 +41,17 @@ _COST = "attacker/forwards_per_image"
 
 # name -> flags of train_las_at.py
 PLAYERS: dict[str, tuple[str, ...]] = {
-    "reinforce-mixed": ("--credit", "mixed"),
-    "reinforce-sample": ("--credit", "sample"),
-    "reinforce-batch": ("--credit", "batch"),
+    "reinforce": (),
+    "reinforce-mixed": ("--credit", "mixed", "--entropy-coef", "0.03"),
+    "reinforce-sample": ("--credit", "sample", "--entropy-coef", "0.03"),
+    "reinforce-batch": ("--credit", "batch", "--entropy-coef", "0.03"),
+    "ppo": ("--agent", "ppo", "--entropy-coef", "0.03"),
     "repo": ("--preset", "repo"),
-    "ppo": ("--agent", "ppo"),
     "random": ("--agent", "random"),
     "fixed": ("--agent", "fixed"),
     "fixed-largest": ("--agent", "fixed", "--fixed", "15", "10", "5"),
 }
-# trained for as long as the compute of REINFORCE with mixed credit lasts
+# trained for as long as the compute of REINFORCE lasts
 EQUAL_COMPUTE = ("random", "fixed")
 
 
@@ -63,7 +66,7 @@ class Config:
     players: tuple[str, ...] = tuple(PLAYERS)
     """which players"""
     equal_compute: bool = True
-    """also train random and fixed at the compute of reinforce-mixed"""
+    """also train random and fixed at the compute of reinforce"""
     jobs: int = 2
     """processes at a time, one thread each"""
     runs_dir: str = "runs/study"
@@ -123,7 +126,8 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
     """What a finished cell found."""
     folder = Path(config.runs_dir) / config.dataset / cell.name
     report = json.loads((folder / "report.json").read_text())
-    settings = json.loads((folder / "config.json").read_text())["config"]
+    about = json.loads((folder / "config.json").read_text())
+    settings = about["config"]
     rows = Metrics.read(folder / "metrics.csv")
     last = rows[-5:]
     return {
@@ -133,6 +137,8 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
         "epochs": settings["epochs"],
         "eps": report["threat"]["eps"],
         "train_n": settings["train_n"],
+        "commit": about["commit"],
+        "validation_pgd10": max(row.get("eval/robust", 0.0) for row in rows),
         **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
         "worst_case": report["worst_case"],
         "last_pgd20": report["last"]["pgd20"],
@@ -167,10 +173,10 @@ def cells(config: Config) -> list[Cell]:
 
 
 def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterator[Cell]:
-    """Controls with epochs stretched to what reinforce-mixed of the same seed spent."""
+    """Controls with epochs stretched to what reinforce of the same seed spent."""
     by = {(r["player"], r["seed"]): r for r in results}
     for seed in range(config.seeds):
-        learned = by[("reinforce-mixed", seed)]
+        learned = by[("reinforce", seed)]
         for player in EQUAL_COMPUTE:
             own = by[(player, seed)]
             ratio = learned["total_forwards_per_image"] / own["total_forwards_per_image"]
@@ -217,6 +223,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The comparison for people."""
     columns = {
+        "validation_pgd10": "validation PGD-10 (best)",
         "accuracy_clean": "clean",
         "accuracy_pgd20": "PGD-20",
         "accuracy_autoattack": "AutoAttack",
@@ -226,7 +233,13 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         "entropy_eps": "entropy of ε, nats",
         "attacker_reward": "attacker reward",
     }
-    percent = {"accuracy_clean", "accuracy_pgd20", "accuracy_autoattack", "autoattack_minus_random"}
+    percent = {
+        "validation_pgd10",
+        "accuracy_clean",
+        "accuracy_pgd20",
+        "accuracy_autoattack",
+        "autoattack_minus_random",
+    }
     first = results[0]
     lines = [
         f"# LAS-AT on {config.dataset}: learned strategies against controls",
@@ -292,7 +305,7 @@ def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     if unknown := [name for name in config.players if name not in PLAYERS]:
         raise InputError(f"unknown player {unknown[0]!r}: choose from {', '.join(PLAYERS)}")
-    wanted = {"reinforce-mixed", *EQUAL_COMPUTE}
+    wanted = {"reinforce", *EQUAL_COMPUTE}
     if config.equal_compute and not wanted <= set(config.players):
         raise InputError(f"--equal-compute needs the players {', '.join(sorted(wanted))}")
     results = run_all(cells(config), config)
