@@ -33,6 +33,19 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return other - true
 
 
+def check_smoothing(true_probability: float, classes: int) -> None:
+    """Refuse a probability of the true class outside [1/K, 1].
+
+    Raises:
+        InputError: it is outside.
+    """
+    if not 1 / classes <= true_probability <= 1:
+        raise InputError(
+            f"label smoothing keeps a probability in [1/{classes}, 1] on the true class, "
+            f"not {true_probability}"
+        )
+
+
 def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -> Tensor:
     """Cross-entropy to a target with ``true_probability`` f on y and (1-f)/(K-1) elsewhere, (B,).
 
@@ -43,10 +56,6 @@ def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -
         InputError: f outside [1/K, 1].
     """
     classes = logits.shape[1]
-    if not 1 / classes <= true_probability <= 1:
-        raise InputError(
-            f"label smoothing keeps a probability in [1/{classes}, 1] on the true class, "
-            f"not {true_probability}"
-        )
+    check_smoothing(true_probability, classes)
     smoothing = classes * (1 - true_probability) / (classes - 1)
     return F.cross_entropy(_full_precision(logits), y, reduction="none", label_smoothing=smoothing)

@@ -30,6 +30,7 @@ from advgame.evaluation import as_line, check_attacks, validator
 from advgame.evaluation.judge import judge
 from advgame.games.las_at import Credit, LasAt
 from advgame.games.strategy import StrategyPlayer, strategy_space
+from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.threat import Linf
@@ -165,21 +166,30 @@ def defaults(dataset: str = "digits", preset: str = "default") -> Config:
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    parse_eps(config.eps)
+    if parse_eps(config.eps) >= 1:
+        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
     if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
         raise InputError(
             "--credit batch gives every image the same reward, which --baseline loo cancels "
             "exactly: choose another baseline"
         )
     check_attacks(config.attacks)
-    for name in ("lr", "batch_size", "eval_n", "devices", "reward_interval", "policy_lr"):
+    for name in (
+        "lr",
+        "batch_size",
+        "eval_n",
+        "devices",
+        "reward_interval",
+        "policy_lr",
+        "grad_clip",
+    ):
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise InputError(f"{name} must be above 0, not {value}")
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
-    if not 0 <= config.eps_ramp < 1:
-        raise InputError(f"eps_ramp is a share in [0, 1), not {config.eps_ramp}")
+    if not 0 <= config.eps_ramp < 1 or config.weight_decay < 0:
+        raise InputError("eps_ramp must lie in [0, 1), and weight_decay be 0 or above")
     derive_seed(config.seed, "check")
     plan(config)
     return config
@@ -199,6 +209,7 @@ def plan(config: Config) -> TrainingPlan:
 def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
     """Defender, rules, environment and player."""
     shape, classes = data.train.shape, data.train.classes
+    check_smoothing(config.true_probability, classes)
     colour, repo = config.dataset in STATISTICS, config.preset == "repo"
     normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
     with seeded_init(config.seed, "defender"):

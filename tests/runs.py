@@ -2,14 +2,10 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(ROOT / "scripts"))
 
 SMALL = {"train_n": 200, "epochs": 3, "batch_size": 32, "eval_n": 20, "attacks": ("fgsm",)}
 

@@ -8,8 +8,11 @@ import sys
 import time
 
 import pytest
+import train_las_at
 from conftest import ROOT
 from runs import assert_equal_runs
+
+from advgame.cli import run_script
 
 TRAIN = [sys.executable, "scripts/train_las_at.py"]
 TINY = ["--train-n", "200", "--batch-size", "32", "--eval-n", "30", "--attacks", "fgsm"]
@@ -41,6 +44,9 @@ def test_help_shows_the_data_sets_own_defaults():
         (["--eps", "-1"], "eps must be above 0"),
         (["--eps", "8/0"], "must be a number"),
         (["--eps", "much"], "must be a number"),
+        (["--eps", "8"], "did you mean 8/255"),
+        (["--eps-ramp", "1"], "eps_ramp"),
+        (["--grad-clip", "0"], "grad_clip"),
         (["--model", "resnet19"], "unknown model"),
         (["--dataset", "cifar11"], "cifar11"),
         (["--dataset"], "dataset"),
@@ -62,12 +68,23 @@ def test_help_shows_the_data_sets_own_defaults():
         (["--epoch", "3"], "epoch"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, tmp_path):
-    done = run(*TRAIN, "--runs-dir", str(tmp_path / "runs"), *words)
-    assert done.returncode == 2, done.stderr
-    assert answer in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_words_get_one_clear_error_before_any_work(
+    words, answer, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train_las_at._from_command_line)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert said.startswith("error: ") == (said.count("\n") == 1), "tyro's own errors are boxes"
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_is_one_line_and_exit_code_2():
+    done = run(*TRAIN, "--eps", "8/0")
+    assert done.returncode == 2
+    assert done.stderr == "error: eps must be a number such as 0.15 or 8/255, not '8/0'\n"
 
 
 def test_a_run_is_not_overwritten(tmp_path):

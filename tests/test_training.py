@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SMALL, assert_equal_runs  # puts scripts/ on the path
+from runs import SMALL, assert_equal_runs
 from train_las_at import Config, defaults, main
 
 from advgame.checkpoint import load_weights
