@@ -29,16 +29,14 @@ from advgame.errors import InputError
 from advgame.evaluation import as_line, check_attacks, validator
 from advgame.evaluation.judge import judge
 from advgame.games.las_at import Credit, LasAt
-from advgame.games.strategy import StrategyPlayer, strategy_space
+from advgame.games.strategy import strategy_space
 from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, device_name
-from advgame.seeding import derive_seed, seeded_init, stream
+from advgame.seeding import derive_seed, seeded_init
 from advgame.threat import Linf
 from advgame.training import Trainer, TrainingPlan
-from agents.controls import FixedStrategy, RandomStrategy
-from agents.policies import StrategyPolicy
-from agents.reinforce import PRESETS, Baseline, Reinforce, averaging
-from agents.sb3 import PPOPlayer
+from agents.players import LEARNERS, Agent, make_player
+from agents.reinforce import PRESETS, Baseline
 from envs.played import StrategyGame
 from envs.strategy_selection import StrategySelectionVectorEnv
 
@@ -67,7 +65,7 @@ class Config:
     """small_cnn, minimax_cnn, resnet18, preact_resnet18 or wrn-DEPTH-WIDEN, e.g. wrn-34-10"""
     eps: str = "0.15"
     """ε₀, the radius that the classifier is judged at, e.g. 0.15 or 8/255"""
-    agent: Literal["reinforce", "ppo", "random", "fixed"] = "reinforce"
+    agent: Agent = "reinforce"
     """who picks the strategies; random and fixed (PGD-10 at ε₀) are the controls"""
     fixed: tuple[float, int, float] = (8, 10, 2)
     """strategy of --agent fixed: ε in units of ε₀/8, steps, step size in units of ε₀/8"""
@@ -232,7 +230,6 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         look_ahead_mode="train" if repo else "eval",
     )
     batch = config.batch_size * fabric.world_size
-    learns = config.agent in ("reinforce", "ppo")
     env = StrategySelectionVectorEnv(
         config.batch_size,
         data=data.train,
@@ -240,41 +237,31 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         game=game,
         space=strategy_space(config.space, parse_eps(config.eps)),
         credit=config.credit,
-        reward_interval=config.reward_interval if learns else 0,  # controls save the look-ahead
+        reward_interval=config.reward_interval
+        if config.agent in LEARNERS
+        else 0,  # controls save the look-ahead
         crop=colour,
         flip=colour and config.dataset != "svhn",
         ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
     )
-    return StrategyGame(env, _player(config, env, fabric), config.seed)
-
-
-def _player(config: Config, env: StrategySelectionVectorEnv, fabric: Fabric) -> StrategyPlayer:
-    rng = stream(config.seed, f"policy{fabric.global_rank}", fabric.device)
-    sizes, shape = env.space.sizes, env.data.shape
-    if config.agent == "random":
-        return RandomStrategy(sizes, rng)
-    if config.agent == "fixed":
-        return FixedStrategy(env.space.nearest(*config.fixed))
-    if config.agent == "ppo":
-        return PPOPlayer(
-            shape,
-            sizes,
-            config.batch_size,
-            derive_seed(config.seed, "ppo"),
-            fabric.device,
-            lr=config.policy_lr,
-            entropy_coef=config.entropy_coef,
-        )
     settings = replace(
         PRESETS[config.preset],
         lr=config.policy_lr,
         baseline=config.baseline,
         entropy_coef=config.entropy_coef,
     )
-    with seeded_init(config.seed, "policy"):
-        policy = StrategyPolicy(shape, sizes, uniform=config.preset != "repo")
-
-    return Reinforce(policy.to(fabric.device), settings, rng, averaging(fabric))
+    player = make_player(
+        config.agent,
+        env.space,
+        shape,
+        config.batch_size,
+        settings,
+        seed=config.seed,
+        fabric=fabric,
+        uniform=not repo,
+        fixed=config.fixed,
+    )
+    return StrategyGame(env, player, config.seed)
 
 
 def main(config: Config, default: Config | None = None) -> RunFolder:
