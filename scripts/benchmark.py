@@ -14,7 +14,6 @@ import copy
 import gc
 import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -38,6 +37,7 @@ from torch.autograd import grad
 from advgame.attacks import attacked, pgd
 from advgame.checkpoint import write_atomically
 from advgame.classifiers import make_classifier
+from advgame.cli import run_script
 from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -292,8 +292,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config))
-    except (InputError, OSError) as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(problem, InputError) else 1) from None
+    run_script(lambda: main(tyro.cli(Config)))

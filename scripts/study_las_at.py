@@ -65,8 +65,8 @@ class Config:
     """seeds 0, 1, … per player"""
     players: tuple[str, ...] = tuple(PLAYERS)
     """which players"""
-    equal_compute: bool = True
-    """also train random and fixed at the compute of reinforce"""
+    equal_compute_seeds: int = 5
+    """seeds for which random and fixed are also trained at the compute of reinforce; 0 for none"""
     jobs: int = 2
     """processes at a time, one thread each"""
     runs_dir: str = "runs/study"
@@ -175,7 +175,7 @@ def cells(config: Config) -> list[Cell]:
 def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterator[Cell]:
     """Controls with epochs stretched to what reinforce of the same seed spent."""
     by = {(r["player"], r["seed"]): r for r in results}
-    for seed in range(config.seeds):
+    for seed in range(min(config.seeds, config.equal_compute_seeds)):
         learned = by[("reinforce", seed)]
         for player in EQUAL_COMPUTE:
             own = by[(player, seed)]
@@ -249,8 +249,8 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         "Weights selected on the validation split. Strategy columns: mean of the last 5 epochs. "
         "F: forwards of the defender (input-backward 1, backward with weights 2).",
         "",
-        "| player | epochs | " + " | ".join(columns.values()) + " |",
-        "|---" * (len(columns) + 2) + "|",
+        "| player | seeds | epochs | " + " | ".join(columns.values()) + " |",
+        "|---" * (len(columns) + 3) + "|",
     ]
     for player, row in about["summary"].items():
         entries = [
@@ -261,7 +261,9 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
             else "–"
             for c in columns
         ]
-        lines.append(f"| {player} | {row['epochs']} | " + " | ".join(entries) + " |")
+        lines.append(
+            f"| {player} | {row['seeds']} | {row['epochs']} | " + " | ".join(entries) + " |"
+        )
     flags = sorted({flag for r in results for flag in r["flags"]})
     lines += ["", f"Flags raised: {', '.join(flags) or 'none'}.", ""]
     lines += [f"Command: `{about['command']}`, commit {about['commit'][:12]}.", ""]
@@ -306,10 +308,10 @@ def main(config: Config) -> None:
     if unknown := [name for name in config.players if name not in PLAYERS]:
         raise InputError(f"unknown player {unknown[0]!r}: choose from {', '.join(PLAYERS)}")
     wanted = {"reinforce", *EQUAL_COMPUTE}
-    if config.equal_compute and not wanted <= set(config.players):
-        raise InputError(f"--equal-compute needs the players {', '.join(sorted(wanted))}")
+    if config.equal_compute_seeds and not wanted <= set(config.players):
+        raise InputError(f"equal compute needs the players {', '.join(sorted(wanted))}")
     results = run_all(cells(config), config)
-    if config.equal_compute:
+    if config.equal_compute_seeds:
         results += run_all(list(equal_compute_cells(config, results)), config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

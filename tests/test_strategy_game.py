@@ -136,6 +136,33 @@ def test_paying_leaves_the_defender_as_if_it_had_not_been_paid(rng, digits):
         assert torch.equal(one, two)
 
 
+def test_a_step_pays_for_the_next_defender_and_then_moves_the_real_one(rng, digits, monkeypatch):
+    """R2 and R3 judge θ after one step; the real defender, too, has made exactly one."""
+    x, y = digits.train.floats(slice(16)), digits.train.labels[:16]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    twin = copy.deepcopy(model)
+    defender = Defender(model, lr=0.1, momentum=0.9, weight_decay=0.01)
+    judged = []
+    ahead = Defender.look_ahead
+
+    def spy(self):
+        module = ahead(self)
+        judged.append(copy.deepcopy(module))
+        return module
+
+    monkeypatch.setattr(Defender, "look_ahead", spy)
+    result = LasAt(Linf(0.1)).step(defender, x, y, strategies(16), rng)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    torch.testing.assert_close(result.payoffs.r1, cross_entropy(twin(result.x_adv), y).detach())
+    cross_entropy(twin(result.x_adv), y).mean().backward()
+    optimizer.step()
+    for one in (judged[0], defender.module):
+        for got, want in zip(one.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
 def test_credits_share_out_the_same_total():
     payoffs = Payoffs(torch.tensor([1.0, 3]), torch.tensor([4.0, 0]), torch.tensor([2.0, 2]))
     assert payoffs.reward("sample").tolist() == [7, 5]
