@@ -10,7 +10,7 @@ from advgame.errors import InputError
 from advgame.games.strategy import StrategyPlayer, StrategySpace
 from advgame.seeding import derive_seed, seeded_init, stream
 from agents.controls import FixedStrategy, RandomStrategy
-from agents.policies import StrategyPolicy
+from agents.policies import StrategyPolicy, ValueNet
 from agents.reinforce import Reinforce, ReinforceConfig, averaging
 from agents.sb3 import PPOPlayer
 
@@ -64,5 +64,6 @@ def make_player(
             entropy_coef=settings.entropy_coef,
         )
     with seeded_init(seed, "policy"):
-        policy = StrategyPolicy(shape, space.sizes, uniform=uniform)
-    return Reinforce(policy.to(fabric.device), settings, rng, averaging(fabric))
+        policy = StrategyPolicy(shape, space.sizes, uniform=uniform).to(fabric.device)
+        value = ValueNet(shape).to(fabric.device) if settings.baseline == "value" else None
+    return Reinforce(policy, settings, rng, value, averaging(fabric))

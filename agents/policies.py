@@ -1,4 +1,4 @@
-"""The strategy policy: an image in, one categorical distribution per choice out."""
+"""The strategy policy (an image in, a distribution per choice out) and its baseline."""
 
 from __future__ import annotations
 
@@ -32,19 +32,33 @@ class StrategyPolicy(nn.Module):
         trunk.head = nn.Identity()  # type: ignore[assignment]
         self.trunk, self.width = trunk, width
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-        self.value_head = nn.Linear(width, 1)
         if uniform:
-            for parameter in (*self.heads.parameters(), *self.value_head.parameters()):
+            for parameter in self.heads.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Images (B, C, H, W) -> logits of each choice, (B, n), and values (B,).
-
-        The value head reads the features without moving them: the trunk serves the policy.
-        """
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) -> logits of each choice, (B, n)."""
         features = self.trunk(images)
-        values: Tensor = self.value_head(features.detach())[:, 0]
-        return [head(features) for head in self.heads], values
+        return [head(features) for head in self.heads]
+
+
+class ValueNet(nn.Module):
+    """V(x), the reward to expect of an image: a small CNN of its own.
+
+    It shares nothing with the policy: rewards are large and mostly not of the policy's making,
+    and a policy's features, moved by noisy gradients, serve it badly.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.net = SmallCNN(shape, 1, width=16, hidden=64)
+        nn.init.zeros_(self.net.head.weight)
+        nn.init.zeros_(self.net.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> values (B,)."""
+        values: Tensor = self.net(images)[:, 0]
+        return values
 
 
 def sample(logits: list[Tensor], rng: torch.Generator) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
-from agents.policies import StrategyPolicy, entropies, log_probability, sample
+from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
 
 Baseline = Literal["none", "loo", "running", "value"]
 
@@ -27,7 +27,7 @@ class ReinforceConfig:
         lr: learning rate.
         baseline: what is taken off the reward. ``"none"`` (published); ``"loo"`` the mean reward
             of the other images in the batch, which removes every term that they share;
-            ``"running"`` a moving average over batches; ``"value"`` a learned V(x).
+            ``"running"`` a moving average over batches; ``"value"`` that plus a learned V(x).
         scale_advantage: divide advantages by a moving root mean square.
         entropy_coef: weight of the entropy bonus, per choice in nats.
         grad_clip: largest gradient norm.
@@ -49,13 +49,13 @@ PRESETS = {
 _MEMORY = 0.95  # of the moving averages
 
 
-def averaging(fabric: Fabric) -> Callable[[StrategyPolicy], None] | None:
-    """Average a policy's gradients over several processes, for `Reinforce`'s ``synchronise``."""
+def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
+    """Average a network's gradients over several processes, for `Reinforce`'s ``synchronise``."""
     if fabric.world_size == 1:
         return None
 
-    def average(policy: StrategyPolicy) -> None:
-        for parameter in policy.parameters():
+    def average(module: nn.Module) -> None:
+        for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.grad.copy_(cast(Tensor, fabric.all_reduce(parameter.grad)))
 
@@ -69,6 +69,7 @@ class Reinforce:
         policy: π, on the device of the images.
         config: settings.
         rng: stream of the draws, on the images' device.
+        value: V, needed for the baseline ``"value"``.
         synchronise: called after each backward pass, to average gradients over processes.
     """
 
@@ -77,7 +78,8 @@ class Reinforce:
         policy: StrategyPolicy,
         config: ReinforceConfig,
         rng: torch.Generator,
-        synchronise: Callable[[StrategyPolicy], None] | None = None,
+        value: ValueNet | None = None,
+        synchronise: Callable[[nn.Module], None] | None = None,
     ) -> None:
         if config.lr <= 0 or config.grad_clip <= 0 or config.entropy_coef < 0:
             raise InputError("REINFORCE needs lr > 0, grad_clip > 0 and entropy_coef >= 0")
@@ -85,19 +87,24 @@ class Reinforce:
         self.synchronise = synchronise
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
         self.optimizer = kind(policy.parameters(), lr=config.lr)
+        self.value = value
+        if (value is None) == (config.baseline == "value"):
+            raise InputError("REINFORCE takes a ValueNet exactly when its baseline is 'value'")
+        if value is not None:
+            self.value_optimizer = torch.optim.Adam(value.parameters(), lr=1e-3)
         device = next(policy.parameters()).device
         self._mean = torch.zeros((), device=device)  # moving mean of the reward
         self._square = torch.zeros((), device=device)  # moving mean of the squared advantage
         self._updates = 0
-        self._choice: tuple[list[Tensor], Tensor, Tensor] | None = None
+        self._choice: tuple[Tensor, list[Tensor], Tensor] | None = None
 
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
         """Draw a strategy per image; in training mode and with a graph when it will learn."""
         self.policy.train(learn)
         with torch.set_grad_enabled(learn):
-            logits, values = self.policy(images)
+            logits = self.policy(images)
         actions = sample([one.detach() for one in logits], self.rng)
-        self._choice = (logits, values, actions) if learn else None
+        self._choice = (images, logits, actions) if learn else None
         return actions
 
     def learn(self, reward: Tensor) -> dict[str, Tensor]:
@@ -108,16 +115,12 @@ class Reinforce:
         """
         if self._choice is None:
             raise InputError("call act(images, learn=True) before learn(reward)")
-        logits, values, actions = self._choice
+        images, logits, actions = self._choice
         self._choice = None
-        advantage = reward - self._baseline(reward, values)
-        spread = advantage.std()
-        advantage = self._scaled(advantage, reward)
+        centred = reward - self._baseline(images, reward)
         entropy = entropies(logits)
-        loss = -(log_probability(logits, actions) * advantage).mean()
+        loss = -(log_probability(logits, actions) * self._scaled(centred, reward)).mean()
         loss = loss - self.config.entropy_coef * entropy.sum()
-        if self.config.baseline == "value":
-            loss = loss + 0.5 * F.mse_loss(values, reward)
         self.optimizer.zero_grad()
         loss.backward()
         if self.synchronise is not None:
@@ -131,19 +134,31 @@ class Reinforce:
         return named | {
             "attacker/policy_loss": loss.detach(),
             "attacker/gradient_norm": norm,
-            "attacker/advantage_spread": spread,
+            "attacker/advantage_mean": centred.mean(),
+            "attacker/advantage_spread": centred.std(correction=0),
         }
 
-    def _baseline(self, reward: Tensor, values: Tensor) -> Tensor:
+    def _baseline(self, images: Tensor, reward: Tensor) -> Tensor:
+        """What is taken off the reward, (B,); it never depends on the image's own action."""
         kind = self.config.baseline
-        if kind == "loo":
+        if kind == "none":
+            return torch.zeros_like(reward)
+        if kind == "loo" or not self._updates:
             others = max(len(reward) - 1, 1)
             return (reward.sum() - reward) / others
-        if kind == "value":
-            return values.detach()
-        if kind == "running" and self._updates:
-            return (self._mean / (1 - _MEMORY**self._updates)).expand_as(reward)
-        return torch.zeros_like(reward)
+        mean = (self._mean / (1 - _MEMORY**self._updates)).expand_as(reward)
+        return mean if self.value is None else mean + self._fitted_value(images, reward - mean)
+
+    def _fitted_value(self, images: Tensor, beyond: Tensor) -> Tensor:
+        """V(x) of the reward beyond its moving average, (B,); then one step towards it."""
+        assert self.value is not None
+        values: Tensor = self.value(images)
+        self.value_optimizer.zero_grad()
+        F.mse_loss(values, beyond).backward()
+        if self.synchronise is not None:
+            self.synchronise(self.value)
+        self.value_optimizer.step()
+        return values.detach()
 
     def _scaled(self, advantage: Tensor, reward: Tensor) -> Tensor:
         """The advantage over its moving root mean square; keeps the moving averages."""
@@ -155,18 +170,26 @@ class Reinforce:
         return advantage / (self._square / (1 - _MEMORY**self._updates)).sqrt().clamp_min(1e-6)
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy, optimiser, moving averages and the stream of the draws."""
-        return {
+        """Policy, baseline, optimisers, moving averages and the stream of the draws."""
+        state = {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
             "averages": (self._mean, self._square, self._updates),
         }
+        if self.value is not None:
+            state["value"] = self.value.state_dict()
+            state["value_optimizer"] = self.value_optimizer.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.value is not None:
+            self.value.load_state_dict(state["value"])
+            self.value_optimizer.load_state_dict(state["value_optimizer"])
         self.rng.set_state(state["rng"])
-        self._mean, self._square, self._updates = state["averages"]
+        mean, square, self._updates = state["averages"]
+        self._mean, self._square = mean.to(self._mean.device), square.to(self._square.device)
         self._choice = None

@@ -5,8 +5,8 @@
 
 Each cell is one run of `train_las_at.py` (player x seed) in its own process; finished cells are
 kept and interrupted ones resumed, so that the command can be given again. Players: REINFORCE as
-the script's default has it; REINFORCE with each credit, and PPO, with a weaker entropy bonus, so
-that they follow their reward further; the published settings (repo); the controls random and
+the script's default has it (mixed credit), with the other credits, and with a tenth of the
+entropy bonus (greedy); PPO; the published settings (repo); the controls random and
 fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of largest ε, the one R1 pays best; then
 random and fixed at equal compute: for as many forwards and backwards as REINFORCE spent, its
 look-ahead counted.
@@ -42,9 +42,9 @@ _COST = "attacker/forwards_per_image"
 # name -> flags of train_las_at.py
 PLAYERS: dict[str, tuple[str, ...]] = {
     "reinforce": (),
-    "reinforce-mixed": ("--credit", "mixed", "--entropy-coef", "0.03"),
-    "reinforce-sample": ("--credit", "sample", "--entropy-coef", "0.03"),
-    "reinforce-batch": ("--credit", "batch", "--entropy-coef", "0.03"),
+    "reinforce-sample": ("--credit", "sample"),
+    "reinforce-batch": ("--credit", "batch"),
+    "reinforce-greedy": ("--entropy-coef", "0.01"),
     "ppo": ("--agent", "ppo", "--entropy-coef", "0.03"),
     "repo": ("--preset", "repo"),
     "random": ("--agent", "random"),

@@ -14,7 +14,7 @@ from advgame.games.strategy import StrategySpace
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 from agents.controls import FixedStrategy, RandomStrategy
-from agents.policies import StrategyPolicy, entropies, log_probability, sample
+from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
 from agents.reinforce import PRESETS, Reinforce, ReinforceConfig
 from agents.sb3 import PPOPlayer
 from envs.played import StrategyGame
@@ -25,8 +25,10 @@ SHAPE, SIZES = (1, 8, 8), (4, 3, 2)
 
 def reinforce(seed=0, **changes):
     with seeded_init(seed):
-        policy = StrategyPolicy(SHAPE, SIZES)
-    return Reinforce(policy, replace(PRESETS["default"], **changes), stream(seed, "policy"))
+        policy, value = StrategyPolicy(SHAPE, SIZES), ValueNet(SHAPE)
+    settings = replace(PRESETS["default"], **changes)
+    value = value if settings.baseline == "value" else None
+    return Reinforce(policy, settings, stream(seed, "policy"), value)
 
 
 def ppo(seed=0, num_envs=64):
@@ -55,9 +57,8 @@ def play_bandit(player, steps):
 
 def test_a_new_policy_is_uniform_and_draws_from_its_stream(rng):
     policy = StrategyPolicy(SHAPE, SIZES)
-    logits, values = policy(torch.rand(5, *SHAPE, generator=rng))
+    logits = policy(torch.rand(5, *SHAPE, generator=rng))
     torch.testing.assert_close(entropies(logits), torch.tensor(SIZES).float().log())
-    assert values.shape == (5,)
     first = sample(logits, torch.Generator().manual_seed(1))
     assert torch.equal(first, sample(logits, torch.Generator().manual_seed(1)))
     torch.testing.assert_close(
@@ -82,11 +83,24 @@ def test_gradient_is_the_policy_gradient(rng):
 def test_leave_one_out_removes_exactly_what_the_batch_shares():
     own = torch.tensor([1.0, 2.0, 6.0])
     player = reinforce(baseline="loo")
-    advantages = [r - player._baseline(r, torch.zeros(3)) for r in (own, own + 100)]
+    advantages = [r - player._baseline(torch.zeros(3), r) for r in (own, own + 100)]
     torch.testing.assert_close(advantages[0], advantages[1])
     torch.testing.assert_close(advantages[0], torch.tensor([-3.0, -1.5, 4.5]))
     shared = torch.full((3,), 7.0)  # credit "batch": nothing is left
-    assert not (shared - player._baseline(shared, torch.zeros(3))).any()
+    assert not (shared - player._baseline(torch.zeros(3), shared)).any()
+
+
+@pytest.mark.parametrize("level", [6.0, -40.0])
+def test_the_value_baseline_follows_rewards_of_any_level(level):
+    """Bright images earn 2 more than dark ones: V must take both that and the level away."""
+    player, rng = reinforce(baseline="value"), torch.Generator().manual_seed(0)
+    for _ in range(150):
+        bright = torch.randint(0, 2, (64,), generator=rng).float()
+        images = (0.1 + 0.8 * bright).view(-1, 1, 1, 1).expand(64, *SHAPE)
+        player.act(images, learn=True)
+        stats = player.learn(level + 2 * bright + 0.1 * torch.randn(64, generator=rng))
+    assert abs(float(stats["attacker/advantage_mean"])) < 0.3
+    assert float(stats["attacker/advantage_spread"]) < 0.3  # 1.0 without V, 0.1 is the noise
 
 
 @pytest.mark.parametrize("baseline", ["none", "loo", "running", "value"])
@@ -197,8 +211,8 @@ def test_on_planted_data_the_learned_choice_makes_the_defender_robust(rng):
     large, _ = robustness_after(FixedStrategy((1, 0, 0)), rng)
     assert large > small + 0.3, "the plant must separate the two strategies"
     with seeded_init(0):
-        policy = StrategyPolicy((1, 3, 3), (2, 1, 1))
-    player = Reinforce(policy, PRESETS["default"], stream(0, "policy"))
+        policy, value = StrategyPolicy((1, 3, 3), (2, 1, 1)), ValueNet((1, 3, 3))
+    player = Reinforce(policy, PRESETS["default"], stream(0, "policy"), value)
     learned, eps = robustness_after(player, rng)
     assert eps > 0.07, "it picks the large radius"
     assert learned > large - 0.05
