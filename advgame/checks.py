@@ -30,7 +30,7 @@ def parse_eps(text: str | float) -> float:
     """The radius ε of a threat model, in [0, 1] pixel units.
 
     Raises:
-        InputError: not a number or not in (0, 1e3]; pixel units 0..255 are a frequent slip.
+        InputError: not a number, not finite, or not above 0.
     """
     eps = parse_number(text, "eps")
     if eps <= 0:
@@ -100,6 +100,11 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
     Raises:
         InputError: wrong shape, softmax outputs, or labels outside the K classes.
     """
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the classifier must return logits (B, K), not a {type(logits).__name__}: "
+            "wrap it in a module that returns the logits alone"
+        )
     if logits.dim() != 2 or logits.shape[0] != y.shape[0]:
         raise InputError(
             f"the classifier must map (B, C, H, W) to logits (B, K), not {tuple(logits.shape)}"

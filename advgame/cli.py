@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import torch
 from lightning_fabric import Fabric
 
 from advgame.errors import InputError
@@ -37,7 +38,7 @@ def run_script(job: Callable[[], object]) -> None:
     """Run a script's job; a person's mistake becomes one line on stderr.
 
     Raises:
-        SystemExit: 2 for bad input, 1 for a full disk and its kind.
+        SystemExit: 2 for bad input, 1 for a full disk and its kind, 130 for Ctrl-C.
     """
     try:
         job()
@@ -45,19 +46,26 @@ def run_script(job: Callable[[], object]) -> None:
         _exit(problem, 2)
     except OSError as problem:
         _exit(problem, 1)
+    except KeyboardInterrupt:
+        _exit("interrupted; --resume with the run's folder goes on", 130)
 
 
-def _exit(problem: Exception, code: int) -> None:
+def _exit(problem: Exception | str, code: int) -> None:
     print(f"error: {problem}", file=sys.stderr)
     raise SystemExit(code) from None
 
 
 def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
-    """Launch Lightning Fabric; ``precision="auto"`` is bf16-mixed on a GPU, else 32-true.
+    """Launch Lightning Fabric.
+
+    ``accelerator="auto"`` is CUDA where there is one, else the CPU; ``precision="auto"`` is
+    bf16-mixed on CUDA, else 32-true.
 
     Raises:
         InputError: a device or precision that is not there.
     """
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if precision == "auto":
             device = Fabric(accelerator=accelerator, devices=devices).device
@@ -70,28 +78,37 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
     return fabric
 
 
-def resume_settings(path: Path, asked: ConfigT, defaults: ConfigT) -> tuple[RunFolder, ConfigT]:
+def typed_options(kind: type) -> set[str]:
+    """The fields of a settings class that stand on the command line."""
+    words = {word.split("=")[0].lstrip("-").replace("-", "_") for word in sys.argv[1:]}
+    return {field.name for field in fields(kind) if field.name in words}
+
+
+def resume_settings(
+    path: Path, asked: ConfigT, typed: Collection[str]
+) -> tuple[RunFolder, ConfigT]:
     """The run at ``path`` and its own settings.
 
     Args:
         path: a run folder.
         asked: the settings of the command line that resumes.
-        defaults: what the command line would have given by itself; an ``asked`` value that
-            differs from both this and the run's own is refused.
+        typed: the fields that were really asked for; a value that differs from the run's own
+            is refused, except for where the data lies.
 
     Raises:
         InputError: not a run of this script and version, or another setting is asked for.
     """
     run = RunFolder.open(path)
     saved = _rebuild(type(asked), run)
-    for field in fields(asked):  # type: ignore[arg-type]
-        want, had = getattr(asked, field.name), getattr(saved, field.name)
-        if field.name not in _FREE and want not in (getattr(defaults, field.name), had):
+    for name in typed:
+        want, had = getattr(asked, name), getattr(saved, name)
+        if name not in _FREE and want != had:
             raise InputError(
-                f"{path} was started with {field.name}={had}, not {want}: leave "
-                f"--{field.name.replace('_', '-')} away, or start a new run"
+                f"{path} was started with {name}={had}, not {want}: leave "
+                f"--{name.replace('_', '-')} away, or start a new run"
             )
-    return run, saved
+    moved = {name: getattr(asked, name) for name in ("data_dir", "download") if name in typed}
+    return run, replace(cast(Any, saved), **moved)
 
 
 def _rebuild(kind: type[ConfigT], run: RunFolder) -> ConfigT:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from advgame.checkpoint import write_atomically
 from advgame.threat import Threat
 
 if TYPE_CHECKING:
@@ -153,15 +154,43 @@ def image_strip(
     return figure
 
 
+def seeds_figure(runs: Mapping[str, Sequence[Rows]], tags: Mapping[str, str], title: str) -> Figure:
+    """Curves of several methods over several seeds: a line for the mean, a band for the range.
+
+    Args:
+        runs: method -> the rows of its seeds.
+        tags: column -> title of its panel.
+        title: of the figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(tags), figsize=(4.2 * len(tags), 3.8), layout="constrained", squeeze=False
+    )
+    for axis, (tag, label) in zip(axes[0], tags.items(), strict=True):
+        for number, (name, seeds) in enumerate(runs.items()):
+            points: dict[float, list[float]] = {}
+            for row in (row for rows in seeds for row in rows if tag in row):
+                points.setdefault(row["epoch"], []).append(row[tag])
+            values = list(points.values())
+            means_ = [sum(one) / len(one) for one in values]
+            axis.plot(list(points), means_, color=f"C{number}", label=name, lw=1.4)
+            low, high = [min(one) for one in values], [max(one) for one in values]
+            axis.fill_between(list(points), low, high, color=f"C{number}", alpha=0.12, lw=0)
+        axis.set(title=label, xlabel="epoch")
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(runs), fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG and free the figure."""
-    figure.savefig(path, dpi=130)
+    """Write a PNG, whole or not at all, and free the figure."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    write_atomically(path, png.getvalue())
     plt.close(figure)
 
 
 def means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:
-    """Averages as floats: one synchronisation for all."""
-    if not sums:
-        return {}
-    stacked = torch.stack([value.double() / counts[name] for name, value in sums.items()])
-    return dict(zip(sums, stacked.tolist(), strict=True))
+    """Averages as floats."""
+    return {name: float(value) / counts[name] for name, value in sums.items()}

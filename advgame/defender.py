@@ -85,7 +85,8 @@ class Defender:
         LAS-AT's look-ahead: a copy with a new optimiser (no momentum yet, same learning rate and
         weight decay) makes one step on the adversarial examples. The defender's own step uses
         the same examples, loss and mode, so its gradient is the copy's too and is formed once.
-        The real defender is untouched; the module returned is overwritten by the next call.
+        Like such a copy it does not clip its gradient. The real defender is untouched; the
+        module returned is overwritten by the next call.
         """
         group = self.optimizer.param_groups[0]
         if self._shadow is None:

@@ -98,10 +98,6 @@ class RunFolder:
         Raises:
             InputError: it exists, or cannot be made.
         """
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"cannot make the run folder {path}: {error}") from error
         about = {
             "format": FORMAT,
             "config": dict(config),
@@ -110,7 +106,13 @@ class RunFolder:
             "commit": commit(),
             "device": device,
         }
-        write_atomically(path / "config.json", json.dumps(about, indent=2) + "\n")
+        partial = path.with_name(path.name + ".partial")
+        try:  # a folder of that name has its settings in it, or does not exist
+            partial.mkdir(parents=True, exist_ok=True)
+            write_atomically(partial / "config.json", json.dumps(about, indent=2) + "\n")
+            partial.rename(path)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {path}: {error}") from error
         return cls(path)
 
     @classmethod
@@ -123,7 +125,7 @@ class RunFolder:
         try:
             about = json.loads((path / "config.json").read_text())
             about["config"].items()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{path} is not a run folder: it has no config.json") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
@@ -139,6 +141,11 @@ class RunFolder:
     def about(self) -> dict[str, Any]:
         """What ``config.json`` says: settings, command, versions, commit, device."""
         content: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+        return content
+
+    def report(self) -> dict[str, Any]:
+        """What ``report.json`` says."""
+        content: dict[str, Any] = json.loads((self.path / "report.json").read_text())
         return content
 
     def write_json(self, name: str, content: Any) -> None:

@@ -35,3 +35,47 @@ def seeded_init(seed: int, name: str = "init") -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, name))
         yield
+
+
+class OwnChance:
+    """Torch's global streams as a private stream, for code that takes no generator (dropout, SB3).
+
+    Inside ``with chance:`` the global streams are this object's; outside they are as they were.
+
+    Args:
+        seed: where the stream begins.
+        device: whose global stream is swapped besides the CPU's.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._states = [torch.Generator().manual_seed(seed).get_state()]
+        if self._device.type == "cuda":
+            self._states.append(torch.Generator(self._device).manual_seed(seed).get_state())
+
+    def _swap(self) -> None:
+        outer = self._get()
+        torch.set_rng_state(self._states[0])
+        if len(self._states) > 1:
+            torch.cuda.set_rng_state(self._states[1], self._device)
+        self._states = outer
+
+    def _get(self) -> list[torch.Tensor]:
+        states = [torch.get_rng_state()]
+        if len(self._states) > 1:
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+    def state_dict(self) -> list[torch.Tensor]:
+        """Where the stream is; outside of ``with`` only."""
+        return list(self._states)
+
+    def load_state_dict(self, states: list[torch.Tensor]) -> None:
+        """Go on from a saved place."""
+        self._states = list(states)

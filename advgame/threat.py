@@ -58,9 +58,13 @@ class Threat(ABC):
         """The same ball for a subset of the batch."""
         if not isinstance(self.eps, Tensor):
             return self
-        chosen = object.__new__(type(self))  # radii that were valid stay valid
-        object.__setattr__(chosen, "eps", self.eps[index])
-        return chosen
+        return self.with_radii(self.eps[index])
+
+    def with_radii(self, eps: Tensor) -> Self:
+        """The same kind of ball with radii (B,) that are known to be valid: none is checked."""
+        ball = object.__new__(type(self))
+        object.__setattr__(ball, "eps", eps)
+        return ball
 
     def scaled(self, factor: float) -> Self:
         """The ball of ``factor`` times the radius."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -74,6 +75,8 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.validate_every < 1:
             raise InputError("epochs and validate_every must be 1 or above")
+        if self.schedule not in ("onecycle", "multistep", "constant"):
+            raise InputError(f"unknown schedule {self.schedule!r}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema must lie between 0 and 1, not {self.ema}")
         if not all(0 < share < 1 for share in self.milestones):
@@ -162,7 +165,7 @@ class Trainer:
         rows = self._restore() if resume else 0
         if self.chief:
             self.metrics = Metrics(self.run.path / "metrics.csv", rows)
-            self.curves = Curves(self.run.path, purge_step=self.step if resume else None)
+            self.curves = Curves(self.run.path, purge_step=self.step + 1 if resume else None)
         try:
             with Interrupt() as interrupt, self._progress() as progress:
                 bar = progress.add_task("", total=self.total, completed=self.step, note="")
@@ -175,8 +178,13 @@ class Trainer:
                     if note:
                         progress.update(bar, note=note)
                         self._save()
-                    if interrupt.signal is not None:
-                        self._stop(interrupt.signal, saved=bool(note))
+                    if number := self._asked_to_stop(interrupt.signal):
+                        self._stop(number, saved=bool(note))
+        except OSError as error:
+            raise OSError(
+                f"{error}; whole checkpoints are intact: free some space, then "
+                f"--resume {self.run.path}"
+            ) from error
         finally:
             if self.curves is not None:
                 self.curves.close()
@@ -207,6 +215,12 @@ class Trainer:
                     save_weights(self.judged, self.run.path / "checkpoints" / "best.safetensors")
         row["time/seconds"] = self.seconds
         row["time/steps_per_second"] = self.step / max(self.seconds, 1e-9)
+        if not all(math.isfinite(value) for value in row.values()):
+            bad = [name for name, value in row.items() if not math.isfinite(value)]
+            raise InputError(
+                f"training diverged: {', '.join(bad[:3])} not finite in epoch {epoch}; "
+                "start a new run with a lower --lr"
+            )
         if self.metrics is not None and self.curves is not None:
             self.metrics.add(row)
             self.curves.scalars({k: v for k, v in row.items() if "/" in k}, self.step)
@@ -219,6 +233,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
+            "device": self.fabric.device.type,
             "step": self.step,
             "best": self.best,
             "rows": self.step // self.game.steps_per_epoch,
@@ -228,15 +243,7 @@ class Trainer:
             "game": self.game.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        try:
-            self.run.checkpoints.save(
-                self.step, self._modules(), state, rank=self.fabric.global_rank
-            )
-        except OSError as error:
-            raise OSError(
-                f"{error}; older checkpoints are intact: free some space, then "
-                f"--resume {self.run.path}"
-            ) from error
+        self.run.checkpoints.save(self.step, self._modules(), state, self.fabric.global_rank)
         self.fabric.barrier()
 
     def _restore(self) -> int:
@@ -251,6 +258,10 @@ class Trainer:
         if path is None:
             return 0  # killed before the first checkpoint: begin again, to the same bits
         state = Checkpoints.load(path, self._modules())
+        if state["device"] != self.fabric.device.type:
+            raise InputError(
+                f"{self.run.path} was trained on {state['device']}: resume it on such a device"
+            )
         self.game.load_state_dict(state["game"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
@@ -258,6 +269,13 @@ class Trainer:
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = state["counts"]
         return int(state["rows"])
+
+    def _asked_to_stop(self, signal_here: int | None) -> int:
+        """The signal that any process got, or 0: all must stop after the same step."""
+        if self.fabric.world_size == 1:
+            return signal_here or 0
+        mine = torch.tensor(float(signal_here or 0), device=self.fabric.device)
+        return int(cast(Tensor, self.fabric.all_reduce(mine, reduce_op="max")))
 
     def _stop(self, number: int, *, saved: bool) -> None:
         if not saved:

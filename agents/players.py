@@ -50,7 +50,7 @@ def make_player(
     if agent == "random":
         return RandomStrategy(space.sizes, rng)
     if agent == "fixed":
-        return FixedStrategy(space.nearest(*fixed))
+        return FixedStrategy(space.index(*fixed))
     if agent == "ppo":
         if fabric.world_size > 1:
             raise InputError("PPO plays on one device: use REINFORCE, or --devices 1")

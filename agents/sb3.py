@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from advgame.games.strategy import CHOICES
+from advgame.seeding import OwnChance
 from agents.policies import StrategyPolicy
 
 _BUFFER = ("observations", "actions", "rewards", "returns", "episode_starts", "values")
@@ -77,7 +78,7 @@ class PPOPlayer:
         lr: float = 1e-3,
         entropy_coef: float = 0.01,
     ) -> None:
-        self._chance = (torch.Generator().manual_seed(seed).get_state(), _numpy_state(seed))
+        self._torch_rng, self._numpy_rng = OwnChance(seed, device), _numpy_state(seed)
         with self._own_chance():
             self.ppo = PPO(
                 ActorCriticPolicy,
@@ -108,15 +109,13 @@ class PPOPlayer:
     def _own_chance(self) -> Iterator[None]:
         """SB3 draws from torch's and NumPy's global streams: swap ours in, and back out."""
         outer = np.random.get_state(legacy=True)  # noqa: NPY002
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._chance[0])
-            np.random.set_state(_legacy(self._chance[1]))  # noqa: NPY002
-            try:
+        np.random.set_state(_legacy(self._numpy_rng))  # noqa: NPY002
+        try:
+            with self._torch_rng:
                 yield
-            finally:
-                inner = np.random.get_state(legacy=True)  # noqa: NPY002
-                self._chance = (torch.get_rng_state(), _plain(inner))
-                np.random.set_state(outer)  # noqa: NPY002
+        finally:
+            self._numpy_rng = _plain(np.random.get_state(legacy=True))  # noqa: NPY002
+            np.random.set_state(outer)  # noqa: NPY002
 
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
         """Draw a strategy per image, (B, choices)."""
@@ -168,8 +167,8 @@ class PPOPlayer:
             "buffer": {name: torch.as_tensor(getattr(buffer, name)) for name in _BUFFER_ARRAYS},
             "position": buffer.pos,
             "updates": self.ppo._n_updates,
-            "torch_rng": self._chance[0],
-            "numpy_rng": self._chance[1],
+            "torch_rng": self._torch_rng.state_dict(),
+            "numpy_rng": self._numpy_rng,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -182,7 +181,8 @@ class PPOPlayer:
             getattr(buffer, name)[...] = state["buffer"][name].numpy()
         buffer.pos = state["position"]
         self.ppo._n_updates = state["updates"]
-        self._chance = (state["torch_rng"], state["numpy_rng"])
+        self._torch_rng.load_state_dict(state["torch_rng"])
+        self._numpy_rng = state["numpy_rng"]
         self._last = None
 
 

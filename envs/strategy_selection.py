@@ -13,13 +13,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from advgame.attacks import attacked
+from advgame.checks import check_labels, check_logits
 from advgame.classifiers import make_classifier
 from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import Credit, LasAt, StepResult
 from advgame.games.strategy import StrategySpace
-from advgame.seeding import seeded_init, stream
+from advgame.seeding import OwnChance, derive_seed, seeded_init, stream
 from advgame.threat import Linf
 
 
@@ -61,7 +63,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         credit: how batch terms are shared out, `advgame.games.las_at.Payoffs.reward`.
         reward_interval: k; 0 never pays.
         crop: random crops of the training images.
-        flip: random flips, with ``crop``.
+        flip: random flips; they come with ``crop`` only.
         ramp_steps: over the first steps, ε and step size of every strategy grow linearly to
             what was chosen. MNIST at ε₀ = 0.3 needs it: at full strength from the start, a
             network ends as a constant.
@@ -112,19 +114,21 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The next images; with a seed, the game from its beginning."""
+        """The images that are next to be played; with a seed, the game from its beginning."""
         if seed is not None and not isinstance(seed, int | np.integer):
             raise InputError("the environments share one defender: reset takes one integer seed")
         super().reset(seed=None if seed is None else int(seed), options=options)
         if seed is not None or self._batches is None:
             self._begin(int(seed) if seed is not None else int(self.np_random.integers(2**31)))
-        else:
-            self._draw()
         return self.images, {}
 
     def _begin(self, seed: int) -> None:
         fabric = self.defender.fabric
         self.defender.module.load_state_dict(self._initial_weights)
+        with attacked(self.defender.module), torch.no_grad():
+            logits = self.defender.module(self.data.floats(slice(2)))
+        check_logits(logits, self.data.labels[:2])
+        check_labels(self.data.labels, len(self.data), logits.shape[1])
         self.defender.load_state_dict(copy.deepcopy(self._initial_state))
         self._batches = Batches(
             self.data,
@@ -136,6 +140,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             world=fabric.world_size,
         )
         self._rng = stream(seed, f"attack{fabric.global_rank}", self.defender.device)
+        dropout = derive_seed(seed, f"dropout{fabric.global_rank}")
+        self._chance = OwnChance(dropout, self.defender.device)
         self.steps = 0
         self._draw()
 
@@ -173,14 +179,10 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if self.steps < self.ramp_steps:
             strategies = strategies.scaled((self.steps + 1) / self.ramp_steps)
         played, due = self.images, self.reward_due
-        self.result = self.game.step(
-            self.defender,
-            played,
-            self.labels,
-            strategies,
-            self._rng,
-            pay=due,
-        )
+        with self._chance:
+            self.result = self.game.step(
+                self.defender, played, self.labels, strategies, self._rng, pay=due
+            )
         self.steps += 1
         info = self._info(self.result, played, due)
         self._draw()
@@ -196,6 +198,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             terms |= {name: getattr(result.payoffs, name) for name in ("r1", "r2", "r3")}
         return {
             **terms,
+            **{f"_{name}": every for name in terms},
             "final_obs": played,
             "_final_obs": every,
             "final_info": terms,
@@ -209,6 +212,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             "defender": self.defender.state_dict(),
             "batches": self._batches.state_dict(),
             "rng": self._rng.get_state(),
+            "chance": self._chance.state_dict(),
             "steps": self.steps,
             "images": self.images.cpu(),
             "labels": self.labels.cpu(),
@@ -220,6 +224,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.defender.load_state_dict(state["defender"])
         self._batches.load_state_dict(state["batches"])
         self._rng.set_state(state["rng"])
+        self._chance.load_state_dict(state["chance"])
         self.steps = state["steps"]
         self.images = state["images"].to(self.defender.device)
         self.labels = state["labels"].to(self.defender.device)

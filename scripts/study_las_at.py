@@ -25,17 +25,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Literal
 
 import tyro
-from matplotlib import pyplot as plt
 from rich.console import Console
 
 from advgame.cli import run_script
-from advgame.curves import save_figure
+from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.runs import Metrics, command, commit, versions
+from advgame.statistics import spread
 
 _COST = "attacker/forwards_per_image"
 
@@ -203,7 +203,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         mine = [r for r in results if r["player"] == player]
         numbers = [k for k, v in mine[0].items() if isinstance(v, float)]
         summary[player] = {"seeds": len(mine), "epochs": mine[0]["epochs"]} | {
-            key: _spread([r[key] for r in mine]) for key in numbers
+            key: spread([r[key] for r in mine]) for key in numbers
         }
         partner = {r["seed"]: r for r in results if r["player"] == "random"}
         pairs = [
@@ -212,12 +212,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             if r["seed"] in partner and "accuracy_autoattack" in r
         ]
         if pairs and player != "random":
-            summary[player]["autoattack_minus_random"] = _spread(pairs)
+            summary[player]["autoattack_minus_random"] = spread(pairs)
     return summary
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
 
 
 def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, Any]) -> str:
@@ -227,7 +223,7 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         "accuracy_clean": "clean",
         "accuracy_pgd20": "PGD-20",
         "accuracy_autoattack": "AutoAttack",
-        "autoattack_minus_random": "AA − random (paired)",
+        "autoattack_minus_random": "AA − random, paired, 95 % interval",
         "forwards_per_image": "F per image and step",
         "eps_ratio": "ε/ε₀",
         "entropy_eps": "entropy of ε, nats",
@@ -254,7 +250,9 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
     ]
     for player, row in about["summary"].items():
         entries = [
-            f"{100 * row[c]['mean']:.1f} ± {100 * row[c]['sd']:.1f}"
+            f"{100 * row[c]['mean']:+.1f} ± {100 * row[c]['half_interval']:.1f}"
+            if c in row and c == "autoattack_minus_random"
+            else f"{100 * row[c]['mean']:.1f} ± {100 * row[c]['sd']:.1f}"
             if c in row and c in percent
             else f"{row[c]['mean']:.2f}"
             if c in row
@@ -271,36 +269,33 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
 
 
 def picture(config: Config, results: list[dict[str, Any]], path: Path) -> None:
-    """Strategy and validation accuracy over time for each player, one line per seed."""
+    """Strategy and validation accuracy over time for each player."""
     tags = {
         "strategy/eps_ratio": "mean ε / ε₀",
         "strategy/entropy_eps": "entropy of ε, nats",
         "game/attacker_reward": "attacker reward",
         "eval/robust": "validation PGD-10 accuracy",
     }
-    players = [p for p in PLAYERS if any(r["player"] == p for r in results)]
-    figure, axes = plt.subplots(1, len(tags), figsize=(17, 3.6), layout="constrained")
-    for axis, (tag, label) in zip(axes, tags.items(), strict=True):
-        for number, player in enumerate(players):
-            curves: dict[float, list[float]] = {}
-            for seed in range(config.seeds):
-                folder = Path(config.runs_dir) / config.dataset / f"{player}-seed{seed}"
-                for row in Metrics.read(folder / "metrics.csv"):
-                    if tag in row:
-                        curves.setdefault(row["epoch"], []).append(row[tag])
-            if curves:
-                xs, ys = list(curves), [mean(v) for v in curves.values()]
-                axis.plot(xs, ys, color=f"C{number}", label=player, lw=1.4)
-                low, high = [min(v) for v in curves.values()], [max(v) for v in curves.values()]
-                axis.fill_between(xs, low, high, color=f"C{number}", alpha=0.12, lw=0)
-        axis.set(title=label, xlabel="epoch")
-        axis.grid(alpha=0.3)
-    handles, labels = axes[3].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(players), fontsize=8)
-    figure.suptitle(
-        f"LAS-AT on {config.dataset}: mean and range over {config.seeds} seeds", fontsize=10
-    )
-    save_figure(figure, path)
+    root = Path(config.runs_dir) / config.dataset
+    runs: dict[str, list[Rows]] = {}
+    for cell in results:
+        if cell["player"] in PLAYERS:  # the others' epochs differ from seed to seed
+            folder = root / f"{cell['player']}-seed{cell['seed']}"
+            runs.setdefault(cell["player"], []).append(Metrics.read(folder / "metrics.csv"))
+    title = f"LAS-AT on {config.dataset}: mean and range over {config.seeds} seeds"
+    save_figure(seeds_figure(runs, tags, title), path)
+
+
+def _same_settings(config: Config) -> None:
+    """Finished cells are reused, so they must have been made with the same extra flags."""
+    note = Path(config.runs_dir) / config.dataset / "extra.txt"
+    if note.exists() and note.read_text() != config.extra:
+        raise InputError(
+            f"{note.parent} holds cells made with --extra={note.read_text()!r}: choose another "
+            "--runs-dir"
+        )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(config.extra)
 
 
 def main(config: Config) -> None:
@@ -310,6 +305,7 @@ def main(config: Config) -> None:
     wanted = {"reinforce", *EQUAL_COMPUTE}
     if config.equal_compute_seeds and not wanted <= set(config.players):
         raise InputError(f"equal compute needs the players {', '.join(sorted(wanted))}")
+    _same_settings(config)
     results = run_all(cells(config), config)
     if config.equal_compute_seeds:
         results += run_all(list(equal_compute_cells(config, results)), config)

@@ -12,6 +12,8 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,49 +24,37 @@ from lightning_fabric import Fabric
 
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import make_fabric, peek, resume_settings, run_script
+from advgame.cli import make_fabric, peek, resume_settings, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import as_line, check_attacks, validator
+from advgame.evaluation import as_line, validator
 from advgame.evaluation.judge import judge
 from advgame.games.las_at import Credit, LasAt
 from advgame.games.strategy import strategy_space
 from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, device_name
-from advgame.seeding import derive_seed, seeded_init
+from advgame.seeding import seeded_init
+from advgame.settings import RunConfig, check_run, training_plan
 from advgame.threat import Linf
-from advgame.training import Trainer, TrainingPlan
+from advgame.training import Trainer
 from agents.players import LEARNERS, Agent, make_player
 from agents.reinforce import PRESETS, Baseline
 from envs.played import StrategyGame
 from envs.strategy_selection import StrategySelectionVectorEnv
 
-Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
 Preset = Literal["default", "repo"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
     """Train a classifier by LAS-AT and report its robustness.
 
     The defaults shown are those of the --dataset and --preset on the same command line.
     """
 
-    dataset: Dataset = "digits"
-    """digits is embedded; the others need --data-dir"""
     preset: Preset = "default"
-    """default: ours; repo: the published code's settings, quirks included"""
-    data_dir: str | None = None
-    """folder with the data set in torchvision's layout"""
-    download: bool = False
-    """let torchvision download what is missing into --data-dir"""
-    train_n: int | None = None
-    """use only this many training images"""
-    model: str = "small_cnn"
-    """small_cnn, minimax_cnn, resnet18, preact_resnet18 or wrn-DEPTH-WIDEN, e.g. wrn-34-10"""
-    eps: str = "0.15"
-    """ε₀, the radius that the classifier is judged at, e.g. 0.15 or 8/255"""
+    """default: ours; repo: the published code's settings"""
     agent: Agent = "reinforce"
     """who picks the strategies; random and fixed (PGD-10 at ε₀) are the controls"""
     fixed: tuple[float, int, float] = (8, 10, 2)
@@ -72,7 +62,7 @@ class Config:
     credit: Credit = "mixed"
     """who is paid for R2 and R3: mixed, sample or batch"""
     baseline: Baseline = "value"
-    """what REINFORCE takes off the reward"""
+    """what REINFORCE takes off the reward (PPO has its own)"""
     entropy_coef: float = PRESETS["default"].entropy_coef
     """weight of the policy's entropy bonus"""
     policy_lr: float = PRESETS["default"].lr
@@ -83,46 +73,6 @@ class Config:
     """lists of ε, steps and step sizes to choose from"""
     eps_ramp: float = 0.0
     """share of the training over which ε and step size of all strategies grow from 0"""
-    epochs: int = 40
-    """passes over the training images"""
-    batch_size: int = 64
-    """images per step and process"""
-    lr: float = 0.1
-    """peak learning rate of the defender"""
-    weight_decay: float = 5e-4
-    """weight decay of the defender"""
-    true_probability: float = 1.0
-    """label smoothing: the probability left on the true class; 1 is none"""
-    schedule: Literal["onecycle", "multistep", "constant"] = "onecycle"
-    """learning-rate schedule, per step"""
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    """multistep: shares of the training at which the rate drops tenfold"""
-    ema: float | None = None
-    """decay of a moving average of the weights, which is then validated and reported"""
-    grad_clip: float | None = None
-    """largest gradient norm of the defender"""
-    validate_every: int = 1
-    """epochs between validations"""
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "autoattack")
-    """attacks of the final report"""
-    eval_n: int | None = None
-    """test images in the report; None takes all"""
-    seed: int = 0
-    """seed of the run"""
-    accelerator: str = "auto"
-    """Lightning Fabric's: auto, cpu, cuda, mps"""
-    devices: int = 1
-    """processes, one device each"""
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """auto is bf16-mixed on a GPU, 32-true elsewhere"""
-    compile: bool = False
-    """compile the classifier with torch.compile"""
-    runs_dir: str = "runs"
-    """where run folders go"""
-    name: str = ""
-    """name of the run folder; the current time when empty"""
-    resume: str | None = None
-    """a run folder to go on with; its own settings are used"""
 
 
 _COLOUR: dict[str, Any] = {
@@ -143,7 +93,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cifar100": _COLOUR,
     "svhn": {**_COLOUR, "lr": 0.05},
 }
-# the published CIFAR-10 settings (reference: LAS_PGD_AT of the authors' code)
+# the published settings of LAS_PGD_AT. Kept quirks: one scalar reward per batch and no baseline,
+# starts from the ball of ε₀, a look-ahead attacked in training mode. Not kept: drawing a second
+# strategy for the defender's own step, and forwards that pollute batch-norm statistics.
 REPO: dict[str, Any] = {
     "preset": "repo",
     "credit": "batch",
@@ -153,55 +105,44 @@ REPO: dict[str, Any] = {
     "reward_interval": 20,
     "true_probability": 0.7,
 }
+_REPO_COLOUR: dict[str, Any] = {
+    "model": "wrn-34-10",
+    "epochs": 110,
+    "schedule": "multistep",
+    "milestones": (99 / 110, 104 / 110),
+    "ema": None,
+}
+REPO_RECIPES: dict[str, dict[str, Any]] = {
+    "cifar10": _REPO_COLOUR,
+    "cifar100": {**_REPO_COLOUR, "space": "las-pgd-at-cifar100", "true_probability": 0.6},
+}
 
 
 def defaults(dataset: str = "digits", preset: str = "default") -> Config:
     """The settings of a data set under a preset."""
-    changes = RECIPES.get(dataset, {}) | (REPO if preset == "repo" else {})
+    changes = RECIPES.get(dataset, {})
+    if preset == "repo":
+        changes = changes | REPO | REPO_RECIPES.get(dataset, {})
     known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
     return Config(**{"dataset": known, **changes})
 
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    if parse_eps(config.eps) >= 1:
-        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
+    check_run(config)
     if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
         raise InputError(
             "--credit batch gives every image the same reward, which --baseline loo cancels "
             "exactly: choose another baseline"
         )
-    check_attacks(config.attacks)
-    for name in (
-        "lr",
-        "batch_size",
-        "eval_n",
-        "devices",
-        "reward_interval",
-        "policy_lr",
-        "grad_clip",
-    ):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise InputError(f"{name} must be above 0, not {value}")
+    for name in ("reward_interval", "policy_lr"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
+    if not 0 <= config.eps_ramp < 1:
+        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
-    if not 0 <= config.eps_ramp < 1 or config.weight_decay < 0:
-        raise InputError("eps_ramp must lie in [0, 1), and weight_decay be 0 or above")
-    derive_seed(config.seed, "check")
-    plan(config)
     return config
-
-
-def plan(config: Config) -> TrainingPlan:
-    """Length and schedule of the training."""
-    return TrainingPlan(
-        config.epochs,
-        config.schedule,
-        config.milestones,
-        ema=config.ema,
-        validate_every=config.validate_every,
-    )
 
 
 def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
@@ -209,7 +150,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
     shape, classes = data.train.shape, data.train.classes
     check_smoothing(config.true_probability, classes)
     colour, repo = config.dataset in STATISTICS, config.preset == "repo"
-    normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
+    normalise = Normalise(*STATISTICS[config.dataset]) if colour and not repo else None
     with seeded_init(config.seed, "defender"):
         module = make_classifier(config.model, shape, classes, normalise)
     if fabric.device.type == "cuda":
@@ -264,15 +205,19 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
     return StrategyGame(env, player, config.seed)
 
 
-def main(config: Config, default: Config | None = None) -> RunFolder:
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Train and report; returns the run folder.
+
+    Args:
+        config: all settings.
+        typed: those that a resumed run must agree with.
 
     Raises:
         InputError: settings or data that cannot work, found before any training.
     """
     resume = config.resume is not None
     if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, default or Config())
+        run, config = resume_settings(Path(config.resume), config, typed)
         path = run.path
     else:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
@@ -288,8 +233,11 @@ def main(config: Config, default: Config | None = None) -> RunFolder:
     run = RunFolder(Path(fabric.broadcast(str(path))))
     threat = game.env.game.threat
     validate = validator(data.validation, threat, config.seed)
-    Trainer(game, run, plan(config), validate).fit(resume=resume)
-    if fabric.global_rank == 0 and not (run.path / "report.json").exists():
+    if (run.path / "report.json").exists():
+        print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
+        return run
+    Trainer(game, run, training_plan(config), validate).fit(resume=resume)
+    if fabric.global_rank == 0:
         test = data.test if config.eval_n is None else data.test.first(config.eval_n)
         content = judge(
             run,
@@ -307,7 +255,7 @@ def main(config: Config, default: Config | None = None) -> RunFolder:
 
 def _from_command_line() -> RunFolder:
     default = defaults(**peek(dataset="digits", preset="default"))
-    return main(tyro.cli(Config, default=default), default)
+    return main(tyro.cli(Config, default=default), typed_options(Config))
 
 
 if __name__ == "__main__":

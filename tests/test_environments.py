@@ -9,13 +9,17 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.vec_env import VecMonitor
 
 import envs
+from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.seeding import seeded_init
 from agents.sb3 import policy_kwargs
+from envs.arrays import NumpyVectorEnv
 from envs.sb3 import StrategySelectionVecEnv
 from envs.strategy_selection import StrategySelectionEnv, StrategySelectionVectorEnv
 
@@ -94,7 +98,8 @@ def test_reset_without_a_seed_goes_on():
     env.reset(seed=0)
     env.step(env.action_space.sample())
     weights = [p.clone() for p in env.defender.module.parameters()]
-    env.reset()
+    shown = env.images.clone()
+    assert torch.equal(env.reset()[0], shown), "no image is skipped"
     same(weights, env.defender.module.parameters())
     env.reset(seed=0)
     assert not torch.equal(weights[0], next(iter(env.defender.module.parameters())))
@@ -149,6 +154,63 @@ def test_sb3_learns_on_the_adapter():
     ppo.learn(64)
     assert len(ppo.ep_info_buffer) > 0
     assert {ep["l"] for ep in ppo.ep_info_buffer} == {1}
+
+
+def test_gymnasiums_vector_wrappers_work_on_the_numpy_form():
+    env = NumpyVectorEnv(gym.make_vec(STRATEGY, num_envs=8))
+    env = RecordEpisodeStatistics(env)
+    env.reset(seed=0)
+    total = np.zeros(8)
+    for _ in range(3):
+        observation, reward, *_, info = env.step(env.action_space.sample())
+        assert isinstance(observation, np.ndarray)
+        assert env.observation_space.contains(observation)
+        assert (info["episode"]["l"] == 1).all()
+        assert info["_r1"].all()
+        total += reward
+    assert sum(env.return_queue) == pytest.approx(total.sum(), rel=1e-5)
+
+
+def test_a_classifier_that_does_not_fit_the_data_is_refused_at_reset(digits):
+    for module, words in (
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)), r"0\.\.4"),
+        (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Softmax(1)),
+            "softmax",
+        ),
+    ):
+        env = StrategySelectionVectorEnv(4, data=digits.train, defender=Defender(module))
+        with pytest.raises(InputError, match=words):
+            env.reset(seed=0)
+
+
+def test_dropout_is_reproducible_and_leaves_the_global_stream_alone(digits):
+    def losses():
+        with seeded_init(0):
+            module = torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10)
+            )
+        env = StrategySelectionVectorEnv(4, data=digits.train, defender=Defender(module))
+        return trajectory(env, 0)
+
+    torch.manual_seed(1)
+    first, after = losses(), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    same(first, losses())
+
+
+def test_the_single_environment_shows_every_image_once():
+    env = StrategySelectionEnv()
+    twin = StrategySelectionVectorEnv(1)
+    shown = [env.reset(seed=0)[0]]
+    twin.reset(seed=0)
+    for _ in range(5):
+        env.step(np.zeros(3, dtype=int))
+        shown.append(env.reset()[0])
+    for image in shown:
+        same([image], twin.images.numpy())
+        twin.step(np.zeros((1, 3), dtype=int))
 
 
 def test_observations_are_not_reused_buffers():

@@ -231,6 +231,41 @@ def test_bad_images_and_labels_are_refused(x, y, words):
         GradientAttack(**GOOD).perturb(SmallCNN((1, 8, 8), 10), x, y)
 
 
+def test_other_dtypes_and_graphs_are_taken(rng):
+    """NumPy's float64 radii, int32 labels, images that require grad, a graph that is cut."""
+    model = SmallCNN((1, 8, 8), 10)
+    eps = torch.full((4,), 0.1, dtype=torch.float64)
+    x = IMAGES.clone().requires_grad_()
+    x_adv = GradientAttack(Linf(eps), 3, eps / 4).perturb(model, x, LABELS.int())
+    assert x_adv.dtype == torch.float32
+    assert not x_adv.requires_grad
+    want = GradientAttack(Linf(0.1), 3, 0.025).perturb(model, IMAGES, LABELS)
+    torch.testing.assert_close(x_adv, want, rtol=0, atol=1e-6)
+
+    class Cut(torch.nn.Module):
+        def forward(self, x):
+            return model(x).detach()
+
+    assert torch.equal(GradientAttack(**GOOD).perturb(Cut(), IMAGES, LABELS), IMAGES)
+
+
+@pytest.mark.parametrize("name", ["steps", "step_size"])
+def test_negative_settings_per_image_are_refused(name):
+    good = {"steps": torch.ones(4, dtype=torch.int64), "step_size": torch.ones(4)}
+    good[name][2] = -1
+    with pytest.raises(InputError, match=f"{name} must not be negative"):
+        GradientAttack(Linf(0.1), **good).perturb(SmallCNN((1, 8, 8), 10), IMAGES, LABELS)
+
+
+def test_models_that_return_more_than_logits_are_refused():
+    class Pair(SmallCNN):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(InputError, match="tuple"):
+        GradientAttack(**GOOD).perturb(Pair((1, 8, 8), 10), IMAGES, LABELS)
+
+
 def test_probabilities_and_missing_streams_are_refused(rng):
     model = torch.nn.Sequential(SmallCNN((1, 8, 8), 10), torch.nn.Softmax(1))
     with pytest.raises(InputError, match="softmax"):

@@ -23,7 +23,9 @@ def test_cifar10_space_is_the_published_table():
     torch.testing.assert_close(got.eps * 255, torch.tensor([3.0, 15.0]))
     assert got.steps.tolist() == [3, 14]
     torch.testing.assert_close(got.step_size * 255, torch.tensor([1.0, 5.0]))
-    assert space.nearest(8, 10, 2) == (5, 7, 1)
+    assert space.index(8, 10, 2) == (5, 7, 1)
+    with pytest.raises(InputError, match="no steps of 20"):
+        space.index(8, 20, 2)
 
 
 def test_large_radii_are_capped_below_one_half():
@@ -44,6 +46,7 @@ def test_every_preset_decodes(name):
     [
         torch.zeros(2, 2, dtype=torch.int64),
         torch.zeros(2, 3),
+        torch.zeros(2, 3, dtype=torch.bool),
         torch.tensor([[13, 0, 0]]),
         torch.tensor([[0, -1, 0]]),
     ],

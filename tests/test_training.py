@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from runs import SMALL, assert_equal_runs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_las_at import Config, defaults, main
 
 from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
+from advgame.cli import resume_settings
 from advgame.errors import InputError
 from advgame.runs import Metrics
 from advgame.seeding import derive_seed, seeded_init, stream
@@ -48,6 +50,7 @@ VARIANTS = {
     "random": {"agent": "random"},
     "ema": {"ema": 0.9, "schedule": "multistep"},
     "interval": {"reward_interval": 4, "validate_every": 2, "eps_ramp": 0.5},
+    "dropout": {"model": "minimax_cnn", "agent": "fixed", "epochs": 2},
     "repo": {"preset": "repo", "credit": "batch", "baseline": "none", "reward_interval": 2},
 }
 
@@ -114,11 +117,47 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
 def test_resuming_with_other_settings_is_refused(tmp_path):
     run = main(small(tmp_path, "one", agent="random"))
     with pytest.raises(InputError, match="epochs=3, not 7"):
-        main(Config(resume=str(run.path), epochs=7))
-    main(Config(resume=str(run.path), epochs=3))  # the same value may be said again
+        main(Config(resume=str(run.path), epochs=7), {"resume", "epochs"})
+    with pytest.raises(InputError, match="dataset=digits, not mnist"):
+        main(Config(resume=str(run.path), dataset="mnist"), {"resume", "dataset"})
+    main(Config(resume=str(run.path), epochs=3), {"resume", "epochs"})  # the same may be said again
     (run.path / "config.json").write_text('{"format": 1, "config": {"colour": "red"}}')
     with pytest.raises(InputError, match="another script or version"):
         main(Config(resume=str(run.path)))
+
+
+def test_data_that_moved_is_found_again(tmp_path):
+    run = main(small(tmp_path, "one", agent="random", epochs=1))
+    (run.path / "report.json").unlink()
+    config = Config(resume=str(run.path), data_dir="/new")
+    _, settings = resume_settings(run.path, config, {"resume", "data_dir"})
+    assert settings.data_dir == "/new"
+    assert settings.agent == "random"
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+    run = main(small(tmp_path, "one", agent="random", epochs=1))
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    main(Config(resume=str(run.path)))
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+    assert "finished before" in capsys.readouterr().out
+
+
+def test_resuming_keeps_every_point_of_the_curves(tmp_path, stop_at, monkeypatch):
+    stop_at(9, lambda: signal.raise_signal(signal.SIGTERM))  # 6 steps an epoch
+    with pytest.raises(SystemExit):
+        main(small(tmp_path, "cut", agent="random"))
+    monkeypatch.undo()
+    main(Config(resume=str(tmp_path / "cut")))
+    events = EventAccumulator(str(tmp_path / "cut"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("eval/robust")] == [6, 12, 18]
+    assert {"curves", "examples"} <= set(events.Tags()["images"])
+
+
+def test_divergence_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"diverged.*lower --lr"):
+        main(small(tmp_path, "one", agent="fixed", lr=1e30, schedule="constant"))
 
 
 def test_different_seeds_differ(tmp_path):

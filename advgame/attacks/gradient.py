@@ -86,6 +86,7 @@ class GradientAttack:
         if isinstance(self.steps, Tensor):
             if self.steps.dim() != 1 or self.steps.is_floating_point():
                 raise InputError("steps per image must be an integer tensor (B,)")
+            # signs are checked in `run`, where a training loop can leave the checks out
         elif self.steps < 0:
             raise InputError(f"steps must be 0 or above, not {self.steps}")
         if isinstance(self.step_size, Tensor):
@@ -135,6 +136,8 @@ class GradientAttack:
                 value = getattr(self, name)
                 if isinstance(value, Tensor) and value.shape[0] != x.shape[0]:
                     raise InputError(f"{name} has {value.shape[0]} entries for {len(x)} images")
+                if isinstance(value, Tensor) and bool((value < 0).any()):
+                    raise InputError(f"{name} must not be negative")
         if isinstance(self.threat.eps, Tensor) and self.threat.eps.shape[0] != x.shape[0]:
             raise InputError(f"eps has {self.threat.eps.shape[0]} entries for {len(x)} images")
         if self.start is not None and rng is None:
@@ -167,11 +170,13 @@ class _Ascent:
             self.moving = [sum(own > tick for own in steps) for tick in range(steps[0])]
         else:
             self.moving = [len(x)] * attack.steps
-        self.x, self.y = self._sorted(self.x_unsorted), self._sorted(y)
-        self.threat = attack.threat if self.order is None else attack.threat.select(self.order)
+        self.x, self.y = self._sorted(self.x_unsorted), self._sorted(y.long())
+        self.threat = attack.threat
+        if isinstance(attack.threat.eps, Tensor):
+            self.threat = attack.threat.with_radii(self._sorted(attack.threat.eps.to(self.x)))
         self.project = self.threat.projector(self.x)
         size = attack.step_size
-        self.step_size = self._sorted(size) if isinstance(size, Tensor) else size
+        self.step_size = self._sorted(size.to(self.x)) if isinstance(size, Tensor) else size
         self.standing = torch.arange(len(x), device=x.device)  # positions not fooled yet
         self.forwards = self.backwards = 0
 
@@ -210,7 +215,7 @@ class _Ascent:
             with torch.enable_grad():
                 logits = self._logits(leaf)
                 reached = self._objective(logits, rows)
-                (grad,) = torch.autograd.grad(reached.sum(), leaf)
+                grad = _input_gradient(reached.sum(), leaf)
             self.backwards += len(leaf)
             leaf = leaf.detach()
             if self._stops:
@@ -273,6 +278,14 @@ class _Ascent:
             objective.copy_(reached)
         else:
             _keep_better(best, objective, x_adv, reached, rows)
+
+
+def _input_gradient(total: Tensor, leaf: Tensor) -> Tensor:
+    """d(total)/d(leaf); zero where the classifier cuts the graph, which the flags then report."""
+    if not total.requires_grad:
+        return torch.zeros_like(leaf)
+    (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if grad is None else grad
 
 
 def _keep_better(best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, rows: Index) -> None:

@@ -61,8 +61,8 @@ class Report:
 def write_report(run: RunFolder, report: Report) -> dict[str, Any]:
     """Write both files and return the content of the JSON one."""
     content = report.as_dict()
-    run.write_json("report.json", content)
     run.write_text("report.md", as_markdown(content))
+    run.write_json("report.json", content)  # last: a run that has it is finished
     return content
 
 

@@ -75,7 +75,7 @@ def score(
     images = data.floats()
     with attacked(model):
         clean = predict(model, images) == data.labels
-        x_adv = attack.run(model, images, data.labels, rng=rng, check=False).x_adv
+        x_adv = _in_batches(model, images, data.labels, attack, rng)
         robust = clean & (predict(model, x_adv) == data.labels)
     return float(clean.float().mean()), float(robust.float().mean())
 
@@ -138,7 +138,8 @@ def evaluate(
             if make is None:
                 x_adv = autoattack(model, images, labels, threat, seed, batch_size)
             else:
-                x_adv = _gradient(model, images, labels, make(threat), seed, name, batch_size)
+                rng = stream(seed, f"evaluate {name}", images.device)
+                x_adv = _in_batches(model, images, labels, make(threat), rng, batch_size)
             correct[name] = predict(model, x_adv, batch_size) == labels
             largest[name] = float(threat.size(x_adv - images).max())
             if float(x_adv.min()) < 0 or float(x_adv.max()) > 1:
@@ -151,15 +152,14 @@ def _cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.cpu() for name, value in values.items()}
 
 
-def _gradient(
+def _in_batches(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     attack: GradientAttack,
-    seed: int,
-    name: str,
-    batch_size: int,
+    rng: torch.Generator,
+    batch_size: int = 500,
 ) -> Tensor:
-    rng = stream(seed, f"evaluate {name}", images.device)
+    """Adversarial examples of many images."""
     parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     return torch.cat([attack.run(model, x, y, rng=rng, check=False).x_adv for x, y in parts])

@@ -9,7 +9,7 @@ loss, R2 and R3 reward what helps the defender: as published, LAS-AT is a genera
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -42,11 +42,13 @@ class Payoffs:
     def reward(self, credit: Credit) -> Tensor:
         """The reward of each image's strategy, (B,).
 
-        - ``"mixed"``: own R1, the batch's mean R2 and R3. The look-ahead sees every image, so
-          the batch mean is what a strategy really changes: unbiased.
+        - ``"mixed"``: own R1, the batch's mean R2 and R3: unbiased for what one image's player
+          earns when the other images count as its environment. Against the sum of all pay-offs
+          its R2 and R3 weigh 1/B, since every image moves all B of them.
         - ``"sample"``: own R1, R2 and R3: lower variance, and biased, since the look-ahead's
           effect on other images is left out.
-        - ``"batch"``: one scalar for all, as the published code.
+        - ``"batch"``: one scalar for all, as the published code: unbiased for the sum of all
+          pay-offs, up to the factor 1/B, with the noise of B images on each.
         """
         if credit == "sample":
             return self.r1 + self.r2 + self.r3
@@ -107,7 +109,7 @@ class LasAt:
 
     def attack(self, strategies: Strategies) -> GradientAttack:
         """PGD with each image's own strategy."""
-        ball = type(self.threat)(strategies.eps)
+        ball = self.threat.with_radii(strategies.eps)
         return GradientAttack(
             ball,
             strategies.steps,
@@ -117,16 +119,15 @@ class LasAt:
         )
 
     def look_ahead_attack(self) -> GradientAttack:
-        """PGD-10 at ε₀ with 2 restarts; an image leaves as soon as it is misclassified."""
-        base = pgd(self.threat, steps=10, restarts=2)
-        return GradientAttack(
-            base.threat,
-            base.steps,
-            base.step_size,
-            start=base.start,
-            restarts=base.restarts,
+        """PGD-10 at ε₀ with 2 restarts.
+
+        An image leaves as soon as it is misclassified, except in training mode, where the batch
+        statistics need the whole batch.
+        """
+        return replace(
+            pgd(self.threat, steps=10, restarts=2),
             loss=self.loss,
-            stop_when_fooled=True,
+            stop_when_fooled=self.look_ahead_mode == "eval",
             mode=self.look_ahead_mode,
         )
 
@@ -176,17 +177,21 @@ class LasAt:
         self, ahead: nn.Module, r1: Tensor, x: Tensor, y: Tensor, rng: torch.Generator
     ) -> tuple[Payoffs, float]:
         attacked = self.look_ahead_attack().run(ahead, x, y, rng=rng, check=False)
-        assert attacked.fooled is not None
+        spent = (attacked.forwards + attacked.backwards) / len(x) + 1
         with torch.no_grad():
             clean = ahead(x).argmax(1) == y
-        robust = ~attacked.fooled
+            if attacked.fooled is None:
+                robust = ahead(attacked.x_adv).argmax(1) == y
+                spent += 1
+            else:
+                robust = ~attacked.fooled
         # the published code clamps R1 to [0, 10] and R2, R3 to [-10, 10]
         payoffs = Payoffs(
             self.a * r1.clamp(0, 10),
             self.b * (self.r2_weight * robust.float()).clamp(-10, 10),
             self.c * (self.r3_weight * clean.float()).clamp(-10, 10),
         )
-        return payoffs, (attacked.forwards + attacked.backwards) / len(x) + 1
+        return payoffs, spent
 
     def _stats(
         self, losses: Tensor, payoffs: Payoffs | None, strategies: Strategies

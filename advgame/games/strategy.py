@@ -79,11 +79,13 @@ class StrategySpace:
         Raises:
             InputError: wrong shape or type, or an index outside its list.
         """
-        if actions.dim() != 2 or actions.shape[1] != 3 or actions.is_floating_point():
+        integral = not actions.is_floating_point() and actions.dtype != torch.bool
+        if actions.dim() != 2 or actions.shape[1] != 3 or not integral:
             raise InputError(
                 f"actions must be integer indices (B, 3), not {tuple(actions.shape)} "
                 f"of {actions.dtype}"
             )
+        actions = actions.long()
         limit = torch.tensor(self.sizes, device=actions.device)
         if not bool(((actions >= 0) & (actions < limit)).all()):
             raise InputError(f"actions must lie in 0..n-1 with n = {self.sizes} per column")
@@ -94,16 +96,24 @@ class StrategySpace:
         )
         return Strategies(eps.float() * unit, steps, size.float() * unit)
 
-    def nearest(self, eps_units: float, steps: int, step_size_units: float) -> tuple[int, int, int]:
-        """Indices of the choices nearest to a wanted configuration."""
+    def index(self, eps_units: float, steps: int, step_size_units: float) -> tuple[int, int, int]:
+        """Indices of one configuration.
 
-        def index(values: tuple[float, ...], wanted: float) -> int:
-            return min(range(len(values)), key=lambda i: abs(values[i] - wanted))
-
+        Raises:
+            InputError: a value that is not in its list.
+        """
+        wanted = (eps_units, steps, step_size_units)
+        lists = (self.eps_units, self.steps, self.step_size_units)
+        for name, value, values in zip(CHOICES, wanted, lists, strict=True):
+            if value not in values:
+                raise InputError(
+                    f"no {name} of {value:g} in this strategy space: it has "
+                    f"{', '.join(f'{v:g}' for v in values)}"
+                )
         return (
-            index(self.eps_units, eps_units),
-            index(self.steps, steps),
-            index(self.step_size_units, step_size_units),
+            self.eps_units.index(eps_units),
+            self.steps.index(steps),
+            self.step_size_units.index(step_size_units),
         )
 
 
