@@ -67,6 +67,8 @@ class Config:
     """which players"""
     equal_compute_seeds: int = 5
     """seeds for which random and fixed are also trained at the compute of reinforce; 0 for none"""
+    finished_only: bool = False
+    """train nothing: write the results of the cells that are finished"""
     jobs: int = 2
     """processes at a time, one thread each"""
     runs_dir: str = "runs/study"
@@ -113,13 +115,10 @@ def train(cell: Cell, config: Config) -> None:
             *shlex.split(config.extra),
             *cell.flags,
         ]
-    done = subprocess.run(words, capture_output=True, text=True, env=_one_thread())
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
     if done.returncode:
         raise InputError(f"{cell.name} failed, its last words: {done.stderr[-500:]}")
-
-
-def _one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def read(cell: Cell, config: Config) -> dict[str, Any]:
@@ -148,37 +147,26 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
         "train_seconds": rows[-1]["time/seconds"],
         **{
             name.split("/")[1]: mean(row[name] for row in last)
-            for name in (
-                "strategy/eps_ratio",
-                "strategy/steps_ratio",
-                "strategy/step_size_ratio",
-                "strategy/entropy_eps",
-                "strategy/entropy_steps",
-                "strategy/entropy_step_size",
-                "game/attacker_reward",
-                "game/adversarial_loss",
-            )
-            if all(name in row for row in last)
+            for name in rows[-1]
+            if name.startswith(("strategy/", "game/")) and all(name in row for row in last)
         },
     }
 
 
 def cells(config: Config) -> list[Cell]:
     """Everything that does not wait for another cell's cost."""
-    return [
-        Cell(player, seed, PLAYERS[player])
-        for seed in range(config.seeds)
-        for player in config.players
-    ]
+    seeds = range(config.seeds)
+    return [Cell(player, seed, PLAYERS[player]) for seed in seeds for player in config.players]
 
 
 def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterator[Cell]:
     """Controls with epochs stretched to what reinforce of the same seed spent."""
     by = {(r["player"], r["seed"]): r for r in results}
     for seed in range(min(config.seeds, config.equal_compute_seeds)):
-        learned = by[("reinforce", seed)]
         for player in EQUAL_COMPUTE:
-            own = by[(player, seed)]
+            learned, own = by.get(("reinforce", seed)), by.get((player, seed))
+            if learned is None or own is None:
+                continue
             ratio = learned["total_forwards_per_image"] / own["total_forwards_per_image"]
             epochs = round(own["epochs"] * ratio)
             flags = (*PLAYERS[player], "--epochs", str(epochs), "--validate-every", "2")
@@ -188,6 +176,9 @@ def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterat
 def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
     """Train the cells, a few at a time, and read them."""
     console = Console(stderr=True)
+    if config.finished_only:
+        root = Path(config.runs_dir) / config.dataset
+        return [read(c, config) for c in todo if (root / c.name / "report.json").exists()]
     with ThreadPoolExecutor(config.jobs) as pool:
         waiting = {cell.name: pool.submit(train, cell, config) for cell in todo}
         for number, (name, future) in enumerate(waiting.items(), 1):
@@ -197,11 +188,13 @@ def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over seeds, and paired differences to random."""
+    """Spread over seeds, and paired differences to random."""
     summary: dict[str, dict[str, Any]] = {}
     for player in dict.fromkeys(r["player"] for r in results):
         mine = [r for r in results if r["player"] == player]
-        numbers = [k for k, v in mine[0].items() if isinstance(v, float)]
+        numbers = [
+            k for k, v in mine[0].items() if isinstance(v, float) and all(k in r for r in mine)
+        ]
         summary[player] = {"seeds": len(mine), "epochs": mine[0]["epochs"]} | {
             key: spread([r[key] for r in mine]) for key in numbers
         }
@@ -240,7 +233,7 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
     lines = [
         f"# LAS-AT on {config.dataset}: learned strategies against controls",
         "",
-        f"ε₀ = {first['eps']:.3g}, {first['n']} test images, {config.seeds} seeds, "
+        f"ε₀ = {first['eps']:.3g}, {first['n']} test images, up to {config.seeds} seeds, "
         f"training images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
         "Weights selected on the validation split. Strategy columns: mean of the last 5 epochs. "
         "F: forwards of the defender (input-backward 1, backward with weights 2).",
