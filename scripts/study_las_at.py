@@ -126,16 +126,15 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
     folder = Path(config.runs_dir) / config.dataset / cell.name
     report = json.loads((folder / "report.json").read_text())
     about = json.loads((folder / "config.json").read_text())
-    settings = about["config"]
     rows = Metrics.read(folder / "metrics.csv")
     last = rows[-5:]
     return {
         "player": cell.player,
         "seed": cell.seed,
         "n": report["n"],
-        "epochs": settings["epochs"],
-        "eps": report["threat"]["eps"],
-        "train_n": settings["train_n"],
+        "epochs": about["config"]["epochs"],
+        "eps0": report["threat"]["eps"],
+        "train_n": about["config"]["train_n"],
         "commit": about["commit"],
         "validation_pgd10": max(row.get("eval/robust", 0.0) for row in rows),
         **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
@@ -233,7 +232,7 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
     lines = [
         f"# LAS-AT on {config.dataset}: learned strategies against controls",
         "",
-        f"ε₀ = {first['eps']:.3g}, {first['n']} test images, up to {config.seeds} seeds, "
+        f"ε₀ = {first['eps0']:.3g}, {first['n']} test images, up to {config.seeds} seeds, "
         f"training images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
         "Weights selected on the validation split. Strategy columns: mean of the last 5 epochs. "
         "F: forwards of the defender (input-backward 1, backward with weights 2).",
