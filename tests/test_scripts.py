@@ -117,27 +117,31 @@ def test_two_processes_learn_the_same_weights(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
-    words = ["--runs-dir", str(tmp_path), "--epochs", "12", *TINY]
-    began = time.monotonic()
+    words = ["--runs-dir", str(tmp_path), "--epochs", "14", *TINY]
     assert run(*TRAIN, *words, "--name", "whole").returncode == 0
-    duration = time.monotonic() - began
-    chance = random.Random(0)
+    folder, chance = tmp_path / "killed", random.Random(0)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kills, command = 0, [*TRAIN, *words, "--name", "killed"]
-    for _ in range(40):
+
+    def epochs():
+        table = folder / "metrics.csv"
+        return len(table.read_text().splitlines()) - 1 if table.exists() else 0
+
+    # wait for so many epochs, then for a random moment: within a step, a checkpoint, the report
+    for wanted in (0, 1, 3, 5, 8, 11, 14):
+        going_on = ["--resume", str(folder)] if folder.exists() else [*words, "--name", "killed"]
         process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*TRAIN, *going_on],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        try:
-            process.wait(duration * chance.uniform(0.35, 0.9) if kills < 7 else 300)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        else:
-            assert process.returncode == 0
-            break
-        if (tmp_path / "killed" / "config.json").exists():
-            command = [*TRAIN, "--resume", str(tmp_path / "killed")]
-    assert kills >= 5
-    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+        while epochs() < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.4 if wanted else 4))
+        assert process.poll() is None, "it finished before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = run(*TRAIN, "--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert_equal_runs(tmp_path / "whole", folder)
