@@ -143,12 +143,7 @@ class GradientAttack:
         if self.start is not None and rng is None:
             raise InputError("a random start needs rng, a torch.Generator on the images' device")
         with attacked(model, self.mode):
-            if check:
-                with torch.no_grad():
-                    logits = model(x[:2])
-                check_logits(logits, y[:2])
-                check_labels(y, len(x), logits.shape[1])
-            return _Ascent(self, model, x, y).run(rng)
+            return _Ascent(self, model, x, y, check).run(rng)
 
 
 class _Ascent:
@@ -158,8 +153,11 @@ class _Ascent:
     images also leave because they are fooled.
     """
 
-    def __init__(self, attack: GradientAttack, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self, attack: GradientAttack, model: nn.Module, x: Tensor, y: Tensor, check: bool
+    ) -> None:
         self.attack, self.model = attack, model
+        self.unchecked = check  # the first logits are looked at, which costs no further forward
         self.dtype = x.dtype
         self.x_unsorted = x.detach() if x.dtype == torch.float64 else x.detach().float()
         self.order: Tensor | None = None
@@ -242,6 +240,10 @@ class _Ascent:
     def _logits(self, x_adv: Tensor) -> Tensor:
         self.forwards += len(x_adv)
         logits: Tensor = self.model(x_adv.to(self.dtype))
+        if self.unchecked:
+            check_logits(logits, self.y[: len(x_adv)])
+            check_labels(self.y, len(self.y), logits.shape[1])
+            self.unchecked = False
         return logits
 
     def _objective(self, logits: Tensor, rows: Index) -> Tensor:
