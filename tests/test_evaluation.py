@@ -55,6 +55,21 @@ def test_autoattack_verdicts_are_those_of_pyautoattack_by_hand(honest, test_imag
     assert 0 < int(broken.sum()) < 30
 
 
+@pytest.mark.parametrize(("classes", "targets"), [(10, 9), (12, 9), (5, 4)])
+def test_autoattack_targets_nine_classes_or_all_wrong_ones(classes, targets, monkeypatch):
+    """Easy images are broken by the first attack: their verdicts cannot show this."""
+    seen = []
+
+    def spy(self, x, y, /, *, batch_size):
+        seen.append((self.version, self.apgd_targeted.n_target_classes, self.fab.n_target_classes))
+        return x, y
+
+    monkeypatch.setattr(AutoAttack, "run_standard_evaluation", spy)
+    x = torch.rand(2, 1, 2, 2)
+    autoattack(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64), BALL, seed=0)
+    assert seen == [("standard", targets, targets)]
+
+
 def test_verdicts_on_a_linear_model_are_the_closed_form(rng):
     model = Linear(torch.randn(5, 16, generator=rng))
     images = ImageSet.from_floats(
