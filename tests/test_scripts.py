@@ -10,7 +10,7 @@ import time
 import pytest
 import train_las_at
 from conftest import ROOT
-from runs import assert_equal_runs
+from equal_runs import assert_equal_runs
 
 from advgame.cli import run_script
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SMALL, assert_equal_runs
+from equal_runs import SMALL, assert_equal_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_las_at import Config, defaults, main
 
