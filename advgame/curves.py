@@ -83,10 +83,6 @@ class Curves:
         self.writer.add_figure(tag, figure, step)
         self.writer.flush()
 
-    def text(self, tag: str, markdown: str) -> None:
-        """Log a text."""
-        self.writer.add_text(tag, markdown)
-
     def close(self) -> None:
         """Flush and close the events file."""
         self.writer.close()

@@ -256,6 +256,8 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         )
     flags = sorted({flag for r in results for flag in r["flags"]})
     lines += ["", f"Flags raised: {', '.join(flags) or 'none'}.", ""]
+    made = ", ".join(sorted({r["commit"][:12] for r in results}))
+    lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
     lines += [f"Command: `{about['command']}`, commit {about['commit'][:12]}.", ""]
     return "\n".join(lines)
 
