@@ -107,14 +107,8 @@ def train(cell: Cell, config: Config) -> None:
     else:
         data = ["--data-dir", config.data_dir] if config.data_dir else []
         words = [*script, "--dataset", config.dataset, *data, "--runs-dir", str(root)]
-        words += [
-            "--name",
-            cell.name,
-            "--seed",
-            str(cell.seed),
-            *shlex.split(config.extra),
-            *cell.flags,
-        ]
+        words += ["--name", cell.name, "--seed", str(cell.seed)]
+        words += [*shlex.split(config.extra), *cell.flags]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     if done.returncode:
@@ -254,11 +248,11 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         lines.append(
             f"| {player} | {row['seeds']} | {row['epochs']} | " + " | ".join(entries) + " |"
         )
-    flags = sorted({flag for r in results for flag in r["flags"]})
-    lines += ["", f"Flags raised: {', '.join(flags) or 'none'}.", ""]
+    flags = ", ".join(sorted({flag for r in results for flag in r["flags"]})) or "none"
+    lines += ["", f"Flags raised: {flags}.", ""]
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
     lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
-    lines += [f"Command: `{about['command']}`, commit {about['commit'][:12]}.", ""]
+    lines += [f"Command: `{about['command']}`.", ""]
     return "\n".join(lines)
 
 
