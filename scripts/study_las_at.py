@@ -5,11 +5,13 @@
 
 Each cell is one run of `train_las_at.py` (player x seed) in its own process; finished cells are
 kept and interrupted ones resumed, so that the command can be given again. Players: REINFORCE as
-the script's default has it (mixed credit), with the other credits, and with a tenth of the
-entropy bonus (greedy); PPO; the published settings (repo); the controls random and
-fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of largest ε, the one R1 pays best; then
-random and fixed at equal compute: for as many forwards and backwards as REINFORCE spent, its
-look-ahead counted.
+the script's default has it (mixed credit), with the other credits, with the leave-one-out
+baseline, with a tenth of the entropy bonus (greedy), and with a policy that stays as it began
+(frozen: what random play is paid); PPO; the published settings (repo); the controls random and
+fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of largest ε, the one R1 pays best. Two
+controls take random play's variety and its strength apart: random-centred draws around PGD-AT's
+own strategy, fixed-mean always plays the mean of random. Then random and fixed at equal compute:
+for as many forwards and backwards as REINFORCE spent, its look-ahead counted.
 
 Writes `<out>/<dataset>.json`, `.md` and `.png`.
 """
@@ -44,12 +46,16 @@ PLAYERS: dict[str, tuple[str, ...]] = {
     "reinforce": (),
     "reinforce-sample": ("--credit", "sample"),
     "reinforce-batch": ("--credit", "batch"),
+    "reinforce-loo": ("--baseline", "loo"),
     "reinforce-greedy": ("--entropy-coef", "0.01"),
+    "reinforce-frozen": ("--policy-lr", "1e-12"),
     "ppo": ("--agent", "ppo", "--entropy-coef", "0.03"),
     "repo": ("--preset", "repo"),
     "random": ("--agent", "random"),
     "fixed": ("--agent", "fixed"),
     "fixed-largest": ("--agent", "fixed", "--fixed", "15", "10", "5"),
+    "random-centred": ("--agent", "random", "--space", "centred"),
+    "fixed-mean": ("--agent", "fixed", "--fixed", "9", "9", "3"),
 }
 # trained for as long as the compute of REINFORCE lasts
 EQUAL_COMPUTE = ("random", "fixed")

@@ -20,31 +20,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from advgame.attacks.attack import AttackResult
 from advgame.attacks.modes import BatchNormMode, attacked
 from advgame.checks import check_images, check_labels, check_logits, parse_number
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Index, Threat, per_image
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What an attack did.
-
-    Args:
-        x_adv: (B, C, H, W), the adversarial examples, in the ball and in [0, 1].
-        loss: (B,) loss at ``x_adv`` where the attack computed it (``keep="best"`` or several
-            restarts), else None; it is what the attack maximises, or minimises when targeted.
-        fooled: (B,) whether the attack succeeded, with ``stop_when_fooled``, else None.
-        forwards: number of image forwards made, summed over the batch.
-        backwards: number of image input-backwards made.
-    """
-
-    x_adv: Tensor
-    loss: Tensor | None
-    fooled: Tensor | None
-    forwards: int
-    backwards: int
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _upto(low: int, high: int) -> tuple[int, ...]:
     return tuple(range(low, high + 1))
 
 
-# ε, steps, step sizes of the published command lines (LAS-AT's README)
+# ε, steps, step sizes of the published command lines (LAS-AT's README); "centred" is ours: its
+# means are PGD-AT's ε₀, 10 steps and ε₀/4, so that random draws from it differ in variety only
 SPACES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "las-pgd-at-cifar10": (_upto(3, 15), _upto(3, 14), _upto(1, 5)),
     "las-pgd-at-cifar100": (_upto(3, 15), _upto(3, 12), _upto(1, 5)),
@@ -130,6 +131,7 @@ SPACES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
     "las-awp-cifar100": (_upto(7, 15), _upto(8, 15), _upto(2, 5)),
     "las-trades-cifar10": (_upto(5, 9), _upto(7, 14), _upto(2, 4)),
     "las-trades-cifar100": (_upto(5, 10), _upto(7, 14), _upto(2, 4)),
+    "centred": (_upto(3, 13), _upto(6, 14), _upto(1, 3)),
 }
 
 
