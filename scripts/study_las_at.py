@@ -9,9 +9,9 @@ the script's default has it (mixed credit), with the other credits, with the lea
 baseline, with a tenth of the entropy bonus (greedy), and with a policy that stays as it began
 (frozen: what random play is paid); PPO; the published settings (repo); the controls random and
 fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of largest ε, the one R1 pays best. Two
-controls take random play's variety and its strength apart: random-centred draws around PGD-AT's
-own strategy, fixed-mean always plays the mean of random. Then random and fixed at equal compute:
-for as many forwards and backwards as REINFORCE spent, its look-ahead counted.
+controls take variety and strength apart: random-centred draws around PGD-AT's own strategy,
+fixed-mean always plays the mean of random. Then random and fixed for as many forwards and
+backwards as REINFORCE spent, its look-ahead counted (equal compute).
 
 Writes `<out>/<dataset>.json`, `.md` and `.png`.
 """
@@ -221,13 +221,7 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         "entropy_eps": "entropy of ε, nats",
         "attacker_reward": "attacker reward",
     }
-    percent = {
-        "validation_pgd10",
-        "accuracy_clean",
-        "accuracy_pgd20",
-        "accuracy_autoattack",
-        "autoattack_minus_random",
-    }
+    percent = {name for name in columns if name.startswith(("validation", "accuracy"))}
     first = results[0]
     lines = [
         f"# LAS-AT on {config.dataset}: learned strategies against controls",
@@ -255,8 +249,8 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
             f"| {player} | {row['seeds']} | {row['epochs']} | " + " | ".join(entries) + " |"
         )
     flags = ", ".join(sorted({flag for r in results for flag in r["flags"]})) or "none"
-    lines += ["", f"Flags raised: {flags}.", ""]
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
+    lines += ["", f"Flags raised: {flags}.", ""]
     lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
     lines += [f"Command: `{about['command']}`.", ""]
     return "\n".join(lines)

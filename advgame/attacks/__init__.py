@@ -1,8 +1,9 @@
 """Attacks on classifiers: they never change the model, and form the input gradient only."""
 
 from advgame.attacks.attack import Attack, AttackResult
-from advgame.attacks.gradient import GradientAttack, fgsm, ifgsm, pgd
+from advgame.attacks.gradient import GradientAttack
 from advgame.attacks.modes import BatchNormMode, attacked
+from advgame.attacks.named import fgsm, ifgsm, mim, n_fgsm, pgd
 
 __all__ = [
     "Attack",
@@ -12,5 +13,7 @@ __all__ = [
     "attacked",
     "fgsm",
     "ifgsm",
+    "mim",
+    "n_fgsm",
     "pgd",
 ]

@@ -6,6 +6,7 @@ model's ball. The papers differ in its settings only:
 - FGSM (Goodfellow et al. 2015): one step of size ε from the clean image;
 - I-FGSM / BIM (Kurakin et al. 2017): several steps from the clean image;
 - PGD (Madry et al. 2018): several steps from a random start, with restarts;
+- MIM (Dong et al. 2018): I-FGSM along a decaying sum of the gradients, each over its L1 norm;
 - LAS-AT's attacker (Jia et al. 2022): PGD with ε, steps and step size chosen per image.
 
 An image whose steps are done leaves the batch: images are sorted by their number of steps, and
@@ -42,6 +43,7 @@ class GradientAttack:
         keep: ``"last"`` returns the last iterate, ``"best"`` the iterate of highest loss, which
             costs one more forward.
         loss: per-image loss of (logits, labels), from `advgame.losses`.
+        momentum: decay μ of MIM's sum of gradients; None follows the present gradient alone.
         targeted: descend the loss towards the labels given, instead of ascending away from them.
         stop_when_fooled: an image that is misclassified (targeted: classified as the target)
             leaves the batch at once, for good: for verdicts. Costs a host synchronisation per
@@ -59,6 +61,7 @@ class GradientAttack:
     restarts: int = 1
     keep: Literal["last", "best"] = "last"
     loss: Loss = cross_entropy
+    momentum: float | None = None
     targeted: bool = False
     stop_when_fooled: bool = False
     mode: BatchNormMode = "eval"
@@ -77,6 +80,8 @@ class GradientAttack:
             raise InputError(f"step_size must be above 0, not {self.step_size}")
         if self.restarts < 1:
             raise InputError(f"restarts must be 1 or above, not {self.restarts}")
+        if self.momentum is not None and parse_number(self.momentum, "momentum") < 0:
+            raise InputError(f"momentum must be 0 or above, not {self.momentum}")
         if self.keep not in ("last", "best"):
             raise InputError(f"keep must be 'last' or 'best', not {self.keep!r}")
         if self.keep == "best" and self.stop_when_fooled:
@@ -186,6 +191,7 @@ class _Ascent:
         x_adv = self._start(rng)
         objective = torch.full((len(x_adv),), -torch.inf, device=x_adv.device)
         best = x_adv.clone() if self.attack.keep == "best" else x_adv
+        self.gathered = torch.zeros_like(x_adv) if self.attack.momentum is not None else None
         for n in self.moving:
             rows: Index = self.standing[self.standing < n] if self._stops else slice(n)
             leaf = x_adv[rows].detach().requires_grad_()
@@ -234,6 +240,11 @@ class _Ascent:
 
     def _step(self, x_adv: Tensor, grad: Tensor, rows: Index) -> Tensor:
         size = self.step_size[rows] if isinstance(self.step_size, Tensor) else self.step_size
+        if self.gathered is not None:
+            assert self.attack.momentum is not None
+            length = grad.abs().flatten(1).sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
+            grad = self.gathered[rows] * self.attack.momentum + grad / per_image(length, grad)
+            self.gathered[rows] = grad
         direction = self.threat.steepest(grad)
         return self.project(direction.mul_(per_image(size, grad)).add_(x_adv), rows)
 
@@ -276,25 +287,3 @@ def _keep_better(best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, ro
     better = reached > objective[rows]
     best[rows] = torch.where(per_image(better, x), x, best[rows])
     objective[rows] = torch.where(better, reached, objective[rows])
-
-
-def fgsm(threat: Threat) -> GradientAttack:
-    """One step of length ε from the clean image (Goodfellow et al. 2015)."""
-    return GradientAttack(threat, steps=1, step_size=threat.eps)
-
-
-def ifgsm(threat: Threat, steps: int, step_size: float | Tensor) -> GradientAttack:
-    """Several steps from the clean image (Kurakin et al. 2017)."""
-    return GradientAttack(threat, steps=steps, step_size=step_size)
-
-
-def pgd(
-    threat: Threat, steps: int, step_size: float | Tensor | None = None, restarts: int = 1
-) -> GradientAttack:
-    """Several steps from a random start in the ball (Madry et al. 2018).
-
-    ``step_size`` is ε/4 when not given: 2/255 at ε = 8/255.
-    """
-    if step_size is None:
-        step_size = threat.eps / 4
-    return GradientAttack(threat, steps, step_size, start=threat, restarts=restarts)
