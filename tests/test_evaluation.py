@@ -14,7 +14,7 @@ from advgame.data import Batches, ImageSet
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import Report, Verdicts, evaluate, find_flags, write_report
-from advgame.evaluation.autoattack import autoattack
+from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.report import as_markdown
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
@@ -43,16 +43,22 @@ def test_images(digits):
     return digits.test.subset(slice(60))
 
 
-def test_autoattack_verdicts_are_those_of_pyautoattack_by_hand(honest, test_images):
-    test_images = test_images.subset(slice(30))
+@pytest.mark.parametrize(
+    ("name", "version"), [("autoattack", "standard"), ("autoattack-rand", "rand")]
+)
+def test_autoattack_verdicts_are_those_of_pyautoattack_by_hand(name, version, honest, test_images):
+    test_images = test_images.subset(slice(12))
     x, y = test_images.floats(), test_images.labels
-    mine = autoattack(honest, x, y, BALL, seed=7, batch_size=20)
-    logging.getLogger("auto-attack").setLevel(logging.WARNING)
-    judge = AutoAttack(honest, norm="Linf", eps=0.1, seed=7, device="cpu")
-    x_adv, _ = judge.run_standard_evaluation(x, y, batch_size=20)
-    assert torch.equal(mine, x_adv)
-    broken = (mine != x).flatten(1).any(1)
-    assert 0 < int(broken.sum()) < 30
+    mine = evaluate(honest, test_images, BALL, (name,), seed=7, batch_size=8)
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    want = []
+    for rows in (slice(8), slice(8, 12)):
+        judge = AutoAttack(honest, norm="Linf", eps=0.1, seed=7, device="cpu", version=version)
+        judge.verbose = False
+        _, said = judge.run_standard_evaluation(x[rows], y[rows], batch_size=8)
+        want.append(said == y[rows])
+    assert torch.equal(mine.correct[name], torch.cat(want))
+    assert 0 < int(mine.correct[name].sum()) < 12
 
 
 @pytest.mark.parametrize(("classes", "targets"), [(10, 9), (12, 9), (5, 4)])
@@ -61,13 +67,15 @@ def test_autoattack_targets_nine_classes_or_all_wrong_ones(classes, targets, mon
     seen = []
 
     def spy(self, x, y, /, *, batch_size):
-        seen.append((self.version, self.apgd_targeted.n_target_classes, self.fab.n_target_classes))
+        mine = (self.apgd_targeted.n_target_classes, self.fab.n_target_classes)
+        seen.append((self.version, self.attacks_to_run, *mine))
         return x, y
 
     monkeypatch.setattr(AutoAttack, "run_standard_evaluation", spy)
     x = torch.rand(2, 1, 2, 2)
-    autoattack(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64), BALL, seed=0)
-    assert seen == [("standard", targets, targets)]
+    part = AutoAttackPart(BALL, "apgd-t")
+    part.run(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64))
+    assert seen == [("standard", ["apgd-t"], targets, targets)]
 
 
 def test_verdicts_on_a_linear_model_are_the_closed_form(rng):
@@ -95,7 +103,7 @@ def test_same_seed_same_verdicts_and_the_model_is_left_alone(honest, test_images
     honest.train()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    few = test_images.subset(slice(20))
+    few = test_images.subset(slice(8))
     one = evaluate(honest, few, BALL, ("fgsm", "pgd20", "autoattack"), seed=1)
     assert honest.training
     assert torch.equal(torch.get_rng_state(), before)
@@ -112,7 +120,8 @@ def test_report_says_the_same_in_both_files(honest, test_images, tmp_path):
     run = RunFolder.create(tmp_path / "run", {}, "cpu")
     verdicts = evaluate(honest, test_images, L2(0.5), ("fgsm", "pgd20"))
     flags = find_flags(honest, test_images, L2(0.5), verdicts)
-    report = Report("digits", L2(0.5), verdicts, flags, 0, "cpu", "best", "python x.py", {})
+    labels = test_images.labels
+    report = Report("digits", L2(0.5), verdicts, labels, flags, 0, "cpu", "best", "x.py", {})
     write_report(run, report)
     content = json.loads((run.path / "report.json").read_text())
     assert content["threat"] == {"norm": "L2", "eps": 0.5}
