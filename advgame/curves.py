@@ -201,12 +201,11 @@ def accuracy_figure(
             f"{share:.1f}", (bar.get_x() + bar.get_width() / 2, 2), ha="center", fontsize=8,
             color="white" if share > 8 else "black",
         )  # fmt: skip
-    axis.axhline(100 * worst, color="C3", lw=1.2, ls="--", label=f"worst case {100 * worst:.1f}")
+    axis.axhline(100 * worst, color="C3", lw=1.2, ls="--")
     axis.set(ylabel="accuracy, %", ylim=(0, 105))
     axis.tick_params(axis="x", rotation=35)
     plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
-    axis.legend(loc="upper right", fontsize=8)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(f"{title}\nworst case {100 * worst:.1f} % (line)", fontsize=9)
     return figure
 
 

@@ -19,8 +19,8 @@ from advgame.threat import Linf, per_image
 class CarliniWagnerLinf:
     """Minimise  c · max(z_y - max_(k≠y) z_k, 0) + Σ max(|δ| - τ, 0)  for ever smaller τ.
 
-    c rises tenfold until the image is misclassified, then τ falls to ``decay`` times what was
-    needed. An image succeeds as soon as it is misclassified within the ball; as in the L2L
+    c rises tenfold until the image is misclassified with no pixel beyond τ, then τ falls to
+    ``decay`` times what was needed. An image succeeds as soon as it is misclassified within the ball; as in the L2L
     paper's evaluation one that never does is returned clean, so that its accuracy can exceed
     PGD's. Settings are those of the L2L paper's code.
 
@@ -31,6 +31,7 @@ class CarliniWagnerLinf:
         first_c: the smallest c.
         largest_c: no c beyond it is tried.
         decay: of τ.
+        smallest_tau: an image that is not within the ball by then has failed.
     """
 
     threat: Linf
@@ -39,6 +40,7 @@ class CarliniWagnerLinf:
     first_c: float = 1e-5
     largest_c: float = 100.0
     decay: float = 0.9
+    smallest_tau: float = 1 / 256
 
     def __post_init__(self) -> None:
         if not isinstance(self.threat, Linf):
@@ -87,7 +89,10 @@ class _Search:
             self.within[rows[inside]] = True
             self.tau[rows[found]] = self.attack.decay * torch.minimum(self.tau[rows], size)[found]
             self.c[rows[~found]] *= 10
-            rows = rows[~inside & (self.c[rows] <= self.attack.largest_c)]
+            goes_on = (self.c[rows] <= self.attack.largest_c) & (
+                self.tau[rows] >= self.attack.smallest_tau
+            )
+            rows = rows[~inside & goes_on]
         x_adv = torch.where(per_image(self.within, self.x), self.adv, self.x)
         return AttackResult(x_adv, None, self.within, self.forwards, self.backwards)
 
@@ -99,7 +104,6 @@ class _Search:
         w = torch.atanh((self.adv[rows] * 2 - 1) * 0.999999).requires_grad_()
         adam = torch.optim.Adam([w], lr=self.attack.lr)
         best, found = self.adv[rows].clone(), torch.zeros_like(y, dtype=torch.bool)
-        smallest = torch.full_like(c, torch.inf)
         for step in range(self.attack.iterations + 1):
             with torch.enable_grad():
                 adv = (torch.tanh(w) + 1) / 2
@@ -108,10 +112,12 @@ class _Search:
                 beyond = (delta - tau).clamp_min(0).flatten(1).sum(1)
                 loss = (c * (-gap).clamp_min(0) + beyond).sum()
             self.forwards += len(rows)
-            size = delta.detach().flatten(1).amax(1)
-            better = (gap.detach() > 0) & (size < smallest)
-            best[better], smallest[better] = adv.detach()[better], size[better]
-            found |= better
+            # as in the authors' code: misclassified, and next to nothing beyond τ
+            hit = (gap.detach() > 0) & (beyond.detach() < 1e-4 * c) & ~found
+            best[hit] = adv.detach()[hit]
+            found |= hit
+            if bool(found.all()):
+                break
             if step < self.attack.iterations:
                 (w.grad,) = torch.autograd.grad(loss, w)
                 self.backwards += len(rows)
