@@ -20,9 +20,10 @@ class CarliniWagnerLinf:
     """Minimise  c · max(z_y - max_(k≠y) z_k, 0) + Σ max(|δ| - τ, 0)  for ever smaller τ.
 
     c rises tenfold until the image is misclassified with no pixel beyond τ, then τ falls to
-    ``decay`` times what was needed. An image succeeds as soon as it is misclassified within the ball; as in the L2L
-    paper's evaluation one that never does is returned clean, so that its accuracy can exceed
-    PGD's. Settings are those of the L2L paper's code.
+    ``decay`` times what was needed. An image succeeds as soon as it is misclassified within the
+    ball; as in the L2L paper's evaluation one that never does is returned clean, so that its
+    accuracy can exceed PGD's. Settings are those of that paper's code. Pixels that are black or
+    white hardly move: in the space of arctanh they have next to no gradient.
 
     Args:
         threat: the L∞ ball.
