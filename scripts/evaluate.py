@@ -41,6 +41,7 @@ from advgame.evaluation import (
     Report,
     as_line,
     check_attacks,
+    check_classifier,
     evaluate,
     find_flags,
     write_report,
@@ -193,6 +194,7 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     fabric = make_fabric(config.accelerator, config.devices, "32-true")
     data, module = data.to(fabric.device), module.to(fabric.device)
     surrogate = None if surrogate is None else surrogate.to(fabric.device)
+    check_classifier(module, data)
     if not resume and fabric.global_rank == 0:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(Path(fabric.broadcast(str(path))))
