@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advgame.checks import check_logits
+from advgame.checks import check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.losses import margin
@@ -29,7 +29,9 @@ class Pool:
 
     def __init__(self, model: nn.Module, data: ImageSet) -> None:
         with torch.no_grad():
-            check_logits(model(data.floats(slice(2))), data.labels[:2])
+            logits = model(data.floats(slice(2)))
+            check_logits(logits, data.labels[:2])
+            check_labels(data.labels, len(data), logits.shape[1])
             parts = torch.arange(len(data), device=data.images.device).split(500)
             margins = torch.cat(
                 [margin(model(data.floats(part)), data.labels[part]) for part in parts]
