@@ -203,7 +203,8 @@ class Ascent:
 
     def _gradient(self, loss: Tensor) -> Tensor:
         """∇ of each image's chosen loss at its current point; kept in what is remembered."""
-        total = self.losses.gather(1, loss[:, None]).sum()
+        with torch.enable_grad():  # the caller may have it off
+            total = self.losses.gather(1, loss[:, None]).sum()
         self.backwards += sum(len(leaf) for leaf in self._leaves)
         if total.requires_grad:
             found = torch.autograd.grad(
