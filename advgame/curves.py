@@ -179,6 +179,36 @@ def seeds_figure(runs: Mapping[str, Sequence[Rows]], tags: Mapping[str, str], ti
     return figure
 
 
+def accuracy_figure(
+    accuracy: Mapping[str, tuple[float, float, float]], worst: float, title: str
+) -> Figure:
+    """Bars of accuracy under each attack, in %, with their intervals.
+
+    Args:
+        accuracy: attack -> (share, low, high).
+        worst: share of images that survive everything, a line.
+        title: of the figure.
+    """
+    width = max(4.5, 1.2 + 0.62 * len(accuracy))
+    figure, axis = plt.subplots(figsize=(width, 3.8), layout="constrained")
+    shares = [100 * share for share, _, _ in accuracy.values()]
+    below = [100 * (share - low) for share, low, _ in accuracy.values()]
+    above = [100 * (high - share) for share, _, high in accuracy.values()]
+    bars = axis.bar(list(accuracy), shares, color=["C7", *["C0"] * len(accuracy)][: len(accuracy)])
+    axis.errorbar(list(accuracy), shares, (below, above), fmt="none", ecolor="black", capsize=3)
+    for bar, share in zip(bars, shares, strict=True):
+        axis.annotate(
+            f"{share:.1f}", (bar.get_x() + bar.get_width() / 2, 2), ha="center", fontsize=8,
+            color="white" if share > 8 else "black",
+        )  # fmt: skip
+    axis.axhline(100 * worst, color="C3", lw=1.2, ls="--")
+    axis.set(ylabel="accuracy, %", ylim=(0, 105))
+    axis.tick_params(axis="x", rotation=35)
+    plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
+    axis.set_title(f"{title}\nworst case {100 * worst:.1f} % (line)", fontsize=9)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all, and free the figure."""
     png = io.BytesIO()

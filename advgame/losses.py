@@ -33,6 +33,14 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return other - true
 
 
+def clipped_margin(logits: Tensor, y: Tensor, kappa: float) -> Tensor:
+    """`margin` up to κ, beyond which nothing is gained, (B,).
+
+    Source: Carlini & Wagner 2017, f6 with confidence κ and the sign that an attack maximises.
+    """
+    return margin(logits, y).clamp_max(kappa)
+
+
 def check_smoothing(true_probability: float, classes: int) -> None:
     """Refuse a probability of the true class outside [1/K, 1].
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, stdev
 
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student_t
+from torch import Tensor
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -18,3 +20,29 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     sd = stdev(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5
     return {"mean": mean(values), "sd": sd, "half_interval": half}
+
+
+def beats(stronger: Tensor, weaker: Tensor) -> bool:
+    """Whether one attack breaks more images than another beyond chance.
+
+    Args:
+        stronger: bool (N,), the images that survive the attack that is said to be stronger.
+        weaker: those that survive the other.
+
+    Returns:
+        True where a one-sided sign test over the images that only one of them breaks has
+        p < 0.01.
+    """
+    mine, other = int((weaker & ~stronger).sum()), int((stronger & ~weaker).sum())
+    if mine <= other:
+        return False
+    return float(binomtest(mine, mine + other, alternative="greater").pvalue) < 0.01
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share of ``n`` independent images (Wilson 1927)."""
+    z = float(norm.ppf(0.975))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    # at shares of 0 and 1 the near end is the share itself, up to rounding
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

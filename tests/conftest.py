@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from advgame.data import Splits, load_data
+from advgame.classifiers import SmallCNN
+from advgame.data import Batches, Splits, load_data
+from advgame.defender import Defender
+from advgame.games.las_at import LasAt
+from advgame.games.strategy import Strategies
+from advgame.seeding import seeded_init, stream
+from advgame.threat import Linf
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +39,24 @@ def real_data() -> Path:
     if not (folder / "cifar-10-batches-py").is_dir():
         pytest.skip("ADVGAME_DATA names no folder with CIFAR-10 and MNIST")
     return folder
+
+
+@pytest.fixture(scope="session")
+def honest(digits):
+    """A digits classifier after a few epochs of adversarial training."""
+    with seeded_init(0):
+        defender = Defender(SmallCNN((1, 8, 8), 10, width=16), lr=0.1)
+    batches, rng = Batches(digits.train, 64, 0), stream(0, "attack")
+    for _ in range(8 * len(batches)):
+        x, y = batches.next()
+        chosen = Strategies(torch.full((64,), 0.1), torch.full((64,), 3), torch.full((64,), 0.05))
+        LasAt(Linf(0.1)).step(defender, x, y, chosen, rng, pay=False)
+    return defender.module.eval()
+
+
+@pytest.fixture(scope="session")
+def test_images(digits):
+    return digits.test.subset(slice(60))
 
 
 class Linear(nn.Module):

@@ -1,16 +1,10 @@
 """Measuring robustness: verdicts per image and attack, sanity flags, reports."""
 
+from advgame.evaluation.attacks import ATTACKS, check_attacks
 from advgame.evaluation.flags import Flag, find_flags
+from advgame.evaluation.measure import evaluate
 from advgame.evaluation.report import Report, as_line, write_report
-from advgame.evaluation.verdicts import (
-    ATTACKS,
-    Verdicts,
-    check_attacks,
-    evaluate,
-    predict,
-    score,
-    validator,
-)
+from advgame.evaluation.verdicts import Verdicts, predict, score, validator
 
 __all__ = [
     "ATTACKS",

@@ -1,55 +1,104 @@
-"""AutoAttack (Croce & Hein 2020) through pyautoattack."""
+"""AutoAttack (Croce & Hein 2020) through pyautoattack, one of its attacks at a time."""
 
 from __future__ import annotations
 
 import logging
+import warnings
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from advgame.attacks import AttackResult, attacked
 from advgame.errors import InputError
 from advgame.threat import Threat
 
+Version = Literal["standard", "plus", "rand"]
 
-def autoattack(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int = 500
-) -> Tensor:
-    """AutoAttack standard: APGD-CE, targeted APGD-DLR, targeted FAB, Square.
+VERSIONS: dict[Version, tuple[str, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+"""Their attacks in order; each sees the images that the ones before it left."""
+
+_LEAST_CLASSES = {"apgd-t": 4, "fab-t": 2, "apgd-dlr": 3}  # DLR looks at the third, fourth logit
+
+
+@dataclass(frozen=True)
+class AutoAttackPart:
+    """One attack of AutoAttack on one batch.
+
+    pyautoattack seeds each attack anew for each batch, so that its attacks run one by one on the
+    survivors give to the bit what they give in one go.
 
     Args:
-        model: logits of images in [0, 1], in evaluation mode.
-        x: (N, C, H, W).
-        y: (N,).
         threat: L∞ or L2 with one radius.
-        seed: passed on; the process's own random streams are left as they were.
-        batch_size: images per batch; verdicts can depend on it, since each attack regroups the
-            images that survived the one before.
-
-    Returns:
-        (N, C, H, W): an adversarial example where one was found, else the clean image.
-
-    Raises:
-        InputError: too few classes for the targeted attacks, or a radius per image.
+        part: e.g. ``"apgd-ce"``.
+        version: whose settings, e.g. the number of restarts, apply.
+        seed: of pyautoattack.
+        square_queries: of Square.
     """
-    from pyautoattack import AutoAttack
 
-    if isinstance(threat.eps, Tensor):
-        raise InputError("AutoAttack judges at one eps: give the threat a float")
-    with torch.no_grad():
-        classes = model(x[:2]).shape[1]
-    if classes < 4:
-        raise InputError(
-            f"AutoAttack standard needs at least 4 classes, this classifier has {classes}: "
-            "use --attacks fgsm pgd100 instead"
-        )
-    logging.getLogger("auto-attack").setLevel(logging.WARNING)
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        judge = AutoAttack(
-            model, norm=threat.norm, eps=float(threat.eps), seed=seed, device=x.device
-        )
-        judge.verbose = False
-        # nine targets in AutoAttack standard; fewer classes have fewer wrong ones
-        judge.apgd_targeted.n_target_classes = min(9, classes - 1)
-        judge.fab.n_target_classes = min(9, classes - 1)
-        x_adv: Tensor = judge.run_standard_evaluation(x, y, batch_size=batch_size)[0]
-    return x_adv
+    threat: Threat
+    part: str
+    version: Version = "standard"
+    seed: int = 0
+    square_queries: int = 5000
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a classifier of too few classes.
+
+        Raises:
+            InputError: what to use instead.
+        """
+        if classes < (least := _LEAST_CLASSES.get(self.part, 2)):
+            raise InputError(
+                f"AutoAttack's {self.part} needs at least {least} classes, this classifier has "
+                f"{classes}: use pgd100, cw and aa:square instead"
+            )
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack one batch; see `advgame.attacks.attack.Attack`.
+
+        ``rng`` is not used; the process's own random streams are left as they were.
+
+        Raises:
+            InputError: too few classes for this attack, or a radius per image.
+        """
+        from pyautoattack import AutoAttack
+
+        if isinstance(self.threat.eps, Tensor):
+            raise InputError("AutoAttack judges at one eps: give the threat a float")
+        cuda = [x.device] if x.device.type == "cuda" else []
+        with attacked(model), torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its checks are among our flags
+            with torch.no_grad():
+                classes = model(x[:2]).shape[1]
+            self.check_classes(classes)
+            logging.getLogger("auto-attack").setLevel(logging.ERROR)
+            judge = AutoAttack(
+                model,
+                norm=self.threat.norm,
+                eps=float(self.threat.eps),
+                seed=self.seed,
+                device=x.device,
+                version=self.version,
+            )
+            judge.verbose = False
+            judge.attacks_to_run = [self.part]
+            judge.square.n_queries = self.square_queries
+            # nine targets in AutoAttack standard; fewer classes have fewer wrong ones
+            judge.apgd_targeted.n_target_classes = min(9, classes - 1)
+            judge.fab.n_target_classes = min(9, classes - 1)
+            x_adv, said = judge.run_standard_evaluation(x, y, batch_size=len(x))
+        return AttackResult(x_adv, None, said != y, 0, 0)

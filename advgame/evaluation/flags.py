@@ -1,6 +1,7 @@
 """Signs that a robustness number cannot be trusted; they always run and travel with the report.
 
-Sources: AutoAttack's checks (Croce & Hein 2020), Carlini et al. 2019, Athalye et al. 2018.
+Sources: AutoAttack's checks (Croce & Hein 2020), Carlini et al. 2019, Athalye et al. 2018,
+Pintor et al. 2022 (indicators of attack failure).
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from advgame.attacks import attacked, pgd
-from advgame.checks import looks_like_probabilities
+from advgame.attacks import attacked
 from advgame.data import ImageSet
-from advgame.evaluation.verdicts import Verdicts, predict
-from advgame.losses import cross_entropy
-from advgame.seeding import stream
+from advgame.evaluation import probes
+from advgame.evaluation.verdicts import Verdicts
+from advgame.statistics import beats
 from advgame.threat import Threat
 
 _SLACK = 1e-5  # rounding of x + δ in fp32, with room for AutoAttack's own
+_WHITE = ("pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgm20", "l2l:pgm100")
+_BLACK = ("transfer", "transfer-mim", "spsa", "adt:spsa", "aa:square")
 
 
 @dataclass(frozen=True)
@@ -41,107 +43,60 @@ class Flag:
 def find_flags(
     model: nn.Module, data: ImageSet, threat: Threat, verdicts: Verdicts, seed: int = 0
 ) -> list[Flag]:
-    """Look for every sign, on up to 200 images.
+    """Look for every sign: in the model on up to 200 images, and in the verdicts.
 
     Args:
-        model: the classifier that was evaluated.
+        model: the classifier that was evaluated, as it was handed in.
         data: the images that it was evaluated on.
         threat: the ball of the evaluation.
         verdicts: what the evaluation found.
-        seed: of the flags' own attacks.
+        seed: of the probes' own attacks.
     """
     probe = data.subset(slice(200))
+    found = probes.handed_in(model)
     with attacked(model):
-        return [
-            *_outputs(model, probe),
-            *_gradients(model, probe),
-            *_growth(model, probe, threat, seed),
-            *_range(verdicts, threat),
-            *_gap(verdicts),
-        ]
+        found |= probes.outputs(model, probe)
+        found |= probes.gradients(model, probe)
+        found |= probes.growth(model, probe, threat, seed)
+        found |= probes.rivals(model, probe, threat, seed)
+    found |= _range(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
+    return [Flag(name, meaning) for name, meaning in found.items()]
 
 
-def _outputs(model: nn.Module, data: ImageSet) -> list[Flag]:
-    images = data.floats()
-    flags = []
-    with torch.no_grad():
-        passes = [model(images) for _ in range(5)]
-    if any(float((one - passes[0]).abs().max()) > 1e-4 for one in passes[1:]):
-        flags.append(
-            Flag("randomised_output", "repeated passes differ: use attacks with EoT (version rand)")
-        )
-    if looks_like_probabilities(passes[0]):
-        flags.append(Flag("softmax_output", "outputs are probabilities, not logits"))
-    return flags
-
-
-def _gradients(model: nn.Module, data: ImageSet) -> list[Flag]:
-    images = data.floats().requires_grad_()
-    with torch.enable_grad():
-        loss = cross_entropy(model(images), data.labels)
-        grad = (
-            torch.autograd.grad(loss.sum(), images, allow_unused=True)[0] if loss.grad_fn else None
-        )
-    zero = 1.0 if grad is None else float((grad.flatten(1).abs().amax(1) == 0).float().mean())
-    if zero <= 0.05:
-        return []
-    return [
-        Flag("zero_gradients", f"{zero:.0%} of the images have an input gradient of exactly zero")
-    ]
-
-
-def _growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> list[Flag]:
-    """The loss must rise with ε, and a ball that holds every grey must fool everything."""
-    images, labels = data.floats(), data.labels
-
-    def reach(ball: Threat, steps: int) -> tuple[float, Tensor]:
-        rng = stream(seed, "flags", images.device)
-        x_adv = pgd(ball, steps).run(model, images, labels, rng=rng, check=False).x_adv
-        with torch.no_grad():
-            logits = model(x_adv)
-        return float(cross_entropy(logits, labels).mean()), logits.argmax(1) == labels
-
-    flags = []
-    small, _ = reach(threat.scaled(0.5), 10)
-    full, _ = reach(threat, 10)
-    if full < small - 1e-3:
-        flags.append(Flag("loss_falls_with_eps", "PGD-10 reaches less loss at ε than at ε/2"))
-    whole = type(threat)(1.0 if threat.norm == "Linf" else float(images[0].numel()) ** 0.5)
-    _, right = reach(whole, 100)
-    clean = predict(model, images) == labels
-    if int((right & clean).sum()) > 0.1 * int(clean.sum()):
-        flags.append(
-            Flag(
-                "unbounded_attack_fails",
-                f"{float((right & clean).float().mean()):.0%} survive PGD-100 without a bound: "
-                "the gradients do not lead anywhere",
-            )
-        )
-    return flags
-
-
-def _range(verdicts: Verdicts, threat: Threat) -> list[Flag]:
+def _range(verdicts: Verdicts, threat: Threat) -> dict[str, str]:
     eps = float(threat.eps)
-    return [
-        Flag("ball_violated", f"{name} left the ball or [0, 1]: its number is not comparable")
-        for name, largest in verdicts.largest.items()
-        if largest > eps + _SLACK
-    ]
+    left = [name for name, largest in verdicts.largest.items() if not largest <= eps + _SLACK]
+    if not left:
+        return {}
+    names = ", ".join(left)
+    return {"ball_violated": f"{names} left the ball or [0, 1]: the numbers are not comparable"}
 
 
-def _gap(verdicts: Verdicts) -> list[Flag]:
+def _gap(verdicts: Verdicts) -> dict[str, str]:
     """PGD-20 far above AutoAttack: 10 points more than chance explains."""
     if not {"pgd20", "autoattack"} <= set(verdicts.correct):
-        return []
+        return {}
     weak, strong = verdicts.correct["pgd20"], verdicts.correct["autoattack"]
     n = len(weak)
     gap = float((weak & ~strong).float().mean())
     noise = 2 * (gap * (1 - gap) / n) ** 0.5
     if gap - noise <= 0.10:
-        return []
-    return [
-        Flag(
-            "pgd_far_above_autoattack",
-            f"AutoAttack breaks {gap:.0%} of the images that PGD-20 leaves: gradients are masked",
-        )
-    ]
+        return {}
+    meaning = f"AutoAttack breaks {gap:.0%} of the images that PGD-20 leaves: gradients are masked"
+    return {"pgd_far_above_autoattack": meaning}
+
+
+def _black_box(verdicts: Verdicts) -> dict[str, str]:
+    """An attack that sees no gradient of this classifier must not beat those that do."""
+    white = [verdicts.correct[name] for name in _WHITE if name in verdicts.correct]
+    if not white:
+        return {}
+    best = torch.stack(white).all(0)
+    found = {}
+    for name in _BLACK:
+        if name in verdicts.correct and beats(verdicts.correct[name], best):
+            kind = "transfer" if name.startswith("transfer") else "black_box"
+            found[f"{kind}_beats_white_box"] = (
+                f"{name} breaks more images than PGD with the gradients: they are masked"
+            )
+    return found

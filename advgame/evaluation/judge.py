@@ -11,8 +11,9 @@ from advgame.attacks import attacked, pgd
 from advgame.curves import Curves, game_figure, image_strip, save_figure
 from advgame.data import ImageSet
 from advgame.evaluation.flags import find_flags
+from advgame.evaluation.measure import evaluate
 from advgame.evaluation.report import Report, write_report
-from advgame.evaluation.verdicts import evaluate, predict, score
+from advgame.evaluation.verdicts import predict, score
 from advgame.runs import Metrics, RunFolder, device_name
 from advgame.seeding import stream
 from advgame.threat import Threat
@@ -30,7 +31,7 @@ def judge(
     seed: int,
     title: str,
 ) -> dict[str, Any]:
-    """Write ``report.json``, ``report.md``, ``curves.png`` and ``examples.png``.
+    """Write the report, ``curves.png`` and ``examples.png``; killed, it goes on where it was.
 
     Args:
         run: a finished run; its best weights by validation are judged, its last ones by PGD-20.
@@ -51,13 +52,22 @@ def judge(
     load_best(run, module, "best")
     _pictures(run, module, test.subset(slice(10)), threat, seed, title)
     with Console(stderr=True).status("") as status:
-        verdicts = evaluate(module, test, threat, attacks, seed=seed, progress=status.update)
+        verdicts = evaluate(
+            module,
+            test,
+            threat,
+            attacks,
+            seed=seed,
+            folder=run.path / "evaluation",
+            progress=status.update,
+        )
         status.update("looking for signs of unreliable numbers")
         flags = find_flags(module, test, threat, verdicts, seed)
     content = Report(
         dataset,
         threat,
         verdicts,
+        test.labels,
         flags,
         seed,
         device_name(test.images.device),

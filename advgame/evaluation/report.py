@@ -1,13 +1,17 @@
-"""``report.json`` and ``report.md``: what was measured, with what, and what to be wary of."""
+"""The report of an evaluation: what was measured, with what, and what to be wary of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from advgame.curves import accuracy_figure, save_figure
 from advgame.evaluation.flags import Flag
 from advgame.evaluation.verdicts import Verdicts
 from advgame.runs import RunFolder, versions
+from advgame.statistics import wilson
 from advgame.threat import Threat
 
 
@@ -19,6 +23,7 @@ class Report:
         dataset: name of the data set; its test split was used.
         threat: the ball.
         verdicts: per image and attack.
+        labels: (N,) of the images.
         flags: signs of unreliable numbers.
         seed: of the attacks.
         device: in words.
@@ -30,6 +35,7 @@ class Report:
     dataset: str
     threat: Threat
     verdicts: Verdicts
+    labels: Tensor
     flags: list[Flag]
     seed: int
     device: str
@@ -48,6 +54,14 @@ class Report:
             "weights": self.weights,
             "accuracy": self.verdicts.accuracy(),
             "worst_case": self.verdicts.worst_case(),
+            "calls": {
+                name: {
+                    "forwards": self.verdicts.forwards[name],
+                    "backwards": self.verdicts.backwards[name],
+                }
+                for name in self.verdicts.forwards
+            },
+            "notes": self.verdicts.notes,
             "flags": [flag.as_dict() for flag in self.flags],
             **self.also,
             "command": self.command,
@@ -59,8 +73,13 @@ class Report:
 
 
 def write_report(run: RunFolder, report: Report) -> dict[str, Any]:
-    """Write both files and return the content of the JSON one."""
+    """Write report.json, report.md, verdicts.csv and accuracy.png; returns what the first says."""
     content = report.as_dict()
+    run.write_text("verdicts.csv", as_matrix(report.verdicts, report.labels))
+    threat, n = content["threat"], content["n"]
+    bars = {name: (share, *wilson(share, n)) for name, share in content["accuracy"].items()}
+    title = f"{report.dataset}, {threat['norm']} ε = {threat['eps']:.3g}, {n} test images"
+    save_figure(accuracy_figure(bars, content["worst_case"], title), run.path / "accuracy.png")
     run.write_text("report.md", as_markdown(content))
     run.write_json("report.json", content)  # last: a run that has it is finished
     return content
@@ -72,26 +91,43 @@ def as_line(content: dict[str, Any]) -> str:
     return f"{accuracy}; {len(content['flags'])} flag(s)"
 
 
+def as_matrix(verdicts: Verdicts, labels: Tensor) -> str:
+    """``verdicts.csv``: a row per image, 1 under each attack that it survives."""
+    columns = {name: ok.int().tolist() for name, ok in verdicts.correct.items()}
+    lines = [",".join(["image", "label", *columns])]
+    for image, row in enumerate(zip(labels.tolist(), *columns.values(), strict=True)):
+        lines.append(",".join(str(value) for value in (image, *row)))
+    return "\n".join(lines) + "\n"
+
+
 def as_markdown(content: dict[str, Any]) -> str:
-    """The report for people; accuracies come with their binomial standard error."""
-    n = content["n"]
+    """The report for people; accuracies come with their 95 % interval."""
+    n, threat = content["n"], content["threat"]
 
-    def row(name: str, share: float) -> str:
-        error = (share * (1 - share) / n) ** 0.5
-        return f"| {name} | {100 * share:.1f} ± {100 * error:.1f} |"
+    def row(name: str, title: str, share: float) -> str:
+        low, high = wilson(share, n)
+        calls = content["calls"].get(name, {})
+        spent = [f"{calls[kind]:,}" if calls else "" for kind in ("forwards", "backwards")]
+        seconds = f"{content['timing'][name]:.1f}" if name in content["timing"] else ""
+        cells = (title, f"{100 * share:.1f}", f"{100 * low:.1f} – {100 * high:.1f}")
+        return f"| {' | '.join((*cells, *spent, seconds))} |"
 
-    threat = content["threat"]
+    attacks = len(content["accuracy"]) - 1
     lines = [
         f"# Robustness on {content['dataset']}, {threat['norm']} ε = {threat['eps']:.4g}",
         "",
         f"{n} test images, seed {content['seed']}, weights: {content['weights']}, "
         f"device: {content['device']}.",
         "",
-        "| attack | accuracy, % ± standard error |",
-        "|---|---|",
-        *(row(name, share) for name, share in content["accuracy"].items()),
-        row(f"**worst case** over {len(content['accuracy']) - 1} attacks", content["worst_case"]),
+        "| attack | accuracy, % | 95 % interval | images forward | images backward | seconds |",
+        "|---|---|---|---|---|---|",
+        *(row(name, name, share) for name, share in content["accuracy"].items()),
+        row("", f"**worst case** over {attacks} attacks", content["worst_case"]),
         "",
+        "An image that one attack has broken counts in the worst case. Only images that are right "
+        "when clean are attacked.",
+        "",
+        *(f"Note: {note}.\n" for note in content["notes"]),
     ]
     if "last" in content:
         last = ", ".join(f"{k} {100 * v:.1f}" for k, v in content["last"].items())

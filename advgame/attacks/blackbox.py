@@ -1,0 +1,168 @@
+"""Attacks that see no gradient of the classifier: SPSA, and transfer from a surrogate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.modes import attacked
+from advgame.checks import check_images, check_labels
+from advgame.errors import InputError
+from advgame.losses import clipped_margin
+from advgame.threat import Threat
+
+
+@dataclass(frozen=True)
+class SPSA:
+    """Adam along gradients estimated from pairs of random sign vectors (Uesato et al. 2018).
+
+    The loss is the margin clipped at κ = 50, as in Dong et al. 2020 (ADT). Images go one at a
+    time, and the first success ends an image.
+
+    Args:
+        threat: the ball.
+        iterations: gradient estimates per image.
+        samples: forwards per estimate, half of them mirrored.
+        delta: distance of the samples, in pixels.
+        lr: of Adam.
+        batch: forwards at a time.
+    """
+
+    threat: Threat
+    iterations: int = 100
+    samples: int = 256
+    delta: float = 1e-3
+    lr: float = 0.01
+    batch: int = 512
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack one batch; see `advgame.attacks.attack.Attack`."""
+        if rng is None:
+            raise InputError("SPSA draws its samples: it needs rng, a torch.Generator")
+        if check:
+            check_images(x)
+            check_labels(y, len(x))
+        with attacked(model), torch.no_grad():
+            parts = [self._one(model, x[i : i + 1], y[i : i + 1], i, rng) for i in range(len(x))]
+        x_adv = torch.cat([part[0] for part in parts])
+        fooled = torch.tensor([part[1] for part in parts], device=x.device)
+        return AttackResult(x_adv, None, fooled, sum(part[2] for part in parts), 0)
+
+    def _one(
+        self, model: nn.Module, x: Tensor, y: Tensor, row: int, rng: torch.Generator
+    ) -> tuple[Tensor, bool, int]:
+        ball = self.threat.select(slice(row, row + 1))
+        # one private stream per image: its samples do not depend on when the others ended
+        seed = int(torch.randint(2**62, (1,), generator=rng, device=rng.device))
+        own = torch.Generator(x.device).manual_seed(seed)
+        x_adv, forwards = x.clone(), 0
+        adam = torch.optim.Adam([x_adv], lr=self.lr)
+        for _ in range(self.iterations):
+            fooled = bool(model(x_adv).argmax(1) != y)
+            forwards += 1
+            if fooled:
+                return x_adv, True, forwards
+            x_adv.grad = -self._estimate(model, x_adv, y, own)
+            forwards += 2 * (self.samples // 2)
+            adam.step()
+            x_adv.copy_(ball.project(x_adv, x))
+        return x_adv, bool(model(x_adv).argmax(1) != y), forwards + 1
+
+    def _estimate(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+        """(f(x + δv) - f(x - δv)) / 2δ · v, averaged over sign vectors v, (1, C, H, W)."""
+        total, left = torch.zeros_like(x), self.samples // 2
+        while left:
+            n = min(left, self.batch // 2)
+            left -= n
+            shape = (n, *x.shape[1:])
+            v = torch.randint(0, 2, shape, generator=rng, device=x.device).to(x) * 2 - 1
+            logits = model(torch.cat([x + self.delta * v, x - self.delta * v]))
+            up, down = clipped_margin(logits, y.expand(2 * n), 50.0).chunk(2)
+            total += ((up - down).view(-1, 1, 1, 1) * v).sum(0, keepdim=True)
+        return total / (2 * self.delta * (self.samples // 2))
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Adversarial examples of another classifier, for a black-box judgement of this one.
+
+    Args:
+        attack: made with the surrogate's gradients.
+        surrogate: e.g. the same network trained with another seed.
+    """
+
+    attack: Attack
+    surrogate: nn.Module
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack the surrogate; ``model`` is not asked anything."""
+        made = self.attack.run(self.surrogate, x, y, rng=rng, check=check)
+        return AttackResult(made.x_adv, None, None, made.forwards, made.backwards)
+
+
+class ExpectedLogits(nn.Module):
+    """The mean logits of several passes: expectation over a randomised classifier's own chance.
+
+    Attack this in place of the model (Athalye et al. 2018, EoT), and judge the model.
+
+    Args:
+        model: a classifier whose passes differ.
+        passes: how many are averaged.
+    """
+
+    def __init__(self, model: nn.Module, passes: int = 20) -> None:
+        super().__init__()
+        if passes < 1:
+            raise InputError(f"EoT needs 1 pass or more, not {passes}")
+        self.model, self.passes = model, passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        logits: Tensor = torch.stack([self.model(x) for _ in range(self.passes)]).mean(0)
+        return logits
+
+
+@dataclass(frozen=True)
+class EoT:
+    """An attack on the mean logits of several passes.
+
+    Args:
+        attack: any.
+        passes: how many passes make one.
+    """
+
+    attack: Attack
+    passes: int = 20
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack one batch; see `advgame.attacks.attack.Attack`."""
+        made = self.attack.run(ExpectedLogits(model, self.passes), x, y, rng=rng, check=check)
+        calls = (made.forwards * self.passes, made.backwards * self.passes)
+        return AttackResult(made.x_adv, made.loss, made.fooled, *calls)

@@ -1,0 +1,125 @@
+"""FeaAttack: push the features of an image towards those of an image of another class.
+
+Source: Lin et al. 2019 ("Bilateral adversarial training" evaluation), as used by Dong et al.,
+Adversarial Distributional Training, NeurIPS 2020: it breaks defences whose loss is masked at the
+output, such as Feature Scatter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from advgame.attacks.attack import AttackResult
+from advgame.attacks.modes import attacked
+from advgame.checks import check_images, check_labels
+from advgame.errors import InputError
+from advgame.threat import Threat
+
+
+@contextlib.contextmanager
+def penultimate(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the block, each forward leaves its penultimate features (B, D) as the list's last.
+
+    They are what the last linear layer that ran was given.
+
+    Raises:
+        InputError: the model has no linear layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise InputError("FeaAttack needs a classifier that ends in a linear layer")
+    seen: list[Tensor] = []
+
+    def remember(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[:] = [given[0]]
+
+    hooks = [layer.register_forward_pre_hook(remember) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class FeatureAttack:
+    """Ascend cos(features(x'), features(target image)); the first success ends it.
+
+    Args:
+        threat: the ball.
+        pool: (M, C, H, W), images that targets are drawn from.
+        pool_labels: (M,); an image's targets have other labels than its own.
+        targets: how many target images each image tries, one after another.
+        steps: steps per target.
+        step_size: in pixel units; ε/8 (1/255 at 8/255) when None.
+    """
+
+    threat: Threat
+    pool: Tensor
+    pool_labels: Tensor
+    targets: int = 200
+    steps: int = 50
+    step_size: float | None = None
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack one batch; see `advgame.attacks.attack.Attack`."""
+        if rng is None:
+            raise InputError("FeaAttack draws target images: it needs rng, a torch.Generator")
+        if check:
+            check_images(x)
+            check_labels(y, len(x))
+        best, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        forwards = backwards = 0
+        with attacked(model), penultimate(model) as seen:
+            for _ in range(self.targets):
+                rows = (~fooled).nonzero()[:, 0]
+                # one draw for every image: an image's targets do not depend on the others' fate
+                chosen = self._draw(y, rng)[rows]
+                if not len(rows):
+                    break
+                with torch.no_grad():
+                    model(self.pool[chosen])
+                    goal = seen[0]
+                forwards += len(rows)
+                x_adv = self.threat.select(rows).random_start(x, rng)[rows]
+                for step in range(self.steps + 1):
+                    leaf = x_adv.detach().requires_grad_()
+                    with torch.enable_grad():
+                        hit = model(leaf).argmax(1) != y[rows]
+                        alike = F.cosine_similarity(seen[0].flatten(1), goal.flatten(1))
+                    forwards += len(rows)
+                    best[rows[hit]], fooled[rows[hit]] = leaf.detach()[hit], True
+                    if step == self.steps or bool(hit.all()):
+                        break
+                    (grad,) = torch.autograd.grad(alike.sum(), leaf)
+                    backwards += len(rows)
+                    rows, goal, kept = rows[~hit], goal[~hit], leaf.detach()[~hit]
+                    x_adv = self._step(kept, grad[~hit], x[rows], rows)
+        return AttackResult(best, None, fooled, forwards, backwards)
+
+    def _draw(self, y: Tensor, rng: torch.Generator) -> Tensor:
+        """Positions in the pool, (B,), of images of other classes."""
+        other = self.pool_labels[None, :] != y[:, None]
+        if not bool(other.any(1).all()):
+            raise InputError("FeaAttack needs images of other classes to aim at: give it more")
+        return torch.multinomial(other.float(), 1, generator=rng)[:, 0]
+
+    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        ball = self.threat.select(rows)
+        size = float(torch.as_tensor(self.threat.eps).max()) / 8
+        size = self.step_size if self.step_size is not None else size
+        return ball.project(x_adv + size * ball.steepest(grad), x)

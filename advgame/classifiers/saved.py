@@ -1,0 +1,88 @@
+"""Classifiers from files: a run folder, a weights file, or a function of somebody's own code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Literal
+
+import safetensors
+from torch import nn
+
+from advgame.checkpoint import load_weights
+from advgame.classifiers import Normalise, make_classifier
+from advgame.errors import InputError
+from advgame.runs import RunFolder
+
+Which = Literal["best", "last"]
+
+
+def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A classifier from a safetensors file, in evaluation mode.
+
+    Args:
+        path: what `advgame.checkpoint.save_weights` wrote.
+        model: name of the network, see `advgame.classifiers.make_classifier`.
+        shape: (C, H, W) of the images.
+        classes: number of classes.
+
+    Raises:
+        InputError: missing or damaged file, or weights of another network.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            names = set(file.keys())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is not a safetensors file of weights ({error})") from error
+    # its numbers are weights too: only whether there is such a layer must be known
+    zeros, ones = (0.0,) * shape[0], (1.0,) * shape[0]
+    normalise = Normalise(zeros, ones) if "normalise.mean" in names else None
+    module = make_classifier(model, shape, classes, normalise)
+    load_weights(module, path)
+    return module.eval()
+
+
+def run_classifier(
+    run: RunFolder, shape: tuple[int, int, int], classes: int, which: Which = "best"
+) -> nn.Module:
+    """The classifier that a run trained; ``best`` is what validation chose.
+
+    Raises:
+        InputError: the run has no such weights yet, or trained no classifier.
+    """
+    path = run.path / "checkpoints" / f"{which}.safetensors"
+    model = run.about()["config"].get("model")
+    if model is None or not path.exists():
+        raise InputError(f"{run.path} has no {which} weights of a classifier: is it finished?")
+    return load_classifier(path, model, shape, classes)
+
+
+def imported(name: str) -> object:
+    """What ``package.module:function`` returns; the present folder is looked in first.
+
+    Raises:
+        InputError: no such module or function, or it fails.
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise InputError(f"expected package.module:function, not {name!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), function_name)()
+    except Exception as error:  # a stranger's code may raise anything
+        raise InputError(f"{name} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def imported_classifier(name: str) -> nn.Module:
+    """The module that ``package.module:function`` returns, in the mode that it comes in.
+
+    Raises:
+        InputError: it fails, or returns something else.
+    """
+    module = imported(name)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{name} must return a torch.nn.Module, not {type(module).__name__}")
+    return module

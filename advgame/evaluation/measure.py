@@ -1,0 +1,251 @@
+"""Attack every image with every attack; kill it anywhere, and it goes on to the same verdicts.
+
+The unit of work is a cell: one attack on one batch. Each cell draws from streams of its own,
+named by attack and batch, so that its verdicts do not depend on what ran before, in which
+process, or how often the evaluation was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from advgame.attacks import Attack, AttackResult, attacked
+from advgame.checks import check_images, check_labels, check_logits
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.evaluation.attacks import Context, Suite, check_attacks, make_suite
+from advgame.evaluation.autoattack import AutoAttackPart
+from advgame.evaluation.cells import Cell, Cells, fingerprint
+from advgame.evaluation.verdicts import Verdicts, predict
+from advgame.seeding import OwnChance, derive_seed, stream
+from advgame.threat import Threat
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageSet,
+    threat: Threat,
+    attacks: tuple[str, ...] = ("fgsm", "pgd20", "autoattack"),
+    *,
+    seed: int = 0,
+    batch_size: int = 500,
+    surrogate: nn.Module | None = None,
+    extra: Mapping[str, Attack] | None = None,
+    folder: Path | None = None,
+    fabric: Fabric | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Verdicts:
+    """Find out which images survive which attack, the model in evaluation mode.
+
+    Args:
+        model: maps images in [0, 1] to logits; left as it was found.
+        data: test images, on the model's device.
+        threat: the ball, with one radius for all.
+        attacks: names from `advgame.evaluation.ATTACKS`, or of ``extra``.
+        seed: of everything random.
+        batch_size: images at a time; AutoAttack's verdicts can depend on it. Where the memory is
+            too small a batch is halved, which the verdicts' ``notes`` say.
+        surrogate: another classifier, for the transfer attacks.
+        extra: further attacks by name, e.g. learned ones.
+        folder: where finished cells are kept and found again; None keeps nothing.
+        fabric: with several processes, batches are shared out; they need a ``folder`` that all
+            of them see. Verdicts are those of one process.
+        progress: told a line before each cell.
+
+    Raises:
+        InputError: unknown attack; images, labels or logits that cannot be judged; or a folder
+            of another evaluation.
+    """
+    extra = dict(extra or {})
+    check_attacks(tuple(name for name in attacks if name not in extra))
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or above, not {batch_size}")
+    world = fabric.world_size if fabric is not None else 1
+    if world > 1 and folder is None:
+        raise InputError("several processes meet in a folder: give one")
+    images = data.floats()
+    check_images(images)
+    check_labels(data.labels, len(data))
+    with attacked(model), torch.no_grad():
+        logits = model(images[:8])
+    check_logits(logits, data.labels[:8])
+    context = Context(threat, data, seed, surrogate)
+    plan: dict[str, Suite] = {
+        name: [(name, extra[name])] if name in extra else make_suite(name, context)
+        for name in attacks
+    }
+    for _, attack in (one for suite in plan.values() for one in suite):
+        if isinstance(attack, AutoAttackPart):
+            attack.check_classes(logits.shape[1])
+    more = () if surrogate is None else (surrogate,)
+    cells = Cells(folder, fingerprint(model, data, threat, seed, batch_size, *more))
+    work = _Work(model, images, data.labels, threat, seed, batch_size, cells, progress)
+    rank = fabric.global_rank if fabric is not None else 0
+    starts = range(0, len(data), batch_size)
+    for name, suite in {"clean": Suite(), **plan}.items():
+        for start in starts[rank::world]:
+            work.attack(name, suite, start)
+    if fabric is not None and world > 1:
+        fabric.barrier()
+        cells.reload()
+    return _gather(cells, plan, starts, batch_size)
+
+
+@dataclass
+class _Work:
+    """Fills cells."""
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    threat: Threat
+    seed: int
+    batch_size: int
+    cells: Cells
+    progress: Callable[[str], None]
+
+    def clean(self, start: int) -> Tensor:
+        """Which images of the batch at ``start`` are right when nothing is done to them."""
+        everything = torch.ones(min(self.batch_size, len(self.images) - start), dtype=torch.bool)
+        return self._cell("clean/clean", _Nothing(), start, everything)
+
+    def attack(self, name: str, suite: Suite, start: int) -> None:
+        """One attack on one batch: only images that still stand are attacked."""
+        standing = self.clean(start)
+        for part, attack in suite:
+            standing &= self._cell(f"{name}/{part}", attack, start, standing)
+
+    def _cell(self, name: str, attack: Attack, start: int, standing: Tensor) -> Tensor:
+        """Find or fill a cell; which images of the batch survive, bool (B,)."""
+        key = _key(name, start)
+        cell = self.cells.get(key)
+        if cell is None:
+            self.progress(f"{name.split('/')[-1]} on images {start} to {start + len(standing) - 1}")
+            cell = self._fill(key, attack, start, standing)
+            self.cells.put(key, cell)
+        return _mask(cell.survive)
+
+    def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
+        rows = start + standing.nonzero()[:, 0].to(self.images.device)
+        survive, largest, began = standing.clone(), 0.0, time.perf_counter()
+        chance = OwnChance(derive_seed(self.seed, key), self.images.device)
+        with counted(self.model) as calls, attacked(self.model), chance:
+            pieces = self._judge(key, attack, rows) if len(rows) else []
+        for piece, right, size in pieces:
+            survive[(piece - start).cpu()] = right.cpu()
+            largest = max(largest, size)
+        batch = self.batch_size if len(pieces) < 2 else max(len(piece[0]) for piece in pieces)
+        seconds = time.perf_counter() - began
+        return Cell(_bits(survive), largest, calls.forwards, calls.backwards, seconds, batch)
+
+    def _judge(self, key: str, attack: Attack, rows: Tensor) -> list[tuple[Tensor, Tensor, float]]:
+        """(rows, right, largest perturbation), in halves where the memory is too small."""
+        x, y = self.images[rows], self.labels[rows]
+        try:
+            rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
+            x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
+            right = predict(self.model, x_adv, len(x)) == y
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if len(rows) == 1:
+                raise InputError(f"too little memory for one image at a time: {error}") from error
+        else:
+            inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
+            return [(rows, right, float(self.threat.size(x_adv - x).max()) if inside else inf)]
+        # outside the handler: what the traceback held is free by now
+        return [piece for half in rows.tensor_split(2) for piece in self._judge(key, attack, half)]
+
+
+class _Nothing:
+    """The attack that leaves every image as it is."""
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        return AttackResult(x, None, None, 0, 0)
+
+
+@dataclass
+class Calls:
+    """Images that a classifier was asked about."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+@contextlib.contextmanager
+def counted(model: nn.Module) -> Iterator[Calls]:
+    """Count the images that pass through ``model``, and those that a gradient comes back for."""
+    calls = Calls()
+
+    def back(gradient: Tensor) -> None:
+        calls.backwards += len(gradient)
+
+    def ask(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        calls.forwards += len(given[0])
+        if given[0].requires_grad:
+            given[0].register_hook(back)
+
+    hook = model.register_forward_pre_hook(ask)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's error has a class of its own; the CPU's is told by its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _key(name: str, start: int) -> str:
+    attack, part = (word.replace(":", "-") for word in name.split("/"))
+    return f"{attack if part == attack else f'{attack}.{part}'}/{start:06d}"
+
+
+def _bits(mask: Tensor) -> str:
+    return "".join("1" if bit else "0" for bit in mask.tolist())
+
+
+def _mask(bits: str) -> Tensor:
+    return torch.tensor([bit == "1" for bit in bits])
+
+
+def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int) -> Verdicts:
+    """All cells as verdicts."""
+    clean: Suite = [("clean", _Nothing())]
+    verdicts = Verdicts({}, {}, {})
+    for name, suite in {"clean": clean, **plan}.items():
+        found: list[list[Cell]] = []  # part x batch
+        for part, _ in suite:
+            row = [cells.get(_key(f"{name}/{part}", start)) for start in starts]
+            found.append([cell for cell in row if cell is not None])
+            assert len(found[-1]) == len(starts), "another process left a cell unfilled"
+        every = [cell for row in found for cell in row]
+        masks = [torch.cat([_mask(cell.survive) for cell in row]) for row in found]
+        verdicts.correct[name] = torch.stack(masks).all(0)
+        verdicts.largest[name] = max(cell.largest for cell in every)
+        verdicts.seconds[name] = sum(cell.seconds for cell in every)
+        verdicts.forwards[name] = sum(cell.forwards for cell in every)
+        verdicts.backwards[name] = sum(cell.backwards for cell in every)
+        if (least := min(cell.batch for cell in every)) < batch_size:
+            verdicts.notes.append(
+                f"{name}: too little memory for {batch_size} images at a time, {least} were taken"
+            )
+    return verdicts

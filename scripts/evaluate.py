@@ -1,0 +1,269 @@
+"""Measure any classifier's robustness: which images survive which attack.
+
+    python scripts/evaluate.py runs/NAME                              # a run of a training script
+    python scripts/evaluate.py weights.safetensors --model small_cnn  # a file of weights
+    python scripts/evaluate.py --import my_package.models:build       # any nn.Module of yours
+    python scripts/evaluate.py runs/NAME --attacks clean,fgsm,pgd20,mim,cw,fea,autoattack --n 1000
+    python scripts/evaluate.py --list                                 # every attack by name
+    python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill
+
+Leaves one folder: report.json, report.md, verdicts.csv (a row per image, a column per attack),
+accuracy.png. Every batch and attack is committed as it is done, so that a killed evaluation goes
+on to the same verdicts. Arithmetic is in fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from advgame.checks import parse_eps
+from advgame.classifiers.saved import (
+    imported,
+    imported_classifier,
+    load_classifier,
+    run_classifier,
+)
+from advgame.cli import make_fabric, resume_settings, run_script, typed_options
+from advgame.data import ImageSet, load_data
+from advgame.errors import InputError
+from advgame.evaluation import (
+    ATTACKS,
+    Report,
+    as_line,
+    check_attacks,
+    evaluate,
+    find_flags,
+    write_report,
+)
+from advgame.runs import RunFolder, device_name
+from advgame.seeding import derive_seed
+from advgame.settings import Dataset
+from advgame.threat import THREATS
+
+USUAL = "fgsm,pgd20,autoattack"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Evaluate a classifier against a list of attacks."""
+
+    what: Annotated[str, tyro.conf.Positional] = ""
+    """a run folder, or a safetensors file of weights (with --model)"""
+    import_: Annotated[str, tyro.conf.arg(name="import")] = ""
+    """instead: package.module:function of your own code that returns the nn.Module"""
+    model: str = ""
+    """network of a weights file: small_cnn, minimax_cnn, resnet18, preact_resnet18, wrn-28-10, …"""
+    weights: Literal["best", "last"] = "best"
+    """of a run folder: what validation chose, or the last"""
+    dataset: Dataset | None = None
+    """whose test images are attacked; a run folder knows its own, else digits"""
+    data_import: str = ""
+    """instead: package.module:function that returns an advgame.data.ImageSet"""
+    data_dir: str | None = None
+    """folder with the data set in torchvision's layout"""
+    download: bool = False
+    """let torchvision download what is missing into --data-dir"""
+    norm: Literal["Linf", "L2"] = "Linf"
+    """norm of the ball"""
+    eps: str = ""
+    """radius of the ball, e.g. 0.15 or 8/255; a run folder knows its own"""
+    attacks: str = USUAL
+    """names with commas between; --list shows them all"""
+    surrogate: str = ""
+    """run folder or weights file of another classifier (same --model), for the transfer attacks"""
+    n: int | None = 1000
+    """test images; None takes all"""
+    batch_size: int = 500
+    """images at a time; AutoAttack's verdicts can depend on it"""
+    seed: int = 0
+    """of everything random"""
+    accelerator: str = "auto"
+    """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
+    devices: int = 1
+    """processes, one device each: they share the batches"""
+    runs_dir: str = "runs"
+    """where the evaluation's folder goes"""
+    name: str = ""
+    """its name; the current time when empty"""
+    resume: str | None = None
+    """an evaluation's folder to go on with; its own settings are used"""
+    list_: Annotated[bool, tyro.conf.arg(name="list")] = False
+    """print the attacks and end"""
+
+
+def check(config: Config) -> Config:
+    """Refuse what cannot work, before any work; fill in what a run folder knows."""
+    if bool(config.what) == bool(config.import_):
+        raise InputError("say what to evaluate: a run folder, a weights file, or --import")
+    if config.what and not Path(config.what).exists():
+        raise InputError(f"{config.what} does not exist")
+    if config.what and Path(config.what).is_dir():
+        own = RunFolder.open(Path(config.what)).about()["config"]
+        dataset, eps = config.dataset or own.get("dataset"), config.eps or own.get("eps", "")
+        config = replace(config, dataset=dataset, eps=eps)
+    elif config.what and not config.model:
+        raise InputError("a weights file needs --model, the network that it belongs to")
+    if not config.eps:
+        raise InputError("say how far an attack may go: --eps, e.g. 0.15 or 8/255")
+    if parse_eps(config.eps) >= 1 and config.norm == "Linf":
+        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
+    check_attacks(names(config))
+    wants = [name for name in names(config) if name.startswith("transfer")]
+    if wants and not config.surrogate:
+        raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
+    for name in ("n", "batch_size", "devices"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be above 0, not {value}")
+    derive_seed(config.seed, "check")
+    return config
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """The attacks asked for; the clean images always come first and need no name."""
+    words = (word.strip() for word in config.attacks.split(","))
+    return tuple(word for word in words if word and word != "clean")
+
+
+def images(config: Config) -> tuple[str, ImageSet]:
+    """The name and the test images."""
+    if config.data_import:
+        data = imported(config.data_import)
+        if not isinstance(data, ImageSet):
+            raise InputError(
+                f"{config.data_import} must return an advgame.data.ImageSet, "
+                f"not {type(data).__name__}: ImageSet.from_floats makes one"
+            )
+        name = config.data_import
+    else:
+        name = config.dataset or "digits"
+        data = load_data(name, config.data_dir, download=config.download).test
+    return name, data if config.n is None else data.first(config.n)
+
+
+def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
+    """The network in a run folder or a weights file."""
+    path = Path(what)
+    if path.is_dir():
+        return run_classifier(RunFolder.open(path), data.shape, data.classes, config.weights)
+    return load_classifier(path, config.model, data.shape, data.classes)
+
+
+def _digest(what: str, which: str) -> str:
+    """Which weights an evaluation was begun with."""
+    path = Path(what)
+    path = path / "checkpoints" / f"{which}.safetensors" if path.is_dir() else path
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
+    """Evaluate and report; returns the evaluation's folder.
+
+    Args:
+        config: all settings.
+        typed: those that a resumed evaluation must agree with.
+
+    Raises:
+        InputError: a classifier, data or settings that cannot be evaluated.
+    """
+    resume = config.resume is not None
+    if config.resume is not None:
+        run, config = resume_settings(Path(config.resume), config, typed)
+        path = run.path
+    else:
+        path = RunFolder.new_path(Path(config.runs_dir), config.name)
+    config = check(config)
+    dataset, data = images(config)
+    module = (
+        imported_classifier(config.import_)
+        if config.import_
+        else classifier(config, data, config.what)
+    )
+    surrogate = classifier(config, data, config.surrogate) if config.surrogate else None
+    fabric = make_fabric(config.accelerator, config.devices, "32-true")
+    data, module = data.to(fabric.device), module.to(fabric.device)
+    surrogate = None if surrogate is None else surrogate.to(fabric.device)
+    if not resume and fabric.global_rank == 0:
+        RunFolder.create(path, asdict(config), device_name(fabric.device))
+    run = RunFolder(Path(fabric.broadcast(str(path))))
+    if (run.path / "report.json").exists():
+        print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
+        return run
+    _report(config, run, dataset, data, module, surrogate, fabric)
+    return run
+
+
+def _report(
+    config: Config,
+    run: RunFolder,
+    dataset: str,
+    data: ImageSet,
+    module: nn.Module,
+    surrogate: nn.Module | None,
+    fabric: Fabric,
+) -> None:
+    """Attack, look for flags, write the folder."""
+    threat = THREATS[config.norm](parse_eps(config.eps))
+    with Console(stderr=True).status("") as status:
+        verdicts = evaluate(
+            module,
+            data,
+            threat,
+            names(config),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            surrogate=surrogate,
+            folder=run.path / "evaluation",
+            fabric=fabric,
+            progress=status.update,
+        )
+        if fabric.global_rank:
+            return
+        status.update("looking for signs of unreliable numbers")
+        flags = find_flags(module, data, threat, verdicts, config.seed)
+    also = {"what": config.what or config.import_, "batch_size": config.batch_size}
+    content = write_report(
+        run,
+        Report(
+            dataset,
+            threat,
+            verdicts,
+            data.labels,
+            flags,
+            config.seed,
+            device_name(fabric.device),
+            config.weights if Path(config.what).is_dir() else config.what or config.import_,
+            run.about()["command"],
+            also,
+        ),
+    )
+    print(f"{as_line(content)}; more in {run.path}/report.md")
+
+
+def _print_attacks() -> None:
+    table = Table("name", "attack")
+    for name, entry in ATTACKS.items():
+        table.add_row(name, entry.about)
+    Console().print(table)
+
+
+def _from_command_line() -> None:
+    config = tyro.cli(Config)
+    if config.list_:
+        _print_attacks()
+    else:
+        main(config, typed_options(Config))
+
+
+if __name__ == "__main__":
+    run_script(_from_command_line)

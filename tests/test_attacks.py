@@ -1,0 +1,246 @@
+"""The attacks beside the PGD family, and every attack that an evaluation knows by name."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import BatchNormNet, Linear
+from torch import nn
+
+from advgame.attacks import GradientAttack, fgsm, mim, n_fgsm, pgd
+from advgame.attacks.blackbox import SPSA, EoT, Transfer
+from advgame.attacks.carlini_wagner import CarliniWagnerLinf
+from advgame.attacks.feature import FeatureAttack, penultimate
+from advgame.classifiers import SmallCNN
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.evaluation.attacks import ATTACKS, Context, make_suite
+from advgame.losses import clipped_margin, cross_entropy, margin
+from advgame.seeding import seeded_init, stream
+from advgame.threat import L2, Linf
+
+
+@pytest.fixture
+def pair(rng):
+    """A linear classifier of two classes and images that it gets right, away from 0 and 1."""
+    model = Linear(torch.stack([torch.ones(16), -torch.ones(16)]) * 0.3)
+    x = 0.35 + 0.3 * torch.rand(10, 1, 4, 4, generator=rng)
+    model.bias.data[0] = -2 * 0.3 * float(x.sum((1, 2, 3)).median())
+    model.requires_grad_(False)
+    return model, x, model(x).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A digits classifier after a few epochs of plain training, and images it gets right."""
+    with seeded_init(0):
+        model = SmallCNN((1, 8, 8), 10, width=8)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    x, y = digits.train.floats(), digits.train.labels
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    model.eval()
+    right = (model(x).argmax(1) == y).nonzero()[:8, 0]
+    return model, digits.train.subset(right)
+
+
+def test_mim_is_the_papers_loop(trained):
+    model, data = trained
+    x, y = data.floats(), data.labels
+    got = mim(Linf(0.1), 5, 0.03, momentum=0.7).perturb(model, x, y)
+    want, g = x.clone(), torch.zeros_like(x)
+    for _ in range(5):
+        leaf = want.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(cross_entropy(model(leaf), y).sum(), leaf)
+        g = 0.7 * g + grad / grad.abs().sum((1, 2, 3), keepdim=True)
+        want = (x + (want + 0.03 * g.sign() - x).clamp(-0.1, 0.1)).clamp(0, 1)
+    torch.testing.assert_close(got, want)
+    plain = GradientAttack(Linf(0.1), 5, 0.03).perturb(model, x, y)
+    assert not torch.equal(got, plain)
+
+
+def test_mim_remembers_per_image_when_images_leave_the_batch(trained):
+    model, data = trained
+    x, y = data.floats(), data.labels
+    steps = torch.arange(8) % 4
+    batch = GradientAttack(Linf(0.1), steps, 0.03, momentum=1.0).perturb(model, x, y)
+    for i in range(8):
+        alone = GradientAttack(Linf(0.1), int(steps[i]), 0.03, momentum=1.0)
+        one = alone.perturb(model, x[i : i + 1], y[i : i + 1])
+        torch.testing.assert_close(batch[i : i + 1], one, rtol=0, atol=1e-6)
+
+
+def test_n_fgsm_steps_from_wide_noise_and_is_not_pulled_back(pair, rng):
+    model, x, y = pair
+    x_adv = n_fgsm(Linf(0.02)).perturb(model, x, y, rng=rng)
+    worse = (model.weight[1 - y] - model.weight[y]).sign().view_as(x)
+    noise = x_adv - x - 0.02 * worse
+    assert 0.035 < float(noise.abs().max()) <= 0.04 + 1e-6
+
+
+def test_clipped_margin_gains_nothing_beyond_kappa(rng):
+    logits, y = 10 * torch.randn(20, 5, generator=rng), torch.arange(20) % 5
+    torch.testing.assert_close(clipped_margin(logits, y, 3.0), margin(logits, y).clamp(max=3.0))
+
+
+def test_carlini_wagner_finds_what_the_ball_allows_and_returns_clean_elsewhere(pair):
+    model, x, y = pair
+    need = margin(model(x), y).abs() / (0.6 * 16)  # the ε at which each image can be fooled
+    eps = float(need.median()) * 1.05
+    result = CarliniWagnerLinf(Linf(eps)).run(model, x, y)
+    reachable = need < 0.9 * eps  # Adam stops a little before the optimum
+    assert 2 <= int(reachable.sum()) <= 8
+    assert result.fooled[reachable].all()
+    assert not result.fooled[need > eps].any()
+    assert torch.equal(result.x_adv[~result.fooled], x[~result.fooled])
+    assert torch.equal(model(result.x_adv).argmax(1) != y, result.fooled)
+    assert float((result.x_adv - x).abs().max()) <= eps + 1e-6
+    with pytest.raises(InputError, match="Linf"):
+        CarliniWagnerLinf(L2(0.5))
+
+
+def test_penultimate_features_are_the_last_linear_layers_input(rng):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.rand(2, 1, 2, 2, generator=rng)
+    with penultimate(model) as seen:
+        model(x)
+    torch.testing.assert_close(seen[0], model[:3](x))
+    assert not model[3]._forward_pre_hooks
+    with pytest.raises(InputError, match="linear layer"), penultimate(nn.Flatten()):
+        pass
+
+
+def test_feature_attack_goes_where_the_features_of_another_class_are():
+    """Features are the pixels: the target's are reached exactly when the ball allows it."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)).double()
+    model[1].weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]).double()
+    pool = torch.tensor([[0.9, 0.1, 0.5, 0.5], [0.1, 0.9, 0.5, 0.5]]).double().view(2, 1, 2, 2)
+    labels = torch.tensor([0, 1])
+    x, y = pool[:1] * 0.9 + 0.05, torch.tensor([0])
+    attack = FeatureAttack(Linf(0.5), pool, labels, targets=1, steps=40)
+    result = attack.run(model, x, y, rng=torch.Generator().manual_seed(0))
+    assert result.fooled.all()
+    assert int(model(result.x_adv).argmax(1)) == 1
+    held = FeatureAttack(Linf(0.05), pool, labels, targets=2, steps=5)
+    held = held.run(model, x, y, rng=torch.Generator().manual_seed(0))
+    assert not held.fooled.any()
+    assert held.backwards == 10, "two targets of five steps"
+    alone = FeatureAttack(Linf(0.5), pool[:1], labels[:1])
+    with pytest.raises(InputError, match="other classes"):
+        alone.run(model, x, y, rng=torch.Generator().manual_seed(0))
+
+
+def test_spsa_estimates_the_gradient_without_bias(pair):
+    model, x, y = pair
+    attack = SPSA(Linf(0.1), samples=20_000, delta=1e-2)
+    got = attack._estimate(model.double(), x[:1].double(), y[:1], torch.Generator().manual_seed(0))
+    want = (model.weight[1 - y[0]] - model.weight[y[0]]).view(1, 1, 4, 4)
+    torch.testing.assert_close(got, want.double(), atol=0.1, rtol=0)
+
+
+def test_spsa_fools_without_gradients_and_stops_there(pair, rng):
+    model, x, y = pair
+    need = margin(model(x), y).abs() / (0.6 * 16)
+    eps = float(need.max()) * 1.2
+    result = SPSA(Linf(eps), iterations=60, samples=64).run(model, x, y, rng=rng)
+    assert result.fooled.all()
+    assert result.backwards == 0
+    assert torch.equal(model(result.x_adv).argmax(1) != y, result.fooled)
+    assert result.forwards < 10 * 60 * 64
+
+
+def test_transfer_asks_the_target_nothing(pair, rng):
+    model, x, y = pair
+    other = copy.deepcopy(model)
+    model.forward = None  # would raise
+    x_adv = Transfer(fgsm(Linf(0.05)), other).run(model, x, y, rng=rng).x_adv
+    assert torch.equal(x_adv, fgsm(Linf(0.05)).perturb(other, x, y))
+
+
+def test_eot_sees_through_noise_and_counts_every_pass(pair):
+    model, x, y = pair
+
+    class Noisy(nn.Module):
+        def forward(self, images):
+            return model(images) * (1 + 4 * torch.randn(len(images), 1))
+
+    attack = pgd(Linf(0.02), 10, 0.004)
+    noisy, steps = Noisy(), {}
+    for name, one in {"plain": attack, "eot": EoT(attack, 30)}.items():
+        torch.manual_seed(0)
+        result = one.run(noisy, x, y, rng=torch.Generator().manual_seed(0))
+        steps[name] = float(cross_entropy(model(result.x_adv), y).mean().detach())
+        assert result.backwards == 100 * (30 if name == "eot" else 1)
+    assert steps["eot"] > steps["plain"] + 1e-3
+
+
+SLOW = {"adt:spsa", "spsa", "adt:fea", "autoattack-rand"}  # the same code with larger numbers
+QUICK = [name for name in ATTACKS if not name.startswith(("aa:fab", "autoattack"))]
+
+
+@pytest.mark.parametrize("norm", [Linf(0.1), L2(0.7)])
+@pytest.mark.parametrize("name", [name for name in QUICK if name not in SLOW])
+def test_every_attack_stays_in_the_ball_and_leaves_the_model_alone(name, norm, trained):
+    if norm.norm == "L2" and name in ("cw-adam", "l2l:cw"):
+        pytest.skip("for L∞ only")
+    model, data = trained
+    with seeded_init(1):
+        surrogate = SmallCNN((1, 8, 8), 10, width=8)
+    before = copy.deepcopy(model.state_dict())
+    x, y = data.floats(), data.labels
+    for _, attack in make_suite(name, Context(norm, data, 0, surrogate)):
+        made = [attack.run(model, x, y, rng=stream(0, "draws")).x_adv for _ in range(2)]
+        assert torch.equal(*made), "the same stream must give the same bits"
+        assert float(norm.size(made[0] - x).max()) <= norm.eps + 1e-5
+        assert 0 <= float(made[0].min()) <= float(made[0].max()) <= 1
+        if "transfer" not in name:
+            gain = (cross_entropy(model(made[0]), y) - cross_entropy(model(x), y)).detach()
+            assert float(gain.mean()) >= 0
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["fea", "cw-adam", "eot-pgd20"])
+def test_batch_norm_and_dropout_are_as_before(name, digits):
+    model, data = BatchNormNet(), digits.train.subset(slice(4))
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    for _, attack in make_suite(name, Context(Linf(0.1), data, 0)):
+        attack.run(model, data.floats(), data.labels, rng=stream(0, "draws"))
+    assert model.training
+    assert model.net[1].training
+    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
+
+
+def test_presets_have_the_papers_steps_at_the_papers_radius():
+    data = ImageSet(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), 2)
+
+    def only(name, eps):
+        return make_suite(name, Context(Linf(eps), data, 0))[0][1]
+
+    adt = only("adt:pgd100", 8 / 255)
+    assert (adt.steps, adt.step_size, adt.start) == (100, pytest.approx(2 / 255), Linf(8 / 255))
+    adt = only("adt:mim20", 8 / 255)
+    assert (adt.steps, adt.momentum, adt.start) == (20, 1.0, Linf(8 / 255))
+    assert adt.step_size == pytest.approx(2 / 255)
+    adt = only("adt:cw30", 8 / 255)
+    assert (adt.steps, adt.loss.keywords) == (30, {"kappa": 50.0})
+    fea = only("adt:fea", 8 / 255)
+    assert (fea.targets, fea.steps, fea.step_size) == (200, 50, None), "None is ε/8: 1/255"
+    l2l = only("l2l:pgm20", 0.031)
+    assert (l2l.steps, l2l.step_size) == (20, pytest.approx(0.003))
+    cw = only("l2l:cw", 0.031)
+    assert (cw.iterations, cw.lr, cw.first_c, cw.largest_c, cw.decay) == (50, 5e-3, 1e-5, 100, 0.9)
+    mvm = only("mvm:ifgsm", 0.15)
+    assert mvm.step_size == 0.15, "η = 0.3 in [-1, 1] pixels is 0.15 in [0, 1]"
+    madry = only("madry:pgd40", 0.3)
+    assert (madry.steps, madry.step_size) == (40, pytest.approx(0.01))
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), "x"])
+def test_momentum_is_checked(bad):
+    with pytest.raises(InputError, match="momentum"):
+        replace(fgsm(Linf(0.1)), momentum=bad)

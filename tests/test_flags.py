@@ -1,0 +1,207 @@
+"""Flags: classifiers built to be wrong are caught, honest ones are not."""
+
+import pytest
+import torch
+from conftest import Linear
+from torch import nn
+
+from advgame.classifiers import SmallCNN
+from advgame.data import Batches, ImageSet
+from advgame.errors import InputError
+from advgame.evaluation import Verdicts, evaluate, find_flags
+from advgame.statistics import beats
+from advgame.threat import L2, Linf
+
+BALL = Linf(0.1)
+WIDE = Linf(0.25)  # where many of these 60 images can be fooled
+
+
+def names(model, data, ball=BALL, attacks=("pgd20",)):
+    verdicts = evaluate(model, data, ball, attacks)
+    return {flag.name for flag in find_flags(model, data, ball, verdicts)}
+
+
+def test_honest_classifiers_are_not_flagged(honest, test_images, digits):
+    assert names(honest, test_images) == set()
+    plain = SmallCNN((1, 8, 8), 10, width=16)
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-3)
+    batches = Batches(digits.train, 64, 0)
+    for _ in range(10 * len(batches)):
+        x, y = batches.next()
+        loss = nn.functional.cross_entropy(plain(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert names(plain, test_images) == set()
+    assert names(plain, test_images, L2(0.8)) == set()
+    linear = Linear(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+    assert names(linear, test_images) == set()
+
+
+class Quantised(nn.Module):
+    """Shatters the gradient: pixels are rounded to four levels."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model((x * 3).round() / 3)
+
+
+class Saturated(Quantised):
+    """Logits so large that the cross-entropy of a right answer is exactly 0 in fp32."""
+
+    def forward(self, x):
+        return 1e4 * self.model(x)
+
+
+class Noisy(Quantised):
+    def forward(self, x):
+        return self.model(x + 0.05 * torch.randn_like(x))
+
+
+class Blind(Quantised):
+    """Ignores its input."""
+
+    def forward(self, x):
+        return 5 * torch.eye(10)[3].expand(len(x), 10) + 0 * x.mean()
+
+
+class Probabilities(Quantised):
+    def forward(self, x):
+        return self.model(x).softmax(1)
+
+
+class Rounded(Quantised):
+    """Rounds the logits."""
+
+    def forward(self, x):
+        return self.model(x).round()
+
+
+class Detached(Quantised):
+    def forward(self, x):
+        return self.model(x.detach())
+
+
+class Shattered(Quantised):
+    """A fast, small wave on the pixels turns the gradient's sign at random."""
+
+    def forward(self, x):
+        return self.model(x + 0.01 * torch.sin(1500 * x))
+
+
+class BatchStatistics(Quantised):
+    """Batch norm without running statistics: an image's logits depend on its batch."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.norm = nn.BatchNorm2d(1, track_running_stats=False)
+
+    def forward(self, x):
+        return self.model(self.norm(x) * 0.3 + 0.5)
+
+
+class Purifier(Quantised):
+    """Optimises its input before it answers."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self.model(leaf).logsumexp(1).sum(), leaf)
+        return self.model(x + 0.01 * grad.sign())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "flag"),
+    [
+        (Quantised, "zero_gradients"),
+        (Quantised, "unbounded_attack_fails"),
+        (Quantised, "black_box_beats_white_box"),
+        (Saturated, "zero_gradients"),
+        (Saturated, "saturated_loss"),
+        (Rounded, "zero_gradients"),
+        (Detached, "zero_gradients"),
+        (Shattered, "gradient_does_not_predict"),
+        (Noisy, "randomised_output"),
+        (Blind, "zero_gradients"),
+        (Blind, "constant_output"),
+        (BatchStatistics, "batch_dependent"),
+        (Purifier, "gradient_inside"),
+    ],
+)
+def test_broken_classifiers_are_flagged(wrap, flag, honest, test_images):
+    assert flag in names(wrap(honest).eval(), test_images, WIDE)
+
+
+def test_a_classifier_that_comes_in_training_mode_is_flagged(test_images):
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    assert "training_mode" in names(model, test_images)
+    assert "training_mode" not in names(model.eval(), test_images)
+    assert not model.training
+
+
+def test_a_transfer_attack_that_beats_the_gradients_is_flagged(honest, test_images):
+    """The quantised classifier's gradients are gone; its honest twin's are as good as its own."""
+    masked = Quantised(honest).eval()
+    verdicts = evaluate(masked, test_images, WIDE, ("pgd20", "transfer"), surrogate=honest)
+    found = {flag.name for flag in find_flags(masked, test_images, WIDE, verdicts)}
+    assert "transfer_beats_white_box" in found
+    verdicts = evaluate(honest, test_images, WIDE, ("pgd20", "transfer"), surrogate=masked)
+    assert not find_flags(honest, test_images, WIDE, verdicts)
+
+
+def test_beating_is_judged_by_the_images_that_one_attack_alone_breaks():
+    alive = torch.ones(100, dtype=torch.bool)
+
+    def broken(first, last):
+        mask = alive.clone()
+        mask[first:last] = False
+        return mask
+
+    assert beats(broken(0, 10), alive), "ten to none: p = 0.001"
+    assert not beats(broken(0, 5), alive), "five to none: p = 0.03"
+    assert not beats(broken(0, 10), broken(5, 12)), "five to two"
+    assert not beats(alive, alive)
+
+
+def test_probabilities_are_refused_and_flagged(honest, test_images):
+    model = Probabilities(honest).eval()
+    with pytest.raises(InputError, match="softmax"):
+        evaluate(model, test_images, BALL)
+    correct = {"clean": torch.ones(60, dtype=torch.bool)}
+    assert "softmax_output" in {
+        f.name for f in find_flags(model, test_images, BALL, Verdicts(correct, {}, {}))
+    }
+
+
+def test_an_attack_that_leaves_the_ball_is_flagged(honest, test_images):
+    verdicts = Verdicts({"clean": torch.ones(60, dtype=torch.bool)}, {"mine": 0.11}, {})
+    assert "ball_violated" in {f.name for f in find_flags(honest, test_images, BALL, verdicts)}
+
+
+def test_loss_that_falls_with_eps_is_flagged():
+    """A classifier that answers right again as soon as it recognises a strong attack."""
+
+    class Detector(nn.Module):
+        def forward(self, x):
+            size = (x - 128 / 255).abs().mean((1, 2, 3))
+            right = torch.where(size < 0.06, -40 * size, torch.full_like(size, 5.0))
+            return torch.stack([right, *[torch.zeros_like(right)] * 4], 1)
+
+    grey = torch.full((20, 1, 8, 8), 128, dtype=torch.uint8)
+    data = ImageSet(grey, torch.zeros(20, dtype=torch.int64), 5)
+    assert "loss_falls_with_eps" in names(Detector(), data)
+
+
+def test_a_gap_to_autoattack_beyond_chance_is_flagged(honest, test_images):
+    def found(broken):
+        pgd = torch.ones(60, dtype=torch.bool)
+        strong = pgd.clone()
+        strong[:broken] = False
+        verdicts = Verdicts({"clean": pgd, "pgd20": pgd, "autoattack": strong}, {}, {})
+        return {f.name for f in find_flags(honest, test_images, BALL, verdicts)}
+
+    assert "pgd_far_above_autoattack" in found(20)
+    assert "pgd_far_above_autoattack" not in found(7), "12 % of 60 images may be chance"

@@ -1,0 +1,191 @@
+"""The evaluation's cells: interrupted, short of memory or shared out, the verdicts are the same."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import Linear
+from torch import nn
+
+from advgame.attacks import AttackResult, fgsm
+from advgame.errors import InputError
+from advgame.evaluation import evaluate
+from advgame.evaluation.measure import counted
+from advgame.statistics import wilson
+from advgame.threat import Linf
+
+BALL = Linf(0.15)
+
+
+class Noisy(nn.Module):
+    """A classifier with chance of its own, which must be resumed too."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x + 0.02 * torch.randn_like(x))
+
+
+def same(one, two):
+    assert one.correct.keys() == two.correct.keys()
+    assert all(torch.equal(mask, two.correct[name]) for name, mask in one.correct.items())
+    assert one.largest == two.largest
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Noisy])
+def test_interrupted_anywhere_it_goes_on_to_the_same_verdicts(wrap, honest, test_images, tmp_path):
+    model, data = wrap(honest), test_images.subset(slice(9))
+    attacks = ("pgd10", "aa:apgd-ce", "nfgsm")
+    lines = []
+
+    def run(folder, progress):
+        return evaluate(
+            model, data, BALL, attacks, seed=3, batch_size=4, folder=folder, progress=progress
+        )
+
+    whole = run(tmp_path / "whole", lines.append)
+    assert len(lines) == 12, "four rows of three batches"
+    for stop in (0, 1, 5, 9, 11):
+        seen = []
+
+        def until(line, seen=seen, stop=stop):
+            seen.append(line)
+            if len(seen) > stop:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / f"stopped{stop}"
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, until)
+        assert len(list(folder.glob("*/*.json"))) == stop
+        rest = []
+        same(run(folder, rest.append), whole)
+        assert len(rest) == 12 - stop, "finished cells must not be attacked again"
+    same(run(tmp_path / "whole", pytest.fail), whole)
+    assert 0 < whole.worst_case() < 1
+
+
+def test_a_folder_of_another_evaluation_is_refused(honest, test_images, tmp_path):
+    data = test_images.subset(slice(4))
+    evaluate(honest, data, BALL, ("fgsm",), folder=tmp_path / "e")
+    others = [
+        lambda: evaluate(honest, data, Linf(0.1), ("fgsm",), folder=tmp_path / "e"),
+        lambda: evaluate(honest, data, BALL, ("fgsm",), seed=1, folder=tmp_path / "e"),
+        lambda: evaluate(
+            honest, test_images.subset(slice(1, 5)), BALL, ("fgsm",), folder=tmp_path / "e"
+        ),
+        lambda: evaluate(Linear(torch.randn(10, 64)), data, BALL, ("fgsm",), folder=tmp_path / "e"),
+    ]
+    for other in others:
+        with pytest.raises(InputError, match="other weights, images or settings"):
+            other()
+    cell = next((tmp_path / "e").glob("fgsm/*.json"))
+    cell.write_text(cell.read_text()[:-5])
+    with pytest.raises(InputError, match="damaged: delete it"):
+        evaluate(honest, data, BALL, ("fgsm",), folder=tmp_path / "e")
+    cell.unlink()
+    evaluate(honest, data, BALL, ("fgsm", "pgd10"), folder=tmp_path / "e")
+
+
+class Small(nn.Module):
+    """A machine that holds so many images only."""
+
+    def __init__(self, model, limit):
+        super().__init__()
+        self.model, self.limit = model, limit
+
+    def forward(self, x):
+        if len(x) > self.limit and x.requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(x)
+
+
+def test_too_little_memory_halves_the_batch_and_says_so(honest, test_images):
+    data = test_images.subset(slice(20))
+    verdicts = evaluate(Small(honest, 6), data, BALL, ("fgsm", "pgd10"))
+    plain = evaluate(honest, data, BALL, ("fgsm",))
+    assert torch.equal(verdicts.correct["fgsm"], plain.correct["fgsm"])
+    assert len(verdicts.notes) == 2
+    assert "fgsm: too little memory for 500 images at a time, 5 were taken" in verdicts.notes
+    assert not plain.notes
+    with pytest.raises(InputError, match="too little memory for one image"):
+        evaluate(Small(honest, 0), data, BALL, ("fgsm",))
+
+
+class AtTheBarrier(Exception):
+    """A process has done its share."""
+
+
+def process(rank, barrier):
+    """One of two processes, as Fabric shows it."""
+    return SimpleNamespace(global_rank=rank, world_size=2, barrier=barrier)
+
+
+def test_two_processes_share_the_batches_and_give_the_verdicts_of_one(
+    honest, test_images, tmp_path
+):
+    data, attacks, lines = test_images.subset(slice(10)), ("pgd10", "nfgsm"), ([], [])
+
+    def wait():
+        raise AtTheBarrier
+
+    def run(folder, fabric=None, progress=lambda line: None):
+        return evaluate(
+            honest,
+            data,
+            BALL,
+            attacks,
+            batch_size=3,
+            folder=folder,
+            fabric=fabric,
+            progress=progress,
+        )
+
+    with pytest.raises(AtTheBarrier):
+        run(tmp_path / "two", process(1, wait), lines[1].append)
+    two = run(tmp_path / "two", process(0, lambda: None), lines[0].append)
+    assert len(lines[0]) == len(lines[1]) == 6, "clean and two attacks on two batches each"
+    same(two, run(tmp_path / "one"))
+    with pytest.raises(InputError, match="folder"):
+        run(None, process(0, wait))
+
+
+def test_attacks_of_ones_own_are_judged_like_the_others(honest, test_images):
+    class Grey:
+        """Leaves the ball, and says that it fooled everything."""
+
+        def run(self, model, x, y, *, rng=None, check=True):
+            return AttackResult(torch.full_like(x, 0.5), None, torch.ones(len(x)), 0, 0)
+
+    data = test_images.subset(slice(20))
+    verdicts = evaluate(
+        honest, data, BALL, ("grey", "fgsm"), extra={"grey": Grey(), "mine": fgsm(BALL)}
+    )
+    assert list(verdicts.correct) == ["clean", "grey", "fgsm"]
+    assert verdicts.largest["grey"] >= 0.5 - 1e-6
+    said = honest(torch.full((1, 1, 8, 8), 0.5)).argmax(1)
+    assert torch.equal(verdicts.correct["grey"], verdicts.correct["clean"] & (data.labels == said))
+
+
+def test_calls_are_counted_as_images(honest, test_images):
+    data = test_images.subset(slice(20))
+    verdicts = evaluate(honest, data, BALL, ("pgd10",))
+    right = int(verdicts.correct["clean"].sum())
+    assert verdicts.backwards == {"clean": 0, "pgd10": 10 * right}
+    assert verdicts.forwards == {"clean": 20, "pgd10": 11 * right}
+    with counted(honest) as calls:
+        x = data.floats().requires_grad_()
+        (grad,) = torch.autograd.grad(honest(x).sum(), x)
+    assert (calls.forwards, calls.backwards) == (20, 20)
+    assert not honest._forward_pre_hooks
+    assert grad is not None
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "low", "high"), [(0.5, 100, 0.404, 0.596), (1, 20, 0.839, 1)]
+)
+def test_wilson_interval_is_the_textbooks(share, n, low, high):
+    got = wilson(share, n)
+    assert got == pytest.approx((low, high), abs=1e-3)
+    assert got[0] <= share <= got[1]
