@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from torch import nn
 
-from advgame.checkpoint import load_weights
 from advgame.checks import parse_eps
-from advgame.classifiers import Normalise, make_classifier
-from advgame.data import STATISTICS
+from advgame.classifiers.saved import load_classifier, run_classifier
 from advgame.errors import InputError
 from advgame.runs import RunFolder
 from advgame.seeding import seeded_init
 from advgame.threat import Linf, Threat
 
+# (C, H, W) and classes, so that a network can be rebuilt where its data do not lie
+SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "svhn": ((3, 32, 32), 10),
+}
 _SHIPPED = Path(__file__).parent / "classifiers" / "digits_pgd_at.json"
 
 
@@ -41,45 +46,25 @@ class Frozen:
 def shipped() -> Frozen:
     """A small CNN, PGD-AT on digits at L∞ 0.15; the JSON file beside the weights says how."""
     about = json.loads(_SHIPPED.read_text())
-    model = _build(about["model"], about["shape"], about["classes"])
-    load_weights(model, _SHIPPED.with_suffix(".safetensors"))
-    return _frozen("shipped", model, about)
+    shape, classes = tuple(about["shape"]), about["classes"]
+    with seeded_init(0):  # its first weights are overwritten: leave torch's stream alone
+        model = load_classifier(
+            _SHIPPED.with_suffix(".safetensors"), about["model"], shape, classes
+        )
+    return Frozen("shipped", model.requires_grad_(False), about["dataset"], Linf(about["eps"]))
 
 
-def from_run(path: Path, which: Literal["best", "last"] = "best") -> Frozen:
-    """The classifier that a training run left.
-
-    Args:
-        path: a run folder of ``train_las_at.py``.
-        which: the weights that validation chose, or the last ones.
+def from_run(path: Path) -> Frozen:
+    """The classifier that a training run left and that its validation chose.
 
     Raises:
-        InputError: not such a folder, or one without weights.
+        InputError: not a run folder of a classifier, or one without weights.
     """
-    config: dict[str, Any] = RunFolder.open(path).about()["config"]
-    weights = path / "checkpoints" / f"{which}.safetensors"
-    if not {"model", "dataset", "eps"} <= set(config) or not weights.is_file():
-        raise InputError(f"{path} holds no trained classifier: give the folder of a finished run")
-    digits = config["dataset"] == "digits"
-    # other data need not lie here to rebuild a network: their shapes are known
-    colour = config["dataset"] in STATISTICS
-    shape = (1, 8, 8) if digits else (3, 32, 32) if colour else (1, 28, 28)
-    normalise = None
-    if colour and config.get("preset") != "repo":
-        normalise = Normalise(*STATISTICS[config["dataset"]])
-    classes = 100 if config["dataset"] == "cifar100" else 10
-    model = _build(config["model"], shape, classes, normalise)
-    load_weights(model, weights)
-    return _frozen(path.name, model, config)
-
-
-def _build(
-    name: str, shape: tuple[int, int, int], classes: int, normalise: nn.Module | None = None
-) -> nn.Module:
-    with seeded_init(0):  # initial weights are overwritten: leave torch's stream alone
-        return make_classifier(name, tuple(shape), classes, normalise)  # type: ignore[arg-type]
-
-
-def _frozen(name: str, model: nn.Module, about: dict[str, Any]) -> Frozen:
-    ball = Linf(parse_eps(about["eps"]))
-    return Frozen(name, model.eval().requires_grad_(False), about["dataset"], ball)
+    run = RunFolder.open(path)
+    config = run.about()["config"]
+    if not {"model", "dataset", "eps"} <= set(config):
+        raise InputError(f"{path} is no run of a classifier")
+    shape, classes = SHAPES[config["dataset"]]
+    model = run_classifier(run, shape, classes)
+    ball = Linf(parse_eps(config["eps"]))
+    return Frozen(path.name, model.requires_grad_(False), config["dataset"], ball)

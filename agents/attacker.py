@@ -10,6 +10,7 @@ chooses from, the features that it was trained on, and how it came about.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class LearnedAttack:
         queries: forwards per image, the first one and the last one included.
         start: where to begin.
         stochastic: draw the choices as in training, instead of taking the likeliest.
+        watch: shown the state of the attack after each step.
     """
 
     policy: FeaturePolicy
@@ -54,6 +56,7 @@ class LearnedAttack:
     queries: int
     start: Start = "clean"
     stochastic: bool = False
+    watch: Callable[[Ascent], None] = lambda siege: None
 
     def __post_init__(self) -> None:
         if self.queries < 1:
@@ -102,6 +105,7 @@ class LearnedAttack:
                 else:
                     actions = torch.stack([one.argmax(1) for one in logits], 1)
                 siege.step(self.menu.decode(actions, check=False))
+                self.watch(siege)
             x_adv[rows], fooled[rows] = siege.best_x, siege.fooled
         return AttackResult(x_adv, None, fooled, siege.forwards, siege.backwards)
 

@@ -89,8 +89,10 @@ def collect(
         decided, ended = ~ended, terminated | truncated
         record.append((seen, actions, reward, ended, decided))
         seen = following
-    steps_of_all = (torch.stack(one) for one in zip(*record, strict=True))
-    return Rollout(*steps_of_all, seen)
+    all_seen, actions, rewards, ends, decisions = (
+        torch.stack(one) for one in zip(*record, strict=True)
+    )
+    return Rollout(all_seen, actions, rewards, ends, decisions, last=seen)
 
 
 def returns_to_go(rollout: Rollout, beyond: Tensor, discount: float) -> Tensor:

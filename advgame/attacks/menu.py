@@ -72,10 +72,14 @@ class Menu:
                 raise InputError(f"{name} must be of {', '.join(known)}, not {asked}")
 
     @property
+    def lists(self) -> tuple[tuple[float, ...] | tuple[str, ...], ...]:
+        """The options of each of `CHOICES`."""
+        return self.step_sizes, self.momenta, self.losses, self.directions, self.moves
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Number of options of each of `CHOICES`."""
-        lists = (self.step_sizes, self.momenta, self.losses, self.directions, self.moves)
-        return tuple(len(one) for one in lists)
+        return tuple(len(one) for one in self.lists)
 
     def index(
         self, step_size: float, momentum: float, loss: str, direction: str, move: str
@@ -85,12 +89,11 @@ class Menu:
         Raises:
             InputError: a value that is not in its list.
         """
-        lists = (self.step_sizes, self.momenta, self.losses, self.directions, self.moves)
         wanted = (step_size, momentum, loss, direction, move)
-        for name, value, values in zip(CHOICES, wanted, lists, strict=True):
+        for name, value, values in zip(CHOICES, wanted, self.lists, strict=True):
             if value not in values:
                 raise InputError(f"no {name} {value!r} on this menu: it has {values}")
-        return tuple(lists[i].index(wanted[i]) for i in range(len(CHOICES)))
+        return tuple(one.index(value) for value, one in zip(wanted, self.lists, strict=True))
 
     def decode(self, actions: Tensor, *, check: bool = True) -> Moves:
         """Indices (B, 5) -> moves, on the actions' device.
