@@ -72,7 +72,7 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert "overhead_percent" in env
     assert set(attack["contestants"]) == {"floor", "advgame", "advgame, SB3 adapter"}
     assert attack["image_steps_per_second"] > 0
-    assert 0.1 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
+    assert 0.05 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
     if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
         assert env["same_work"]
 
