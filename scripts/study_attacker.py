@@ -131,7 +131,7 @@ def apgd(loss: str) -> Contestant:
         )
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             found: Tensor = judge.perturb(x, y)
-        return found
+        return found.detach()
 
     return attack
 

@@ -39,7 +39,7 @@ def test_every_attack_spends_its_queries_and_no_more(name, digits):
             x_adv = study_attacker.HAND_MADE[name](model, x, y, ball, queries, 0)
             looks = 1 if name.startswith("APGD") else 0
             assert model.forwards == len(x) * (queries + looks)
-            assert (x_adv != x).any()
+            assert looks or (x_adv != x).any(), "APGD gives back what it could not fool"
 
 
 @pytest.fixture(scope="module")
