@@ -39,7 +39,7 @@ from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run
 from advgame.losses import margin
-from advgame.runs import command, commit, device_name, versions
+from advgame.runs import RunFolder, command, commit, device_name, versions
 from advgame.seeding import derive_seed, stream
 from advgame.statistics import spread
 from advgame.threat import Threat
@@ -83,7 +83,7 @@ def train(seed: int, config: Config) -> Path:
     folder = root / f"{'+'.join(config.train_on)}-attacker{seed}"
     if (folder / "report.json").exists():
         return folder
-    words = [sys.executable, str(Path(__file__).with_name("train_attacker.py"))]
+    words = [sys.executable, os.path.relpath(Path(__file__).with_name("train_attacker.py"))]
     if (folder / "config.json").exists():
         words += ["--resume", str(folder)]
     else:
@@ -294,7 +294,7 @@ def main(config: Config) -> None:
         "versions": versions(),
         "device": device_name(torch.device("cpu")),
         "dataset": dataset,
-        "attackers": [json.loads((one / "report.json").read_text()) for one in folders],
+        "attackers": [RunFolder.open(one).report() for one in folders],
         "summary": summarise(cells, config),
         "cells": cells,
     }
