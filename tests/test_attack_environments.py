@@ -222,6 +222,22 @@ def test_the_classifier_given_is_not_touched_and_later_changes_do_not_matter():
         same(one, two)
 
 
+def test_a_random_start_that_fools_ends_at_the_next_step():
+    """A reset cannot end an episode: that it has succeeded is said by the first step."""
+    env = AttackVectorEnv(64, start="random", threat=Linf(0.7), queries=3)
+    env.reset(seed=0)
+    at_once = env.siege.fooled.clone()
+    assert 0 < int(at_once.sum()) < 64
+    env.action_space.seed(0)
+    for _ in range(6):
+        ended = env.done.clone()
+        _, _, terminated, _, info = env.step(env.action_space.sample())
+        assert terminated[at_once].all()
+        at_once = ended & info["fooled"]
+        assert not terminated[ended].any()
+    assert at_once.any(), "resets within the run must have fooled too"
+
+
 def test_each_episode_draws_its_budget():
     env = AttackVectorEnv(64, queries=(2, 5), price=0.0)
     env.reset(seed=0)

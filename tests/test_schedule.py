@@ -220,15 +220,55 @@ def test_images_that_are_left_out_change_nothing_for_the_others(cnn, batch, rng)
     assert part.forwards == 12 * 2 + 8 * 3
 
 
+def test_what_was_fooled_once_stays_fooled():
+    """A step into the other class, and a step back out of it."""
+    model = Linear(torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]]), torch.tensor([-1.95, 0.0]))
+    model.requires_grad_(False)
+    menu = Menu(step_sizes=(1 / 2,))
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    siege = ascent(model, Linf(0.2), x, y, menu)
+    assert not siege.fooled
+    siege.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "on"))
+    assert siege.fooled
+    found = siege.x_adv.clone()
+    siege.rng = stream(1, "upwards")
+    for _ in range(20):
+        siege.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "random"))
+        assert siege.fooled
+        if siege.margin < 0:
+            break
+    assert siege.margin < 0, "one of the random points must be outside again"
+    assert (model(siege.best_x).argmax(1) != y).all()
+    assert siege.best_margin >= model(found)[0, 1] - model(found)[0, 0]
+
+
+def test_second_keeps_its_target_from_the_start():
+    """Class 2 is second among the wrong ones at the start, and first after one step."""
+    weight = torch.tensor([[0.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 2, 2]])
+    model = Linear(weight, torch.tensor([4.0, 1.5, 0.0])).requires_grad_(False)
+    menu = Menu()
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    siege = ascent(model, Linf(0.4), x, y, menu)
+    assert siege.rivals.tolist() == [2]
+    for steps in (1, 2):
+        siege.step(the_same_for_all(menu, 1, 1 / 2, 0, "second", "steepest", "on"))
+        moved = (siege.x_adv - x).flatten()
+        torch.testing.assert_close(moved, 0.2 * steps * torch.tensor([0.0, 0, 1, 1]))
+    assert model(siege.x_adv)[0, 2] > model(siege.x_adv)[0, 1], "the order has changed"
+
+
 def test_jumps_go_to_fresh_random_points(cnn, batch):
     menu = Menu()
     siege = ascent(cnn, Linf(0.1), *batch)
+    siege.step(the_same_for_all(menu, 12, 1 / 4, 0, "ce", "steepest", "on"))
     points = []
     for _ in range(2):
         siege.step(the_same_for_all(menu, 12, 1, 0, "ce", "steepest", "random"))
         points.append(siege.x_adv)
     share = (points[0] - points[1]).abs().gt(1e-3).float().mean()
     assert share > 0.9, "two uniform draws differ nearly everywhere"
+    for forgotten in (siege.total, siege.last, siege.promise, siege.turned, siege.agreement):
+        assert not forgotten.any(), "what led there is no way to go on"
     assert (siege.x_adv - batch[0]).abs().max() <= 0.1 + 1e-6
 
 
