@@ -264,16 +264,18 @@ def test_points_stay_in_the_ball_whatever_is_played(kind, threat):
 def test_black_box_keeps_what_raises_the_margin_and_sees_no_gradient():
     env = BlackBoxAttackVectorEnv(16, queries=40)
     env.reset(seed=0)
-    margins = [env.siege.margin]
-    for _ in range(30):
+    accepted, margins = torch.zeros(16), [env.siege.margin]
+    for _ in range(60):
         before = env.siege.best_x.clone()
         env.step(env.action_space.sample())
         siege = env.siege
         kept = siege.kept.view(-1, 1, 1, 1)
         assert torch.equal(siege.best_x, torch.where(kept, siege.x_adv, before))
         margins.append(siege.margin)
+        accepted = torch.where(siege.used == 1, 0.0, accepted + siege.kept)
+        assert torch.equal(siege.accepted, accepted)
         assert not siege.x_adv.requires_grad
-        if not env.done.any():
+        if len(margins) < 40:
             assert torch.equal(siege.best_margin, torch.stack(margins).amax(0))
     assert 0 < int(siege.kept.sum()) < 16
 
@@ -283,11 +285,12 @@ def test_black_box_patches_lie_where_they_were_put():
     env.reset(seed=0)
     patches = env.patches
     side = patches.sides.index(0.25)  # 2 of 8 pixels
+    env.siege.x.fill_(0.5)  # where a change of either sign shows
+    env.siege.best_x.fill_(0.5)
     env.step(np.array([[0, 0, side, 0, 0], [7, 7, side, 1, 0], [7, 0, 4, 0, 0]]))
     moved = env.siege.x_adv - env.siege.x
     wanted = torch.zeros(3, 1, 8, 8)
     wanted[0, :, :2, :2], wanted[1, :, 6:, 6:], wanted[2, :, 7, 0] = 0.1, -0.1, 0.1
-    wanted = (env.siege.x + wanted).clamp(0, 1) - env.siege.x
     torch.testing.assert_close(moved, wanted)
     assert patches.draw(torch.tensor([[0, 0, side, 0, 0]])).sum() == 4
 

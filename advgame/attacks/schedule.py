@@ -183,7 +183,10 @@ class Ascent:
             base = _select(base, self.best_x, moves.best)
             along = _select(along, self.best_gradient, moves.best)
             last = last * per_image((~moves.best).to(last), last)
-        direction = self.threat.steepest(_select(along, self.total, moves.accumulated))
+        way = along
+        if "accumulated" in self.menu.directions:
+            way = _select(along, self.total, moves.accumulated)
+        direction = self.threat.steepest(way)
         move = direction.mul_(per_image(moves.step_size * self.eps, direction))
         if max(self.menu.momenta) > 0:
             move = torch.lerp(move, last, per_image(moves.momentum.to(move), move))
@@ -288,25 +291,23 @@ class Ascent:
                 found.append(loss(self.logits, self.y))
         return torch.stack([one.to(self.eps.dtype) for one in found], 1)
 
+    def _place(self) -> Tensor:
+        every = torch.arange(len(self.y), device=self.y.device)
+        return every if self._where is None else self._where
+
     def keep(self, mask: Tensor) -> None:
         """Go on with the rows of ``mask`` (B,) only."""
-        place = torch.arange(len(mask), device=mask.device) if self._where is None else self._where
-        self._where = place[mask]
+        self._where = self._place()[mask]
         with torch.enable_grad():
             for name in self._ROWS:
                 setattr(self, name, getattr(self, name)[mask])
         self._project = self._ball().projector(self.x)
 
     def restart(self, rows: Tensor, x: Tensor, y: Tensor, budget: Tensor) -> None:
-        """Put other images in the rows (k,) at once, for k forwards more.
-
-        `step` brings images in without that: for callers that must see them now.
-        """
+        """Put other images in the rows (k,) now, for k forwards more; `step` needs none for it."""
         ball = self._ball(rows)
         new = Ascent(self.model, ball, self.menu, x, y, budget, start=self.start, rng=self.rng)
-        place = (
-            torch.arange(len(self.y), device=rows.device) if self._where is None else self._where
-        )
+        place = self._place()
         held = sum(len(leaf) for leaf in self._leaves)
         self._where = place.index_copy(0, rows, held + torch.arange(len(rows), device=rows.device))
         self._leaves += new._leaves
