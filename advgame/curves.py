@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, float]]
 
-# panel title -> (unit of the y axis, columns of metrics.csv with their legends)
-PANELS: dict[str, tuple[str, dict[str, str]]] = {
+Panels = dict[str, tuple[str, dict[str, str]]]
+"""Panel title -> (unit of the y axis, columns of metrics.csv with their legends)."""
+
+PANELS: Panels = {
     "Pay-offs": (
         "per image",
         {
@@ -88,13 +90,13 @@ class Curves:
         self.writer.close()
 
 
-def game_figure(rows: Rows, title: str) -> Figure:
+def game_figure(rows: Rows, title: str, panels: Panels = PANELS) -> Figure:
     """Pay-offs, strategies and accuracies over time; empty panels are left out."""
-    panels = {
+    found = {
         name: (unit, {c: label for c, label in columns.items() if any(c in row for row in rows)})
-        for name, (unit, columns) in PANELS.items()
+        for name, (unit, columns) in panels.items()
     }
-    shown = {name: panel for name, panel in panels.items() if panel[1]}
+    shown = {name: panel for name, panel in found.items() if panel[1]}
     figure, axes = plt.subplots(
         1, len(shown), figsize=(4.2 * len(shown), 3.8), layout="constrained", squeeze=False
     )
@@ -147,6 +149,31 @@ def image_strip(
         f"black and white are changes of ±{reach:.3g}",
         fontsize=8,
     )
+    return figure
+
+
+def shares_figure(
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    options: Mapping[str, Sequence[str]],
+    title: str,
+) -> Figure:
+    """How often each option was taken at each query: a stacked panel per choice.
+
+    Args:
+        shares: choice -> a row per query from the second on, a share per option.
+        options: choice -> names of its options.
+        title: of the figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(shares), figsize=(3.2 * len(shares), 3.6), layout="constrained", squeeze=False
+    )
+    for axis, (name, rows) in zip(axes[0], shares.items(), strict=True):
+        columns = list(zip(*rows, strict=True))
+        axis.stackplot(range(2, len(rows) + 2), *columns, labels=options[name], step="mid")
+        axis.set(title=name.replace("_", " "), xlabel="query", ylim=(0, 1))
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    axes[0][0].set_ylabel("share of the images still attacked")
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

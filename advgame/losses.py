@@ -67,3 +67,19 @@ def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -
     check_smoothing(true_probability, classes)
     smoothing = classes * (1 - true_probability) / (classes - 1)
     return F.cross_entropy(_full_precision(logits), y, reduction="none", label_smoothing=smoothing)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (B,): `margin` over the gap from the first to the third logit.
+
+    It does not change when the logits are shifted or scaled. Two classes have no third logit:
+    there it is the margin over the gap of the two, -1 or 1, whose gradient is useless, so the
+    margin itself is returned.
+
+    Source: Croce & Hein 2020 (AutoAttack), eq. 6, with its sign: what an attack maximises.
+    """
+    difference = margin(logits, y)
+    if logits.shape[1] < 3:
+        return difference
+    top = _full_precision(logits).topk(3, dim=1).values
+    return difference / (top[:, 0] - top[:, 2] + 1e-12)

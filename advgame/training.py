@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal, Protocol, cast
 
 import torch
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -20,18 +20,41 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advgame.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.curves import Curves, means
-from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.interrupt import Interrupt
 from advgame.runs import Metrics, RunFolder
 
 Validate = Callable[[nn.Module], dict[str, float]]
 
 
+class Learner(Protocol):
+    """Whose training a run is about: the defender of most games, an attacker of some."""
+
+    @property
+    def fabric(self) -> Fabric:
+        """Device, precision and processes."""
+        ...
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns, and is checkpointed."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Whose learning rate follows the schedule."""
+        ...
+
+
 class Game(Protocol):
     """What the loop needs to know of a game."""
 
-    defender: Defender
     steps_per_epoch: int
+
+    @property
+    def learner(self) -> Learner:
+        """Who learns."""
+        ...
 
     def step(self) -> dict[str, Tensor]:
         """Play one step; returns scalar tensors to average over the epoch."""
@@ -42,7 +65,7 @@ class Game(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the defender's weights."""
+        """Everything but the learner's weights."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -52,7 +75,7 @@ class Game(Protocol):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and with what schedule the defender learns.
+    """How long and with what schedule the learner learns.
 
     Args:
         epochs: passes over the training images.
@@ -92,29 +115,6 @@ class TrainingPlan:
         return MultiStepLR(optimizer, drops, gamma=self.gamma)
 
 
-class Interrupt:
-    """Ctrl-C and SIGTERM ask the loop to stop after the step in progress; a second one kills."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
 class Trainer:
     """Plays a game to its end, from the start or from the newest checkpoint.
 
@@ -122,17 +122,29 @@ class Trainer:
         game: the game; already reset.
         run: its folder.
         plan: length, schedule, averaging.
-        validate: scores of a classifier on the validation split; ``"eval/robust"`` selects.
+        validate: scores of the learner's module on the validation split.
+        select: the score whose highest value chooses the best weights.
+        role: the learner's name in tags and file names.
     """
 
-    def __init__(self, game: Game, run: RunFolder, plan: TrainingPlan, validate: Validate) -> None:
+    def __init__(
+        self,
+        game: Game,
+        run: RunFolder,
+        plan: TrainingPlan,
+        validate: Validate,
+        *,
+        select: str = "eval/robust",
+        role: str = "defender",
+    ) -> None:
         self.game, self.run, self.plan, self.validate = game, run, plan, validate
-        self.fabric = game.defender.fabric
-        self.module = game.defender.module
+        self.select, self.role = select, role
+        self.fabric = game.learner.fabric
+        self.module = game.learner.module
         self.total = plan.epochs * game.steps_per_epoch
         if not self.total:
             raise InputError("the training split is smaller than one batch")
-        self.scheduler = plan.scheduler(game.defender.optimizer, self.total)
+        self.scheduler = plan.scheduler(game.learner.optimizer, self.total)
         self.average: AveragedModel | None = None
         if plan.ema is not None:
             averaging = get_ema_multi_avg_fn(plan.ema)
@@ -152,7 +164,7 @@ class Trainer:
 
     @property
     def judged(self) -> nn.Module:
-        """The classifier that is validated and reported: the average where there is one."""
+        """What is validated and reported: the average where there is one."""
         return self.average.module if self.average is not None else self.module
 
     def fit(self, *, resume: bool) -> None:
@@ -205,12 +217,12 @@ class Trainer:
         epoch = self.step // self.game.steps_per_epoch
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
         row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
-        row["defender/lr"] = float(self.scheduler.get_last_lr()[0])
+        row[f"{self.role}/lr"] = float(self.scheduler.get_last_lr()[0])
         self.sums, self.counts = {}, {}
         if epoch % self.plan.validate_every == 0 or epoch == self.plan.epochs:
             row |= self.validate(self.judged)
-            if row["eval/robust"] > self.best:
-                self.best = row["eval/robust"]
+            if row[self.select] > self.best:
+                self.best = row[self.select]
                 if self.chief:
                     save_weights(self.judged, self.run.path / "checkpoints" / "best.safetensors")
         row["time/seconds"] = self.seconds
@@ -224,11 +236,11 @@ class Trainer:
         if self.metrics is not None and self.curves is not None:
             self.metrics.add(row)
             self.curves.scalars({k: v for k, v in row.items() if "/" in k}, self.step)
-        scores = {name: row[name] for name in ("eval/clean", "eval/robust") if name in row}
+        scores = {name: value for name, value in row.items() if name.startswith("eval/")}
         return f"epoch {epoch} " + " ".join(f"{k[5:]} {v:.3f}" for k, v in scores.items())
 
     def _modules(self) -> Mapping[str, nn.Module]:
-        modules = {"defender": self.module}
+        modules = {self.role: self.module}
         return modules if self.average is None else {**modules, "average": self.average}
 
     def _save(self) -> None:

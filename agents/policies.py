@@ -76,3 +76,51 @@ def log_probability(logits: list[Tensor], actions: Tensor) -> Tensor:
 def entropies(logits: list[Tensor]) -> Tensor:
     """Mean entropy of each choice over the batch, in nats, (choices,)."""
     return torch.stack([Categorical(logits=one).entropy().mean() for one in logits])
+
+
+class FeaturePolicy(nn.Module):
+    """π(a | features): two hidden layers, and logits of each choice; uniform when new.
+
+    Args:
+        inputs: length of the feature vector.
+        sizes: number of options of each choice.
+        hidden: units of each hidden layer.
+    """
+
+    def __init__(self, inputs: int, sizes: tuple[int, ...], hidden: int = 64) -> None:
+        super().__init__()
+        self.sizes, self.hidden = tuple(sizes), hidden
+        self.trunk = _trunk(inputs, hidden)
+        self.heads = nn.Linear(hidden, sum(sizes))
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Features (B, n) -> logits of each choice, (B, options)."""
+        return list(self.heads(self.trunk(features)).split(self.sizes, dim=1))
+
+
+class FeatureValue(nn.Module):
+    """V(features), the return to expect; 0 when new.
+
+    Args:
+        inputs: length of the feature vector.
+        hidden: units of each hidden layer.
+    """
+
+    def __init__(self, inputs: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.trunk, self.head = _trunk(inputs, hidden), nn.Linear(hidden, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, n) -> values (B,)."""
+        values: Tensor = self.head(self.trunk(features))[:, 0]
+        return values
+
+
+def _trunk(inputs: int, hidden: int) -> nn.Sequential:
+    """The layers of Stable-Baselines3's MlpPolicy, so that its weights fit."""
+    layers = (nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+    return nn.Sequential(*layers)

@@ -6,8 +6,6 @@ buffer and `PPO.train`. To let SB3 drive instead, give PPO the adapter of `envs.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -52,6 +50,37 @@ def policy_kwargs() -> dict[str, Any]:
     }
 
 
+class SB3Chance:
+    """SB3 draws from torch's and NumPy's global streams: inside ``with`` these are its own.
+
+    Args:
+        seed: where its streams begin.
+        device: whose global stream of torch is swapped besides the CPU's.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self._torch, self._numpy = OwnChance(seed, device), _numpy_state(seed)
+
+    def __enter__(self) -> None:
+        self._outer = np.random.get_state(legacy=True)  # noqa: NPY002
+        np.random.set_state(_legacy(self._numpy))  # noqa: NPY002
+        self._torch.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._torch.__exit__()
+        self._numpy = _plain(np.random.get_state(legacy=True))  # noqa: NPY002
+        np.random.set_state(self._outer)  # noqa: NPY002
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the streams are; outside of ``with`` only."""
+        return {"torch_rng": self._torch.state_dict(), "numpy_rng": self._numpy}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self._torch.load_state_dict(state["torch_rng"])
+        self._numpy = state["numpy_rng"]
+
+
 class PPOPlayer:
     """SB3's PPO, playing and learning from one-step episodes.
 
@@ -78,8 +107,8 @@ class PPOPlayer:
         lr: float = 1e-3,
         entropy_coef: float = 0.01,
     ) -> None:
-        self._torch_rng, self._numpy_rng = OwnChance(seed, device), _numpy_state(seed)
-        with self._own_chance():
+        self._chance = SB3Chance(seed, device)
+        with self._chance:
             self.ppo = PPO(
                 ActorCriticPolicy,
                 None,  # type: ignore[arg-type]  # the game's loop steps the environment
@@ -105,22 +134,10 @@ class PPOPlayer:
         """SB3's policy module."""
         return self.ppo.policy
 
-    @contextlib.contextmanager
-    def _own_chance(self) -> Iterator[None]:
-        """SB3 draws from torch's and NumPy's global streams: swap ours in, and back out."""
-        outer = np.random.get_state(legacy=True)  # noqa: NPY002
-        np.random.set_state(_legacy(self._numpy_rng))  # noqa: NPY002
-        try:
-            with self._torch_rng:
-                yield
-        finally:
-            self._numpy_rng = _plain(np.random.get_state(legacy=True))  # noqa: NPY002
-            np.random.set_state(outer)  # noqa: NPY002
-
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
         """Draw a strategy per image, (B, choices)."""
         self.policy.set_training_mode(False)
-        with self._own_chance(), torch.no_grad():
+        with self._chance, torch.no_grad():
             actions, values, log_probs = self.policy(images)
         self._last = (images, actions, values, log_probs) if learn else None
         chosen: Tensor = actions.long()
@@ -147,7 +164,7 @@ class PPOPlayer:
             for name, one in zip(CHOICES, heads, strict=True)
         }
         if buffer.full:
-            with self._own_chance():
+            with self._chance:
                 buffer.compute_returns_and_advantage(values, starts)
                 self.ppo.train()
             buffer.reset()
@@ -167,8 +184,7 @@ class PPOPlayer:
             "buffer": {name: torch.as_tensor(getattr(buffer, name)) for name in _BUFFER_ARRAYS},
             "position": buffer.pos,
             "updates": self.ppo._n_updates,
-            "torch_rng": self._torch_rng.state_dict(),
-            "numpy_rng": self._numpy_rng,
+            **self._chance.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -181,8 +197,7 @@ class PPOPlayer:
             getattr(buffer, name)[...] = state["buffer"][name].numpy()
         buffer.pos = state["position"]
         self.ppo._n_updates = state["updates"]
-        self._torch_rng.load_state_dict(state["torch_rng"])
-        self._numpy_rng = state["numpy_rng"]
+        self._chance.load_state_dict(state)
         self._last = None
 
 

@@ -10,3 +10,13 @@ register(
     entry_point="envs.strategy_selection:StrategySelectionEnv",
     vector_entry_point="envs.strategy_selection:StrategySelectionVectorEnv",
 )
+register(
+    id="advgame/Attack-v0",
+    entry_point="envs.attack:AttackEnv",
+    vector_entry_point="envs.attack:AttackVectorEnv",
+)
+register(
+    id="advgame/BlackBoxAttack-v0",
+    entry_point="envs.blackbox:BlackBoxAttackEnv",
+    vector_entry_point="envs.blackbox:BlackBoxAttackVectorEnv",
+)

@@ -10,11 +10,13 @@ from torch import Tensor
 
 
 def to_numpy(value: Any) -> Any:
-    """Tensors to arrays that nothing else writes to, also inside dictionaries."""
+    """Tensors to arrays that nothing else writes to, also inside dictionaries and tuples."""
     if isinstance(value, Tensor):
         return value.detach().cpu().numpy().copy()
     if isinstance(value, dict):
         return {name: to_numpy(one) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_numpy(one) for one in value)
     return value
 
 
@@ -32,16 +34,12 @@ class NumpyVectorEnv(VectorWrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """As the environment's, in arrays."""
-        observations, info = self.env.reset(seed=seed, options=options)
-        return to_numpy(observations), to_numpy(info)
+        observations, info = to_numpy(self.env.reset(seed=seed, options=options))
+        return observations, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the environment's, in arrays."""
-        observations, rewards, terminated, truncated, info = self.env.step(np.asarray(actions))
-        return (
-            to_numpy(observations),
-            to_numpy(rewards),
-            to_numpy(terminated),
-            to_numpy(truncated),
-            to_numpy(info),
+        observations, rewards, terminated, truncated, info = to_numpy(
+            self.env.step(np.asarray(actions))
         )
+        return observations, rewards, terminated, truncated, info

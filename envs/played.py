@@ -1,14 +1,18 @@
-"""An environment and its player, as the training loop sees them."""
+"""Environments and their players, as the training loop sees them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from advgame.curves import Curves
 from advgame.games.strategy import CHOICES, StrategyPlayer
+from advgame.seeding import derive_seed
+from advgame.training import Learner
+from envs.queries import QueryVectorEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 
@@ -22,7 +26,8 @@ class StrategyGame:
     """
 
     def __init__(self, env: StrategySelectionVectorEnv, player: StrategyPlayer, seed: int) -> None:
-        self.env, self.player, self.defender = env, player, env.defender
+        self.env, self.player = env, player
+        self.defender = self.learner = env.defender
         self.steps_per_epoch = env.steps_per_epoch
         self.images, _ = env.reset(seed=seed)
         self._chosen: list[Tensor] = []  # this epoch's actions
@@ -63,3 +68,62 @@ class StrategyGame:
         self.player.load_state_dict(state["player"])
         self.images = self.env.images
         self._chosen = [one.to(self.images.device) for one in state["chosen"]]
+
+
+class AttackPlayer(Learner, Protocol):
+    """Whoever learns to attack, on environments that it knows."""
+
+    def update(self) -> dict[str, Tensor]:
+        """Play and learn once; returns scalars to log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights of its module."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+class AttackGame:
+    """Learning to attack frozen classifiers: `advgame.training.Game` over attack environments.
+
+    Every update begins with a reset, so that no episode is under way between two of them.
+
+    Args:
+        player: plays on the environments.
+        envs: one per classifier; reset here.
+        seed: of the resets.
+        steps_per_epoch: updates per epoch.
+    """
+
+    def __init__(
+        self,
+        player: AttackPlayer,
+        envs: Sequence[QueryVectorEnv[Any]],
+        seed: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.learner, self.envs, self.steps_per_epoch = player, tuple(envs), steps_per_epoch
+        for number, env in enumerate(self.envs):
+            env.reset(seed=derive_seed(seed, f"env{number}"))
+
+    def step(self) -> dict[str, Tensor]:
+        """One update."""
+        return self.learner.update()
+
+    def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
+        """Nothing beyond the updates' means."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Player and environments."""
+        places = [env.state_dict() for env in self.envs]
+        return {"player": self.learner.state_dict(), "envs": places}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.learner.load_state_dict(state["player"])
+        for env, place in zip(self.envs, state["envs"], strict=True):
+            env.load_state_dict(place)

@@ -11,17 +11,12 @@ the bare model's passes, or the parts of an environment's step.
 from __future__ import annotations
 
 import copy
-import gc
 import json
-import random
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
-from operator import truediv
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -29,7 +24,6 @@ import torch.nn.functional as F
 import tyro
 from lightning_fabric import Fabric
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.autograd import grad
@@ -46,11 +40,13 @@ from advgame.games.strategy import Strategies, StrategySpace
 from advgame.runs import command, commit, device_name, versions
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf, per_image
+from advgame.timing import Play, compare
 from agents.controls import RandomStrategy
+from envs.attack import AttackVectorEnv
+from envs.sb3 import AttackVecEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 STEPS, CLASSES, ENVS, WARM_UP, SEED = 10, 10, 64, 2, 0
-Play = Callable[[], object]
 Case = dict[str, Any]
 Shape = tuple[int, int, int]
 Network = tuple[str, Shape, float, int, int]
@@ -62,6 +58,12 @@ NETWORKS: list[Network] = [
     ("preact_resnet18", (3, 32, 32), 8 / 255, 128, 128),  # from here on with a GPU only
     ("wrn-34-10", (3, 32, 32), 8 / 255, 128, 128),
 ]
+ATTACKED: list[Network] = [
+    ("small_cnn", (1, 28, 28), 0.3, 256, 0),
+    ("minimax_cnn", (1, 28, 28), 0.3, 256, 0),
+    ("resnet18", (3, 32, 32), 8 / 255, 32, 0),
+    ("preact_resnet18", (3, 32, 32), 8 / 255, 128, 0),  # with a GPU only
+]
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
 
 
@@ -72,42 +74,13 @@ class Config:
     out: str = "results/benchmark.json"
     """where the figures go"""
     repeats: int = 15
-    """how often every contestant takes its turn (the environment: ten times as often)"""
-    only: str = "pgd,strategies,env"
-    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; the strategy environment"""
+    """how often every contestant takes its turn (the environments: ten times as often)"""
+    only: str = "pgd,strategies,env,attack"
+    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; the two environments"""
     threads: int = 0
     """CPU threads; 0 is torch's default, all cores"""
     quick: bool = False
     """two repeats of the smallest network: for tests, not for figures"""
-
-
-def compare(plays: dict[str, Play], repeats: int, warm_up: int, context: Any) -> Case:
-    """Figures of every contestant; ``floor`` and ``advgame`` are what the others are held to."""
-    times: dict[str, list[float]] = {name: [] for name in plays}
-    order, shuffle, screen = list(plays), random.Random(SEED), Console(stderr=True)
-    wait: Play = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    gc.freeze()  # or each collection below would take longer than a turn
-    gc.disable()
-    # without auto_refresh no thread draws while the clock runs
-    for turn in track(range(warm_up + repeats), console=screen, auto_refresh=False, transient=True):
-        shuffle.shuffle(order)
-        gc.collect()
-        for name in order:
-            wait()
-            begin = time.perf_counter()
-            with context():
-                plays[name]()
-            wait()
-            if turn >= warm_up:
-                times[name].append(time.perf_counter() - begin)
-    gc.enable()
-    rows = {}
-    for name, own in times.items():
-        row = {"median_s": median(own), "min_s": min(own), "max_s": max(own), "n": len(own)}
-        if "floor" in times:
-            row["floor_share"] = median(map(truediv, times["floor"], own))
-        rows[name] = row | {"times_ours": median(map(truediv, own, times["advgame"]))}
-    return rows
 
 
 def task(name: str, shape: Shape, batch: int, device: torch.device) -> Task:
@@ -242,6 +215,44 @@ def measure_env(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) ->
     return facts | {"same_work": same_work, "contestants": rows}
 
 
+def measure_attack(fabric: Fabric, repeats: int, network: Network) -> Case:
+    """A step of the attack environment against the bare gradient query, with random actions.
+
+    A random network is easily fooled: at a tenth of the usual ε most episodes last.
+    """
+    name, shape, eps, batch, _ = network
+    model, x, _ = task(name, shape, 4 * batch, fabric.device)
+    with torch.no_grad():  # only images that it gets right are attacked
+        y = torch.cat([model(part).argmax(1) for part in x.split(batch)])
+    data = ImageSet.from_floats(x, y, CLASSES)
+    settings: Any = {"classifier": model, "data": data, "threat": Linf(eps / 10)}
+    env, inner = (AttackVectorEnv(batch, **settings) for _ in range(2))
+    env.reset(seed=SEED)
+    adapter = AttackVecEnv([inner])
+    adapter.reset()
+    bare, leaf = copy.deepcopy(model).requires_grad_(False), x[:batch].clone().requires_grad_()
+    turns, ends = WARM_UP + 10 * repeats, []
+    rng = stream(SEED, "actions")
+    columns = [torch.randint(size, (turns, batch), generator=rng) for size in env.sizes]
+    chosen = torch.stack(columns, 2)
+    ours, theirs = iter(chosen.to(fabric.device)), iter(chosen.numpy())
+
+    def step() -> None:
+        env.step(next(ours))
+        ends.append(int(env.done.sum()))
+
+    plays: dict[str, Play] = {
+        "floor": lambda: grad(F.cross_entropy(bare(leaf), y[:batch]), leaf),
+        "advgame": step,
+        "advgame, SB3 adapter": lambda: adapter.step(next(theirs)),
+    }
+    rows = compare(plays, 10 * repeats, WARM_UP, fabric.autocast)
+    facts: Case = {"network": name, "shape": shape, "batch": batch, "eps": eps / 10}
+    facts["image_steps_per_second"] = batch / rows["advgame"]["median_s"]
+    facts["share_of_rows_ending_per_step"] = sum(ends) / len(ends) / batch
+    return facts | {"contestants": rows}
+
+
 def show(groups: dict[str, list[Case]]) -> None:
     """Print a table per case."""
     columns = ("median_s", "min_s", "max_s", "n", "floor_share", "times_ours")
@@ -270,6 +281,7 @@ def main(config: Config) -> None:
         "pgd": (measure_pgd, NETWORKS[:cases]),
         "strategies": (measure_strategies, NETWORKS[:cases]),
         "env": (measure_env, data[:cases]),
+        "attack": (measure_attack, ATTACKED[: 1 if config.quick else 4 if cuda else 3]),
     }
     if unknown := set(config.only.split(",")) - set(measures):
         raise InputError(f"--only knows {','.join(measures)}, not {','.join(sorted(unknown))}")

@@ -55,14 +55,14 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert content["threads"] == 1
     assert content["repeats"] == 2
     assert {"torch", *PEERS} <= set(content["versions"])
-    assert set(content["groups"]) == {"pgd", "strategies", "env"}
-    turns = {"pgd": 2, "strategies": 2, "env": 20}
+    turns = {"pgd": 2, "strategies": 2, "env": 20, "attack": 20}
+    assert set(content["groups"]) == set(turns)
     for group, cases in content["groups"].items():
         for case in cases:
             for row in case["contestants"].values():
                 assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
                 assert row["n"] == turns[group]
-    (pgd,), (strategies,), (env,) = (content["groups"][name] for name in turns)
+    (pgd,), (strategies,), (env,), (attack,) = (content["groups"][name] for name in turns)
     assert {*pgd["contestants"], *pgd["not_installed"]} == {"floor", *OURS, *PEERS}
     assert all(content["versions"][name] == "not installed" for name in pgd["not_installed"])
     assert pgd["contestants"]["floor"]["floor_share"] == 1
@@ -70,6 +70,9 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert strategies["speed_up"] > 0
     assert strategies["max_steps"] == 14
     assert "overhead_percent" in env
+    assert set(attack["contestants"]) == {"floor", "advgame", "advgame, SB3 adapter"}
+    assert attack["image_steps_per_second"] > 0
+    assert 0.05 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
     if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
         assert env["same_work"]
 
@@ -121,7 +124,7 @@ def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
 def test_wrong_settings_are_refused_in_one_line(tmp_path):
     done = run("--only", "pgd,speed", "--out", str(tmp_path / "benchmark.json"))
     assert done.returncode == 2
-    assert done.stderr == "error: --only knows pgd,strategies,env, not speed\n"
+    assert done.stderr == "error: --only knows pgd,strategies,env,attack, not speed\n"
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,70 @@
+"""Trained classifiers to attack: the one that ships with the package, and those of run folders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from advgame.checks import parse_eps
+from advgame.classifiers.saved import load_classifier, run_classifier
+from advgame.errors import InputError
+from advgame.runs import RunFolder
+from advgame.seeding import seeded_init
+from advgame.threat import Linf, Threat
+
+# (C, H, W) and classes, so that a network can be rebuilt where its data do not lie
+SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "svhn": ((3, 32, 32), 10),
+}
+_SHIPPED = Path(__file__).parent / "classifiers" / "digits_pgd_at.json"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A trained classifier and what it was trained for.
+
+    Args:
+        name: to tell it from others.
+        model: in evaluation mode, without weight gradients.
+        dataset: name of its data set.
+        threat: the ball that it was trained against.
+    """
+
+    name: str
+    model: nn.Module
+    dataset: str
+    threat: Threat
+
+
+def shipped() -> Frozen:
+    """A small CNN, PGD-AT on digits at L∞ 0.15; the JSON file beside the weights says how."""
+    about = json.loads(_SHIPPED.read_text())
+    shape, classes = tuple(about["shape"]), about["classes"]
+    with seeded_init(0):  # its first weights are overwritten: leave torch's stream alone
+        model = load_classifier(
+            _SHIPPED.with_suffix(".safetensors"), about["model"], shape, classes
+        )
+    return Frozen("shipped", model.requires_grad_(False), about["dataset"], Linf(about["eps"]))
+
+
+def from_run(path: Path) -> Frozen:
+    """The classifier that a training run left and that its validation chose.
+
+    Raises:
+        InputError: not a run folder of a classifier, or one without weights.
+    """
+    run = RunFolder.open(path)
+    config = run.about()["config"]
+    if not {"model", "dataset", "eps"} <= set(config):
+        raise InputError(f"{path} is no run of a classifier")
+    shape, classes = SHAPES[config["dataset"]]
+    model = run_classifier(run, shape, classes)
+    ball = Linf(parse_eps(config["eps"]))
+    return Frozen(path.name, model.requires_grad_(False), config["dataset"], ball)

@@ -1,0 +1,58 @@
+"""Contests in speed: who does the same work in less time."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from operator import truediv
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+Play = Callable[[], object]
+
+
+def compare(
+    plays: Mapping[str, Play], repeats: int, warm_up: int, context: Any
+) -> dict[str, dict[str, float]]:
+    """Seconds of every contestant; ``floor`` and ``advgame`` are what the others are held to.
+
+    They take turns in shuffled order, so that a busy machine slows all of them; ratios are
+    medians over turns of the ratio within one turn.
+
+    Args:
+        plays: name -> one turn.
+        repeats: turns that count.
+        warm_up: turns before.
+        context: makes the context manager that each turn runs in.
+    """
+    times: dict[str, list[float]] = {name: [] for name in plays}
+    order, shuffle, screen = list(plays), random.Random(0), Console(stderr=True)
+    wait: Play = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    gc.freeze()  # or each collection below would take longer than a turn
+    gc.disable()
+    # without auto_refresh no thread draws while the clock runs
+    for turn in track(range(warm_up + repeats), console=screen, auto_refresh=False, transient=True):
+        shuffle.shuffle(order)
+        gc.collect()
+        for name in order:
+            wait()
+            begin = time.perf_counter()
+            with context():
+                plays[name]()
+            wait()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - begin)
+    gc.enable()
+    rows = {}
+    for name, own in times.items():
+        row = {"median_s": median(own), "min_s": min(own), "max_s": max(own), "n": len(own)}
+        if "floor" in times:
+            row["floor_share"] = median(map(truediv, times["floor"], own))
+        rows[name] = row | {"times_ours": median(map(truediv, own, times["advgame"]))}
+    return rows

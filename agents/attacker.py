@@ -1,0 +1,178 @@
+"""A learned attacker in a file, as an attack like any other.
+
+    attacker = load_attacker(Path("runs/NAME/attacker.safetensors"))
+    result = attacker(Linf(8 / 255), queries=10).run(model, x, y, rng=rng)
+
+The file is safetensors: the policy's weights, and in its metadata the menu that the policy
+chooses from, the features that it was trained on, and how it came about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advgame.attacks import AttackResult, attacked
+from advgame.attacks.features import feature_names, features
+from advgame.attacks.menu import Menu
+from advgame.attacks.schedule import Ascent, Start
+from advgame.checkpoint import write_atomically
+from advgame.checks import check_images, check_labels
+from advgame.errors import InputError
+from advgame.threat import Threat
+from agents.policies import FeaturePolicy, sample
+
+FORMAT = "advgame attacker 1"
+
+
+@dataclass(frozen=True)
+class LearnedAttack:
+    """`advgame.attacks.Attack`: a policy chooses every step.
+
+    An image that is fooled leaves the batch at once. Another's result is the best point seen,
+    that of the highest margin.
+
+    Args:
+        policy: over the features of `menu`.
+        menu: what it chooses from.
+        threat: the ball; its radius may be per image, (B,).
+        queries: forwards per image, the first one and the last one included.
+        start: where to begin.
+        stochastic: draw the choices as in training, instead of taking the likeliest.
+        watch: shown the state of the attack after each step.
+    """
+
+    policy: FeaturePolicy
+    menu: Menu
+    threat: Threat
+    queries: int
+    start: Start = "clean"
+    stochastic: bool = False
+    watch: Callable[[Ascent], None] = lambda siege: None
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise InputError(f"queries must be 1 or above, not {self.queries}")
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack one batch; ``rng`` is needed where the menu has random jumps.
+
+        Raises:
+            InputError: input that cannot be attacked.
+        """
+        if check:
+            check_images(x)
+            check_labels(y, len(x))
+        if self.stochastic and rng is None:
+            raise InputError("drawing the choices needs rng, a torch.Generator")
+        policy = self.policy.to(x.device).eval()
+        budget = torch.full((len(x),), self.queries, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
+        fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with attacked(model), torch.no_grad():
+            siege = Ascent(
+                model, self.threat, self.menu, x, y, budget, start=self.start, rng=rng, check=check
+            )
+            x_adv = siege.best_x.clone()
+            for _ in range(self.queries - 1):
+                if bool(siege.fooled.any()):
+                    done = rows[siege.fooled]
+                    x_adv[done], fooled[done] = siege.best_x[siege.fooled], True
+                    rows = rows[~siege.fooled]
+                    siege.keep(~siege.fooled)
+                if not len(rows):
+                    break
+                logits = policy(features(siege))
+                if self.stochastic:
+                    assert rng is not None
+                    actions = sample(logits, rng)
+                else:
+                    actions = torch.stack([one.argmax(1) for one in logits], 1)
+                siege.step(self.menu.decode(actions, check=False))
+                self.watch(siege)
+            x_adv[rows], fooled[rows] = siege.best_x, siege.fooled
+        return AttackResult(x_adv, None, fooled, siege.forwards, siege.backwards)
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """A trained policy with its menu, ready for any threat and budget.
+
+    Args:
+        policy: over the features of the menu.
+        menu: what it chooses from.
+        start: where it begins.
+        about: how it came about: command, settings.
+    """
+
+    policy: FeaturePolicy
+    menu: Menu
+    start: Start
+    about: dict[str, Any]
+
+    def __call__(self, threat: Threat, queries: int) -> LearnedAttack:
+        """The attack within a threat model and a budget."""
+        return LearnedAttack(self.policy, self.menu, threat, queries, self.start)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        metadata = {
+            "format": FORMAT,
+            "menu": json.dumps(asdict(self.menu)),
+            "features": json.dumps(feature_names(self.menu)),
+            "hidden": str(self.policy.hidden),
+            "start": self.start,
+            "about": json.dumps(self.about),
+        }
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.policy.state_dict().items()}
+        write_atomically(path, safetensors.torch.save(weights, metadata))
+
+
+def load_attacker(path: Path) -> Attacker:
+    """Read what `Attacker.save` wrote; a run folder stands for its ``attacker.safetensors``.
+
+    Raises:
+        InputError: missing or damaged file, one that holds something else, or one that was
+            trained on other features than this version's.
+    """
+    if path.is_dir():
+        path = path / "attacker.safetensors"
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"no attacker file {path}") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is no attacker: it says {metadata.get('format')!r}")
+    try:
+        lists = json.loads(metadata["menu"])
+        menu = Menu(**{name: tuple(values) for name, values in lists.items()})
+        names, start = tuple(json.loads(metadata["features"])), metadata["start"]
+        policy = FeaturePolicy(len(names), menu.sizes, int(metadata["hidden"]))
+        policy.load_state_dict(weights)
+        about = json.loads(metadata["about"])
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is damaged or of another version ({reason})") from error
+    if names != feature_names(menu):
+        raise InputError(f"{path} was trained on other features: train it again with this version")
+    return Attacker(policy.requires_grad_(False), menu, start, about)

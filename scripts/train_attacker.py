@@ -1,0 +1,261 @@
+"""Learn to attack: a policy chooses every gradient step against frozen classifiers.
+
+    python scripts/train_attacker.py                               # digits, minutes on 2 cores
+    python scripts/train_attacker.py --classifier runs/A runs/B    # classifiers of your own runs
+    python scripts/train_attacker.py --agent ppo                   # SB3's PPO learns instead
+    python scripts/train_attacker.py --resume runs/NAME            # go on, to the same bits
+
+The environment is `envs.attack`, the learner `agents.episodes` (REINFORCE) or
+`agents.sb3_attacker`. A run leaves one folder: settings, TensorBoard events, metrics.csv,
+checkpoints, curves.png, schedule.png, report.json and attacker.safetensors, which
+`agents.attacker.load_attacker` turns into an attack. Its images are training images, what
+validation selects by is cut from them; test images are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from lightning_fabric import Fabric
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from advgame.attacks.features import feature_names
+from advgame.attacks.menu import CHOICES, MOVES, Menu
+from advgame.checks import parse_eps
+from advgame.cli import make_fabric, resume_settings, run_script, typed_options
+from advgame.curves import Panels, game_figure, save_figure, shares_figure
+from advgame.data import Splits, load_data
+from advgame.errors import InputError
+from advgame.frozen import Frozen, from_run, shipped
+from advgame.runs import Metrics, RunFolder, command, commit, device_name
+from advgame.seeding import derive_seed, seeded_init, stream
+from advgame.threat import Linf
+from advgame.training import Trainer, TrainingPlan, load_best
+from agents.episodes import EpisodeConfig, EpisodicReinforce
+from agents.policies import FeaturePolicy, FeatureValue
+from agents.sb3_attacker import PPOAttacker
+from agents.validation import Payoff, Validation
+from envs.attack import AttackVectorEnv
+from envs.played import AttackGame
+from envs.sb3 import AttackVecEnv
+
+PANELS: Panels = {
+    "Pay-off": ("per query", {"game/reward_per_query": "attacker reward"}),
+    "Validation success": (
+        "share of images",
+        {"eval/success": "learned", "eval/pgd": "PGD, equal queries"},
+    ),
+    "Validation margin gained": (
+        "over the mean clean margin",
+        {"eval/gain": "learned", "eval/pgd_gain": "PGD, equal queries"},
+    ),
+    "Entropy": (
+        "nats",
+        {f"strategy/entropy_{name}": name for name in CHOICES} | {"strategy/entropy": "all"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train an attacker on frozen classifiers."""
+
+    classifier: tuple[str, ...] = ()
+    """run folders of the classifiers to attack; the one that ships with the package when empty"""
+    agent: Literal["reinforce", "ppo"] = "reinforce"
+    """who learns"""
+    queries: tuple[int, ...] = (5, 10, 20)
+    """query budgets; each episode draws one"""
+    moves: tuple[str, ...] = MOVES
+    """moves on the menu: on, best, random"""
+    eps: str | None = None
+    """radius, e.g. 0.15 or 8/255; each classifier's own when not given"""
+    gain: float = 1.0
+    """reward per mean clean margin gained"""
+    bonus: float = 1.0
+    """reward of success"""
+    price: float = 0.01
+    """of each query"""
+    envs: int = 256
+    """images attacked side by side, per classifier"""
+    epochs: int = 20
+    """validations on the way"""
+    updates: int = 20
+    """updates per epoch"""
+    lr: float | None = None
+    """learning rate, which falls to 0; 0.01 (reinforce) or 0.002 (ppo) when not given"""
+    entropy_coef: float = 0.005
+    """weight of the entropy bonus"""
+    hidden: int = 64
+    """units of the policy's two hidden layers"""
+    validation_n: int = 400
+    """validation images per classifier"""
+    data_dir: str | None = None
+    """folder with the data set in torchvision's layout (all but digits)"""
+    download: bool = False
+    """let torchvision download what is missing into --data-dir"""
+    seed: int = 0
+    """seed of the run"""
+    accelerator: str = "auto"
+    """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
+    runs_dir: str = "runs"
+    """where run folders go"""
+    name: str = ""
+    """name of the run folder; the current time when empty"""
+    resume: str | None = None
+    """a run folder to go on with; its own settings are used"""
+
+
+def check(config: Config) -> Config:
+    """Refuse what cannot work, before any work."""
+    if not config.queries or min(config.queries) < 2:
+        raise InputError(f"queries must be 2 or above, not {config.queries}")
+    for name in ("envs", "epochs", "updates", "hidden", "validation_n"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
+    if config.lr is not None and not 0 < config.lr < 1:
+        raise InputError(f"lr must lie between 0 and 1, not {config.lr}")
+    derive_seed(config.seed, "check")
+    return config
+
+
+def targets(config: Config) -> list[Frozen]:
+    """The classifiers to attack, at the radius that was asked for."""
+    found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
+    if len({one.dataset for one in found}) > 1:
+        raise InputError("the classifiers are of different data sets: train on one")
+    if config.eps is None:
+        return found
+    return [replace(one, threat=Linf(parse_eps(config.eps))) for one in found]
+
+
+def build(
+    config: Config, frozen: list[Frozen], data: Splits, fabric: Fabric
+) -> tuple[AttackGame, Menu]:
+    """Environments and learner."""
+    menu = Menu(moves=config.moves)
+    envs = [
+        AttackVectorEnv(
+            config.envs,
+            classifier=one.model,
+            data=data.train,
+            threat=one.threat,
+            menu=menu,
+            queries=config.queries,
+            gain=config.gain,
+            bonus=config.bonus,
+            price=config.price,
+        )
+        for one in frozen
+    ]
+    steps, seed = max(config.queries) - 1, config.seed
+    if config.agent == "ppo":
+        ppo = PPOAttacker(
+            AttackVecEnv(envs),
+            menu.sizes,
+            derive_seed(seed, "ppo"),
+            fabric,
+            steps=steps,
+            lr=config.lr or 2e-3,
+            entropy_coef=config.entropy_coef,
+            hidden=config.hidden,
+        )
+        return AttackGame(ppo, envs, seed, config.updates), menu
+    inputs = len(feature_names(menu))
+    with seeded_init(seed, "policy"):
+        policy = FeaturePolicy(inputs, menu.sizes, config.hidden).to(fabric.device)
+        value = FeatureValue(inputs, config.hidden).to(fabric.device)
+    settings = EpisodeConfig(steps, lr=config.lr or 1e-2, entropy_coef=config.entropy_coef)
+    rng = stream(seed, "policy", fabric.device)
+    learner = EpisodicReinforce(envs, policy, value, settings, rng, fabric, CHOICES)
+    return AttackGame(learner, envs, seed, config.updates), menu
+
+
+def picture(chosen: list[Tensor], menu: Menu, title: str) -> Figure:
+    """What the attacker does at each query."""
+    options = {
+        name: [one if isinstance(one, str) else f"{one:g}" for one in values]
+        for name, values in zip(CHOICES, menu.lists, strict=True)
+    }
+    shares = {
+        name: [
+            torch.bincount(one[:, column], minlength=len(options[name])).div(len(one)).tolist()
+            for one in chosen
+        ]
+        for column, name in enumerate(CHOICES)
+    }
+    return shares_figure(shares, options, f"{title}: what is chosen at each query")
+
+
+def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Config) -> None:
+    """The attacker that validation chose, as a file, a report and pictures."""
+    load_best(run, game.learner.module)
+    about = {"command": command(), "commit": commit(), "config": asdict(config)}
+    attacker = replace(validate.attacker(game.learner.module), about=about)
+    attacker.save(run.path / "attacker.safetensors")
+    rows = Metrics.read(run.path / "metrics.csv")
+    title = f"Learning to attack, {config.agent}, seed {config.seed}"
+    save_figure(game_figure(rows, title, PANELS), run.path / "curves.png")
+    one, x, y, _ = validate.cases[0]
+    chosen: list[Tensor] = []
+    watching = replace(
+        attacker(one.threat, max(config.queries)), watch=lambda siege: chosen.append(siege.chosen)
+    )
+    watching.run(one.model, x, y, rng=stream(config.seed, "schedule", x.device), check=False)
+    save_figure(picture(chosen, attacker.menu, title), run.path / "schedule.png")
+    scores = validate(game.learner.module)
+    report = {**about, "classifiers": [c.name for c, *_ in validate.cases], "validation": scores}
+    run.write_json("report.json", report)
+
+
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
+    """Train; returns the run folder.
+
+    Args:
+        config: all settings.
+        typed: those that a resumed run must agree with.
+
+    Raises:
+        InputError: settings, classifiers or data that cannot work, found before any training.
+    """
+    resume = config.resume is not None
+    if config.resume is not None:
+        run, config = resume_settings(Path(config.resume), config, typed)
+        path = run.path
+    else:
+        path = RunFolder.new_path(Path(config.runs_dir), config.name)
+    check(config)
+    frozen = targets(config)
+    data = load_data(frozen[0].dataset, config.data_dir, download=config.download)
+    fabric = make_fabric(config.accelerator, 1, "32-true")
+    data = data.to(fabric.device)
+    frozen = [replace(one, model=one.model.to(fabric.device)) for one in frozen]
+    game, menu = build(config, frozen, data, fabric)
+    if not resume:
+        RunFolder.create(path, asdict(config), device_name(fabric.device))
+    run = RunFolder(path)
+    if not (path / "report.json").exists():
+        images = data.validation.first(config.validation_n)
+        payoff = Payoff(config.gain, config.bonus, config.price)
+        validate = Validation(frozen, images, config.queries, menu, payoff, config.seed)
+        plan = TrainingPlan(config.epochs, "onecycle")
+        trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
+        trainer.fit(resume=resume)
+        finish(run, game, validate, config)
+    scores = run.report()["validation"]
+    print(
+        f"validation: success {100 * scores['eval/success']:.1f} % "
+        f"(PGD {100 * scores['eval/pgd']:.1f} %), margin gained {scores['eval/gain']:.3f} "
+        f"(PGD {scores['eval/pgd_gain']:.3f}); {path}/attacker.safetensors"
+    )
+    return run
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config), typed_options(Config)))

@@ -1,0 +1,479 @@
+"""Attack and BlackBoxAttack: ends, rewards, costs, autoreset, single equals vector, SB3."""
+
+import copy
+import pickle
+import warnings
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from stable_baselines3.common.vec_env import VecMonitor
+from torch import nn
+
+from advgame.attacks.menu import Menu
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.frozen import shipped
+from advgame.losses import margin
+from advgame.threat import L2, Linf
+from envs.arrays import NumpyVectorEnv
+from envs.attack import AttackEnv, AttackVectorEnv
+from envs.blackbox import BlackBoxAttackEnv, BlackBoxAttackVectorEnv
+from envs.sb3 import AttackVecEnv
+
+IDS = ("advgame/Attack-v0", "advgame/BlackBoxAttack-v0")
+VECTORS = (AttackVectorEnv, BlackBoxAttackVectorEnv)
+SINGLES = (AttackEnv, BlackBoxAttackEnv)
+EASY = Linf(0.3)  # about half of the images fall within a few random moves
+# each environment with settings in which random play both succeeds and runs out of queries
+BOTH_ENDS = {
+    AttackVectorEnv: {"queries": 4, "threat": EASY},
+    BlackBoxAttackVectorEnv: {"queries": 6, "threat": Linf(0.8)},
+}
+
+
+def same(one, two):
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
+def play(env, seed, steps=25):
+    """Everything that a seeded run returns, as tuples."""
+    env.action_space.seed(5)
+    seen = [(env.reset(seed=seed)[0],)]
+    for _ in range(steps):
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        seen.append((observation, reward, terminated, truncated, info["margin"]))
+    return seen
+
+
+class Counting(nn.Module):
+    """Counts images forward, and images whose gradient comes back."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.forwards, self.backwards = inner, 0, 0
+
+    def forward(self, x):
+        self.forwards += len(x)
+        if x.requires_grad:
+            x.register_hook(self._note)
+        return self.inner(x)
+
+    def _note(self, grad):
+        self.backwards += len(grad)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_vector_form_declares_next_step_and_keeps_to_it(name):
+    settings = BOTH_ENDS[AttackVectorEnv if name == IDS[0] else BlackBoxAttackVectorEnv]
+    env = gym.make_vec(name, num_envs=16, vectorization_mode="vector_entry_point", **settings)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation.numpy())
+    ended, ends = torch.zeros(16, dtype=torch.bool), [0, 0]
+    env.action_space.seed(1)
+    for _ in range(15):
+        clean = env.unwrapped.siege.x.clone()
+        observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert env.observation_space.contains(observation.numpy())
+        assert not (terminated & truncated).any()
+        assert (info["queries"][ended] == 1).all()
+        assert (reward[ended] == 0).all()
+        assert not (terminated | truncated)[ended].any()
+        changed = (env.unwrapped.siege.x != clean).flatten(1).any(1)
+        assert torch.equal(changed, ended), "a row gets a new image exactly after its end"
+        ended = terminated | truncated
+        assert torch.equal(terminated, info["fooled"])
+        assert torch.equal(truncated, ~info["fooled"] & (info["queries"] == settings["queries"]))
+        ends[0] += int(terminated.sum())
+        ends[1] += int(truncated.sum())
+    assert min(ends) > 3, "both ends must occur"
+    env.close()
+    env.close()
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_a_batch_step_costs_one_forward_and_at_most_one_backward_per_row(kind):
+    env = kind(16, classifier=Counting(shipped().model), queries=4, threat=EASY)
+    model = env.model
+    model.forwards = 0  # the pool has looked at every image
+    env.reset(seed=0)
+    assert (model.forwards, model.backwards) == (16, 0)
+    for step in range(1, 12):
+        env.step(env.action_space.sample())
+        assert model.forwards == 16 * (step + 1), "resets within the step's own forward"
+        assert model.backwards == (16 * step if kind is AttackVectorEnv else 0)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_reward_is_gain_bonus_and_price(kind):
+    env = kind(32, queries=5, threat=EASY, gain=2.0, bonus=3.0, price=0.25)
+    assert env.pool.scale == pytest.approx(
+        float(-margin(env.model(env.pool.data.floats()), env.pool.data.labels).mean()), rel=1e-5
+    )
+    _, info = env.reset(seed=0)
+    best = info["best_margin"]
+    done = torch.zeros(32, dtype=torch.bool)
+    rises = 0
+    for _ in range(8):
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        gained = (info["best_margin"] - best) / env.pool.scale
+        want = 2 * gained + 3 * terminated.float() - 0.25
+        torch.testing.assert_close(reward, torch.where(done, 0.0, want))
+        assert (gained[~done] >= 0).all()
+        rises += int((gained[~done] > 0).sum())
+        best, done = info["best_margin"], terminated | truncated
+    assert rises > 10
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_same_seed_same_bits(kind):
+    env = kind(8, queries=6)
+    first = play(env, 3)
+    for other in (play(env, 3), play(kind(8, queries=6), 3)):
+        for one, two in zip(first, other, strict=True):
+            same(one, two)
+    assert not torch.equal(first[0][0], play(env, 4)[0][0])
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_reset_without_a_seed_goes_on(kind):
+    env = kind(8)
+    env.reset(seed=0)
+    shown = env.siege.x.clone()
+    env.reset()
+    assert not torch.equal(env.siege.x, shown)
+    env.reset(seed=0)
+    assert torch.equal(env.siege.x, shown)
+
+
+@pytest.mark.parametrize(("single", "vector"), list(zip(SINGLES, VECTORS, strict=True)))
+def test_single_environment_equals_a_vector_of_one(single, vector):
+    settings = {"queries": 4, "threat": EASY}
+    one, many = single(**settings), vector(1, **settings)
+    one.action_space.seed(2)
+    for episode in range(6):
+        seed = 7 if episode == 0 else None
+        first, _ = one.reset(seed=seed)
+        same([first], many.reset(seed=seed)[0].numpy())
+        over = False
+        while not over:
+            action = one.action_space.sample()
+            seen, reward, terminated, truncated, info = one.step(action)
+            rows, rewards, ended, cut, infos = many.step(action[None])
+            same([seen], rows.numpy())
+            assert (reward, terminated, truncated) == (
+                float(rewards[0]),
+                bool(ended[0]),
+                bool(cut[0]),
+            )
+            assert info["margin"] == float(infos["margin"][0])
+            over = terminated or truncated
+        with pytest.raises(gym.error.ResetNeeded):
+            one.step(action)
+
+
+def test_only_images_that_the_classifier_gets_right_are_attacked(digits):
+    model = shipped().model
+    wrong_labels = digits.train.labels.clone()
+    wrong_labels[::2] = (wrong_labels[::2] + 1) % 10
+    mixed = ImageSet(digits.train.images, wrong_labels, 10)
+    env = AttackVectorEnv(4, data=mixed)
+    right = model(mixed.floats()).argmax(1) == mixed.labels
+    assert len(env.pool.data) == int(right.sum()) < 0.6 * len(mixed)
+    _, info = env.reset(seed=0)
+    assert (info["margin"] < 0).all()
+    all_wrong = ImageSet(mixed.images[::2], mixed.labels[::2], 10)
+    with pytest.raises(InputError, match="none of these images right"):
+        AttackVectorEnv(
+            4, data=all_wrong.subset(model(all_wrong.floats()).argmax(1) != all_wrong.labels)
+        )
+
+
+def test_every_image_is_attacked_once_before_one_comes_again(digits):
+    env = AttackVectorEnv(5, data=digits.train.first(20), queries=2)
+    count = len(env.pool.data)
+    assert count == 20
+    shown = []
+    for _ in range(4):
+        env.reset(seed=1 if not shown else None)
+        shown.append(env.siege.x.flatten(1))
+    assert len(torch.cat(shown).unique(dim=0)) == 20
+
+
+def test_the_classifier_given_is_not_touched_and_later_changes_do_not_matter():
+    given = shipped().model.train().requires_grad_(True)
+    before = copy.deepcopy(given.state_dict())
+    env = AttackVectorEnv(8, classifier=given)
+    first = play(env, 0, 5)
+    assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
+    assert given.training
+    assert all(p.requires_grad and p.grad is None for p in given.parameters())
+    with torch.no_grad():
+        given.head.weight.zero_()
+    for one, two in zip(first, play(env, 0, 5), strict=True):
+        same(one, two)
+
+
+def test_a_random_start_that_fools_ends_at_the_next_step():
+    """A reset cannot end an episode: that it has succeeded is said by the first step."""
+    env = AttackVectorEnv(64, start="random", threat=Linf(0.7), queries=3)
+    env.reset(seed=0)
+    at_once = env.siege.fooled.clone()
+    assert 0 < int(at_once.sum()) < 64
+    env.action_space.seed(0)
+    for _ in range(6):
+        ended = env.done.clone()
+        _, _, terminated, _, info = env.step(env.action_space.sample())
+        assert terminated[at_once].all()
+        at_once = ended & info["fooled"]
+        assert not terminated[ended].any()
+    assert at_once.any(), "resets within the run must have fooled too"
+
+
+def test_each_episode_draws_its_budget():
+    env = AttackVectorEnv(64, queries=(2, 5), price=0.0)
+    env.reset(seed=0)
+    lengths = set()
+    for _ in range(10):
+        *_, truncated, info = env.step(env.action_space.sample())
+        lengths |= set(info["queries"][truncated].tolist())
+    assert lengths == {2, 5}
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(1.5)])
+def test_points_stay_in_the_ball_whatever_is_played(kind, threat):
+    env = kind(16, threat=threat, queries=12)
+    env.reset(seed=0)
+    for _ in range(15):
+        env.step(env.action_space.sample())
+        for point in (env.siege.x_adv, env.siege.best_x):
+            assert (threat.size(point - env.siege.x) <= threat.eps + 1e-6).all()
+            assert point.min() >= 0
+            assert point.max() <= 1
+
+
+def test_black_box_keeps_what_raises_the_margin_and_sees_no_gradient():
+    env = BlackBoxAttackVectorEnv(16, queries=40)
+    env.reset(seed=0)
+    accepted, margins = torch.zeros(16), [env.siege.margin]
+    for _ in range(60):
+        before = env.siege.best_x.clone()
+        env.step(env.action_space.sample())
+        siege = env.siege
+        kept = siege.kept.view(-1, 1, 1, 1)
+        assert torch.equal(siege.best_x, torch.where(kept, siege.x_adv, before))
+        margins.append(siege.margin)
+        accepted = torch.where(siege.used == 1, 0.0, accepted + siege.kept)
+        assert torch.equal(siege.accepted, accepted)
+        assert not siege.x_adv.requires_grad
+        if len(margins) < 40:
+            assert torch.equal(siege.best_margin, torch.stack(margins).amax(0))
+    assert 0 < int(siege.kept.sum()) < 16
+
+
+def test_black_box_patches_lie_where_they_were_put():
+    env = BlackBoxAttackVectorEnv(3, threat=Linf(0.1))
+    env.reset(seed=0)
+    patches = env.patches
+    side = patches.sides.index(0.25)  # 2 of 8 pixels
+    env.siege.x.fill_(0.5)  # where a change of either sign shows
+    env.siege.best_x.fill_(0.5)
+    env.step(np.array([[0, 0, side, 0, 0], [7, 7, side, 1, 0], [7, 0, 4, 0, 0]]))
+    moved = env.siege.x_adv - env.siege.x
+    wanted = torch.zeros(3, 1, 8, 8)
+    wanted[0, :, :2, :2], wanted[1, :, 6:, 6:], wanted[2, :, 7, 0] = 0.1, -0.1, 0.1
+    torch.testing.assert_close(moved, wanted)
+    assert patches.draw(torch.tensor([[0, 0, side, 0, 0]])).sum() == 4
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_images_can_be_observed_too(kind):
+    env = kind(4, images=True, threat=EASY, queries=3)
+    seen, _ = env.reset(seed=0)
+    env.action_space.seed(0)
+    assert set(seen) == {"features", "clean", "adversarial"}
+    for _ in range(4):
+        kept = {name: value.clone() for name, value in seen.items()}
+        following, *_ = env.step(env.action_space.sample())
+        assert all(torch.equal(seen[name], kept[name]) for name in kept), "a reused buffer"
+        seen = following
+        array = {name: value.numpy() for name, value in seen.items()}
+        assert env.observation_space.contains(array)
+    assert (seen["clean"] != seen["adversarial"]).any()
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_observations_and_infos_are_not_reused_buffers(kind):
+    env = kind(4, queries=3)
+    env.action_space.seed(0)
+    first, info = env.reset(seed=0)
+    kept, told = first.clone(), {name: value.clone() for name, value in info.items()}
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    assert torch.equal(first, kept)
+    assert all(torch.equal(info[name], told[name]) for name in told)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_pickled_environment_goes_on_to_the_same_bits(kind):
+    env = kind(8, queries=4)
+    env.reset(seed=0)
+    actions = [env.action_space.sample() for _ in range(9)]
+    env.step(actions[0])
+    twin = pickle.loads(pickle.dumps(env))
+    for action in actions[1:]:
+        same(env.step(action)[:4], twin.step(action)[:4])
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_saved_place_goes_on_with_the_same_images(kind):
+    env, twin = kind(8), kind(8)
+    env.reset(seed=0)
+    state = pickle.loads(pickle.dumps(env.state_dict()))
+    twin.reset(seed=9)
+    twin.load_state_dict(state)
+    same([env.reset()[0]], [twin.reset()[0]])
+    same([env.siege.x], [twin.siege.x])
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        np.zeros((8, 2), int),
+        np.zeros((7, 5), int),
+        np.full((8, 5), 99),
+        -np.ones((8, 5), int),
+        np.zeros((8, 5), float),
+    ],
+)
+@pytest.mark.parametrize("kind", VECTORS)
+def test_wrong_actions_are_refused_and_change_nothing(kind, action):
+    env = kind(8)
+    seen, _ = env.reset(seed=0)
+    with pytest.raises(InputError):
+        env.step(action)
+    assert torch.equal(env._features(env.siege), seen)
+    assert (env.siege.used == 1).all()
+
+
+def test_other_misuse_is_refused(digits):
+    with pytest.raises(gym.error.ResetNeeded):
+        AttackVectorEnv(4).step(np.zeros((4, 5), int))
+    single = AttackEnv()
+    single.reset(seed=0)
+    with pytest.raises(InputError):
+        single.step(np.array([0, 0, 0, 0, 77]))
+    env = AttackVectorEnv(2)
+    with pytest.raises(InputError, match="one integer seed"):
+        env.reset(seed=[1, 2])
+    soft = nn.Sequential(shipped().model, nn.Softmax(1))
+    five = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    for bad in (
+        {"num_envs": 0},
+        {"queries": 1},
+        {"queries": ()},
+        {"threat": Linf(torch.full((64,), 0.1))},
+        {"classifier": soft},
+        {"classifier": five},
+    ):
+        with pytest.raises(InputError):
+            AttackVectorEnv(**bad)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_sb3_checker_finds_nothing(name):
+    with warnings.catch_warnings():
+        # it would like a flat action; the environment's is as documented
+        warnings.filterwarnings("ignore", message=".*(normaliz|MultiDiscrete).*")
+        check_env_sb3(gym.make(name).unwrapped)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_sb3_adapter_shows_new_images_at_once_and_old_ones_as_terminal(kind):
+    core, inner = (kind(16, **BOTH_ENDS[kind]) for _ in range(2))
+    core.action_space.seed(0)
+    adapter = AttackVecEnv([inner])
+    adapter.seed(2)
+    same([adapter.reset()], [core.reset(seed=2)[0]])
+    ends = [0, 0]
+    for _ in range(12):
+        actions = core.action_space.sample()
+        last, reward, terminated, truncated, info = core.step(actions)
+        margins = info["margin"]
+        seen, rewards, dones, infos = adapter.step(actions)
+        same([rewards, dones], [reward, terminated | truncated])
+        fresh = core.restart()  # the core's own way to the adapter's
+        same([seen], [fresh])
+        for i in range(16):
+            assert infos[i]["margin"] == float(margins[i])
+            assert infos[i]["TimeLimit.truncated"] == bool(truncated[i])
+            assert ("terminal_observation" in infos[i]) == bool(dones[i])
+            if dones[i]:
+                assert np.array_equal(infos[i]["terminal_observation"], last[i].numpy())
+                assert not np.array_equal(seen[i], last[i].numpy())
+        ends[0] += int(terminated.sum())
+        ends[1] += int(truncated.sum())
+    assert min(ends) > 3
+
+
+def test_sb3_adapter_joins_several_classifiers():
+    cores = [AttackVectorEnv(4, queries=3), AttackVectorEnv(6, queries=3, threat=EASY)]
+    adapter = AttackVecEnv(cores)
+    adapter.seed(0)
+    assert adapter.reset().shape == (10, cores[0].single_observation_space.shape[0])
+    for _ in range(4):
+        actions = np.stack([adapter.action_space.sample() for _ in range(10)])
+        seen, rewards, dones, infos = adapter.step(actions)
+        assert len(seen) == len(rewards) == len(dones) == len(infos) == 10
+    assert [t.eps for t in adapter.get_attr("threat")] == [0.15] * 4 + [0.3] * 6
+    adapter.set_attr("price", 0.5, indices=[9])
+    assert [core.price for core in cores] == [0.01, 0.5]
+    with pytest.raises(InputError, match="equal spaces"):
+        AttackVecEnv([cores[0], AttackVectorEnv(4, menu=Menu(losses=("ce",)))])
+
+
+def test_sb3_learns_on_the_adapter():
+    env = VecMonitor(AttackVecEnv([AttackVectorEnv(16, queries=3)]))
+    ppo = PPO("MlpPolicy", env, n_steps=4, batch_size=32, n_epochs=1, seed=0)
+    ppo.learn(128)
+    assert len(ppo.ep_info_buffer) > 0
+    assert max(ep["l"] for ep in ppo.ep_info_buffer) == 2
+
+
+def test_sb3_adapter_takes_images_too():
+    adapter = AttackVecEnv([AttackVectorEnv(n, queries=3, images=True) for n in (2, 3)])
+    seen = adapter.reset()
+    for _ in range(3):
+        assert seen["clean"].shape == seen["adversarial"].shape == (5, 1, 8, 8)
+        assert len(seen["features"]) == 5
+        seen, _, dones, infos = adapter.step(np.zeros((5, 5), int))
+        for i in np.flatnonzero(dones):
+            assert infos[i]["terminal_observation"]["clean"].shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_vector_wrappers_work_on_the_numpy_form(name):
+    env = RecordEpisodeStatistics(NumpyVectorEnv(gym.make_vec(name, num_envs=8, queries=4)))
+    env.reset(seed=0)
+    for _ in range(9):
+        observation, *_ = env.step(env.action_space.sample())
+        assert isinstance(observation, np.ndarray)
+        assert env.observation_space.contains(observation)
+    assert len(env.length_queue) >= 8
+    assert max(env.length_queue) == 3
+
+
+def test_the_shipped_classifier_is_what_its_story_says(digits):
+    frozen = shipped()
+    right = frozen.model(digits.test.floats()).argmax(1) == digits.test.labels
+    assert float(right.float().mean()) == pytest.approx(0.992, abs=0.003)
+    assert replace(frozen.threat, eps=0.15) == frozen.threat

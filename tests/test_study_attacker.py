@@ -1,0 +1,98 @@
+"""The study of learned attackers: equal counting of queries, and its numbers."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import study_attacker
+import torch
+import train_attacker
+
+from advgame.attacks import attacked
+from advgame.checkpoint import save_weights
+from advgame.errors import InputError
+from advgame.frozen import shipped
+from advgame.runs import RunFolder
+from advgame.settings import RunConfig
+
+
+class Counting(torch.nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.forwards = inner, 0
+
+    def forward(self, x):
+        self.forwards += len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", study_attacker.HAND_MADE)
+def test_every_attack_spends_its_queries_and_no_more(name, digits):
+    x, y = digits.validation.floats()[:40], digits.validation.labels[:40]
+    model = Counting(shipped().model)
+    right = model(x).argmax(1) == y
+    x, y = x[right], y[right]
+    with attacked(model):
+        for queries in (5, 12):
+            model.forwards = 0
+            ball = shipped().threat.scaled(0.02)  # nothing falls, so that nothing leaves
+            x_adv = study_attacker.HAND_MADE[name](model, x, y, ball, queries, 0)
+            looks = 1 if name.startswith("APGD") else 0
+            assert model.forwards == len(x) * (queries + looks)
+            assert looks or (x_adv != x).any(), "APGD gives back what it could not fool"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two run folders of classifiers and two attackers of hardly any training."""
+    root = tmp_path_factory.mktemp("study")
+    for name in ("known", "unseen"):
+        run = RunFolder.create(root / name, asdict(RunConfig()), "cpu")
+        save_weights(shipped().model, run.path / "checkpoints" / "best.safetensors")
+    for seed in range(2):
+        train_attacker.main(
+            train_attacker.Config(
+                classifier=(str(root / "known"),),
+                queries=(3,),
+                envs=8,
+                epochs=1,
+                updates=1,
+                validation_n=10,
+                seed=seed,
+                runs_dir=str(root / "attackers"),
+                name=f"known-attacker{seed}",
+            )
+        )
+    return root
+
+
+def test_study_writes_its_table_and_picture(folders, tmp_path):
+    config = study_attacker.Config(
+        runs_dir=str(folders),
+        train_on=("known",),
+        test_on=("unseen",),
+        seeds=2,
+        budgets=(2, 4),
+        n=40,
+        attackers=str(folders / "attackers"),
+        out=str(tmp_path),
+    )
+    study_attacker.main(config)
+    assert (tmp_path / "attacker_digits.png").stat().st_size
+    content = json.loads((tmp_path / "attacker_digits.json").read_text())
+    names = {"learned", *study_attacker.HAND_MADE}
+    assert set(content["summary"]["success"]) == names
+    assert len(content["cells"]) == len(names) * 2 * 2
+    assert "learned at 2 - PGD at 4" in content["summary"]["differences"]
+    mine = [c["success"] for c in content["cells"] if (c["attack"], c["queries"]) == ("PGD", 4)]
+    assert content["summary"]["success"]["PGD"]["4"]["mean"] == pytest.approx(sum(mine) / 2)
+    assert "| learned at 4 - MIM at 4 |" in (tmp_path / "attacker_digits.md").read_text()
+
+
+def test_what_proves_nothing_is_refused(folders):
+    with pytest.raises(InputError, match="both trained on and attacked"):
+        study_attacker.main(
+            study_attacker.Config(runs_dir=str(folders), train_on=("known",), test_on=("known",))
+        )
+    with pytest.raises(InputError, match="seeds"):
+        study_attacker.main(study_attacker.Config(seeds=1))
