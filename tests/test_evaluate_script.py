@@ -13,11 +13,15 @@ import pytest
 import torch
 from conftest import ROOT
 
+from advgame.attacks.features import feature_names
+from advgame.attacks.menu import Menu
 from advgame.checkpoint import save_weights
 from advgame.classifiers import make_classifier
 from advgame.cli import run_script
 from advgame.runs import RunFolder
 from advgame.seeding import seeded_init
+from agents.attacker import Attacker
+from agents.policies import FeaturePolicy
 
 SCRIPT = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
 MINE = """
@@ -119,6 +123,9 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--attacks", "fgsm,fgsm"], "asked for twice"),
         (["run", "--attacks", "transfer"], "--surrogate"),
         (["run", "--attacks", "transfer", "--surrogate", "unfinished"], "is it finished"),
+        (["run", "--attackers", "weights.safetensors"], "is no attacker"),
+        (["run", "--attackers", "nowhere"], "no attacker file"),
+        (["run", "--queries", "0"], "queries must be above 0"),
         (["run", "--eps", "8"], "did you mean 8/255"),
         (["run", "--n", "0"], "n must be above 0"),
         (["run", "--batch-size", "0"], "batch_size must be above 0"),
@@ -142,6 +149,23 @@ def test_wrong_words_get_one_clear_error_before_any_work(words, said, root, monk
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (root / "none").exists()
+
+
+def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
+    menu = Menu()
+    with seeded_init(0):
+        policy = FeaturePolicy(len(feature_names(menu)), menu.sizes)
+    Attacker(policy, menu, "clean", {}).save(root / "mine.safetensors")
+    words = ["run", "--attackers", "mine.safetensors", "--queries", "6", "--attacks", "fgsm"]
+    answer([*words, "--n", "40", "--name", "learned"], root, monkeypatch)
+    report = json.loads((root / "runs" / "learned" / "report.json").read_text())
+    assert list(report["accuracy"]) == ["clean", "fgsm", "learned:mine"]
+    assert report["flags"] == []
+    standing = round(40 * report["accuracy"]["clean"])
+    # six queries per image at most, then the verdict's own
+    assert report["calls"]["learned:mine"]["forwards"] <= 7 * standing
+    settings = json.loads((root / "runs" / "learned" / "evaluation" / "settings.json").read_text())
+    assert len(settings["weights"]) == 2, "the attacker's weights are part of what was measured"
 
 
 def test_softmax_outputs_are_refused(root, monkeypatch, capsys):

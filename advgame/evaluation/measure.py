@@ -78,10 +78,13 @@ def evaluate(
         name: [(name, extra[name])] if name in extra else make_suite(name, context)
         for name in attacks
     }
-    for _, attack in (one for suite in plan.values() for one in suite):
+    every = [attack for suite in plan.values() for _, attack in suite]
+    for attack in every:
         if isinstance(attack, AutoAttackPart):
             attack.check_task(classes, data.shape)
-    more = () if surrogate is None else (surrogate,)
+    # surrogates and learned attackers: verdicts depend on their weights too
+    held = [value for attack in every for value in getattr(attack, "__dict__", {}).values()]
+    more = [value for value in held if isinstance(value, nn.Module)]
     rank = fabric.global_rank if fabric is not None else 0
 
     def barrier() -> None:
