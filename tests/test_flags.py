@@ -239,5 +239,5 @@ def test_honest_classifiers_of_real_data_are_not_flagged(
     test = data.test.first(100)
     verdicts = evaluate(module.eval(), test, ball, ("pgd20", "cw"))
     accuracy = verdicts.accuracy()
-    assert accuracy["clean"] > (0.25 if colour else 0.9)
+    assert accuracy["clean"] > (0.2 if colour else 0.9)
     assert find_flags(module, test, ball, verdicts) == []
