@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -59,8 +60,8 @@ def device_name(device: torch.device) -> str:
 
 
 def command() -> str:
-    """The command line, as typed after ``python``."""
-    return " ".join(["python", *sys.argv])
+    """The command line, quoted so that a shell takes it."""
+    return shlex.join(["python", *sys.argv])
 
 
 class RunFolder:
