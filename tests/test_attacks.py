@@ -74,6 +74,16 @@ def test_mim_remembers_per_image_when_images_leave_the_batch(trained):
         torch.testing.assert_close(batch[i : i + 1], one, rtol=0, atol=1e-6)
 
 
+def test_mim_forgets_between_restarts(trained):
+    """From the clean image every restart is the same run."""
+    model, data = trained
+    attack = mim(Linf(0.1), 4, 0.03)
+    once = attack.run(model, data.floats(), data.labels)
+    twice = replace(attack, restarts=3).run(model, data.floats(), data.labels)
+    assert torch.equal(once.x_adv, twice.x_adv)
+    assert twice.backwards == 3 * once.backwards
+
+
 def test_n_fgsm_steps_from_wide_noise_and_is_not_pulled_back(pair, rng):
     model, x, y = pair
     x_adv = n_fgsm(Linf(0.02)).perturb(model, x, y, rng=rng)

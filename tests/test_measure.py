@@ -172,6 +172,18 @@ def test_attacks_of_ones_own_are_judged_like_the_others(honest, test_images):
     assert torch.equal(verdicts.correct["grey"], verdicts.correct["clean"] & (data.labels == said))
 
 
+def test_leaving_the_pixels_range_counts_as_leaving_the_ball(honest, test_images):
+    class Darker:
+        """Within ε of every pixel, but below black."""
+
+        def run(self, model, x, y, *, rng=None, check=True):
+            return AttackResult(x - 0.05, None, None, 0, 0)
+
+    data = test_images.subset(slice(4))
+    verdicts = evaluate(honest, data, BALL, ("darker",), extra={"darker": Darker()})
+    assert verdicts.largest["darker"] == float("inf")
+
+
 def test_calls_are_counted_as_images(honest, test_images):
     data = test_images.subset(slice(20))
     verdicts = evaluate(honest, data, BALL, ("pgd10",))
