@@ -188,6 +188,7 @@ def seeds_figure(runs: Mapping[str, Sequence[Rows]], tags: Mapping[str, str], ti
     figure, axes = plt.subplots(
         1, len(tags), figsize=(4.2 * len(tags), 3.8), layout="constrained", squeeze=False
     )
+    colours = plt.get_cmap("tab10" if len(runs) <= 10 else "tab20").colors  # type: ignore[attr-defined]
     for axis, (tag, label) in zip(axes[0], tags.items(), strict=True):
         for number, (name, seeds) in enumerate(runs.items()):
             points: dict[float, list[float]] = {}
@@ -195,13 +196,14 @@ def seeds_figure(runs: Mapping[str, Sequence[Rows]], tags: Mapping[str, str], ti
                 points.setdefault(row["epoch"], []).append(row[tag])
             values = list(points.values())
             means_ = [sum(one) / len(one) for one in values]
-            axis.plot(list(points), means_, color=f"C{number}", label=name, lw=1.4)
+            colour = colours[number % len(colours)]
+            axis.plot(list(points), means_, color=colour, label=name, lw=1.4)
             low, high = [min(one) for one in values], [max(one) for one in values]
-            axis.fill_between(list(points), low, high, color=f"C{number}", alpha=0.12, lw=0)
+            axis.fill_between(list(points), low, high, color=colour, alpha=0.12, lw=0)
         axis.set(title=label, xlabel="epoch")
         axis.grid(alpha=0.3)
     handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(runs), fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 8), fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -4,6 +4,7 @@
     python scripts/evaluate.py weights.safetensors --model small_cnn  # a file of weights
     python scripts/evaluate.py --import my_package.models:build       # any nn.Module of yours
     python scripts/evaluate.py runs/NAME --attacks clean,fgsm,pgd20,mim,cw,fea,autoattack --n 1000
+    python scripts/evaluate.py runs/NAME --attackers runs/ATTACKER --queries 10
     python scripts/evaluate.py --list                                 # every attack by name
     python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill
 
@@ -14,7 +15,6 @@ on to the same verdicts. Arithmetic is in fp32.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from advgame.attacks import Attack
 from advgame.checks import parse_eps
 from advgame.classifiers.saved import (
     imported,
@@ -41,6 +42,7 @@ from advgame.evaluation import (
     Report,
     as_line,
     check_attacks,
+    check_classifier,
     evaluate,
     find_flags,
     write_report,
@@ -49,6 +51,7 @@ from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed
 from advgame.settings import Dataset
 from advgame.threat import THREATS
+from agents.attacker import load_attacker
 
 USUAL = "fgsm,pgd20,autoattack"
 
@@ -79,6 +82,10 @@ class Config:
     """radius of the ball, e.g. 0.15 or 8/255; a run folder knows its own"""
     attacks: str = USUAL
     """names with commas between; --list shows them all"""
+    attackers: str = ""
+    """learned attackers: run folders of train_attacker.py or their files, with commas between"""
+    queries: int = 10
+    """of a learned attacker: forwards per image"""
     surrogate: str = ""
     """run folder or weights file of another classifier (same --model), for the transfer attacks"""
     n: int | None = 1000
@@ -121,7 +128,7 @@ def check(config: Config) -> Config:
     wants = [name for name in names(config) if name.startswith("transfer")]
     if wants and not config.surrogate:
         raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
-    for name in ("n", "batch_size", "devices"):
+    for name in ("n", "batch_size", "devices", "queries"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be above 0, not {value}")
@@ -133,6 +140,21 @@ def names(config: Config) -> tuple[str, ...]:
     """The attacks asked for; the clean images always come first and need no name."""
     words = (word.strip() for word in config.attacks.split(","))
     return tuple(word for word in words if word and word != "clean")
+
+
+def learned(config: Config) -> dict[str, Attack]:
+    """The learned attackers asked for, by name."""
+    threat = THREATS[config.norm](parse_eps(config.eps))
+    paths = [Path(word.strip()) for word in config.attackers.split(",") if word.strip()]
+    found = {
+        f"learned:{path.stem if path.suffix else path.name}": load_attacker(path)(
+            threat, config.queries
+        )
+        for path in paths
+    }
+    if len(found) < len(paths):
+        raise InputError("two learned attackers have the same name: rename a file")
+    return dict(found)
 
 
 def images(config: Config) -> tuple[str, ImageSet]:
@@ -159,13 +181,6 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     return load_classifier(path, config.model, data.shape, data.classes)
 
 
-def _digest(what: str, which: str) -> str:
-    """Which weights an evaluation was begun with."""
-    path = Path(what)
-    path = path / "checkpoints" / f"{which}.safetensors" if path.is_dir() else path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Evaluate and report; returns the evaluation's folder.
 
@@ -183,6 +198,7 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     else:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
     config = check(config)
+    extra = learned(config)
     dataset, data = images(config)
     module = (
         imported_classifier(config.import_)
@@ -193,13 +209,14 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     fabric = make_fabric(config.accelerator, config.devices, "32-true")
     data, module = data.to(fabric.device), module.to(fabric.device)
     surrogate = None if surrogate is None else surrogate.to(fabric.device)
+    check_classifier(module, data)
     if not resume and fabric.global_rank == 0:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(Path(fabric.broadcast(str(path))))
     if (run.path / "report.json").exists():
         print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
         return run
-    _report(config, run, dataset, data, module, surrogate, fabric)
+    _report(config, run, dataset, data, module, surrogate, extra, fabric)
     return run
 
 
@@ -210,6 +227,7 @@ def _report(
     data: ImageSet,
     module: nn.Module,
     surrogate: nn.Module | None,
+    extra: dict[str, Attack],
     fabric: Fabric,
 ) -> None:
     """Attack, look for flags, write the folder."""
@@ -219,10 +237,11 @@ def _report(
             module,
             data,
             threat,
-            names(config),
+            (*names(config), *extra),
             seed=config.seed,
             batch_size=config.batch_size,
             surrogate=surrogate,
+            extra=extra,
             folder=run.path / "evaluation",
             fabric=fabric,
             progress=status.update,

@@ -5,10 +5,14 @@ import torch
 from conftest import Linear
 from torch import nn
 
-from advgame.classifiers import SmallCNN
-from advgame.data import Batches, ImageSet
+from advgame.classifiers import Normalise, SmallCNN, make_classifier
+from advgame.data import STATISTICS, Batches, ImageSet, load_data
+from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import Verdicts, evaluate, find_flags
+from advgame.games.las_at import LasAt
+from advgame.games.strategy import Strategies
+from advgame.seeding import seeded_init, stream
 from advgame.statistics import beats
 from advgame.threat import L2, Linf
 
@@ -205,3 +209,35 @@ def test_a_gap_to_autoattack_beyond_chance_is_flagged(honest, test_images):
 
     assert "pgd_far_above_autoattack" in found(20)
     assert "pgd_far_above_autoattack" not in found(7), "12 % of 60 images may be chance"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
+@pytest.mark.parametrize(
+    ("dataset", "model", "eps", "steps"),
+    [("mnist", "small_cnn", 0.2, 300), ("cifar10", "wrn-10-1", 8 / 255, 150)],
+)
+def test_honest_classifiers_of_real_data_are_not_flagged(
+    dataset, model, eps, steps, robust, real_data
+):
+    """Plain training leaves hardly any robustness, adversarial training some: both are honest."""
+    data = load_data(dataset, str(real_data), train_n=4000)
+    colour = dataset == "cifar10"
+    normalise = Normalise(*STATISTICS[dataset]) if colour else None
+    with seeded_init(0):
+        module = make_classifier(model, data.train.shape, 10, normalise)
+    defender = Defender(module, lr=0.05)
+    batches = Batches(data.train, 64, 0, crop=colour, flip=colour)
+    ball, rng = Linf(eps), stream(0, "attack")
+    for step in range(steps):
+        x, y = batches.next()
+        strength = max(eps * min(1.0, 2 * step / steps), 1e-6)
+        ticks = torch.full((64,), 3 if robust else 0)
+        size = torch.full((64,), strength)
+        chosen = Strategies(size, ticks, size / 2)
+        LasAt(ball).step(defender, x, y, chosen, rng, pay=False)
+    test = data.test.first(100)
+    verdicts = evaluate(module.eval(), test, ball, ("pgd20", "cw"))
+    accuracy = verdicts.accuracy()
+    assert accuracy["clean"] > (0.25 if colour else 0.9)
+    assert find_flags(module, test, ball, verdicts) == []

@@ -2,7 +2,7 @@
 
 from advgame.evaluation.attacks import ATTACKS, check_attacks
 from advgame.evaluation.flags import Flag, find_flags
-from advgame.evaluation.measure import evaluate
+from advgame.evaluation.measure import check_classifier, evaluate
 from advgame.evaluation.report import Report, as_line, write_report
 from advgame.evaluation.verdicts import Verdicts, predict, score, validator
 
@@ -13,6 +13,7 @@ __all__ = [
     "Verdicts",
     "as_line",
     "check_attacks",
+    "check_classifier",
     "evaluate",
     "find_flags",
     "predict",

@@ -23,6 +23,7 @@ VERSIONS: dict[Version, tuple[str, ...]] = {
 }
 """Their attacks in order; each sees the images that the ones before it left."""
 
+_SQUARE_SIDE = 5  # five windows stand side by side at the start
 _LEAST_CLASSES = {"apgd-t": 4, "fab-t": 2, "apgd-dlr": 3}  # DLR looks at the third, fourth logit
 
 
@@ -47,12 +48,17 @@ class AutoAttackPart:
     seed: int = 0
     square_queries: int = 5000
 
-    def check_classes(self, classes: int) -> None:
-        """Refuse a classifier of too few classes.
+    def check_task(self, classes: int, shape: tuple[int, int, int]) -> None:
+        """Refuse a classifier of too few classes, and images (C, H, W) too small for Square.
 
         Raises:
             InputError: what to use instead.
         """
+        if self.part == "square" and self.threat.norm == "L2" and min(shape[1:]) < _SQUARE_SIDE:
+            raise InputError(
+                f"AutoAttack's square needs images of {_SQUARE_SIDE} pixels or more in L2, not "
+                f"{shape}: use pgd100, cw and aa:apgd-t instead"
+            )
         if classes < (least := _LEAST_CLASSES.get(self.part, 2)):
             raise InputError(
                 f"AutoAttack's {self.part} needs at least {least} classes, this classifier has "
@@ -84,7 +90,7 @@ class AutoAttackPart:
             warnings.simplefilter("ignore")  # its checks are among our flags
             with torch.no_grad():
                 classes = model(x[:2]).shape[1]
-            self.check_classes(classes)
+            self.check_task(classes, (x.shape[1], x.shape[2], x.shape[3]))
             logging.getLogger("auto-attack").setLevel(logging.ERROR)
             judge = AutoAttack(
                 model,

@@ -72,32 +72,60 @@ def evaluate(
     world = fabric.world_size if fabric is not None else 1
     if world > 1 and folder is None:
         raise InputError("several processes meet in a folder: give one")
-    images = data.floats()
-    check_images(images)
-    check_labels(data.labels, len(data))
-    with attacked(model), torch.no_grad():
-        logits = model(images[:8])
-    check_logits(logits, data.labels[:8])
+    classes, images = check_classifier(model, data), data.floats()
     context = Context(threat, data, seed, surrogate)
     plan: dict[str, Suite] = {
         name: [(name, extra[name])] if name in extra else make_suite(name, context)
         for name in attacks
     }
-    for _, attack in (one for suite in plan.values() for one in suite):
+    every = [attack for suite in plan.values() for _, attack in suite]
+    for attack in every:
         if isinstance(attack, AutoAttackPart):
-            attack.check_classes(logits.shape[1])
-    more = () if surrogate is None else (surrogate,)
-    cells = Cells(folder, fingerprint(model, data, threat, seed, batch_size, *more))
-    work = _Work(model, images, data.labels, threat, seed, batch_size, cells, progress)
+            attack.check_task(classes, data.shape)
+    # surrogates and learned attackers: verdicts depend on their weights too
+    held = [value for attack in every for value in getattr(attack, "__dict__", {}).values()]
+    more = [value for value in held if isinstance(value, nn.Module)]
     rank = fabric.global_rank if fabric is not None else 0
+
+    def barrier() -> None:
+        if fabric is not None and world > 1:
+            fabric.barrier()
+
+    if rank:
+        barrier()  # the first process makes the folder
+    cells = Cells(folder, fingerprint(model, data, threat, seed, batch_size, *more))
+    if not rank:
+        barrier()
+    work = _Work(model, images, data.labels, threat, seed, batch_size, cells, progress)
     starts = range(0, len(data), batch_size)
     for name, suite in {"clean": Suite(), **plan}.items():
         for start in starts[rank::world]:
             work.attack(name, suite, start)
-    if fabric is not None and world > 1:
-        fabric.barrier()
-        cells.reload()
+    barrier()
+    cells.reload()
     return _gather(cells, plan, starts, batch_size)
+
+
+def check_classifier(model: nn.Module, data: ImageSet) -> int:
+    """Refuse a classifier and images that cannot be judged; returns the number of classes.
+
+    Raises:
+        InputError: the classifier cannot take these images, or does not return logits for them.
+    """
+    images = data.floats(slice(8))
+    check_images(images)
+    try:
+        with attacked(model), torch.no_grad():
+            logits = model(images)
+    except Exception as error:  # a stranger's module may raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the classifier cannot take images of this shape, {data.shape}, on "
+            f"{images.device}: {reason}"
+        ) from error
+    check_logits(logits, data.labels[:8])
+    check_labels(data.labels, len(data), logits.shape[1])
+    return int(logits.shape[1])
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from advgame.attacks import Attack, pgd
 from advgame.checks import looks_like_probabilities
 from advgame.data import ImageSet
+from advgame.errors import InputError
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.verdicts import predict
 from advgame.losses import cross_entropy, margin
@@ -157,6 +158,10 @@ def rivals(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[
             "logits saturate it"
         )
     square = AutoAttackPart(threat, "square", seed=seed, square_queries=_QUERIES)
+    try:
+        square.check_task(data.classes, data.shape)
+    except InputError:  # images too small for it
+        return found
     searched, _ = _survive(model, data, square, seed)
     gap = float((usual & by_margin & ~searched).float().mean())
     if gap > 0.03 and beats(searched, usual & by_margin):

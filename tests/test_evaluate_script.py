@@ -1,0 +1,220 @@
+"""scripts/evaluate.py as a stranger runs it: runs, weights, own code, wrong words, kills."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import evaluate as script
+import pytest
+import torch
+from conftest import ROOT
+
+from advgame.attacks.features import feature_names
+from advgame.attacks.menu import Menu
+from advgame.checkpoint import save_weights
+from advgame.classifiers import make_classifier
+from advgame.cli import run_script
+from advgame.runs import RunFolder
+from advgame.seeding import seeded_init
+from agents.attacker import Attacker
+from agents.policies import FeaturePolicy
+
+SCRIPT = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
+MINE = """
+import torch
+from advgame.data import ImageSet
+
+def linear():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+
+def softmax():
+    return torch.nn.Sequential(linear(), torch.nn.Softmax(1))
+
+def number():
+    return 3
+
+def broken():
+    raise ZeroDivisionError("mine")
+
+def images():
+    torch.manual_seed(1)
+    x = torch.rand(30, 3, 2, 2)
+    return ImageSet.from_floats(x, linear()(x).argmax(1), 5)
+"""
+
+
+@pytest.fixture(scope="module")
+def root(digits, tmp_path_factory):
+    """A classifier as a weights file and as a run folder, and a stranger's own code."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    with seeded_init(0):
+        model = make_classifier("small_cnn", (1, 8, 8), 10)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    x, y = digits.train.floats(), digits.train.labels
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    save_weights(model, folder / "weights.safetensors")
+    about = {"dataset": "digits", "model": "small_cnn", "eps": "0.1", "epochs": 1}
+    run = RunFolder.create(folder / "run", about, "cpu")
+    save_weights(model, run.path / "checkpoints" / "best.safetensors")
+    RunFolder.create(folder / "unfinished", about, "cpu")
+    (folder / "my_code.py").write_text(MINE)
+    (folder / "text.safetensors").write_text("not weights")
+    return folder
+
+
+def answer(words, root, monkeypatch):
+    """Run the script in the folder ``root`` as its own process would."""
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(str(root))
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+    run_script(script._from_command_line)
+
+
+QUICK = ["--attacks", "clean,fgsm,pgd20", "--n", "50"]
+
+
+def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
+    answer(["run", *QUICK, "--name", "a"], root, monkeypatch)
+    report = json.loads((root / "runs" / "a" / "report.json").read_text())
+    assert report["threat"] == {"norm": "Linf", "eps": 0.1}, "the run knows its own ε"
+    assert report["n"] == 50
+    assert list(report["accuracy"]) == ["clean", "fgsm", "pgd20"]
+    assert report["worst_case"] <= min(report["accuracy"].values())
+    rows = (root / "runs" / "a" / "verdicts.csv").read_text().splitlines()
+    assert rows[0] == "image,label,clean,fgsm,pgd20"
+    assert len(rows) == 51
+    survive = sum(row.endswith(",1,1,1") for row in rows[1:]) / 50
+    assert survive == pytest.approx(report["worst_case"])
+    assert (root / "runs" / "a" / "accuracy.png").stat().st_size > 5000
+    file = ["weights.safetensors", "--model", "small_cnn", "--eps", "0.1"]
+    answer([*file, *QUICK, "--name", "b"], root, monkeypatch)
+    again = json.loads((root / "runs" / "b" / "report.json").read_text())
+    assert again["accuracy"] == report["accuracy"]
+    own = ["--import", "my_code:linear", "--data-import", "my_code:images", "--eps", "20/255"]
+    answer([*own, "--norm", "L2", *QUICK, "--name", "c"], root, monkeypatch)
+    mine = json.loads((root / "runs" / "c" / "report.json").read_text())
+    assert (mine["accuracy"]["clean"], mine["n"]) == (1.0, 30)
+    assert mine["threat"]["norm"] == "L2"
+    capsys.readouterr()
+    answer(["--resume", "runs/c"], root, monkeypatch)
+    assert "finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "say what to evaluate"),
+        (["run", "--import", "my_code:linear"], "say what to evaluate"),
+        (["nowhere"], "nowhere does not exist"),
+        (["unfinished"], "is it finished"),
+        (["weights.safetensors"], "--model"),
+        (["weights.safetensors", "--model", "small_cnn"], "--eps"),
+        (["weights.safetensors", "--model", "resnet18", "--eps", "0.1"], "this network's weights"),
+        (["text.safetensors", "--model", "small_cnn", "--eps", "0.1"], "not a safetensors file"),
+        (["run", "--attacks", "fgsm,pgd21"], "unknown attack 'pgd21'"),
+        (["run", "--attacks", "fgsm,fgsm"], "asked for twice"),
+        (["run", "--attacks", "transfer"], "--surrogate"),
+        (["run", "--attacks", "transfer", "--surrogate", "unfinished"], "is it finished"),
+        (["run", "--attackers", "weights.safetensors"], "is no attacker"),
+        (["run", "--attackers", "nowhere"], "no attacker file"),
+        (["run", "--queries", "0"], "queries must be above 0"),
+        (["run", "--eps", "8"], "did you mean 8/255"),
+        (["run", "--n", "0"], "n must be above 0"),
+        (["run", "--batch-size", "0"], "batch_size must be above 0"),
+        (["run", "--dataset", "cifar10"], "--data-dir"),
+        (["--import", "my_code", "--eps", "0.1"], "package.module:function"),
+        (["--import", "my_code:nothing", "--eps", "0.1"], "AttributeError"),
+        (["--import", "no_such_code:f", "--eps", "0.1"], "ModuleNotFoundError"),
+        (["--import", "my_code:broken", "--eps", "0.1"], "ZeroDivisionError: mine"),
+        (["--import", "my_code:number", "--eps", "0.1"], "must return a torch.nn.Module"),
+        (["--import", "my_code:linear", "--eps", "0.1"], "images of this shape"),
+        (["run", "--data-import", "my_code:number"], "ImageSet"),
+        (["--resume", "run"], "another script or version"),
+    ],
+)
+def test_wrong_words_get_one_clear_error_before_any_work(words, said, root, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        answer(["--runs-dir", "none", *words], root, monkeypatch)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (root / "none").exists()
+
+
+def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
+    menu = Menu()
+    with seeded_init(0):
+        policy = FeaturePolicy(len(feature_names(menu)), menu.sizes)
+    Attacker(policy, menu, "clean", {}).save(root / "mine.safetensors")
+    words = ["run", "--attackers", "mine.safetensors", "--queries", "6", "--attacks", "fgsm"]
+    answer([*words, "--n", "40", "--name", "learned"], root, monkeypatch)
+    report = json.loads((root / "runs" / "learned" / "report.json").read_text())
+    assert list(report["accuracy"]) == ["clean", "fgsm", "learned:mine"]
+    assert report["flags"] == []
+    standing = round(40 * report["accuracy"]["clean"])
+    # six queries per image at most, then the verdict's own
+    assert report["calls"]["learned:mine"]["forwards"] <= 7 * standing
+    settings = json.loads((root / "runs" / "learned" / "evaluation" / "settings.json").read_text())
+    assert len(settings["weights"]) == 2, "the attacker's weights are part of what was measured"
+
+
+def test_softmax_outputs_are_refused(root, monkeypatch, capsys):
+    words = ["--import", "my_code:softmax", "--data-import", "my_code:images", "--eps", "0.1"]
+    with pytest.raises(SystemExit):
+        answer([*words, "--runs-dir", "none"], root, monkeypatch)
+    assert "remove the final softmax" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_verdicts_of_one(root):
+    """Fabric's launcher and one shared folder."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [*SCRIPT, "run", "--attacks", "pgd20,aa:apgd-ce", "--n", "40", "--batch-size", "9"]
+    for name, devices in (("one", "1"), ("two", "2")):
+        more = ["--name", name, "--accelerator", "cpu", "--devices", devices]
+        subprocess.run([*words, *more], cwd=root, env=env, check=True, capture_output=True)
+    one, two = ((root / "runs" / name / "verdicts.csv").read_text() for name in ("one", "two"))
+    assert one == two
+    assert len(list((root / "runs" / "two" / "evaluation").glob("pgd20/*.json"))) == 5
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_gives_the_same_verdicts(root):
+    words = ["run", "--attacks", "fgsm,pgd20,fea,autoattack", "--n", "24", "--batch-size", "8"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = [*SCRIPT, *words, "--name", "whole"]
+    subprocess.run(whole, cwd=root, env=env, check=True, capture_output=True)
+    folder, chance = root / "runs" / "killed", random.Random(0)
+    kills = 0
+    for wanted in (0, 1, 4, 8, 12, 16, 20):
+        going_on = ["--resume", str(folder)] if folder.exists() else [*words, "--name", "killed"]
+        process = subprocess.Popen(
+            [*SCRIPT, *going_on],
+            cwd=root,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while len(list(folder.glob("evaluation/*/*.json"))) < wanted and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.3 if wanted else 4))
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 5
+    last = [*SCRIPT, "--resume", str(folder)]
+    subprocess.run(last, cwd=root, env=env, check=True, capture_output=True)
+    ours, theirs = (folder / "verdicts.csv", root / "runs" / "whole" / "verdicts.csv")
+    assert ours.read_text() == theirs.read_text()
+    reports = [json.loads((run / "report.json").read_text()) for run in (folder, theirs.parent)]
+    for key in ("accuracy", "worst_case", "flags", "calls", "n", "threat"):
+        assert reports[0][key] == reports[1][key]
