@@ -8,6 +8,7 @@ from conftest import Linear
 from torch import nn
 
 from advgame.attacks import AttackResult, fgsm
+from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
 from advgame.evaluation.measure import counted
@@ -186,8 +187,11 @@ def test_leaving_the_pixels_range_counts_as_leaving_the_ball(honest, test_images
 
 def test_calls_are_counted_as_images(honest, test_images):
     data = test_images.subset(slice(20))
+    wrong = (torch.arange(20) % 4 == 0).long()  # only images that are right get attacked
+    data = ImageSet(data.images, (data.labels + wrong) % 10, 10)
     verdicts = evaluate(honest, data, BALL, ("pgd10",))
     right = int(verdicts.correct["clean"].sum())
+    assert right <= 15
     assert verdicts.backwards == {"clean": 0, "pgd10": 10 * right}
     assert verdicts.forwards == {"clean": 20, "pgd10": 11 * right}
     with counted(honest) as calls:
