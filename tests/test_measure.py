@@ -26,7 +26,7 @@ class Noisy(nn.Module):
         self.model = model
 
     def forward(self, x):
-        return self.model(x + 0.02 * torch.randn_like(x))
+        return self.model(x + 0.3 * torch.randn_like(x))
 
 
 def same(one, two):
