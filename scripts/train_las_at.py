@@ -95,7 +95,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "eval_n": 1000,
         # ε 5..9 eighths of ε₀: with the published 3..15 the policy goes to ε = 0.47, from which
-        # the defender learns next to nothing (results/las_at/mnist_wide.md)
+        # the defender learns next to nothing (results/las_at/wide/mnist.md)
         "space": "las-trades-cifar10",
     },
     "cifar10": _COLOUR,

@@ -164,6 +164,8 @@ def test_spsa_fools_without_gradients_and_stops_there(pair, rng):
     assert result.backwards == 0
     assert torch.equal(model(result.x_adv).argmax(1) != y, result.fooled)
     assert result.forwards < 10 * 60 * 64
+    held = SPSA(Linf(0.02), iterations=8, samples=16).run(model, x[:2], y[:2], rng=rng)
+    assert 0.019 < float((held.x_adv - x[:2]).abs().max()) <= 0.02 + 1e-6
 
 
 def test_transfer_asks_the_target_nothing(pair, rng):

@@ -25,16 +25,16 @@ BALL = Linf(0.1)
 def test_autoattack_verdicts_are_those_of_pyautoattack_by_hand(name, version, honest, test_images):
     test_images = test_images.subset(slice(12))
     x, y = test_images.floats(), test_images.labels
-    mine = evaluate(honest, test_images, BALL, (name,), seed=7, batch_size=8)
+    mine = evaluate(honest, test_images, BALL, ("autoattack",), seed=7, batch_size=8)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     want = []
     for rows in (slice(8), slice(8, 12)):
-        judge = AutoAttack(honest, norm="Linf", eps=0.1, seed=7, device="cpu", version=version)
+        judge = AutoAttack(honest, norm="Linf", eps=0.1, seed=7, device="cpu")
         judge.verbose = False
         _, said = judge.run_standard_evaluation(x[rows], y[rows], batch_size=8)
         want.append(said == y[rows])
-    assert torch.equal(mine.correct[name], torch.cat(want))
-    assert 0 < int(mine.correct[name].sum()) < 12
+    assert torch.equal(mine.correct["autoattack"], torch.cat(want))
+    assert 0 < int(mine.correct["autoattack"].sum()) < 12
 
 
 @pytest.mark.parametrize(("classes", "targets"), [(10, 9), (12, 9), (5, 4)])
@@ -49,9 +49,10 @@ def test_autoattack_targets_nine_classes_or_all_wrong_ones(classes, targets, mon
 
     monkeypatch.setattr(AutoAttack, "run_standard_evaluation", spy)
     x = torch.rand(2, 1, 2, 2)
-    part = AutoAttackPart(BALL, "apgd-t")
-    part.run(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64))
-    assert seen == [("standard", ["apgd-t"], targets, targets)]
+    for version in ("standard", "plus", "rand"):
+        part = AutoAttackPart(BALL, "apgd-t", version)
+        part.run(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64))
+        assert seen.pop() == (version, ["apgd-t"], targets, targets)
 
 
 def test_verdicts_on_a_linear_model_are_the_closed_form(rng):
