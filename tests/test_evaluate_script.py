@@ -18,6 +18,7 @@ from advgame.attacks.menu import Menu
 from advgame.checkpoint import save_weights
 from advgame.classifiers import make_classifier
 from advgame.cli import run_script
+from advgame.data import load_data
 from advgame.runs import RunFolder
 from advgame.seeding import seeded_init
 from agents.attacker import Attacker
@@ -90,7 +91,8 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     assert report["worst_case"] <= min(report["accuracy"].values())
     rows = (root / "runs" / "a" / "verdicts.csv").read_text().splitlines()
     assert rows[0] == "image,label,clean,fgsm,pgd20"
-    assert len(rows) == 51
+    labels = load_data("digits").test.first(50).labels.tolist()
+    assert [int(row.split(",")[1]) for row in rows[1:]] == labels
     survive = sum(row.endswith(",1,1,1") for row in rows[1:]) / 50
     assert survive == pytest.approx(report["worst_case"])
     assert (root / "runs" / "a" / "accuracy.png").stat().st_size > 5000
