@@ -95,7 +95,7 @@ def main(config: Config) -> None:
     if not config.runs:
         raise InputError("name the run folders of the classifiers to compare")
     reports = [judged(what, config) for what in config.runs]
-    if len({(r["dataset"], r["threat"]["eps"], r["n"]) for r in reports}) > 1:
+    if len({(r["dataset"], *r["threat"].values(), r["n"]) for r in reports}) > 1:
         raise InputError("the classifiers are of different data sets or radii: one table for each")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

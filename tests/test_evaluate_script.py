@@ -167,7 +167,7 @@ def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
     # six queries per image at most, then the verdict's own
     assert report["calls"]["learned:mine"]["forwards"] <= 7 * standing
     settings = json.loads((root / "runs" / "learned" / "evaluation" / "settings.json").read_text())
-    assert len(settings["weights"]) == 2, "the attacker's weights are part of what was measured"
+    assert len(settings["networks"]) == 2, "the attacker's weights are part of what was measured"
 
 
 def test_softmax_outputs_are_refused(root, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Flags: classifiers built to be wrong are caught, honest ones are not."""
 
+import copy
+
 import pytest
 import torch
 from conftest import Linear
@@ -96,6 +98,38 @@ class Shattered(Quantised):
         return self.model(x + 0.01 * torch.sin(1500 * x))
 
 
+class _Noise(torch.autograd.Function):
+    """The identity, whose backward keeps a third of the pixels and makes the rest noise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        keep = torch.rand_like(gradient) < 0.3
+        return torch.where(keep, gradient, torch.randn_like(gradient) * gradient.std())
+
+
+class HalfTrue(Quantised):
+    def forward(self, x):
+        return self.model(_Noise.apply(x))
+
+
+class StraightThrough(Quantised):
+    """Four levels, with a gradient as if there were none."""
+
+    def forward(self, x):
+        return self.model(x + ((x * 3).round() / 3 - x).detach())
+
+
+class Broken(Quantised):
+    """NaN gradients."""
+
+    def forward(self, x):
+        return self.model(x) + 0 * (x - x.detach()).sqrt().sum((1, 2, 3))[:, None]
+
+
 class BatchStatistics(Quantised):
     """Batch norm without running statistics: an image's logits depend on its batch."""
 
@@ -128,6 +162,10 @@ class Purifier(Quantised):
         (Rounded, "zero_gradients"),
         (Detached, "zero_gradients"),
         (Shattered, "gradient_does_not_predict"),
+        (HalfTrue, "gradient_does_not_predict"),
+        (HalfTrue, "randomised_gradient"),
+        (StraightThrough, "gradient_does_not_predict"),
+        (Broken, "non_finite"),
         (Noisy, "randomised_output"),
         (Blind, "zero_gradients"),
         (Blind, "constant_output"),
@@ -137,6 +175,53 @@ class Purifier(Quantised):
 )
 def test_broken_classifiers_are_flagged(wrap, flag, honest, test_images):
     assert flag in names(wrap(honest).eval(), test_images, WIDE)
+
+
+def test_what_gives_no_gradient_still_gets_its_report(honest, test_images):
+    few = test_images.subset(slice(6))
+    verdicts = evaluate(Detached(honest), few, WIDE, ("aa:apgd-ce", "aa:apgd-t", "aa:fab-t"))
+    assert verdicts.worst_case() == verdicts.accuracy()["clean"]
+    assert "zero_gradients" in {f.name for f in find_flags(Detached(honest), few, WIDE, verdicts)}
+
+
+class Double(Quantised):
+    """Computes and answers in fp64."""
+
+    def forward(self, x):
+        return self.model.double()(x.double())
+
+
+def test_autoattack_takes_classifiers_of_other_precision(honest, test_images):
+    few = test_images.subset(slice(6))
+    model = Double(copy.deepcopy(honest)).eval()
+    theirs = evaluate(model, few, BALL, ("aa:apgd-ce",))
+    ours = evaluate(honest, few, BALL, ("aa:apgd-ce",))
+    assert torch.equal(theirs.correct["aa:apgd-ce"], ours.correct["aa:apgd-ce"])
+
+
+def test_flags_need_no_more_memory_than_the_evaluation(honest, test_images):
+    class Small(Quantised):
+        def forward(self, x):
+            if len(x) > 20:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.model(x)
+
+    model = Small(honest).eval()
+    verdicts = evaluate(model, test_images, BALL, ("fgsm",))
+    assert verdicts.notes
+    assert find_flags(model, test_images, BALL, verdicts) == []
+
+
+def test_a_trained_linear_classifier_is_honest(digits, test_images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    x, y = digits.train.floats(), digits.train.labels
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    for ball in (BALL, L2(0.8)):
+        assert names(model, digits.test.subset(slice(200)), ball) == set()
 
 
 def test_a_classifier_that_comes_in_training_mode_is_flagged(test_images):

@@ -180,9 +180,17 @@ def test_leaving_the_pixels_range_counts_as_leaving_the_ball(honest, test_images
         def run(self, model, x, y, *, rng=None, check=True):
             return AttackResult(x - 0.05, None, None, 0, 0)
 
+    class Nothing:
+        def run(self, model, x, y, *, rng=None, check=True):
+            return AttackResult(x * torch.nan, None, None, 0, 0)
+
     data = test_images.subset(slice(4))
     verdicts = evaluate(honest, data, BALL, ("darker",), extra={"darker": Darker()})
     assert verdicts.largest["darker"] == float("inf")
+    with pytest.raises(InputError, match="attack nothing returned NaN"):
+        evaluate(honest, data, BALL, ("nothing",), extra={"nothing": Nothing()})
+    with pytest.raises(InputError, match="one radius"):
+        evaluate(honest, data, Linf(torch.full((4,), 0.1)), ("fgsm",))
 
 
 def test_calls_are_counted_as_images(honest, test_images):

@@ -1,8 +1,7 @@
 """FeaAttack: push the features of an image towards those of an image of another class.
 
-Source: Lin et al. 2019 ("Bilateral adversarial training" evaluation), as used by Dong et al.,
-Adversarial Distributional Training, NeurIPS 2020: it breaks defences whose loss is masked at the
-output, such as Feature Scatter.
+Source: the evaluation of Dong et al., Adversarial Distributional Training, NeurIPS 2020, where it
+breaks a defence whose loss is masked at the output, Feature Scatter.
 """
 
 from __future__ import annotations

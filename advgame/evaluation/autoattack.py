@@ -27,6 +27,18 @@ _SQUARE_SIDE = 5  # five windows stand side by side at the start
 _LEAST_CLASSES = {"apgd-t": 4, "fab-t": 2, "apgd-dlr": 3}  # DLR looks at the third, fourth logit
 
 
+class _FullPrecision(nn.Module):
+    """fp32 logits, which pyautoattack's buffers take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x).float()
+        return logits
+
+
 @dataclass(frozen=True)
 class AutoAttackPart:
     """One attack of AutoAttack on one batch.
@@ -88,9 +100,13 @@ class AutoAttackPart:
         cuda = [x.device] if x.device.type == "cuda" else []
         with attacked(model), torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its checks are among our flags
-            with torch.no_grad():
-                classes = model(x[:2]).shape[1]
-            self.check_task(classes, (x.shape[1], x.shape[2], x.shape[3]))
+            with torch.enable_grad():
+                logits = model(x[:2].clone().requires_grad_())
+            self.check_task(logits.shape[1], (x.shape[1], x.shape[2], x.shape[3]))
+            if self.part != "square" and not logits.requires_grad:
+                # no gradient to follow: it finds nothing, and the flags say why
+                return AttackResult(x, None, None, 0, 0)
+            classes, model = logits.shape[1], _FullPrecision(model)
             logging.getLogger("auto-attack").setLevel(logging.ERROR)
             judge = AutoAttack(
                 model,

@@ -102,12 +102,26 @@ def fingerprint(
     """
     return {
         "format": 1,
-        "weights": [_digest(*module.state_dict().values()) for module in (model, *more)],
+        "networks": [_network(module) for module in (model, *more)],
         "images": _digest(data.images, data.labels),
         "threat": [threat.norm, float(threat.eps)],
         "seed": seed,
         "batch_size": batch_size,
     }
+
+
+def describe(attack: object) -> str:
+    """An attack's kind and its plain settings, in words."""
+    fields = getattr(attack, "__dict__", {}).items()
+    plain = {k: v for k, v in fields if isinstance(v, str | int | float | bool | Threat)}
+    return f"{type(attack).__qualname__}({plain})"
+
+
+def _network(module: nn.Module) -> str:
+    """Architecture and weights; code that was edited behind the same names is not seen."""
+    state = module.state_dict()
+    shape = hashlib.sha256(f"{module!r}{list(state)}".encode()).hexdigest()
+    return f"{type(module).__qualname__} {shape[:16]} {_digest(*state.values())}"
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from advgame.attacks import attacked
 from advgame.data import ImageSet
 from advgame.evaluation import probes
-from advgame.evaluation.verdicts import Verdicts
+from advgame.evaluation.verdicts import Verdicts, out_of_memory
 from advgame.statistics import beats
 from advgame.threat import Threat
 
@@ -52,15 +52,26 @@ def find_flags(
         verdicts: what the evaluation found.
         seed: of the probes' own attacks.
     """
-    probe = data.subset(slice(200))
     found = probes.handed_in(model)
     with attacked(model):
-        found |= probes.outputs(model, probe)
-        found |= probes.gradients(model, probe)
-        found |= probes.growth(model, probe, threat, seed)
-        found |= probes.rivals(model, probe, threat, seed)
+        found |= _probed(model, data.subset(slice(200)), threat, seed)
     found |= _range(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
     return [Flag(name, meaning) for name, meaning in found.items()]
+
+
+def _probed(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
+    """Every probe of the classifier, on half as many images where the memory is too small."""
+    try:
+        return (
+            probes.outputs(model, data)
+            | probes.gradients(model, data, seed)
+            | probes.growth(model, data, threat, seed)
+            | probes.rivals(model, data, threat, seed)
+        )
+    except RuntimeError as error:
+        if not out_of_memory(error) or len(data) == 1:
+            raise
+    return _probed(model, data.subset(slice(len(data) // 2)), threat, seed)
 
 
 def _range(verdicts: Verdicts, threat: Threat) -> dict[str, str]:

@@ -24,8 +24,8 @@ from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import Context, Suite, check_attacks, make_suite
 from advgame.evaluation.autoattack import AutoAttackPart
-from advgame.evaluation.cells import Cell, Cells, fingerprint
-from advgame.evaluation.verdicts import Verdicts, predict
+from advgame.evaluation.cells import Cell, Cells, describe, fingerprint
+from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
 from advgame.seeding import OwnChance, derive_seed, stream
 from advgame.threat import Threat
 
@@ -67,6 +67,8 @@ def evaluate(
     """
     extra = dict(extra or {})
     check_attacks(tuple(name for name in attacks if name not in extra))
+    if isinstance(threat.eps, Tensor):
+        raise InputError("an evaluation has one radius: give the threat a float")
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or above, not {batch_size}")
     world = fabric.world_size if fabric is not None else 1
@@ -93,7 +95,8 @@ def evaluate(
 
     if rank:
         barrier()  # the first process makes the folder
-    cells = Cells(folder, fingerprint(model, data, threat, seed, batch_size, *more))
+    about = fingerprint(model, data, threat, seed, batch_size, *more)
+    cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in extra.items()}})
     if not rank:
         barrier()
     work = _Work(model, images, data.labels, threat, seed, batch_size, cells, progress)
@@ -118,6 +121,8 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
         with attacked(model), torch.no_grad():
             logits = model(images)
     except Exception as error:  # a stranger's module may raise anything
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise InputError(f"too little memory for 8 images: {error}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"the classifier cannot take images of this shape, {data.shape}, on "
@@ -181,9 +186,11 @@ class _Work:
         try:
             rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
             x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
+            if not bool(torch.isfinite(x_adv).all()):
+                raise InputError(f"the attack {key.split('/')[0]} returned NaN or infinite pixels")
             right = predict(self.model, x_adv, len(x)) == y
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise InputError(f"too little memory for one image at a time: {error}") from error
@@ -235,11 +242,6 @@ def counted(model: nn.Module) -> Iterator[Calls]:
         yield calls
     finally:
         hook.remove()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's error has a class of its own; the CPU's is told by its words."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _key(name: str, start: int) -> str:

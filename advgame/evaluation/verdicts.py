@@ -79,3 +79,8 @@ def validator(data: ImageSet, threat: Threat, seed: int) -> Callable[[nn.Module]
         return {"eval/clean": clean, "eval/robust": robust}
 
     return validate
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's error has a class of its own; the CPU's is told by its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
