@@ -69,7 +69,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:  # never whole in memory: an updater's state has 4 GB
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Checkpoints:
@@ -158,7 +159,9 @@ class Checkpoints:
         """Fill the modules and return the state of a checkpoint that `newest` found whole."""
         for name, module in modules.items():
             load_weights(module, path / f"{name}.safetensors")
-        state: dict[str, Any] = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
+        state: dict[str, Any] = torch.load(
+            path / "state.pt", weights_only=True, map_location="cpu", mmap=True
+        )
         return state
 
 

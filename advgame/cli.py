@@ -34,8 +34,14 @@ def peek(**defaults: str) -> dict[str, str]:
     return dict(vars(known))
 
 
-def run_script(job: Callable[[], object]) -> None:
+def run_script(
+    job: Callable[[], object], stopped: str = "--resume with the run's folder goes on"
+) -> None:
     """Run a script's job; a person's mistake becomes one line on stderr.
+
+    Args:
+        job: what to run.
+        stopped: what to say to Ctrl-C.
 
     Raises:
         SystemExit: 2 for bad input, 1 for a full disk and its kind, 130 for Ctrl-C.
@@ -47,7 +53,7 @@ def run_script(job: Callable[[], object]) -> None:
     except OSError as problem:
         _exit(problem, 1)
     except KeyboardInterrupt:
-        _exit("interrupted; --resume with the run's folder goes on", 130)
+        _exit(f"interrupted; {stopped}", 130)
 
 
 def _exit(problem: Exception | str, code: int) -> None:

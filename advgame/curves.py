@@ -90,8 +90,17 @@ class Curves:
         self.writer.close()
 
 
-def game_figure(rows: Rows, title: str, panels: Panels = PANELS) -> Figure:
-    """Pay-offs, strategies and accuracies over time; empty panels are left out."""
+def game_figure(
+    rows: Rows, title: str, panels: Panels = PANELS, *, x: tuple[str, str] = ("epoch", "epoch")
+) -> Figure:
+    """Pay-offs, strategies and accuracies over time; empty panels are left out.
+
+    Args:
+        rows: of metrics.csv.
+        title: of the figure.
+        panels: what to draw.
+        x: column of the horizontal axis, and its name.
+    """
     found = {
         name: (unit, {c: label for c, label in columns.items() if any(c in row for row in rows)})
         for name, (unit, columns) in panels.items()
@@ -102,9 +111,9 @@ def game_figure(rows: Rows, title: str, panels: Panels = PANELS) -> Figure:
     )
     for axis, (name, (unit, columns)) in zip(axes[0], shown.items(), strict=True):
         for column, label in columns.items():
-            points = [(row["epoch"], row[column]) for row in rows if column in row]
+            points = [(row[x[0]], row[column]) for row in rows if column in row]
             axis.plot(*zip(*points, strict=True), label=label, lw=1.5)
-        axis.set(title=name, xlabel="epoch", ylabel=unit)
+        axis.set(title=name, xlabel=x[1], ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.suptitle(title, fontsize=10)
@@ -177,13 +186,22 @@ def shares_figure(
     return figure
 
 
-def seeds_figure(runs: Mapping[str, Sequence[Rows]], tags: Mapping[str, str], title: str) -> Figure:
-    """Curves of several methods over several seeds: a line for the mean, a band for the range.
+def seeds_figure(
+    runs: Mapping[str, Sequence[Rows]],
+    tags: Mapping[str, str],
+    title: str,
+    *,
+    x: str = "epoch",
+    band: tuple[float, float] = (0, 1),
+) -> Figure:
+    """Curves of several methods over several seeds: a line for the mean, a band of quantiles.
 
     Args:
         runs: method -> the rows of its seeds.
         tags: column -> title of its panel.
         title: of the figure.
+        x: column of the horizontal axis, whose name has no slash.
+        band: quantiles over seeds; the range when not given.
     """
     figure, axes = plt.subplots(
         1, len(tags), figsize=(4.2 * len(tags), 3.8), layout="constrained", squeeze=False
@@ -193,14 +211,14 @@ def seeds_figure(runs: Mapping[str, Sequence[Rows]], tags: Mapping[str, str], ti
         for number, (name, seeds) in enumerate(runs.items()):
             points: dict[float, list[float]] = {}
             for row in (row for rows in seeds for row in rows if tag in row):
-                points.setdefault(row["epoch"], []).append(row[tag])
+                points.setdefault(row[x], []).append(row[tag])
             values = list(points.values())
             means_ = [sum(one) / len(one) for one in values]
             colour = colours[number % len(colours)]
             axis.plot(list(points), means_, color=colour, label=name, lw=1.4)
-            low, high = [min(one) for one in values], [max(one) for one in values]
+            low, high = ([float(np.quantile(one, share)) for one in values] for share in band)
             axis.fill_between(list(points), low, high, color=colour, alpha=0.12, lw=0)
-        axis.set(title=label, xlabel="epoch")
+        axis.set(title=label, xlabel=x)
         axis.grid(alpha=0.3)
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 8), fontsize=8)

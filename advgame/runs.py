@@ -21,7 +21,15 @@ from advgame.checkpoint import Checkpoints, write_atomically
 from advgame.errors import InputError
 
 FORMAT = 1
-_PACKAGES = ("advgame", "torch", "torchvision", "numpy", "gymnasium", "stable-baselines3")
+_PACKAGES = (
+    "advgame",
+    "torch",
+    "torchvision",
+    "numpy",
+    "gymnasium",
+    "stable-baselines3",
+    "sb3-contrib",
+)
 
 
 def versions() -> dict[str, str]:
@@ -57,6 +65,13 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def cpu_name() -> str:
+    """The processor's model where the system tells it, else "unknown"."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    return next((line.split(": ")[1] for line in lines if "model name" in line), "unknown")
 
 
 def command() -> str:

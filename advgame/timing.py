@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import truediv
 from statistics import median
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 Play = Callable[[], object]
 
@@ -56,3 +57,15 @@ def compare(
             row["floor_share"] = median(map(truediv, times["floor"], own))
         rows[name] = row | {"times_ours": median(map(truediv, own, times["advgame"]))}
     return rows
+
+
+def show(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Print a table per case: group -> cases, whose ``contestants`` are rows of `compare`."""
+    columns = ("median_s", "min_s", "max_s", "n", "floor_share", "times_ours")
+    for group, case in ((group, case) for group, cases in groups.items() for case in cases):
+        facts = {key: value for key, value in case.items() if key != "contestants"}
+        words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        table = Table("", *columns, title=group, caption=", ".join(words))
+        for name, row in case["contestants"].items():
+            table.add_row(name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns))
+        Console(markup=False).print(table)

@@ -86,6 +86,7 @@ class TrainingPlan:
         ema: decay of the exponential moving average of the weights; None keeps no average. Where
             there is one, it is what is validated, selected and reported.
         validate_every: epochs between validations; the last epoch is always validated.
+        save_every: epochs between checkpoints; there is always one at the end and on a signal.
     """
 
     epochs: int
@@ -94,10 +95,11 @@ class TrainingPlan:
     gamma: float = 0.1
     ema: float | None = None
     validate_every: int = 1
+    save_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.validate_every < 1:
-            raise InputError("epochs and validate_every must be 1 or above")
+        if min(self.epochs, self.validate_every, self.save_every) < 1:
+            raise InputError("epochs, validate_every and save_every must be 1 or above")
         if self.schedule not in ("onecycle", "multistep", "constant"):
             raise InputError(f"unknown schedule {self.schedule!r}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -185,23 +187,27 @@ class Trainer:
                     began = time.perf_counter()
                     self._one_step()
                     self.seconds += time.perf_counter() - began
-                    note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else None
+                    note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else ""
                     progress.update(bar, completed=self.step)
+                    due = bool(note) and self._save_due()
                     if note:
                         progress.update(bar, note=note)
+                    if due:
                         self._save()
                     if number := self._asked_to_stop(interrupt.signal):
-                        self._stop(number, saved=bool(note))
+                        self._stop(number, saved=due)
         except OSError as error:
-            raise OSError(
-                f"{error}; whole checkpoints are intact: free some space, then "
-                f"--resume {self.run.path}"
-            ) from error
+            advice = f"whole checkpoints are intact: free some space, then --resume {self.run.path}"
+            raise OSError(f"{error}; {advice}") from error
         finally:
             if self.curves is not None:
                 self.curves.close()
         if self.chief:
             save_weights(self.judged, self.run.path / "checkpoints" / "last.safetensors")
+
+    def _save_due(self) -> bool:
+        epoch = self.step // self.game.steps_per_epoch
+        return epoch % self.plan.save_every == 0 or self.step == self.total
 
     def _one_step(self) -> None:
         stats = self.game.step()
@@ -293,11 +299,8 @@ class Trainer:
         if not saved:
             self._save()
         name = signal.Signals(number).name
-        print(
-            f"\nstopped by {name} at step {self.step} of {self.total}; "
-            f"go on with --resume {self.run.path}",
-            file=sys.stderr,
-        )
+        place = f"at step {self.step} of {self.total}; go on with --resume {self.run.path}"
+        print(f"\nstopped by {name} {place}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     def _progress(self) -> Progress:

@@ -13,10 +13,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +22,10 @@ from advgame.attacks import AttackResult, attacked
 from advgame.attacks.features import feature_names, features
 from advgame.attacks.menu import Menu
 from advgame.attacks.schedule import Ascent, Start
-from advgame.checkpoint import write_atomically
 from advgame.checks import check_images, check_labels
 from advgame.errors import InputError
 from advgame.threat import Threat
+from agents.attacker_file import read_file, write_file
 from agents.policies import FeaturePolicy, sample
 
 FORMAT = "advgame attacker 1"
@@ -140,8 +138,7 @@ class Attacker:
             "start": self.start,
             "about": json.dumps(self.about),
         }
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.policy.state_dict().items()}
-        write_atomically(path, safetensors.torch.save(weights, metadata))
+        write_file(path, self.policy, metadata)
 
 
 def load_attacker(path: Path) -> Attacker:
@@ -151,16 +148,7 @@ def load_attacker(path: Path) -> Attacker:
         InputError: missing or damaged file, one that holds something else, or one that was
             trained on other features than this version's.
     """
-    if path.is_dir():
-        path = path / "attacker.safetensors"
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"no attacker file {path}") from error
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a safetensors file ({error})") from error
+    metadata, weights = read_file(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no attacker: it says {metadata.get('format')!r}")
     try:
@@ -175,4 +163,4 @@ def load_attacker(path: Path) -> Attacker:
         raise InputError(f"{path} is damaged or of another version ({reason})") from error
     if names != feature_names(menu):
         raise InputError(f"{path} was trained on other features: train it again with this version")
-    return Attacker(policy.requires_grad_(False), menu, start, about)
+    return Attacker(policy.requires_grad_(False), menu, cast(Start, start), about)

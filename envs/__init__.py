@@ -20,3 +20,13 @@ register(
     entry_point="envs.blackbox:BlackBoxAttackEnv",
     vector_entry_point="envs.blackbox:BlackBoxAttackVectorEnv",
 )
+for _name, _settings in {
+    "GAILCartPole": {"env_id": "CartPole-v1"},
+    "GAILMountainCar": {"env_id": "MountainCar-v0"},
+}.items():
+    register(
+        id=f"advgame/{_name}-v0",
+        entry_point="envs.imitation:ImitationEnv",
+        vector_entry_point="envs.imitation:ImitationVectorEnv",
+        kwargs=_settings,
+    )

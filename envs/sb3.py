@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from advgame.errors import InputError
 from envs.arrays import to_numpy
+from envs.imitation import ImitationVectorEnv
 from envs.queries import QueryVectorEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
 
@@ -98,6 +99,45 @@ class StrategySelectionVecEnv(_Rows):
             for i in range(self.num_envs)
         ]
         return observations.cpu().numpy(), rewards.cpu().numpy(), ended.cpu().numpy(), infos
+
+
+class ImitationVecEnv(_Rows):
+    """An imitation environment for SB3's and sb3-contrib's own loops.
+
+    Args:
+        core: the torch environment; set its ``theta`` between two calls of ``learn``.
+    """
+
+    def __init__(self, core: ImitationVectorEnv) -> None:
+        self.core, self.owners = core, (core,) * core.num_envs
+        super().__init__(core.num_envs, core.single_observation_space, core.single_action_space)
+        self.render_mode = None
+
+    def reset(self) -> np.ndarray[Any, Any]:
+        """First observations (B, d); after `seed`, from the seed's beginning."""
+        observations, _ = self.core.reset(seed=self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        array: np.ndarray[Any, Any] = to_numpy(observations)
+        return array
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step; ``infos[i]`` holds the true reward and, at the end, ``episode`` as Monitor."""
+        seen, reward, terminated, truncated, info = to_numpy(self.core.step(self._actions))
+        done = terminated | truncated
+        infos: list[dict[str, Any]] = [
+            {
+                "true_reward": info["true_reward"][i],
+                "logit": info["logit"][i],
+                "TimeLimit.truncated": bool(truncated[i]),
+            }
+            for i in range(self.num_envs)
+        ]
+        for i in done.nonzero()[0]:
+            last = info["final_info"]
+            infos[i]["terminal_observation"] = info["final_obs"][i]
+            infos[i]["episode"] = {"r": last["true_return"][i], "l": last["length"][i]}
+        return seen, reward, done, infos
 
 
 class AttackVecEnv(_Rows):

@@ -14,21 +14,25 @@ import copy
 import json
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 import torch.nn.functional as F
+import train_gail
 import tyro
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.table import Table
+from sb3_contrib import TRPO
+from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 from torch.autograd import grad
 
 from advgame.attacks import attacked, pgd
+from advgame.attacks.peers import peer
 from advgame.checkpoint import write_atomically
 from advgame.classifiers import make_classifier
 from advgame.cli import run_script
@@ -37,11 +41,12 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies, StrategySpace
-from advgame.runs import command, commit, device_name, versions
+from advgame.runs import command, commit, cpu_name, device_name, versions
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf, per_image
-from advgame.timing import Play, compare
+from advgame.timing import Play, compare, show
 from agents.controls import RandomStrategy
+from agents.updaters import make_updater
 from envs.attack import AttackVectorEnv
 from envs.sb3 import AttackVecEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
@@ -59,10 +64,8 @@ NETWORKS: list[Network] = [
     ("wrn-34-10", (3, 32, 32), 8 / 255, 128, 128),
 ]
 ATTACKED: list[Network] = [
-    ("small_cnn", (1, 28, 28), 0.3, 256, 0),
-    ("minimax_cnn", (1, 28, 28), 0.3, 256, 0),
-    ("resnet18", (3, 32, 32), 8 / 255, 32, 0),
-    ("preact_resnet18", (3, 32, 32), 8 / 255, 128, 0),  # with a GPU only
+    *((name, (1, 28, 28), 0.3, 256, 0) for name in ("small_cnn", "minimax_cnn")),
+    *NETWORKS[1:3],
 ]
 PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
 
@@ -75,8 +78,8 @@ class Config:
     """where the figures go"""
     repeats: int = 15
     """how often every contestant takes its turn (the environments: ten times as often)"""
-    only: str = "pgd,strategies,env,attack"
-    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; the two environments"""
+    only: str = "pgd,strategies,env,attack,imitation"
+    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments; GAIL"""
     threads: int = 0
     """CPU threads; 0 is torch's default, all cores"""
     quick: bool = False
@@ -94,32 +97,6 @@ def task(name: str, shape: Shape, batch: int, device: torch.device) -> Task:
     return model.to(memory_format=layout), x.to(memory_format=layout), y
 
 
-def peer(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Play:
-    """The same attack by another library, in its own manner; ImportError where it is missing."""
-    if name == "torchattacks":
-        from torchattacks import PGD
-
-        madry = PGD(model, eps=eps, alpha=eps / 4, steps=STEPS, random_start=True)
-        return lambda: madry(x, y)
-    if name == "foolbox":
-        from foolbox.attacks import LinfPGD
-        from foolbox.models.pytorch import PyTorchModel
-
-        wrapped = PyTorchModel(model, bounds=(0, 1), device=x.device)
-        linf_pgd = LinfPGD(abs_stepsize=eps / 4, steps=STEPS, random_start=True)
-        return lambda: linf_pgd.run(wrapped, x, y, epsilon=eps)
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch
-    from art.estimators.classification import PyTorchClassifier
-
-    model.register_forward_hook(lambda *call: call[2].float())  # NumPy knows no bf16
-    about = {"input_shape": x.shape[1:], "nb_classes": CLASSES, "clip_values": (0.0, 1.0)}
-    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), **about)
-    settings = {"max_iter": STEPS, "num_random_init": 1, "batch_size": len(x), "verbose": False}
-    art = ProjectedGradientDescentPyTorch(classifier, eps=eps, eps_step=eps / 4, **settings)
-    images, labels = x.cpu().numpy(), y.cpu().numpy()  # ART takes and gives NumPy
-    return lambda: art.generate(images, labels)
-
-
 def measure_pgd(fabric: Fabric, repeats: int, network: Network) -> Case:
     """Floor, ours and the peers with the same ε, step size, steps, random start and batch."""
     name, shape, eps, batch, _ = network
@@ -133,7 +110,7 @@ def measure_pgd(fabric: Fabric, repeats: int, network: Network) -> Case:
     }
     for other in PEERS:
         with suppress(ImportError):  # on copies: some leave weight gradients behind
-            plays[other] = peer(other, copy.deepcopy(model), x, y, eps)
+            plays[other] = peer(other, copy.deepcopy(model), x, y, eps, STEPS)
     rows = compare(plays, repeats, WARM_UP, fabric.autocast)
     missing = {other: "pip install -e '.[bench]'" for other in PEERS if other not in plays}
     facts = {"batch": batch, "eps": eps, "step_size": eps / 4, "steps": STEPS}
@@ -253,16 +230,30 @@ def measure_attack(fabric: Fabric, repeats: int, network: Network) -> Case:
     return facts | {"contestants": rows}
 
 
-def show(groups: dict[str, list[Case]]) -> None:
-    """Print a table per case."""
-    columns = ("median_s", "min_s", "max_s", "n", "floor_share", "times_ours")
-    for group, case in ((group, case) for group, cases in groups.items() for case in cases):
-        facts = {key: value for key, value in case.items() if key != "contestants"}
-        words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
-        table = Table("", *columns, title=group, caption=", ".join(words))
-        for name, row in case["contestants"].items():
-            table.add_row(name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns))
-        Console(markup=False).print(table)
+def measure_imitation(fabric: Fabric, repeats: int, env_id: str) -> Case:
+    """An iteration of GAIL of 2,048 steps, its parts, and the loop that `imitation` builds on.
+
+    That library cannot be installed beside current releases; its generator is SB3's loop.
+    """
+    training, _, _ = train_gail.build(replace(train_gail.defaults(env_id), n_steps=64, envs=32))
+    env, player = training.env, training.player
+    actions, rollout = torch.zeros(env.num_envs, dtype=torch.int64), player.collect(env)
+    pairs = env.code.pairs(rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1))
+    theta, updater = env.theta, make_updater("adam", lr=None, seed=SEED)
+    updater.init(theta)
+    copies = DummyVecEnv([partial(gym.make, env_id)] * env.num_envs)
+    loop = TRPO("MlpPolicy", copies, n_steps=64, device="cpu", seed=SEED)
+    plays: dict[str, Play] = {
+        "advgame": training.step,
+        "environment alone": lambda: [env.step(actions) for _ in range(64)],
+        "environment and policy": lambda: player.collect(env),
+        "discriminator": lambda: training.game.step(theta, pairs, updater, stream(SEED, "pairs")),
+        "TRPO": lambda: player.learn(rollout, rollout.rewards),
+        "sb3-contrib's loop, no discriminator": lambda: loop.learn(2048, reset_num_timesteps=False),
+    }
+    rows = compare(plays, repeats, WARM_UP, nullcontext)
+    speed = 2048 / rows["environment alone"]["median_s"]
+    return {"task": env_id, "environment_steps_per_second": speed, "contestants": rows}
 
 
 def main(config: Config) -> None:
@@ -270,7 +261,7 @@ def main(config: Config) -> None:
     if config.repeats < 1 or config.threads < 0:
         raise InputError("--repeats must be 1 or above and --threads 0 or above")
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    cuda, cpu = torch.cuda.is_available(), Path("/proc/cpuinfo")
+    cuda = torch.cuda.is_available()
     precision: Any = "bf16-mixed" if cuda else "32-true"
     fabric = Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)
     repeats = 2 if config.quick else config.repeats
@@ -282,20 +273,24 @@ def main(config: Config) -> None:
         "strategies": (measure_strategies, NETWORKS[:cases]),
         "env": (measure_env, data[:cases]),
         "attack": (measure_attack, ATTACKED[: 1 if config.quick else 4 if cuda else 3]),
+        "imitation": (measure_imitation, ["CartPole-v1", "MountainCar-v0"][:cases]),
     }
-    if unknown := set(config.only.split(",")) - set(measures):
+    asked = config.only.split(",")
+    if unknown := set(asked) - set(measures):
         raise InputError(f"--only knows {','.join(measures)}, not {','.join(sorted(unknown))}")
-    asked = {name: measures[name] for name in config.only.split(",")}
-    groups = {name: [f(fabric, repeats, one) for one in ones] for name, (f, ones) in asked.items()}
+    groups = {
+        name: [f(fabric, repeats, one) for one in ones]
+        for name, (f, ones) in measures.items()
+        if name in asked
+    }
     show(groups)
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
     found = {one.name: one.version for one in distributions()}
     about = {
         "command": command(),
         "versions": versions() | {name: found.get(name, "not installed") for name in PEERS},
         "commit": commit(),
         "device": device_name(fabric.device),
-        "cpu": next((line.split(": ")[1] for line in lines if "model name" in line), "unknown"),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "precision": "bf16-mixed, channels_last" if cuda else "fp32",
         "repeats": repeats,

@@ -51,7 +51,7 @@ from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed
 from advgame.settings import Dataset
 from advgame.threat import THREATS
-from agents.attacker import load_attacker
+from agents.attackers import load_any_attacker
 
 USUAL = "fgsm,pgd20,autoattack"
 
@@ -83,7 +83,7 @@ class Config:
     attacks: str = USUAL
     """names with commas between; --list shows them all"""
     attackers: str = ""
-    """learned attackers: run folders of train_attacker.py or their files, with commas between"""
+    """learned attackers: runs of train_attacker.py or train_l2l.py or their files, with commas"""
     queries: int = 10
     """of a learned attacker: forwards per image"""
     surrogate: str = ""
@@ -147,7 +147,7 @@ def learned(config: Config) -> dict[str, Attack]:
     threat = THREATS[config.norm](parse_eps(config.eps))
     paths = [Path(word.strip()) for word in config.attackers.split(",") if word.strip()]
     found = {
-        f"learned:{path.stem if path.suffix else path.name}": load_attacker(path)(
+        f"learned:{path.stem if path.suffix else path.name}": load_any_attacker(path)(
             threat, config.queries
         )
         for path in paths

@@ -16,9 +16,6 @@ Writes `<out>/attacker_<dataset>.json`, `.md` and `.png`.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +30,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from advgame.attacks import GradientAttack, attacked, mim, pgd
+from advgame.cells import run_cell
 from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.data import ImageSet, load_data
@@ -81,20 +79,10 @@ def train(seed: int, config: Config) -> Path:
     """The run folder of one attacker, trained, resumed or finished before."""
     root = Path(config.attackers)
     folder = root / f"{'+'.join(config.train_on)}-attacker{seed}"
-    if (folder / "report.json").exists():
-        return folder
-    words = [sys.executable, os.path.relpath(Path(__file__).with_name("train_attacker.py"))]
-    if (folder / "config.json").exists():
-        words += ["--resume", str(folder)]
-    else:
-        victims = [str(Path(config.runs_dir) / name) for name in config.train_on]
-        words += ["--classifier", *victims, "--seed", str(seed)]
-        words += ["--runs-dir", str(root), "--name", folder.name]
-        words += ["--data-dir", config.data_dir] if config.data_dir else []
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise InputError(f"{folder.name} failed, its last words: {done.stderr[-500:]}")
+    victims = [str(Path(config.runs_dir) / name) for name in config.train_on]
+    flags = ["--classifier", *victims, "--seed", str(seed)]
+    flags += ["--data-dir", config.data_dir] if config.data_dir else []
+    run_cell(Path(__file__).with_name("train_attacker.py"), folder, flags)
     return folder
 
 

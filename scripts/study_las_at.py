@@ -19,20 +19,16 @@ Writes `<out>/<dataset>.json`, `.md` and `.png`.
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
 import tyro
-from rich.console import Console
 
+from advgame.cells import run_cells, same_flags
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
@@ -101,24 +97,11 @@ class Cell:
         return f"{self.player}-seed{self.seed}"
 
 
-def train(cell: Cell, config: Config) -> None:
-    """Run, resume or skip one cell."""
-    root = Path(config.runs_dir) / config.dataset
-    folder = root / cell.name
-    if (folder / "report.json").exists():
-        return
-    script = [sys.executable, str(Path(__file__).with_name("train_las_at.py"))]
-    if (folder / "config.json").exists():
-        words = [*script, "--resume", str(folder)]
-    else:
-        data = ["--data-dir", config.data_dir] if config.data_dir else []
-        words = [*script, "--dataset", config.dataset, *data, "--runs-dir", str(root)]
-        words += ["--name", cell.name, "--seed", str(cell.seed)]
-        words += [*shlex.split(config.extra), *cell.flags]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise InputError(f"{cell.name} failed, its last words: {done.stderr[-500:]}")
+def flags_of(cell: Cell, config: Config) -> list[str]:
+    """What `train_las_at.py` is given for one cell."""
+    data = ["--data-dir", config.data_dir] if config.data_dir else []
+    words = ["--dataset", config.dataset, *data, "--seed", str(cell.seed)]
+    return [*words, *shlex.split(config.extra), *cell.flags]
 
 
 def read(cell: Cell, config: Config) -> dict[str, Any]:
@@ -174,15 +157,11 @@ def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterat
 
 def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
     """Train the cells, a few at a time, and read them."""
-    console = Console(stderr=True)
+    root = Path(config.runs_dir) / config.dataset
     if config.finished_only:
-        root = Path(config.runs_dir) / config.dataset
         return [read(c, config) for c in todo if (root / c.name / "report.json").exists()]
-    with ThreadPoolExecutor(config.jobs) as pool:
-        waiting = {cell.name: pool.submit(train, cell, config) for cell in todo}
-        for number, (name, future) in enumerate(waiting.items(), 1):
-            future.result()
-            console.print(f"{number}/{len(waiting)} {name}")
+    script = Path(__file__).with_name("train_las_at.py")
+    run_cells(script, root, {c.name: flags_of(c, config) for c in todo}, config.jobs)
     return [read(cell, config) for cell in todo]
 
 
@@ -274,18 +253,6 @@ def picture(config: Config, results: list[dict[str, Any]], path: Path) -> None:
     save_figure(seeds_figure(runs, tags, title), path)
 
 
-def _same_settings(config: Config) -> None:
-    """Finished cells are reused, so they must have been made with the same extra flags."""
-    note = Path(config.runs_dir) / config.dataset / "extra.txt"
-    if note.exists() and note.read_text() != config.extra:
-        raise InputError(
-            f"{note.parent} holds cells made with --extra={note.read_text()!r}: choose another "
-            "--runs-dir"
-        )
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(config.extra)
-
-
 def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     if unknown := [name for name in config.players if name not in PLAYERS]:
@@ -293,7 +260,7 @@ def main(config: Config) -> None:
     wanted = {"reinforce", *EQUAL_COMPUTE}
     if config.equal_compute_seeds and not wanted <= set(config.players):
         raise InputError(f"equal compute needs the players {', '.join(sorted(wanted))}")
-    _same_settings(config)
+    same_flags(Path(config.runs_dir) / config.dataset, config.extra)
     results = run_all(cells(config), config)
     if config.equal_compute_seeds:
         results += run_all(list(equal_compute_cells(config, results)), config)

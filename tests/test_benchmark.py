@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from advgame.attacks import GradientAttack
+from advgame.attacks.peers import peer
 from advgame.classifiers import make_classifier
 from advgame.errors import InputError
 from advgame.games.strategy import Strategies
@@ -55,14 +56,14 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert content["threads"] == 1
     assert content["repeats"] == 2
     assert {"torch", *PEERS} <= set(content["versions"])
-    turns = {"pgd": 2, "strategies": 2, "env": 20, "attack": 20}
+    turns = {"pgd": 2, "strategies": 2, "env": 20, "attack": 20, "imitation": 2}
     assert set(content["groups"]) == set(turns)
     for group, cases in content["groups"].items():
         for case in cases:
             for row in case["contestants"].values():
                 assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
                 assert row["n"] == turns[group]
-    (pgd,), (strategies,), (env,), (attack,) = (content["groups"][name] for name in turns)
+    (pgd,), (strategies,), (env,), (attack,), (gail,) = (content["groups"][n] for n in turns)
     assert {*pgd["contestants"], *pgd["not_installed"]} == {"floor", *OURS, *PEERS}
     assert all(content["versions"][name] == "not installed" for name in pgd["not_installed"])
     assert pgd["contestants"]["floor"]["floor_share"] == 1
@@ -72,6 +73,8 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert "overhead_percent" in env
     assert set(attack["contestants"]) == {"floor", "advgame", "advgame, SB3 adapter"}
     assert attack["image_steps_per_second"] > 0
+    assert gail["environment_steps_per_second"] > 0
+    assert {"advgame", "environment alone", "discriminator", "TRPO"} < set(gail["contestants"])
     assert 0.05 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
     if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
         assert env["same_work"]
@@ -111,7 +114,7 @@ def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
 
     x, y = torch.rand(8, 1, 4, 4), torch.randint(10, (8,))
     try:
-        play = benchmark.peer(name, Counting().eval(), x, y, 0.1)
+        play = peer(name, Counting().eval(), x, y, 0.1, 10)
     except ImportError:
         pytest.skip(f"{name} is not installed")
     followed.clear()
@@ -124,7 +127,7 @@ def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
 def test_wrong_settings_are_refused_in_one_line(tmp_path):
     done = run("--only", "pgd,speed", "--out", str(tmp_path / "benchmark.json"))
     assert done.returncode == 2
-    assert done.stderr == "error: --only knows pgd,strategies,env,attack, not speed\n"
+    assert done.stderr == "error: --only knows pgd,strategies,env,attack,imitation, not speed\n"
     assert not list(tmp_path.iterdir())
 
 

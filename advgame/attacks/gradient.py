@@ -200,7 +200,7 @@ class _Ascent:
             with torch.enable_grad():
                 logits = self._logits(leaf)
                 reached = self._objective(logits, rows)
-                grad = _input_gradient(reached.sum(), leaf)
+                grad = input_gradient(reached.sum(), leaf)
             self.backwards += len(leaf)
             leaf = leaf.detach()
             if self._stops:
@@ -274,7 +274,7 @@ class _Ascent:
             _keep_better(best, objective, x_adv, reached, rows)
 
 
-def _input_gradient(total: Tensor, leaf: Tensor) -> Tensor:
+def input_gradient(total: Tensor, leaf: Tensor) -> Tensor:
     """d(total)/d(leaf); zero where the classifier cuts the graph, which the flags then report."""
     if not total.requires_grad:
         return torch.zeros_like(leaf)

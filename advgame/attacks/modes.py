@@ -13,7 +13,9 @@ BatchNormMode = Literal["eval", "train"]
 
 
 @contextlib.contextmanager
-def attacked(model: nn.Module, mode: BatchNormMode = "eval") -> Iterator[None]:
+def attacked(
+    model: nn.Module, mode: BatchNormMode = "eval", *, restore_buffers: bool = True
+) -> Iterator[None]:
     """Freeze ``model`` while it is attacked, then restore it bit for bit.
 
     Every module's training flag, every parameter's ``requires_grad`` and ``.grad`` and every
@@ -24,10 +26,12 @@ def attacked(model: nn.Module, mode: BatchNormMode = "eval") -> Iterator[None]:
         model: any classifier.
         mode: ``"eval"`` uses batch norm's running statistics, ``"train"`` the batch's own (and
             turns dropout on); the running statistics are restored in either case.
+        restore_buffers: False lets passes in training mode move the running statistics, as some
+            published code does.
     """
     modes = [(module, module.training) for module in model.modules()]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = list(model.buffers())
+    buffers = list(model.buffers()) if restore_buffers else []
     saved = [buffer.detach().clone() for buffer in buffers]
     model.train(mode == "train")
     for parameter, _ in requires_grad:

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import nn
 
 from advgame.attacks import attacked, pgd
-from advgame.curves import Curves, game_figure, image_strip, save_figure
+from advgame.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
 from advgame.data import ImageSet
 from advgame.evaluation.flags import find_flags
 from advgame.evaluation.measure import evaluate
@@ -30,6 +30,7 @@ def judge(
     attacks: tuple[str, ...],
     seed: int,
     title: str,
+    panels: Panels = PANELS,
 ) -> dict[str, Any]:
     """Write the report, ``curves.png`` and ``examples.png``; killed, it goes on where it was.
 
@@ -42,6 +43,7 @@ def judge(
         attacks: names from `advgame.evaluation.ATTACKS`.
         seed: of the attacks.
         title: of the curves.
+        panels: of the curves, LAS-AT's when not given.
 
     Returns:
         The content of ``report.json``.
@@ -50,7 +52,7 @@ def judge(
     rng = stream(seed, "last", test.images.device)
     last = dict(zip(("clean", "pgd20"), score(module, test, pgd(threat, 20), rng), strict=True))
     load_best(run, module, "best")
-    _pictures(run, module, test.subset(slice(10)), threat, seed, title)
+    _pictures(run, module, test.subset(slice(10)), threat, seed, title, panels)
     with Console(stderr=True).status("") as status:
         verdicts = evaluate(
             module,
@@ -79,7 +81,13 @@ def judge(
 
 
 def _pictures(
-    run: RunFolder, module: nn.Module, sample: ImageSet, threat: Threat, seed: int, title: str
+    run: RunFolder,
+    module: nn.Module,
+    sample: ImageSet,
+    threat: Threat,
+    seed: int,
+    title: str,
+    panels: Panels,
 ) -> None:
     rows = Metrics.read(run.path / "metrics.csv")
     step = int(rows[-1]["step"])
@@ -93,7 +101,7 @@ def _pictures(
         for row in (clean, fooled)
     )
     figures = {
-        "curves": game_figure(rows, title),
+        "curves": game_figure(rows, title, panels),
         "examples": image_strip(images, x_adv, threat, captions),
     }
     curves = Curves(run.path, purge_step=step + 1)

@@ -1,0 +1,72 @@
+"""A study's cells: runs of a training script, a process each, kept when finished."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+
+from advgame.errors import InputError
+
+
+def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
+    """Run a script into ``folder``, resume it where it stopped, or leave a finished run alone.
+
+    Args:
+        script: takes ``--runs-dir``, ``--name`` and ``--resume``; ends by writing report.json.
+        folder: of the run.
+        flags: of a new run; one that is resumed has its own.
+
+    Raises:
+        InputError: the script failed; its last words.
+    """
+    if (folder / "report.json").exists():
+        return
+    words = [sys.executable, os.path.relpath(script)]  # the run notes its command
+    if (folder / "config.json").exists():
+        words += ["--resume", str(folder)]
+    else:
+        words += [*flags, "--runs-dir", str(folder.parent), "--name", folder.name]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise InputError(f"{folder.name} failed, its last words: {done.stderr[-500:]}")
+
+
+def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs: int) -> None:
+    """Run, resume or skip every cell, ``jobs`` at a time; prints what is done.
+
+    Args:
+        script: of all cells.
+        root: where their folders go.
+        cells: name of the folder -> flags.
+        jobs: processes at a time.
+    """
+    console = Console(stderr=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {
+            name: pool.submit(run_cell, script, root / name, flags) for name, flags in cells.items()
+        }
+        for number, (name, future) in enumerate(waiting.items(), 1):
+            future.result()
+            console.print(f"{number}/{len(waiting)} {name}")
+
+
+def same_flags(root: Path, flags: str) -> None:
+    """Finished cells are reused, so they must have been made with the same further flags.
+
+    Raises:
+        InputError: they were not.
+    """
+    note = root / "extra.txt"
+    if note.exists() and note.read_text() != flags:
+        raise InputError(
+            f"{root} holds cells made with --extra={note.read_text()!r}: choose another --runs-dir"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    note.write_text(flags)

@@ -1,0 +1,122 @@
+"""GAIL as a game: the discriminator tells policy from expert, the policy is paid for passing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from advgame.errors import InputError
+from advgame.imitation.discriminator import (
+    Discriminator,
+    gradient_penalty,
+    imitation_loss,
+    label_entropy,
+)
+
+
+class DiscriminatorUpdater(Protocol):
+    """What improves θ_D: Adam, or a learned updater (`agents.updaters`)."""
+
+    def update(self, params: Tensor, objective: Callable[[Tensor], Tensor]) -> Any:
+        """One step that lowers ``objective``; returns what has the new vector as ``params``."""
+
+
+@dataclass(frozen=True)
+class ImitationGame:
+    """The discriminator's half of an iteration of GAIL; the policy's half is any RL algorithm.
+
+    Args:
+        discriminator: the network.
+        expert: (E, inputs), all expert pairs, encoded.
+        entropy: weight of D's label entropy in its objective; 0.001 is Ho & Ermon's.
+        penalty: weight of the gradient penalty; 0 for none.
+        penalty_target: norm of the gradient that is not penalised.
+        steps: discriminator steps per iteration, on the same pairs.
+        all_expert: every step sees all expert pairs; otherwise as many as the policy's, drawn
+            with replacement, as Ho & Ermon.
+
+    Source: Ho & Ermon 2016, algorithm 1; L2L, algorithm 3, whose U is the updater.
+    """
+
+    discriminator: Discriminator
+    expert: Tensor
+    entropy: float = 1e-3
+    penalty: float = 0.0
+    penalty_target: float = 1.0
+    steps: int = 1
+    all_expert: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.entropy < 0 or self.penalty < 0:
+            raise InputError("steps must be 1 or above, weights 0 or above")
+
+    def objective(self, policy: Tensor, expert: Tensor, mix: Tensor) -> Callable[[Tensor], Tensor]:
+        """What the discriminator minimises, as a function of θ_D.
+
+        Args:
+            policy: (B, inputs).
+            expert: (E, inputs).
+            mix: (min(B, E), 1) in [0, 1], where between the two the gradient is penalised.
+        """
+        between = mix * policy[: len(mix)] + (1 - mix) * expert[: len(mix)]
+
+        def loss(theta: Tensor) -> Tensor:
+            both = self.discriminator.logits(theta, torch.cat([policy, expert]))
+            low, high = both[: len(policy)], both[len(policy) :]
+            value = imitation_loss(low, high)
+            if self.entropy:
+                value = value - self.entropy * label_entropy(both)
+            if self.penalty:
+                slope = gradient_penalty(self.discriminator, theta, between, self.penalty_target)
+                value = value + self.penalty * slope
+            return value
+
+        return loss
+
+    def step(
+        self, theta: Tensor, policy: Tensor, updater: DiscriminatorUpdater, rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Improve θ_D against what the policy just did.
+
+        Args:
+            theta: (m,), which paid the policy.
+            policy: (B, inputs), the pairs of the rollout, encoded.
+            updater: of θ_D, with its own state.
+            rng: draws expert pairs and where the gradient is penalised.
+
+        Returns:
+            the new θ_D and, before the first step: loss without regularisers, accuracy on both
+            sides, mean logits; after the last: ‖θ_D‖ and the length of the step.
+
+        Raises:
+            FloatingPointError: the norm of θ_D or its logits are no longer finite.
+        """
+        with torch.no_grad():
+            low = self.discriminator.logits(theta, policy)
+            high = self.discriminator.logits(theta, self.expert)
+        stats = {
+            "discriminator/loss": float(imitation_loss(low, high)),
+            "discriminator/accuracy_policy": float((low < 0).float().mean()),
+            "discriminator/accuracy_expert": float((high > 0).float().mean()),
+            "discriminator/logit_policy": float(low.mean()),
+            "discriminator/logit_expert": float(high.mean()),
+        }
+        new = theta
+        for _ in range(self.steps):
+            expert = self.expert
+            if not self.all_expert:
+                expert = expert[torch.randint(len(expert), (len(policy),), generator=rng)]
+            # a shuffled policy side, so that any part of it is a sample of all of it
+            shuffled = policy[torch.randperm(len(policy), generator=rng)]
+            mix = torch.rand(min(len(policy), len(expert)), 1, generator=rng)
+            new = updater.update(new, self.objective(shuffled, expert, mix)).params
+        norm = new.norm()
+        if not bool(norm.isfinite() & low.isfinite().all() & high.isfinite().all()):
+            raise FloatingPointError("the discriminator diverged: its numbers are no longer finite")
+        stats["discriminator/norm"] = float(norm)
+        stats["discriminator/step"] = float((new - theta).norm())
+        return new, stats

@@ -1,0 +1,71 @@
+"""What games in which a defender learns from perturbed images have in common: cost and curves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from advgame.threat import Threat, per_image
+
+
+@dataclass(frozen=True)
+class DefenderStep:
+    """What one step of such a game did.
+
+    Args:
+        x_adv: (B, C, H, W) adversarial examples that the defender trained on.
+        losses: (B,) its training losses.
+        stats: scalar tensors to log.
+    """
+
+    x_adv: Tensor
+    losses: Tensor
+    stats: dict[str, Tensor]
+
+
+@dataclass
+class Passes:
+    """Passes of one step, per image.
+
+    Args:
+        forwards: of the defender, F.
+        backwards: of the defender with weight gradients, B, worth 2 F.
+        input_backwards: of the defender down to its input only, B_x, worth 1 F.
+        attacker_forwards: of the attacker network.
+        attacker_backwards: of the attacker network, with weight gradients.
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    input_backwards: int = 0
+    attacker_forwards: int = 0
+    attacker_backwards: int = 0
+
+    def worth(self) -> int:
+        """The defender's share, in forwards of the defender."""
+        return self.forwards + self.input_backwards + 2 * self.backwards
+
+    def stats(self, device: torch.device) -> dict[str, Tensor]:
+        """Everything as scalars, ``attacker/forwards_per_image`` as LAS-AT counts it."""
+        scalars = {f"cost/{name}": count for name, count in asdict(self).items()}
+        scalars["attacker/forwards_per_image"] = self.worth()
+        return {name: torch.full((), float(n), device=device) for name, n in scalars.items()}
+
+
+def perturbation_stats(delta: Tensor, threat: Threat) -> dict[str, Tensor]:
+    """Size, smoothness and saturation of perturbations (B, C, H, W).
+
+    - ``attacker/size``: mean |δ| over ε;
+    - ``attacker/variation``: mean |difference of neighbouring pixels| over ε: 0 for a constant,
+      1 for independent signs at ±ε, 2 for a chessboard;
+    - ``attacker/on_face``: share of the pixels that the ball's face holds.
+    """
+    scaled = delta / per_image(threat.eps, delta)
+    across, down = scaled.diff(dim=3).abs(), scaled.diff(dim=2).abs()
+    return {
+        "attacker/size": scaled.abs().mean(),
+        "attacker/variation": (across.mean() + down.mean()) / 2,
+        "attacker/on_face": threat.on_face(delta).mean(),
+    }

@@ -1,0 +1,142 @@
+"""A defender's training as the shared loop sees it: batches, chance, and the rules of a game."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from advgame.attacks import attacked
+from advgame.curves import Curves, Panels
+from advgame.data import Batches, ImageSet
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.passes import DefenderStep
+from advgame.losses import cross_entropy
+from advgame.seeding import OwnChance, derive_seed, stream
+
+PANELS: Panels = {
+    "Losses": (
+        "cross-entropy",
+        {
+            "game/attacker_loss": "what the attacker ascends",
+            "game/adversarial_loss": "what the defender descends",
+            "game/clean_loss": "clean",
+        },
+    ),
+    "Perturbation": (
+        "in units of ε, and a share",
+        {
+            "attacker/size": "mean |δ| / ε",
+            "attacker/variation": "mean |difference of neighbours| / ε",
+            "attacker/on_face": "share of pixels at the face",
+        },
+    ),
+    "Validation accuracy": (
+        "share",
+        {
+            "eval/clean": "clean",
+            "eval/robust": "PGD-10 at ε₀",
+            "eval/own_attacker": "its own attacker",
+        },
+    ),
+}
+
+
+class Rules(Protocol):
+    """One step of a game between a defender and whoever perturbs its images."""
+
+    def step(
+        self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
+    ) -> DefenderStep:
+        """Play one batch at ``scale`` times ε."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What learns besides the defender."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+
+class DefenderTraining:
+    """`advgame.training.Game` over a data set.
+
+    Args:
+        rules: of the game.
+        defender: learns; its device is everybody's.
+        data: training images.
+        batch_size: B, per process.
+        seed: of order, augmentation, random starts and dropout.
+        crop: random crops.
+        flip: random flips; they come with ``crop`` only.
+        ramp_steps: over the first steps ε grows linearly to its full size. MNIST at ε = 0.3 needs
+            it: at full strength from the start a network ends as a constant.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        defender: Defender,
+        data: ImageSet,
+        batch_size: int,
+        seed: int,
+        *,
+        crop: bool = False,
+        flip: bool = False,
+        ramp_steps: int = 0,
+    ) -> None:
+        if ramp_steps < 0:
+            raise InputError(f"ramp_steps must be 0 or above, not {ramp_steps}")
+        self.rules, self.defender, self.ramp_steps = rules, defender, ramp_steps
+        self.learner = defender
+        rank, world = defender.fabric.global_rank, defender.fabric.world_size
+        self.batches = Batches(
+            data.to(defender.device), batch_size, seed, crop=crop, flip=flip, rank=rank, world=world
+        )
+        self.steps_per_epoch = len(self.batches)
+        self.rng = stream(seed, f"attack{rank}", defender.device)
+        self.chance = OwnChance(derive_seed(seed, f"dropout{rank}"), defender.device)
+        self.steps = 0
+        self._unseen: tuple[Tensor, Tensor] | None = None  # set by every step: no part of the state
+
+    def step(self) -> dict[str, Tensor]:
+        """One batch."""
+        x, y = self.batches.next()
+        scale = min(1.0, (self.steps + 1) / self.ramp_steps) if self.ramp_steps else 1.0
+        with self.chance:
+            result = self.rules.step(self.defender, x, y, self.rng, scale=scale)
+        self.steps += 1
+        self._unseen = None if "game/clean_loss" in result.stats else (x, y)
+        return result.stats
+
+    def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
+        """The clean loss, on the last batch, where no step needed the clean images."""
+        if self._unseen is None:
+            return {}
+        (x, y), module = self._unseen, self.defender.module
+        with attacked(module), torch.no_grad(), self.defender.fabric.autocast():
+            return {"game/clean_loss": float(cross_entropy(module(x), y).mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the defender's weights."""
+        return {
+            "rules": self.rules.state_dict(),
+            "defender": self.defender.state_dict(),
+            "batches": self.batches.state_dict(),
+            "rng": self.rng.get_state(),
+            "chance": self.chance.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.rules.load_state_dict(state["rules"])
+        self.defender.load_state_dict(state["defender"])
+        self.batches.load_state_dict(state["batches"])
+        self.rng.set_state(state["rng"])
+        self.chance.load_state_dict(state["chance"])
+        self.steps = state["steps"]

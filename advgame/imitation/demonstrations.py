@@ -1,0 +1,199 @@
+"""What an expert did: trajectories to imitate, their files, and those that ship with the package.
+
+Observations are as the environment gives them; scaling, subsampling and padding are the
+learner's business.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advgame.checkpoint import write_atomically
+from advgame.errors import InputError
+
+_SHIPPED = Path(__file__).parent
+_TENSORS = ("observations", "actions", "lengths", "returns", "terminated")
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Trajectories of an expert, one after the other.
+
+    Args:
+        observations: float32 (N, d), what the expert saw before each of its N actions.
+        actions: int64 (N,) of a discrete task, float32 (N, k) of a continuous one.
+        lengths: int64 (T,), transitions of each trajectory, 1 or more; they sum to N.
+        returns: float64 (T,), the true returns without discount.
+        terminated: bool (T,), whether the task ended the trajectory; its time limit did otherwise.
+        env_id: Gymnasium's name of the task.
+
+    Raises:
+        InputError: other types or shapes, or numbers that are not finite.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    lengths: Tensor
+    returns: Tensor
+    terminated: Tensor
+    env_id: str
+
+    def __post_init__(self) -> None:
+        trajectories = self.lengths.shape
+        continuous = self.actions.is_floating_point()
+        _check("observations", self.observations, torch.float32, 2)
+        _check("actions", self.actions, *((torch.float32, 2) if continuous else (torch.int64, 1)))
+        _check("lengths", self.lengths, torch.int64, 1)
+        _check("returns", self.returns, torch.float64, 1)
+        _check("terminated", self.terminated, torch.bool, 1)
+        if self.returns.shape != trajectories or self.terminated.shape != trajectories:
+            raise InputError(
+                f"lengths, returns and terminated must have one entry per trajectory, not "
+                f"{len(self.lengths)}, {len(self.returns)} and {len(self.terminated)}"
+            )
+        total = int(self.lengths.sum())
+        if int(self.lengths.min()) < 1 or total != len(self.observations):
+            raise InputError(
+                f"lengths must be 1 or more and sum to the {len(self.observations)} observations, "
+                f"not {self.lengths.tolist()}"
+            )
+        if len(self.actions) != total:
+            raise InputError(f"{total} observations need as many actions, not {len(self.actions)}")
+        if not continuous and int(self.actions.min()) < 0:
+            raise InputError(f"actions count from 0, found {int(self.actions.min())}")
+        if not self.env_id:
+            raise InputError("env_id must name the task, e.g. CartPole-v1")
+
+    def __len__(self) -> int:
+        """Number of trajectories T."""
+        return len(self.lengths)
+
+    def trajectory(self, index: int) -> tuple[Tensor, Tensor]:
+        """Observations (n, d) and actions (n,) or (n, k) of one trajectory.
+
+        Raises:
+            InputError: no such trajectory.
+        """
+        if not 0 <= index < len(self):
+            raise InputError(f"trajectory must lie in 0..{len(self) - 1}, not {index}")
+        start = int(self.lengths[:index].sum())
+        here = slice(start, start + int(self.lengths[index]))
+        return self.observations[here], self.actions[here]
+
+    def subset(self, trajectories: int) -> Demonstrations:
+        """The first so many trajectories.
+
+        Raises:
+            InputError: none, or more than there are.
+        """
+        if not 1 <= trajectories <= len(self):
+            raise InputError(
+                f"there are {len(self)} demonstrations of {self.env_id}: ask for 1..{len(self)}, "
+                f"not {trajectories}"
+            )
+        total = int(self.lengths[:trajectories].sum())
+        return Demonstrations(
+            self.observations[:total],
+            self.actions[:total],
+            self.lengths[:trajectories],
+            self.returns[:trajectories],
+            self.terminated[:trajectories],
+            self.env_id,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a NumPy archive, atomically; equal demonstrations become equal bytes.
+
+        Raises:
+            InputError: a name that does not end in .npz.
+            OSError: disk full or not writable.
+        """
+        if path.suffix != ".npz":
+            raise InputError(f"demonstrations go into .npz files, not {path.name}")
+        arrays = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
+        file = io.BytesIO()
+        np.savez_compressed(file, env_id=np.array(self.env_id), **arrays)
+        write_atomically(path, file.getvalue())
+
+    @staticmethod
+    def load(path: Path) -> Demonstrations:
+        """Read what `save` wrote; nothing in a file is run as code.
+
+        Raises:
+            InputError: missing or damaged file, or no demonstrations in it.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {field.name: archive[field.name] for field in fields(Demonstrations)}
+        except FileNotFoundError as error:
+            raise InputError(f"no demonstrations file {path}") from error
+        except KeyError as error:
+            raise InputError(f"{path} holds no demonstrations: {error.args[0]}") from error
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            # one array instead of an archive has no `with`: TypeError
+            raise InputError(f"{path} cannot be read as .npz without pickle: {error}") from error
+        env_id = arrays.pop("env_id")
+        if env_id.dtype.kind != "U" or env_id.ndim:
+            raise InputError(f"{path}: env_id must be one string, not {env_id.dtype}")
+        try:
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            return Demonstrations(**tensors, env_id=str(env_id))
+        except (ValueError, TypeError) as error:  # torch has no strings and no swapped bytes
+            raise InputError(f"{path}: {error}") from error
+
+
+def slug(env_id: str) -> str:
+    """The task's name as a file name: ``CartPole-v1`` -> ``cartpole_v1``."""
+    return re.sub(r"\W+", "_", env_id).lower()
+
+
+def provenance(env_id: str) -> dict[str, Any]:
+    """How the demonstrations that come with the package were made, and how good the expert is.
+
+    Raises:
+        InputError: there are none of this task.
+    """
+    about = {one["env_id"]: one for one in map(_json, sorted(_SHIPPED.glob("*.json")))}
+    if env_id not in about:
+        raise InputError(
+            f"no demonstrations of {env_id!r} come with the package, only of {', '.join(about)}: "
+            "record your own with scripts/train_experts.py"
+        )
+    return about[env_id]
+
+
+def shipped(env_id: str) -> Demonstrations:
+    """The demonstrations that come with the package.
+
+    Raises:
+        InputError: there are none of this task.
+    """
+    provenance(env_id)
+    return Demonstrations.load(_SHIPPED / f"{slug(env_id)}.npz")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _check(name: str, values: Tensor, dtype: torch.dtype, dimensions: int) -> None:
+    """Refuse another type, other dimensions, nothing at all, NaN and infinity."""
+    if values.dtype != dtype or values.dim() != dimensions or values.numel() == 0:
+        raise InputError(
+            f"{name} must be non-empty {dtype} with {dimensions} dimension(s), not "
+            f"{tuple(values.shape)} of {values.dtype}"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(f"{name} contain NaN or infinity")

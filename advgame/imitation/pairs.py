@@ -1,0 +1,150 @@
+"""State-action pairs as the discriminator sees them, of the policy and of the demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advgame.errors import InputError
+from advgame.imitation.demonstrations import Demonstrations
+
+
+@dataclass(frozen=True)
+class PairCode:
+    """How observations and actions become numbers, the same for policy and discriminator.
+
+    Args:
+        shift: (d,), subtracted from raw observations.
+        scale: (d,), by which the rest is divided.
+        choices: number of discrete actions, which are one-hot; 0 for actions (B, k) of a box.
+        action_size: number of an action's features: ``choices``, or k.
+        absorbing: observations carry a flag, as their last entry, that says that the episode is
+            over (Kostrikov et al. 2019). There the rest of the pair is zero: nothing but the
+            flag can tell the policy's absorbing pairs from the expert's.
+    """
+
+    shift: Tensor
+    scale: Tensor
+    choices: int
+    action_size: int
+    absorbing: bool
+
+    @property
+    def observation_size(self) -> int:
+        """Entries of an encoded observation."""
+        return len(self.shift) + self.absorbing
+
+    @property
+    def pair_size(self) -> int:
+        """Entries of an encoded pair."""
+        return self.observation_size + self.action_size
+
+    def observe(self, raw: Tensor, over: Tensor | None = None) -> Tensor:
+        """Encode observations.
+
+        Args:
+            raw: (B, d), the task's own.
+            over: bool (B,), where the episode is over; only with ``absorbing``.
+
+        Returns:
+            float32 (B, observation_size).
+        """
+        seen = ((raw - self.shift) / self.scale).float()
+        if not self.absorbing:
+            return seen
+        flag = torch.zeros(len(raw), 1, device=raw.device) if over is None else over[:, None]
+        return torch.cat([torch.where(flag.bool(), 0.0, seen), flag.float()], 1)
+
+    def pairs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Encode pairs.
+
+        Args:
+            observations: (B, observation_size), encoded.
+            actions: (B,) integers, or (B, k).
+
+        Returns:
+            float32 (B, pair_size).
+        """
+        coded = F.one_hot(actions.long(), self.choices) if self.choices else actions
+        coded = coded.float()
+        if self.absorbing:
+            coded = coded * (1 - observations[:, -1:])
+        return torch.cat([observations, coded], 1)
+
+    def expert_pairs(
+        self, demonstrations: Demonstrations, horizon: int, every: int, rng: torch.Generator
+    ) -> Tensor:
+        """The demonstrations' pairs; with ``absorbing`` each trajectory is as long as the horizon.
+
+        Args:
+            demonstrations: raw observations and actions.
+            horizon: steps after which the task cuts an episode off.
+            every: keep every so many pairs of each trajectory, from a random one of the first on.
+            rng: draws where each trajectory begins.
+
+        Returns:
+            (E, pair_size).
+
+        Raises:
+            InputError: the demonstrations are of another task, or ``every`` leaves a trajectory
+                empty.
+        """
+        kept = []
+        for number, length in enumerate(demonstrations.lengths.tolist()):
+            raw, actions = demonstrations.trajectory(number)
+            self._check(raw, actions)
+            rest = horizon - length if self.absorbing and demonstrations.terminated[number] else 0
+            if rest < 0 or every > length + rest:
+                raise InputError(
+                    f"trajectory {number} has {length} of at most {horizon} steps: "
+                    f"every {every}th of it cannot be kept"
+                )
+            chosen = _thinned(length + rest, every, rng)
+            last = chosen.clamp(max=length - 1)
+            seen = self.observe(raw[last], chosen >= length)
+            kept.append(self.pairs(seen, actions[last]))
+        return torch.cat(kept)
+
+    def expert_steps(
+        self, demonstrations: Demonstrations, every: int, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same part of the demonstrations for who learns from them without a discriminator.
+
+        Args:
+            demonstrations: raw observations and actions.
+            every: as in `expert_pairs`.
+            rng: as in `expert_pairs`.
+
+        Returns:
+            encoded observations (N, observation_size), actions, lengths (T,) of what was kept.
+        """
+        parts = []
+        for number, length in enumerate(demonstrations.lengths.tolist()):
+            raw, actions = demonstrations.trajectory(number)
+            self._check(raw, actions)
+            chosen = _thinned(length, every, rng)
+            parts.append((self.observe(raw[chosen]), actions[chosen]))
+        lengths = torch.tensor([len(one) for one, _ in parts])
+        return torch.cat([o for o, _ in parts]), torch.cat([a for _, a in parts]), lengths
+
+    def _check(self, raw: Tensor, actions: Tensor) -> None:
+        known = (
+            actions.dim() == 1
+            and not actions.is_floating_point()
+            and int(actions.max()) < self.choices
+            if self.choices
+            else actions.dim() == 2 and actions.shape[1] == self.action_size
+        )
+        if raw.shape[1] != len(self.shift) or not known:
+            raise InputError(
+                f"the demonstrations have observations of size {raw.shape[1]} and actions of shape "
+                f"{tuple(actions.shape[1:])}: they belong to another task"
+            )
+
+
+def _thinned(length: int, every: int, rng: torch.Generator) -> Tensor:
+    """Every so many of the first ``length`` numbers, from a random start."""
+    return torch.arange(int(torch.randint(every, (), generator=rng)), length, every)

@@ -1,0 +1,38 @@
+"""Attackers in safetensors files: weights, and in the metadata what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from advgame.checkpoint import write_atomically
+from advgame.errors import InputError
+
+NAME = "attacker.safetensors"
+"""Of the file in a run folder."""
+
+
+def write_file(path: Path, module: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write one safetensors file, whole or not at all."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(weights, dict(metadata)))
+
+
+def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and weights; a run folder stands for its attacker.safetensors.
+
+    Raises:
+        InputError: missing or damaged file.
+    """
+    path = path / NAME if path.is_dir() else path
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise InputError(f"no attacker file {path}") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a safetensors file ({error})") from error

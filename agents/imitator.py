@@ -1,0 +1,288 @@
+"""The imitating policy: sb3-contrib's TRPO, or SB3's PPO, on a vector environment of tensors.
+
+SB3 contributes policy, rollout buffer and `train`; the environment is stepped here, in batches
+of tensors, since an imitation loop changes the reward between two updates and resumes to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from gymnasium import spaces
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import kl_divergence
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from agents.sb3 import SB3Chance
+
+Algorithm = Literal["trpo", "ppo"]
+
+
+class Steps(Protocol):
+    """What is needed of an environment: SAME_STEP autoreset, tensors."""
+
+    num_envs: int
+    single_observation_space: Any
+    single_action_space: Any
+    observations: Tensor
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Gymnasium's vector step."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """TRPO, near to Ho & Ermon's settings (their code's classic-control pipeline).
+
+    Not theirs: the value network learns by Adam (theirs takes natural-gradient steps) and sees
+    no time. With Adam at 1e-3, SB3's default, and 2,048 steps the policy stuck at −130 on
+    MountainCar even with the true reward. λ is theirs in the presets that follow them, 0.97.
+
+    Args:
+        algorithm: trpo, or ppo with SB3's defaults.
+        hidden: widths of policy and value network, tanh; (64, 32) as the L2L paper's.
+        n_steps: steps per environment and iteration.
+        gamma: discount.
+        gae_lambda: λ of the advantage estimate.
+        max_kl: TRPO's trust region.
+        cg_steps: conjugate-gradient steps.
+        cg_damping: added to the Fisher matrix.
+        fisher_every: the Fisher matrix sees every so many pairs (Ho & Ermon: 10); the gradient
+            and the check of the trust region see all.
+        value_lr: of Adam on the value network; PPO's learning rate.
+        value_epochs: passes over the batch for the value network.
+        value_batches: minibatches of each pass.
+    """
+
+    algorithm: Algorithm = "trpo"
+    hidden: tuple[int, ...] = (64, 32)
+    n_steps: int = 64
+    gamma: float = 0.995
+    gae_lambda: float = 0.99
+    max_kl: float = 0.01
+    cg_steps: int = 10
+    cg_damping: float = 0.1
+    fisher_every: int = 4
+    value_lr: float = 5e-3
+    value_epochs: int = 5
+    value_batches: int = 4
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """T steps of B environments; the first axis of every tensor is time."""
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    true_rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final: dict[int, Tensor]
+    """step -> (B, d): what rows that ended at this step saw last"""
+    last: Tensor
+    """(B, d): observations after the last step"""
+    true_returns: Tensor
+    """(episodes,) that ended"""
+
+
+class SubsampledTRPO(TRPO):
+    """TRPO whose Fisher matrix is that of a part of the batch, which is most of its cost.
+
+    sb3-contrib's own ``sub_sampling_factor`` drops the pairs from the gradient too.
+
+    Args:
+        fisher_every: use every so many pairs.
+        settings: as TRPO's.
+
+    Source: Schulman's thesis 2016, p. 40; Ho & Ermon's code takes a tenth.
+    """
+
+    def __init__(self, fisher_every: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.fisher_every = fisher_every
+
+    def _compute_actor_grad(self, kl_div: Tensor, policy_objective: Tensor) -> Any:
+        """sb3-contrib's, with the divergence of the part in place of the batch's."""
+        if self.fisher_every > 1:
+            seen = torch.as_tensor(self.rollout_buffer.observations[:: self.fisher_every])
+            with torch.no_grad():
+                old = copy.copy(self.policy.get_distribution(seen))
+            kl_div = kl_divergence(self.policy.get_distribution(seen), old).mean()
+        return super()._compute_actor_grad(kl_div, policy_objective)
+
+
+class Imitator:
+    """A policy that learns from an environment's rewards, whatever they are.
+
+    Args:
+        env: whose spaces and number of rows it is made for.
+        seed: of SB3's own streams.
+        settings: algorithm and sizes.
+    """
+
+    def __init__(self, env: Steps, seed: int, settings: PolicySettings | None = None) -> None:
+        self.settings = settings or PolicySettings()
+        self._chance = SB3Chance(seed)
+        with self._chance:
+            self.algorithm = _make(env, self.settings)
+        self.policy: ActorCriticPolicy = self.algorithm.policy
+        self.algorithm.set_logger(Logger(None, []))
+        self._discrete = isinstance(env.single_action_space, spaces.Discrete)
+
+    def act(self, observations: Tensor, *, deterministic: bool) -> Tensor:
+        """Actions (B,) or (B, k) for encoded observations (B, d), inside the action space."""
+        self.policy.set_training_mode(False)
+        if deterministic and self._discrete:  # evaluation spends most of its time here
+            with torch.inference_mode():
+                latent = self.policy.mlp_extractor.forward_actor(observations)
+                most_likely: Tensor = self.policy.action_net(latent).argmax(1)
+            return most_likely
+        with self._chance, torch.no_grad():
+            actions = self.policy.get_distribution(observations).get_actions(deterministic)
+        return self._inside(actions)
+
+    def _inside(self, actions: Tensor) -> Tensor:
+        if self._discrete:
+            return actions
+        space = self.algorithm.action_space
+        assert isinstance(space, spaces.Box)
+        return actions.clamp(torch.as_tensor(space.low), torch.as_tensor(space.high))
+
+    def collect(self, env: Steps) -> Rollout:
+        """Play ``n_steps`` with the policy as it is; the environment was reset before."""
+        self.policy.set_training_mode(False)
+        kept: list[tuple[Tensor, ...]] = []
+        final: dict[int, Tensor] = {}
+        returns = []
+        with self._chance, torch.no_grad():
+            for t in range(self.settings.n_steps):
+                seen = env.observations
+                actions = self.policy.get_distribution(seen).sample()
+                _, reward, terminated, truncated, info = env.step(self._inside(actions))
+                kept.append((seen, actions, reward, info["true_reward"], terminated, truncated))
+                if "final_obs" in info:
+                    final[t] = info["final_obs"]
+                    returns.append(info["final_info"]["true_return"][info["_final_obs"]])
+        seen, actions, reward, true, terminated, truncated = (
+            torch.stack(column) for column in zip(*kept, strict=True)
+        )
+        ended = torch.cat(returns) if returns else torch.zeros(0)
+        return Rollout(
+            seen, actions, reward, true, terminated, truncated, final, env.observations, ended
+        )
+
+    def learn(self, rollout: Rollout, rewards: Tensor) -> dict[str, float]:
+        """One update of policy and values.
+
+        Args:
+            rollout: what was played with the policy as it still is.
+            rewards: (T, B), those of the rollout or others. They are scaled by 1 − γ, so that
+                the values to be learned are averages of rewards and not sums of hundreds;
+                advantages are standardised, so that the policy sees no difference.
+        """
+        buffer = self.algorithm.rollout_buffer
+        with torch.no_grad():
+            rewards = (1 - self.settings.gamma) * rewards
+            rewards = self._bootstrapped(rollout, rewards)
+            flat = rollout.observations.flatten(0, 1)
+            values, log_probs, entropy = self.policy.evaluate_actions(
+                flat, rollout.actions.flatten(0, 1)
+            )
+            last_values = self.policy.predict_values(rollout.last)
+        ended = (rollout.terminated | rollout.truncated).float()
+        starts = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
+        buffer.reset()
+        buffer.observations[:] = rollout.observations.numpy()
+        buffer.actions[:] = rollout.actions.reshape(buffer.actions.shape).numpy()
+        buffer.rewards[:] = rewards.numpy()
+        buffer.episode_starts[:] = starts.numpy()
+        buffer.values[:] = values.view(rewards.shape).numpy()
+        buffer.log_probs[:] = log_probs.view(rewards.shape).numpy()
+        buffer.pos, buffer.full = buffer.buffer_size, True
+        with self._chance:
+            buffer.compute_returns_and_advantage(last_values, ended[-1].numpy())
+            self.algorithm.train()
+        logged = self.algorithm.logger.name_to_value
+        kl = logged.get("train/kl_divergence_loss", logged.get("train/approx_kl", float("nan")))
+        entropy_mean = float(entropy.mean()) if entropy is not None else float("nan")
+        stats = {
+            "policy/kl": float(kl),
+            "policy/entropy": entropy_mean,
+            "policy/value_loss": float(logged["train/value_loss"]),
+        }
+        explained = float(logged["train/explained_variance"])
+        if not math.isnan(explained):  # there is no variance where all returns are the same
+            stats["policy/explained_variance"] = explained
+        return stats
+
+    def _bootstrapped(self, rollout: Rollout, rewards: Tensor) -> Tensor:
+        """A time limit is no end: what would have come after it is the value of the last state."""
+        rewards = rewards.clone()
+        for t, seen in rollout.final.items():
+            values = self.policy.predict_values(seen).squeeze(1)
+            rewards[t] += torch.where(rollout.truncated[t], self.settings.gamma * values, 0.0)
+        return rewards
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, optimiser and streams."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.policy.optimizer.state_dict(),
+            "updates": self.algorithm._n_updates,
+            **self._chance.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.policy.load_state_dict(state["policy"])
+        self.policy.optimizer.load_state_dict(state["optimizer"])
+        self.algorithm._n_updates = state["updates"]
+        self._chance.load_state_dict(state)
+
+
+def _make(env: Steps, settings: PolicySettings) -> OnPolicyAlgorithm:
+    widths = list(settings.hidden)
+    shared: dict[str, Any] = {
+        "policy": ActorCriticPolicy,
+        "env": None,
+        "learning_rate": settings.value_lr,
+        "n_steps": settings.n_steps,
+        "batch_size": -(-settings.n_steps * env.num_envs // settings.value_batches),
+        "gamma": settings.gamma,
+        "gae_lambda": settings.gae_lambda,
+        "policy_kwargs": {
+            "net_arch": {"pi": widths, "vf": widths},
+            "activation_fn": nn.Tanh,
+            "optimizer_kwargs": {"fused": True},  # half the time of the default
+        },
+        "device": "cpu",  # networks this small are fastest there
+        "_init_setup_model": False,
+    }
+    made: OnPolicyAlgorithm
+    if settings.algorithm == "trpo":
+        made = SubsampledTRPO(
+            settings.fisher_every,
+            **shared,
+            target_kl=settings.max_kl,
+            cg_max_steps=settings.cg_steps,
+            cg_damping=settings.cg_damping,
+            n_critic_updates=settings.value_epochs,
+        )
+    else:
+        made = PPO(**shared)
+    made.observation_space, made.action_space = (
+        env.single_observation_space,
+        env.single_action_space,
+    )
+    made.n_envs = env.num_envs
+    made._setup_model()
+    return made

@@ -1,0 +1,249 @@
+"""GAIL as the training loop sees it: one step is one iteration of policy and discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from advgame.curves import Curves, Panels
+from advgame.errors import InputError
+from advgame.games.imitation import DiscriminatorUpdater, ImitationGame
+from advgame.imitation.demonstrations import Demonstrations
+from advgame.imitation.discriminator import CHANCE_LOSS
+from advgame.seeding import derive_seed, stream
+from advgame.training import Learner
+from envs.imitation import ImitationVectorEnv
+from envs.tasks import play
+
+Source = Literal["discriminator", "fixed", "true"]
+_KEPT = 64  # pairs of each iteration that replay remembers: 2 MB in 1,000 iterations of CartPole
+
+
+PANELS: Panels = {
+    "True return": (
+        "per episode",
+        {"eval/return": "deterministic policy", "policy/true_return": "while learning"},
+    ),
+    f"Discriminator's loss (chance {CHANCE_LOSS:.3f})": (
+        "nats",
+        {"discriminator/loss": "loss"},
+    ),
+    "Discriminator's accuracy": (
+        "share",
+        {
+            "discriminator/accuracy_policy": "policy's pairs",
+            "discriminator/accuracy_expert": "expert's pairs",
+        },
+    ),
+    "θ_D": ("norm", {"discriminator/norm": "‖θ_D‖", "discriminator/step": "step"}),
+    "Policy": ("nats", {"policy/entropy": "entropy", "policy/kl": "KL of the step"}),
+}
+
+
+class PolicyLearner(Protocol):
+    """The imitating policy, e.g. `agents.imitator.Imitator`."""
+
+    @property
+    def policy(self) -> Any:
+        """SB3's policy module, with its optimiser."""
+
+    def act(self, observations: Tensor, *, deterministic: bool) -> Tensor:
+        """Actions for encoded observations."""
+
+    def collect(self, env: Any) -> Any:
+        """Play; returns a rollout."""
+
+    def learn(self, rollout: Any, rewards: Tensor) -> dict[str, float]:
+        """Improve the policy."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but what the environment holds."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+
+
+class StatefulUpdater(DiscriminatorUpdater, Protocol):
+    """An updater that a checkpoint can hold, e.g. those of `agents.updaters`."""
+
+    def init(self, params: Tensor) -> None:
+        """Begin anew."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its place."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+
+
+class _PolicyAsLearner:
+    """The policy under the names that the training loop uses."""
+
+    def __init__(self, policy: Any) -> None:
+        self.fabric = Fabric(accelerator="cpu", devices=1)
+        self.module: nn.Module = policy
+        self.optimizer: torch.optim.Optimizer = policy.optimizer
+
+
+class GailTraining:
+    """`advgame.training.Game` over an imitation environment.
+
+    Args:
+        env: the environment; reset here.
+        player: the policy.
+        game: the discriminator's half.
+        updater: of the discriminator.
+        source: what pays the policy. ``discriminator``: GAIL. ``fixed``: the environment's first
+            ``theta`` for ever (zeros pay a constant). ``true``: the task's own reward, what the
+            loop reaches without a game.
+        replay: share of the discriminator's policy side that is drawn from all earlier
+            iterations. A discriminator that sees the present policy alone forgets what it
+            learnt of states that the policy has left, the absorbing one among them; replay is
+            its answer to the mean of all policies so far (fictitious play).
+        seed: of starts and samples.
+        iterations: per epoch of the loop, which evaluates once per epoch.
+    """
+
+    def __init__(
+        self,
+        env: ImitationVectorEnv,
+        player: PolicyLearner,
+        game: ImitationGame,
+        updater: StatefulUpdater,
+        *,
+        source: Source = "discriminator",
+        replay: float = 0.0,
+        seed: int = 0,
+        iterations: int = 10,
+    ) -> None:
+        self.env, self.player, self.game, self.updater = env, player, game, updater
+        if not 0 <= replay < 1:
+            raise InputError(f"replay must lie in [0, 1), not {replay}")
+        self.source, self.replay, self.steps_per_epoch = source, replay, iterations
+        self._memory = torch.zeros(0, env.code.pair_size)
+        self.learner: Learner = _PolicyAsLearner(player.policy)
+        self._rng = stream(seed, "discriminator samples")
+        env.reset(seed=derive_seed(seed, "episodes") % 2**31)
+        updater.init(env.theta)
+
+    def step(self) -> dict[str, Tensor]:
+        """One iteration: play, improve the discriminator, improve the policy.
+
+        The policy is paid by the discriminator that watched it play, before its update.
+        """
+        rollout = self.player.collect(self.env)
+        rewards = rollout.true_rewards if self.source == "true" else rollout.rewards
+        stats = {"policy/reward": float(rewards.mean())}
+        if self.source == "discriminator":
+            pairs = self.env.code.pairs(
+                rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1)
+            )
+            self.env.theta, watched = self.game.step(
+                self.env.theta, self._remembered(pairs), self.updater, self._rng
+            )
+            stats |= watched
+        stats |= self.player.learn(rollout, rewards)
+        if len(rollout.true_returns):
+            stats["policy/true_return"] = float(rollout.true_returns.mean())
+        return {name: torch.tensor(value) for name, value in stats.items()}
+
+    def _remembered(self, pairs: Tensor) -> Tensor:
+        """The policy's pairs, ``replay`` of them replaced by earlier ones; a few are kept."""
+        if not self.replay:
+            return pairs
+        shuffled = pairs[torch.randperm(len(pairs), generator=self._rng)]
+        old = round(self.replay * len(pairs)) if len(self._memory) else 0
+        drawn = torch.randint(max(1, len(self._memory)), (old,), generator=self._rng)
+        mixed = torch.cat([shuffled[old:], self._memory[drawn]])
+        self._memory = torch.cat([self._memory, shuffled[:_KEPT]])
+        return mixed
+
+    def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
+        """Nothing beyond the means."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Episodes, policy's optimiser and streams, discriminator, updater."""
+        return {
+            "env": self.env.state_dict(),
+            "player": self.player.state_dict(),
+            "theta": self.env.theta,
+            "memory": self._memory,
+            "updater": self.updater.state_dict(),
+            "rng": self._rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.env.load_state_dict(state["env"])
+        self.player.load_state_dict(state["player"])
+        self.env.theta = state["theta"].to(self.env.device)
+        self.updater.load_state_dict(state["updater"])
+        self._memory = state["memory"]
+        self._rng.set_state(state["rng"])
+
+
+def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demonstrations:
+    """What a policy does that always takes action 0 of a discrete task, zeros of a box.
+
+    The control of a loop that claims to imitate: who learns the task from this learnt it from
+    something else.
+
+    Args:
+        env: whose task.
+        trajectories: how many.
+        seed: of the starts.
+    """
+    action = torch.zeros(env.single_action_space.shape or ())
+    if env.code.choices:
+        action = action.long()
+    seen: list[Tensor] = []
+
+    def act(raw: Tensor) -> Tensor:
+        seen.append(raw)
+        return action.expand(trajectories, *action.shape)
+
+    played = play(env.env_id, act, trajectories, stream(seed, "dummy"))
+    lengths, returns = played["lengths"].long(), played["returns"].double()
+    rows = [raw[row : row + 1] for row, n in enumerate(lengths.tolist()) for raw in seen[:n]]
+    observations = torch.cat(rows)
+    actions = action.expand(len(observations), *action.shape).clone()
+    ended = lengths < env.task.horizon
+    return Demonstrations(observations, actions, lengths, returns, ended, env.env_id)
+
+
+def judge_returns(
+    env: ImitationVectorEnv, player: PolicyLearner, episodes: int, seed: int
+) -> Callable[[nn.Module], dict[str, float]]:
+    """The evaluation of every run: fresh episodes of the task, deterministic policy, true return.
+
+    The starts are the same at every evaluation and for every run of a seed, so that two
+    evaluations differ by their policies alone.
+
+    Args:
+        env: whose task and encoding.
+        player: whose policy.
+        episodes: how many, side by side.
+        seed: of the starts.
+
+    Returns:
+        a function for `advgame.training.Trainer`: mean true return, its standard error over
+        episodes, and the worst episode.
+    """
+
+    def act(raw: Tensor) -> Tensor:
+        return player.act(env.code.observe(raw), deterministic=True)
+
+    def validate(_: nn.Module) -> dict[str, float]:
+        returns = play(env.env_id, act, episodes, stream(seed, "evaluation"))["returns"]
+        return {
+            "eval/return": float(returns.mean()),
+            "eval/standard_error": float(returns.std() / episodes**0.5),
+            "eval/worst_episode": float(returns.min()),
+        }
+
+    return validate

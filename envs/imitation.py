@@ -1,0 +1,292 @@
+"""GAIL ids `advgame/GAILCartPole-v0` and `GAILMountainCar-v0`: paid by a discriminator."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from advgame.errors import InputError
+from advgame.imitation.demonstrations import Demonstrations, shipped
+from advgame.imitation.discriminator import REWARDS, Discriminator
+from advgame.imitation.pairs import PairCode
+from advgame.seeding import stream
+from envs.tasks import make_task
+
+Horizon = Literal["task", "fixed"]
+_PLACE = ("over", "clock", "return", "length")
+
+
+class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
+    """B episodes of a task, paid by a discriminator instead of by the task.
+
+    Description:
+        Generative adversarial imitation (Ho & Ermon 2016): a discriminator tells the agent's
+        state-action pairs from an expert's, the agent is paid for passing as the expert. The
+        environment pays by the discriminator's parameters ``theta``, which whoever trains the
+        discriminator sets between steps.
+
+    Action space:
+        The task's: Discrete or a flat Box; tensors or arrays (B,) or (B, k).
+
+    Observation space:
+        The task's, brought to about [−1, 1] by constants, float32; with ``horizon="fixed"`` one
+        more entry says that the episode is over (absorbing state), the others are 0 there.
+
+    Reward:
+        By name, of the expert-is-high logit of the pair (observation acted on, action):
+        ``survival`` −log(1 − D), ``cost`` log D, ``neutral`` the logit. The true reward is never
+        in it; it stands in ``info["true_reward"]``, the logit in ``info["logit"]``.
+
+    Start:
+        The task's own. ``reset(seed=s)`` makes what follows repeatable.
+
+    End:
+        ``horizon="task"``: as the task's, terminated by the task or truncated at its time limit.
+        How long an episode lasts then tells the reward's sign: with an always positive reward
+        surviving pays whatever the discriminator says. ``horizon="fixed"``: never terminated,
+        always truncated at the time limit; after its end the task is in an absorbing state, paid
+        by the discriminator too, so that every episode is as long (Kostrikov et al. 2019).
+        Autoreset is SAME_STEP; ``info["final_obs"]`` and ``info["final_info"]`` (``true_return``,
+        ``length``: steps until the task's end) hold what ended.
+
+    Args:
+        num_envs: B.
+        env_id: the task, a Gymnasium id; CartPole-v1 and MountainCar-v0 run in tensors.
+        reward: survival, cost or neutral.
+        horizon: task or fixed.
+        discriminator: fresh (64, 32) tanh when None.
+        theta: its parameters (m,); drawn with seed 0 when None. Zeros pay the same for all.
+        scale: (shift, scale) of observations, each (d,); the task's constants when None.
+        device: of states, observations and rewards.
+
+    Raises:
+        InputError: unknown names, a task that cannot be imitated, or parameters of another size.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 16,
+        *,
+        env_id: str = "CartPole-v1",
+        reward: str = "neutral",
+        horizon: Horizon = "fixed",
+        discriminator: Discriminator | None = None,
+        theta: Tensor | None = None,
+        scale: tuple[Tensor, Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_envs < 1:
+            raise InputError("num_envs must be 1 or above")
+        if reward not in REWARDS or horizon not in ("task", "fixed"):
+            raise InputError(
+                f"reward must be {', '.join(REWARDS)} and horizon task or fixed, "
+                f"not {reward!r} and {horizon!r}"
+            )
+        self.task = make_task(env_id, num_envs, device)
+        self.num_envs, self.env_id, self.reward, self.horizon = num_envs, env_id, reward, horizon
+        self.device = torch.device(device)
+        self.code = _pair_code(self.task.action_space, scale or self.task.scale, horizon)
+        self.discriminator = discriminator or Discriminator(self.code.pair_size)
+        if self.discriminator.inputs != self.code.pair_size:
+            raise InputError(
+                f"the pairs of this environment have {self.code.pair_size} entries, "
+                f"the discriminator takes {self.discriminator.inputs}"
+            )
+        if theta is None:
+            theta = self.discriminator.init(stream(0, "discriminator"))
+        self.theta = theta.to(self.device)
+        if self.theta.shape != (self.discriminator.size,):
+            raise InputError(f"theta must have shape ({self.discriminator.size},)")
+        self.single_action_space = self.task.action_space
+        self.single_observation_space = _observed(self.task.observation_space, self.code)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rng: torch.Generator | None = None
+
+    @property
+    def demonstrations(self) -> Demonstrations:
+        """The expert trajectories that ship with the package for this task."""
+        return shipped(self.env_id)
+
+    def expert_pairs(
+        self, demonstrations: Demonstrations, rng: torch.Generator, every: int = 1
+    ) -> Tensor:
+        """Demonstrations as this environment's discriminator sees them, (E, pair size)."""
+        if demonstrations.env_id != self.env_id:
+            raise InputError(f"the demonstrations are of {demonstrations.env_id}")
+        pairs = self.code.expert_pairs(demonstrations, self.task.horizon, every, rng)
+        return pairs.to(self.device)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """All episodes from their beginning."""
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise InputError(
+                "the episodes share one stream of chance: reset takes one integer seed"
+            )
+        super().reset(seed=None if seed is None else int(seed), options=options)
+        if seed is not None or self._rng is None:
+            seed = int(seed) if seed is not None else int(self.np_random.integers(2**31))
+            self._rng = stream(seed, "episodes", self.device)
+        self._all = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._over = ~self._all
+        self._clock = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self._return = torch.zeros(self.num_envs, device=self.device)
+        self._length = torch.zeros(self.num_envs, device=self.device)
+        self.task.reset(self._all, self._rng)
+        self.observations = self.code.observe(self.task.observe(), self._over)
+        return self.observations, {}
+
+    def step(
+        self, actions: Tensor | np.ndarray[Any, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """One step of every episode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset.
+            InputError: actions of the wrong shape or outside the space.
+        """
+        if self._rng is None:
+            raise gym.error.ResetNeeded("call reset() before step()")
+        acted = torch.as_tensor(actions, device=self.device)
+        self._check(acted)
+        with torch.no_grad():
+            logit = self.discriminator.logits(self.theta, self.code.pairs(self.observations, acted))
+        live = ~self._over
+        true_reward, terminated = self.task.step(acted, live)
+        self._clock = self._clock + 1
+        self._return = self._return + true_reward
+        self._length = self._length + live
+        truncated = self._clock >= self.task.horizon
+        if self.horizon == "fixed":
+            self._over = self._over | terminated
+            terminated = torch.zeros_like(terminated)
+        truncated = truncated & ~terminated
+        ended = terminated | truncated
+        info: dict[str, Any] = {"true_reward": true_reward, "logit": logit, "over": self._over}
+        info |= {f"_{name}": self._all for name in list(info)}
+        self.observations = self.code.observe(self.task.observe(), self._over)
+        if ended.any():
+            info |= self._begin_again(ended)
+        return self.observations, REWARDS[self.reward](logit), terminated, truncated, info
+
+    def _begin_again(self, ended: Tensor) -> dict[str, Any]:
+        assert self._rng is not None
+        last = {
+            "final_obs": self.observations,
+            "_final_obs": ended,
+            "final_info": {
+                "true_return": self._return,
+                "length": self._length,
+                "_true_return": ended,
+                "_length": ended,
+            },
+            "_final_info": ended,
+        }
+        self._over = self._over & ~ended
+        self._clock = torch.where(ended, 0, self._clock)
+        self._return = torch.where(ended, 0.0, self._return)
+        self._length = torch.where(ended, 0.0, self._length)
+        self.task.reset(ended, self._rng)
+        self.observations = self.code.observe(self.task.observe(), self._over)
+        return last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the episodes are, and the stream; not ``theta``, which is its trainer's."""
+        assert self._rng is not None, "call reset() first"
+        return {
+            "task": self.task.state_dict(),
+            "rng": self._rng.get_state(),
+            **{name: getattr(self, f"_{name}").cpu() for name in _PLACE},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place; call ``reset()`` first."""
+        assert self._rng is not None, "call reset() first"
+        self.task.load_state_dict(state["task"])
+        self._rng.set_state(state["rng"])
+        for name in _PLACE:
+            setattr(self, f"_{name}", state[name].to(self.device))
+        self.observations = self.code.observe(self.task.observe(), self._over)
+
+    def _check(self, acted: Tensor) -> None:
+        space = self.single_action_space
+        shape = (self.num_envs, *_shape(space))
+        if tuple(acted.shape) != shape:
+            raise InputError(f"actions must have shape {shape}, not {tuple(acted.shape)}")
+        if isinstance(space, spaces.Discrete):
+            low, high = torch.aminmax(acted)
+            if acted.is_floating_point() or low < 0 or high >= space.n:
+                raise InputError(f"actions must be integers from 0 to {space.n - 1}")
+        elif not bool(torch.isfinite(acted).all()):
+            raise InputError("actions contain NaN or infinity")
+
+
+class ImitationEnv(gym.Env[np.ndarray[Any, Any], Any]):
+    """One episode at a time, in NumPy: `ImitationVectorEnv` with B = 1. Arguments as there."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, **settings: Any) -> None:
+        self.core = ImitationVectorEnv(1, **settings)
+        self.observation_space = self.core.single_observation_space
+        self.action_space = self.core.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+        """The task's beginning."""
+        super().reset(seed=seed)
+        if seed is None and self.core._rng is None:
+            seed = int(self.np_random.integers(2**31))
+        observation, _ = self.core.reset(seed=seed, options=options)
+        return observation[0].cpu().numpy().copy(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
+        """One step; ``info`` holds true_reward, logit and, at the end, true_return and length."""
+        seen, reward, terminated, truncated, info = self.core.step(np.asarray(action)[None])
+        ended = bool(terminated[0] | truncated[0])
+        terms = {name: info[name][0].item() for name in ("true_reward", "logit", "over")}
+        if ended:
+            seen = info["final_obs"]
+            last = info["final_info"]
+            terms |= {name: last[name][0].item() for name in ("true_return", "length")}
+        return (
+            seen[0].cpu().numpy().copy(),
+            float(reward[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            terms,
+        )
+
+
+def _pair_code(
+    actions: spaces.Discrete | spaces.Box, scale: tuple[Tensor, Tensor], horizon: Horizon
+) -> PairCode:
+    choices = int(actions.n) if isinstance(actions, spaces.Discrete) else 0
+    size = choices or _shape(actions)[0]
+    return PairCode(*scale, choices, size, absorbing=horizon == "fixed")
+
+
+def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
+    assert space.shape is not None
+    return space.shape
+
+
+def _observed(raw: spaces.Box, code: PairCode) -> spaces.Box:
+    """The space of encoded observations; 0, the absorbing state, is inside."""
+    shift, scale = code.shift.cpu().numpy(), code.scale.cpu().numpy()
+    low, high = (raw.low - shift) / scale, (raw.high - shift) / scale
+    if code.absorbing:
+        low, high = np.append(np.minimum(low, 0), 0), np.append(np.maximum(high, 0), 1)
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)

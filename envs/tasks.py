@@ -1,0 +1,280 @@
+"""The tasks under imitation: batches of episodes of a base environment, without its time limit.
+
+CartPole and MountainCar are written in tensors, with Gymnasium's dynamics; any other Gymnasium
+environment is stepped one by one behind the same face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from advgame.errors import InputError
+
+
+class Task(Protocol):
+    """B episodes that run side by side and begin anew row by row."""
+
+    observation_space: spaces.Box
+    """of one row, raw; (d,)"""
+    action_space: spaces.Discrete | spaces.Box
+    """of one row"""
+    horizon: int
+    """steps after which an episode is cut off; whoever steps the task counts them"""
+    scale: tuple[Tensor, Tensor]
+    """(shift, scale), each (d,): brings observations to about [-1, 1]"""
+
+    def reset(self, rows: Tensor, rng: torch.Generator) -> None:
+        """Begin new episodes in ``rows``, bool (B,)."""
+
+    def observe(self) -> Tensor:
+        """Raw observations (B, d), float32."""
+
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one step where ``live``, bool (B,).
+
+        Args:
+            actions: (B,) integers or (B, k).
+            live: rows whose episode goes on; the others stay as they are.
+
+        Returns:
+            true rewards (B,), 0 where not live; terminated, bool (B,).
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the episodes are."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved place.
+
+        Raises:
+            InputError: the task's episodes cannot be restored.
+        """
+
+
+class _Native:
+    """What the tasks in tensors share: all there is of an episode is its state."""
+
+    state: Tensor
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The states."""
+        return {"state": self.state.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from saved states."""
+        self.state = state["state"].to(self.state.device)
+
+
+class CartPole(_Native):
+    """Gymnasium's CartPole-v1 in tensors: +1 per step, over at 12 degrees or 2.4 units.
+
+    Args:
+        rows: B.
+        device: where the states live, in float64 as Gymnasium's.
+
+    Source: Barto, Sutton and Anderson 1983, as gymnasium.envs.classic_control.cartpole.
+    """
+
+    horizon = 500
+    _gravity, _pole, _length, _force, _tau = 9.8, 0.1, 0.5, 10.0, 0.02
+    _total = 1.0 + _pole
+    _reach, _angle = 2.4, 12 * 2 * np.pi / 360
+
+    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
+        high = np.array([4.8, np.inf, 24 * 2 * np.pi / 360, np.inf], np.float32)
+        self.observation_space: spaces.Box = spaces.Box(-high, high, dtype=np.float32)
+        self.action_space: spaces.Discrete | spaces.Box = spaces.Discrete(2)
+        self.scale = (torch.zeros(4, device=device), torch.ones(4, device=device))
+        self.state = torch.zeros(rows, 4, dtype=torch.float64, device=device)
+
+    def reset(self, rows: Tensor, rng: torch.Generator) -> None:
+        """Every entry uniform in ±0.05."""
+        drawn = torch.rand(self.state.shape, dtype=torch.float64, device=rng.device, generator=rng)
+        self.state = torch.where(rows[:, None], 0.1 * drawn - 0.05, self.state)
+
+    def observe(self) -> Tensor:
+        """Position, velocity, angle in radians, angular velocity; (B, 4)."""
+        return self.state.float()
+
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Push left (0) or right (1); explicit Euler."""
+        x, v, angle, spin = self.state.unbind(1)
+        force = (2.0 * actions - 1) * self._force
+        cos, sin = angle.cos(), angle.sin()
+        pole = self._pole * self._length
+        push = (force + pole * spin.square() * sin) / self._total
+        spin_up = (self._gravity * sin - cos * push) / (
+            self._length * (4 / 3 - self._pole * cos.square() / self._total)
+        )
+        speed_up = push - pole * spin_up * cos / self._total
+        tau = self._tau
+        moved = torch.stack(
+            [x + tau * v, v + tau * speed_up, angle + tau * spin, spin + tau * spin_up], 1
+        )
+        self.state = torch.where(live[:, None], moved, self.state)
+        out = (self.state[:, 0].abs() > self._reach) | (self.state[:, 2].abs() > self._angle)
+        return live.float(), out & live
+
+
+class MountainCar(_Native):
+    """Gymnasium's MountainCar-v0 in tensors: −1 per step until the car is on the hill.
+
+    Args:
+        rows: B.
+        device: where the states live, in float64 as Gymnasium's.
+
+    Source: Moore 1990, as gymnasium.envs.classic_control.mountain_car.
+    """
+
+    horizon = 200
+    _force, _gravity, _goal, _top_speed = 0.001, 0.0025, 0.5, 0.07
+
+    def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
+        low, high = np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32)
+        self.observation_space: spaces.Box = spaces.Box(low, high, dtype=np.float32)
+        self.action_space: spaces.Discrete | spaces.Box = spaces.Discrete(3)
+        self.scale = (
+            torch.tensor([-0.3, 0.0], device=device),
+            torch.tensor([0.5, 0.03], device=device),
+        )
+        self.state = torch.zeros(rows, 2, dtype=torch.float64, device=device)
+
+    def reset(self, rows: Tensor, rng: torch.Generator) -> None:
+        """Position uniform in [−0.6, −0.4], at rest."""
+        drawn = torch.rand(len(rows), dtype=torch.float64, device=rng.device, generator=rng)
+        start = torch.stack([0.2 * drawn - 0.6, torch.zeros_like(drawn)], 1)
+        self.state = torch.where(rows[:, None], start, self.state)
+
+    def observe(self) -> Tensor:
+        """Position and velocity; (B, 2)."""
+        return self.state.float()
+
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Push left (0), not at all (1) or right (2)."""
+        x, v = self.state.unbind(1)
+        v = v + (actions - 1) * self._force - self._gravity * (3 * x).cos()
+        v = v.clamp(-self._top_speed, self._top_speed)
+        x = (x + v).clamp(-1.2, 0.6)
+        v = torch.where((x <= -1.2) & (v < 0), 0.0, v)
+        self.state = torch.where(live[:, None], torch.stack([x, v], 1), self.state)
+        there = (self.state[:, 0] >= self._goal) & (self.state[:, 1] >= 0)
+        return -live.float(), there & live
+
+
+class GymnasiumTask:
+    """Any Gymnasium environment with a flat box of observations, B copies stepped in turn.
+
+    Args:
+        env_id: registered id.
+        rows: B.
+
+    Raises:
+        InputError: unknown id, spaces of another kind, or no time limit to go by.
+    """
+
+    def __init__(self, env_id: str, rows: int) -> None:
+        try:
+            spec = gym.spec(env_id)
+            # the time limit is the caller's to count
+            self._envs = [gym.make(env_id, max_episode_steps=-1) for _ in range(rows)]
+        except gym.error.Error as error:
+            raise InputError(f"cannot make {env_id!r}: {error}") from error
+        if spec.max_episode_steps is None:
+            raise InputError(f"{env_id} has no time limit: register it with max_episode_steps")
+        seen, acted = self._envs[0].observation_space, self._envs[0].action_space
+        if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
+            raise InputError(f"{env_id} has observations {seen}: flat boxes only")
+        flat_box = isinstance(acted, spaces.Box) and len(acted.shape) == 1
+        if not flat_box and not (isinstance(acted, spaces.Discrete) and acted.start == 0):
+            raise InputError(f"{env_id} has actions {acted}: Discrete from 0 or flat boxes only")
+        self.observation_space: spaces.Box = seen
+        self.action_space: spaces.Discrete | spaces.Box = acted  # type: ignore[assignment]
+        self.horizon = spec.max_episode_steps
+        self.scale = (torch.zeros(seen.shape), torch.ones(seen.shape))
+        self._seen = torch.zeros(rows, *seen.shape)
+
+    def reset(self, rows: Tensor, rng: torch.Generator) -> None:
+        """Each with a seed of its own."""
+        for row in rows.nonzero().flatten().tolist():
+            seed = int(torch.randint(2**31, (), generator=rng))
+            observation, _ = self._envs[row].reset(seed=seed)
+            self._seen[row] = torch.as_tensor(observation)
+
+    def observe(self) -> Tensor:
+        """As the environment's; (B, d)."""
+        return self._seen.clone()
+
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """As the environment's."""
+        rewards, over = torch.zeros(len(live)), torch.zeros(len(live), dtype=torch.bool)
+        for row in live.nonzero().flatten().tolist():
+            action = actions[row].numpy() if actions.dim() > 1 else int(actions[row])
+            observation, reward, terminated, _, _ = self._envs[row].step(action)
+            self._seen[row] = torch.as_tensor(observation)
+            rewards[row], over[row] = float(reward), terminated
+        return rewards, over
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: Gymnasium cannot save the inside of an environment."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Refused, rather than going on from another place than where the run stopped."""
+        raise InputError("an environment that Gymnasium steps cannot be resumed: start a new run")
+
+
+NATIVE: dict[str, Callable[[int, torch.device | str], Task]] = {
+    "CartPole-v1": CartPole,
+    "MountainCar-v0": MountainCar,
+}
+
+
+def make_task(env_id: str, rows: int, device: torch.device | str = "cpu") -> Task:
+    """B rows of a task by its Gymnasium id; in tensors where we have them.
+
+    Raises:
+        InputError: an id that Gymnasium does not know, or spaces that cannot be imitated.
+    """
+    if env_id in NATIVE:
+        return NATIVE[env_id](rows, device)
+    if torch.device(device).type != "cpu":
+        raise InputError(f"{env_id} is stepped by Gymnasium, on the CPU")
+    return GymnasiumTask(env_id, rows)
+
+
+def play(
+    env_id: str,
+    act: Callable[[Tensor], Tensor],
+    episodes: int,
+    rng: torch.Generator,
+) -> dict[str, Any]:
+    """Fresh episodes side by side, each to its end or the time limit.
+
+    Args:
+        env_id: the task.
+        act: raw observations (B, d) to actions.
+        episodes: B.
+        rng: draws the starts.
+
+    Returns:
+        ``returns`` (B,), true and undiscounted; ``lengths`` (B,).
+    """
+    task = make_task(env_id, episodes)
+    live = torch.ones(episodes, dtype=torch.bool)
+    returns, lengths = torch.zeros(episodes), torch.zeros(episodes)
+    task.reset(live, rng)
+    for _ in range(task.horizon):
+        rewards, over = task.step(act(task.observe()), live)
+        returns += rewards
+        lengths += live
+        live = live & ~over
+        if not live.any():
+            break
+    return {"returns": returns, "lengths": lengths}

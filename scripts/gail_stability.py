@@ -1,0 +1,311 @@
+"""How stable is imitation? Updaters of GAIL's discriminator against each other and controls.
+
+    python scripts/gail_stability.py --env CartPole-v1 --setting paper --iterations 3000
+    python scripts/gail_stability.py --env MountainCar-v0 --setting fixed --updaters adam-sn
+
+Each cell is one run of `train_gail.py` (method x seed) in its own process; finished cells are
+kept and interrupted ones resumed, so that the command can be given again, with more methods, too.
+
+Settings: `paper` has the task's own termination and the reward whose sign solves the task
+(survival on CartPole, cost elsewhere); `fixed` has episodes of one length with absorbing states
+and the neutral reward, so that only what the expert did can tell what to do.
+
+Writes `<out>/<task>-<setting>/`: stability.json (every evaluation of every run), stability.md,
+stability.png (the L2L paper's Fig. 6).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from advgame.cells import run_cells, same_flags
+from advgame.checkpoint import write_atomically
+from advgame.cli import run_script
+from advgame.curves import Rows, save_figure, seeds_figure
+from advgame.errors import InputError
+from advgame.imitation.demonstrations import provenance, slug
+from advgame.imitation.stability import pairwise, score, stability, summarise
+from advgame.runs import Metrics, command, commit, versions
+from advgame.seeding import stream
+from envs.tasks import make_task, play
+
+# name -> (what it is, flags of train_gail.py)
+UPDATERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "adam": ("Adam 0.01, Ho & Ermon's", ("--updater", "adam")),
+    "adam-slow": ("Adam 0.001", ("--updater", "adam", "--updater-lr", "1e-3")),
+    "adam-sn": ("Adam 0.01, spectral norm", ("--updater", "adam", "--spectral-norm")),
+    "adam-gp": ("Adam 0.01, gradient penalty 10, norm 1", ("--updater", "adam", "--penalty", "10")),
+    "adam-gp0": (
+        "Adam 0.01, gradient penalty 1, norm 0",
+        ("--updater", "adam", "--penalty", "1", "--penalty-target", "0"),
+    ),
+    "adam-replay": ("Adam 0.01, half of the policy's pairs from before", ("--replay", "0.5")),
+    "adam-gp0-replay": (
+        "Adam 0.01, gradient penalty 0.3, norm 0, and replay",
+        ("--penalty", "0.3", "--penalty-target", "0", "--replay", "0.5"),
+    ),
+    "coordinatewise": ("one small learned network per coordinate", ("--updater", "coordinatewise")),
+    "coordinatewise-gp0": (
+        "the same, gradient penalty 1, norm 0",
+        ("--updater", "coordinatewise", "--penalty", "1", "--penalty-target", "0"),
+    ),
+    "mlp-narrow": ("narrow U (512, 256), stabilised", ("--updater", "mlp-narrow")),
+    "mlp": ("the paper's U, Adam 0.01", ("--updater", "mlp", "--save-every", "30")),
+    "mlp-stable": (
+        "the paper's U, stabilised, Adam 3e-7",
+        ("--updater", "mlp-stable", "--save-every", "30"),
+    ),
+}
+# U in full takes gigabytes: one at a time, and saved seldom
+HEAVY = ("mlp", "mlp-stable")
+CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "true": ("the task's own reward", ("--source", "true")),
+    "constant": ("a constant reward", ("--source", "constant")),
+    "random": ("a random discriminator, never updated", ("--source", "random")),
+    "dummy": ("Adam 0.01, an expert that always takes action 0", ("--expert", "dummy")),
+    "cloning": ("behaviour cloning", ("--source", "cloning")),
+}
+METHODS = UPDATERS | CONTROLS
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare updaters over seeds, beside controls that need no expert."""
+
+    env: str = "CartPole-v1"
+    """task"""
+    setting: Literal["paper", "fixed"] = "paper"
+    """see above"""
+    updaters: tuple[str, ...] = ("adam", "adam-sn", "coordinatewise")
+    """which updaters"""
+    controls: tuple[str, ...] = tuple(CONTROLS)
+    """which controls"""
+    seeds: int = 5
+    """seeds per method"""
+    first_seed: int = 0
+    """the first of them; keep those that you tuned on out"""
+    random_seeds: int = 20
+    """seeds of the random discriminator, where one sign can decide"""
+    iterations: int = 1000
+    """of updaters and of the true reward"""
+    control_iterations: int = 300
+    """of the other controls"""
+    heavy_iterations: int = 100
+    """of U in full"""
+    heavy_seeds: int = 1
+    """seeds of U in full"""
+    trajectories: int = 10
+    """of the expert"""
+    every: int = 1
+    """keep every so many pairs of each"""
+    jobs: int = 2
+    """processes at a time, one thread each; U in full runs alone"""
+    runs_dir: str = "runs/gail"
+    """run folders, one per cell; not committed"""
+    out: str = "results/gail"
+    """where the results go"""
+    extra: str = ""
+    """further flags of train_gail.py for every cell, e.g. --extra="--algorithm ppo" """
+    finished_only: bool = False
+    """train nothing: write the results of the cells that are finished"""
+
+
+def name_of(config: Config) -> str:
+    """Of the comparison: task, setting and what is not the default of the demonstrations."""
+    part = (config.trajectories, config.every)
+    few = "" if part == (10, 1) else "-{}-every-{}".format(*part)
+    return f"{slug(config.env)}-{config.setting}{few}"
+
+
+def cells(config: Config) -> dict[str, list[str]]:
+    """Name of each run -> its flags; the slow ones last."""
+    preset = "paper" if config.setting == "paper" else "default"
+    shared = ["--env", config.env, "--preset", preset]
+    shared += ["--trajectories", str(config.trajectories), "--every", str(config.every)]
+    found = {}
+    methods = [m for m in METHODS if m in (*config.updaters, *config.controls)]
+    for method in sorted(methods, key=lambda m: m in HEAVY):
+        seeds, iterations = config.seeds, config.iterations
+        if method in HEAVY:
+            seeds, iterations = config.heavy_seeds, config.heavy_iterations
+        elif method in CONTROLS and method != "true":
+            iterations = config.control_iterations
+            seeds = config.random_seeds if method == "random" else seeds
+        for seed in range(config.first_seed, config.first_seed + seeds):
+            flags = [*shared, *METHODS[method][1], "--iterations", str(iterations)]
+            flags += ["--seed", str(seed), *shlex.split(config.extra)]
+            found[f"{method}-seed{seed}"] = flags
+    return found
+
+
+def references(env_id: str) -> dict[str, float]:
+    """Mean returns of the random policy, over 1,000 episodes, and of the expert, over 100."""
+    space = make_task(env_id, 1).action_space
+    rng = stream(0, "random policy")
+
+    def act(raw: torch.Tensor) -> torch.Tensor:
+        return torch.randint(int(space.n), (len(raw),), generator=rng)  # type: ignore[union-attr]
+
+    returns = play(env_id, act, 1000, stream(0, "random starts"))["returns"]
+    expert = provenance(env_id)["expert"]["returns"]["mean"]
+    return {"random": float(returns.mean()), "expert": float(expert)}
+
+
+def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dict[str, Any]:
+    """What one finished run says."""
+    report = json.loads((folder / "report.json").read_text())
+    about = json.loads((folder / "config.json").read_text())
+    rows: Rows = []
+    if not (folder / "metrics.csv").exists():  # cloned, or diverged before the first evaluation
+        steps = [report["diverged"]["iteration"] if report["diverged"] else 0]
+        returns, errors = [report["eval/return"]], [report["eval/standard_error"]]
+    else:
+        rows = Metrics.read(folder / "metrics.csv")
+        steps = [int(row["step"]) for row in rows]
+        returns = [row["eval/return"] for row in rows]
+        errors = [row["eval/standard_error"] for row in rows]
+    scores = [score(one, **ends) for one in returns]
+    watched = [row for row in rows if "discriminator/loss" in row]
+    losses = [row["discriminator/loss"] for row in watched]
+    gaps = [r["discriminator/logit_expert"] - r["discriminator/logit_policy"] for r in watched]
+    return {
+        "method": method,
+        "seed": seed,
+        **asdict(stability(steps, scores)),
+        "iterations": steps[-1],
+        "diverged": report["diverged"],
+        "standard_errors": [round(e / (ends["expert"] - ends["random"]), 4) for e in errors],
+        "discriminator_loss": {"median": median(losses), "max": max(losses)} if losses else None,
+        "logit_gap": mean(abs(gap) for gap in gaps) if gaps else None,
+        "discriminator_norm": watched[-1]["discriminator/norm"] if watched else None,
+        "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
+        "commit": about["commit"],
+        "scores": [round(one, 3) for one in scores],
+        "every": steps[0],
+    }
+
+
+def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
+    """The comparison for people."""
+    ends, errors = about["references"], [e for r in about["runs"] for e in r["standard_errors"]]
+    lines = [
+        f"# {config.env}, setting {config.setting}: stability of imitation",
+        "",
+        f"Score 0 is the random policy ({ends['random']:.1f}, 1,000 episodes), 1 the expert "
+        f"({ends['expert']:.1f}, 100 episodes); {config.trajectories} demonstrated trajectories, "
+        f"{'all pairs' if config.every == 1 else f'one pair in {config.every}'} of them. "
+        "An evaluation is 200 fresh episodes of the deterministic policy, every 10 iterations; its "
+        f"standard error is {median(errors):.3f} (median), at most {max(errors):.3f}, and above "
+        f"0.02 in {mean(e > 0.02 for e in errors):.0%} of them. After a run first reaches 0.95: "
+        "share of evaluations below 0.90, falls below 0.70, worst; last: the last 50 iterations. "
+        "A run that never reaches 0.95 counts as below 0.90 throughout.",
+        "",
+        "| method | what it is | iterations | reached 0.95 | first (median) | "
+        "below 0.90, mean (per seed) | falls | worst | last: mean (range) |",
+        "|---" * 9 + "|",
+    ]
+    for method, row in about["summary"].items():
+        first = "–" if row["first"] is None else f"{row['first']:.0f}"
+        worst = "–" if row["worst"] is None else f"{row['worst']:.2f}"
+        few = row["seeds"] <= 5
+        shares = " ".join(f"{one:.2f}" for one in row["dips"])
+        dips = f"{mean(row['dips']):.3f}" + (f" ({shares})" if few else "")
+        falls = " ".join("–" if one is None else str(one) for one in row["drops"]) if few else ""
+        last = f"{mean(row['last']):.2f} ({min(row['last']):.2f} – {max(row['last']):.2f})"
+        ended = f", {row['diverged']} diverged" if row["diverged"] else ""
+        if method == "cloning":
+            first, dips, falls, worst = "–", "–", "–", "–"
+        lines.append(
+            f"| {method} | {METHODS[method][0]} | {row['iterations']} | "
+            f"{row['reached']} of {row['seeds']}{ended} | {first} | {dips} | {falls} | {worst} | "
+            f"{last} |"
+        )
+    if about["tests"]:
+        lines += ["", "Two-sided permutation tests, p for the share below 0.90 / for last:"]
+    lines += [
+        f"- {t['pair'][0]} against {t['pair'][1]}: {t['dips']:.3f} / {t['last']:.3f}"
+        for t in about["tests"]
+    ]
+    lines += ["", f"Hardware: {about['device']}. Command: `{about['command']}`.", ""]
+    return "\n".join(lines)
+
+
+def picture(config: Config, names: Mapping[str, Sequence[str]], path: Path) -> None:
+    """The L2L paper's Fig. 6, and what the discriminator did meanwhile."""
+    root = Path(config.runs_dir) / name_of(config)
+    runs: dict[str, list[Rows]] = {}
+    for method, own in names.items():
+        files = [root / name / "metrics.csv" for name in own]
+        rows = [Metrics.read(file) for file in files if file.exists()]
+        if rows and (method in UPDATERS or method == "true"):
+            runs[method] = [[{"iteration": r["step"], **r} for r in one] for one in rows]
+    tags = {
+        "eval/return": "true return, deterministic policy",
+        "discriminator/loss": "discriminator's loss (chance 1.386)",
+        "discriminator/norm": "‖θ_D‖",
+    }
+    title = f"{config.env}, {config.setting}: mean and 10–90 % band over seeds"
+    save_figure(seeds_figure(runs, tags, title, x="iteration", band=(0.1, 0.9)), path)
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work, before any work."""
+    for name in (*config.updaters, *config.controls):
+        if name not in METHODS:
+            raise InputError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    numbers = (config.seeds, config.jobs, config.iterations, config.control_iterations)
+    if min(*numbers, config.heavy_iterations, config.heavy_seeds, config.random_seeds) < 1:
+        raise InputError("seeds, jobs and iterations must be 1 or above")
+    provenance(config.env)
+
+
+def main(config: Config) -> None:
+    """Train what is missing, then write the results."""
+    check(config)
+    todo, root = cells(config), Path(config.runs_dir) / name_of(config)
+    if not config.finished_only:
+        same_flags(root, config.extra)
+        script = Path(__file__).with_name("train_gail.py")
+        heavy = {name: f for name, f in todo.items() if name.rsplit("-seed", 1)[0] in HEAVY}
+        light = {name: f for name, f in todo.items() if name not in heavy}
+        run_cells(script, root, light, config.jobs)
+        run_cells(script, root, heavy, jobs=1)
+    ends = references(config.env)
+    names: dict[str, list[str]] = {}
+    results = []
+    for name in todo:
+        if (root / name / "report.json").exists():
+            method, seed = name.rsplit("-seed", 1)
+            names.setdefault(method, []).append(name)
+            results.append(read(root / name, method, int(seed), ends))
+    if not results:
+        raise InputError(f"{root} holds no finished run")
+    summary = summarise(results)
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "references": ends,
+        "summary": summary,
+        "tests": pairwise(summary, (*UPDATERS, "true")),
+        "runs": results,
+    }
+    out = Path(config.out) / name_of(config)
+    write_atomically(out / "stability.json", json.dumps(about) + "\n")
+    write_atomically(out / "stability.md", as_markdown(config, about))
+    picture(config, names, out / "stability.png")
+    print(f"{len(results)} of {len(todo)} runs; {out}/stability.md")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))

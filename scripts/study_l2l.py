@@ -1,0 +1,221 @@
+"""The L2L comparison: does a classifier that learns from a learned attacker end more robust?
+
+    python scripts/study_l2l.py --dataset digits --seeds 3
+    python scripts/study_l2l.py --dataset mnist --data-dir DIR --seeds 3 --extra="--train-n 10000"
+
+Each cell is one run of `train_l2l.py` (method x seed) in its own process; finished cells are kept
+and interrupted ones resumed, so that the command can be given again. Methods: the paper's Naive,
+Grad and 2-Step, as published (alternating) and with one forward for both players (shared); the
+controls plain training, FGSM-AT and PGM-AT, on the same batches, schedule and budget of epochs.
+
+Writes `<out>/<dataset>.json`, `.md` and `.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import tyro
+
+from advgame.cells import run_cells, same_flags
+from advgame.cli import run_script
+from advgame.curves import Rows, save_figure, seeds_figure
+from advgame.errors import InputError
+from advgame.runs import Metrics, command, commit, versions
+from advgame.statistics import spread
+
+CONTROL = "pgm"
+# name -> flags of train_l2l.py
+METHODS: dict[str, tuple[str, ...]] = {
+    "plain": ("--attacker", "plain"),
+    "fgsm": ("--attacker", "fgsm"),
+    CONTROL: ("--attacker", "pgm"),
+    "naive": ("--attacker", "naive"),
+    "grad": ("--attacker", "grad"),
+    "two-step": ("--attacker", "two-step"),
+    "grad-shared": ("--attacker", "grad", "--form", "shared"),
+    "two-step-shared": ("--attacker", "two-step", "--form", "shared"),
+}
+# clean and PGM-20 on CIFAR-10, WRN-34-10, ε 0.03 (the paper's table 2)
+PAPER = {
+    "plain": (94.64, 0.15),
+    "fgsm": (85.25, 45.89),
+    CONTROL: (87.30, 47.04),
+    "naive": (94.53, 0.01),
+    "grad": (85.84, 51.17),
+    "two-step": (85.35, 54.32),
+}
+ATTACKS = ("fgsm", "l2l:pgm20", "l2l:pgm100", "cw", "autoattack")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare learned attackers with controls over seeds."""
+
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """data set"""
+    seeds: int = 3
+    """seeds 0, 1, … per method"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    attacks: tuple[str, ...] = ATTACKS
+    """attacks of the reports"""
+    finished_only: bool = False
+    """train nothing: write the results of the cells that are finished"""
+    jobs: int = 2
+    """processes at a time, one thread each"""
+    runs_dir: str = "runs/l2l"
+    """run folders, one per cell; not committed"""
+    out: str = "results/l2l"
+    """where the results go"""
+    extra: str = ""
+    """further flags of train_l2l.py for every cell, e.g. --extra="--epochs 5" """
+    data_dir: str | None = None
+    """data folder (all but digits)"""
+
+
+def cells(config: Config) -> dict[str, list[str]]:
+    """Folder -> flags of every cell."""
+    data = ["--data-dir", config.data_dir] if config.data_dir else []
+    shared = ["--dataset", config.dataset, *data, "--attacks", *config.attacks]
+    return {
+        f"{method}-seed{seed}": [
+            *shared, "--seed", str(seed), *shlex.split(config.extra), *METHODS[method]
+        ]
+        for seed in range(config.seeds)
+        for method in config.methods
+    }  # fmt: skip
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a finished cell found."""
+    report = json.loads((folder / "report.json").read_text())
+    about = json.loads((folder / "config.json").read_text())
+    rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
+    last = rows[-5:]
+    kept = [n for n in rows[-1] if n.startswith(("game/", "attacker/", "cost/", "eval/"))]
+    return {
+        "method": folder.name.rsplit("-seed", 1)[0],
+        "seed": settings["seed"],
+        "n": report["n"],
+        "epochs": settings["epochs"],
+        "eps": report["threat"]["eps"],
+        "train_n": settings["train_n"],
+        "commit": about["commit"],
+        **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
+        "worst_case": report["worst_case"],
+        "last_pgd20": report["last"]["pgd20"],
+        "flags": [flag["name"] for flag in report["flags"]],
+        "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
+        **{name: mean(row[name] for row in last) for name in kept if all(name in r for r in last)},
+    }
+
+
+def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Spread over seeds, and the worst case's paired difference to the control."""
+    summary: dict[str, dict[str, Any]] = {}
+    partner = {r["seed"]: r["worst_case"] for r in results if r["method"] == CONTROL}
+    for method in dict.fromkeys(r["method"] for r in results):
+        mine = [r for r in results if r["method"] == method]
+        numbers = [
+            k for k, v in mine[0].items() if isinstance(v, float) and all(k in r for r in mine)
+        ]
+        summary[method] = {"seeds": len(mine)} | {k: spread([r[k] for r in mine]) for k in numbers}
+        pairs = [r["worst_case"] - partner[r["seed"]] for r in mine if r["seed"] in partner]
+        if pairs and method != CONTROL:
+            summary[method]["worst_minus_control"] = spread(pairs)
+    return summary
+
+
+def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The comparison for people, in the layout of the paper's tables 2, 3 and 8."""
+    columns = {f"accuracy_{name}": name for name in ("clean", *config.attacks)}
+    columns["worst_case"] = "worst case"
+    first = results[0]
+    lines = [
+        f"# L2L on {config.dataset}: learned attackers against controls",
+        "",
+        f"ε = {first['eps']:.3g}, {first['epochs']} epochs, {first['n']} test images, training "
+        f"images: {first['train_n'] or 'all'}; mean ± sd over up to {config.seeds} seeds, in %. "
+        "Weights selected on the validation split. F: forwards of the defender per image and step "
+        "(input-backward 1, backward with weights 2), without the attacker network's passes. "
+        "Paper: CIFAR-10, WRN-34-10, ε 0.03, its own attacks.",
+        "",
+        "| method | seeds | " + " | ".join(columns.values())
+        + f" | worst − {CONTROL}, paired, 95 % | s per epoch | F | paper: clean, PGM-20 |",
+        "|---" * (len(columns) + 6) + "|",
+    ]  # fmt: skip
+    for method, row in about["summary"].items():
+        shown = [
+            f"{100 * row[c]['mean']:.1f} ± {100 * row[c]['sd']:.1f}" if c in row else "–"
+            for c in columns
+        ]
+        pair = row.get("worst_minus_control")
+        shown.append(
+            f"{100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}" if pair else "–"
+        )
+        shown.append(f"{row['seconds_per_epoch']['mean']:.2f}")
+        shown.append(f"{row['attacker/forwards_per_image']['mean']:.0f}")
+        shown.append("{:.2f}, {:.2f}".format(*PAPER[method]) if method in PAPER else "not in it")
+        lines.append(f"| {method} | {row['seeds']} | " + " | ".join(shown) + " |")
+    flags = ", ".join(sorted({f"{r['method']}: {f}" for r in results for f in r["flags"]}))
+    made = ", ".join(sorted({r["commit"][:12] for r in results}))
+    lines += ["", f"Flags raised: {flags or 'none'}.", ""]
+    lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
+    lines += [f"Command: `{about['command']}`.", ""]
+    return "\n".join(lines)
+
+
+def picture(config: Config, results: list[dict[str, Any]], path: Path) -> None:
+    """Perturbations and validation accuracy over time for each method."""
+    tags = {
+        "attacker/size": "mean |δ| / ε",
+        "attacker/variation": "mean |difference of neighbours| / ε",
+        "attacker/on_face": "share of pixels at the face",
+        "game/adversarial_loss": "adversarial loss",
+        "eval/robust": "validation PGD-10 accuracy",
+    }
+    root = Path(config.runs_dir) / config.dataset
+    runs: dict[str, list[Rows]] = {}
+    for one in results:
+        folder = root / f"{one['method']}-seed{one['seed']}"
+        runs.setdefault(one["method"], []).append(Metrics.read(folder / "metrics.csv"))
+    title = f"L2L on {config.dataset}: mean and range over {config.seeds} seeds"
+    save_figure(seeds_figure(runs, tags, title), path)
+
+
+def main(config: Config) -> None:
+    """Train what is missing, then write the results."""
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+    root, todo = Path(config.runs_dir) / config.dataset, cells(config)
+    same_flags(root, config.extra)
+    if config.finished_only:
+        todo = {name: todo[name] for name in todo if (root / name / "report.json").exists()}
+    else:
+        run_cells(Path(__file__).with_name("train_l2l.py"), root, todo, config.jobs)
+    results = [read(root / name) for name in todo]
+    if not results:
+        raise InputError(f"{root} holds no finished cell: leave --finished-only away")
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "summary": summarise(results),
+        "cells": results,
+    }
+    (out / f"{config.dataset}.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / f"{config.dataset}.md").write_text(as_markdown(config, results, about))
+    picture(config, results, out / f"{config.dataset}.png")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))

@@ -1,0 +1,298 @@
+"""L2L: a classifier learns from a network that learns to attack it.
+
+    python scripts/train_l2l.py                                   # digits, Grad, minutes on 2 cores
+    python scripts/train_l2l.py --attacker two-step --form shared
+    python scripts/train_l2l.py --attacker pgm                    # a control: plain, fgsm or pgm
+    python scripts/train_l2l.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
+    python scripts/train_l2l.py --resume runs/NAME                # go on, to the same bits
+    python scripts/evaluate.py runs/A --attackers runs/B          # B's attacker on A's classifier
+
+The game is `advgame.games.l2l`, the attacker `agents.l2l`. A run leaves one folder: settings,
+TensorBoard events, metrics.csv, checkpoints, report.json and report.md (AutoAttack on test images),
+curves.png, examples.png, and attacker.safetensors, the attacker as it was in the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from lightning_fabric import Fabric
+from torch import nn
+
+from advgame.attacks import BatchNormMode, fgsm, pgd
+from advgame.checks import parse_eps
+from advgame.classifiers import Normalise, make_classifier
+from advgame.cli import make_fabric, peek, resume_settings, run_script, typed_options
+from advgame.data import DATASETS, STATISTICS, ImageSet, Splits, load_data
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.evaluation import as_line, validator
+from advgame.evaluation.judge import judge
+from advgame.evaluation.verdicts import score
+from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.l2l import L2L, Form, Modes
+from advgame.games.training import PANELS, DefenderTraining, Rules
+from advgame.losses import check_smoothing
+from advgame.runs import RunFolder, command, commit, device_name
+from advgame.seeding import seeded_init, stream
+from advgame.settings import RunConfig, check_run, training_plan
+from advgame.threat import Linf
+from advgame.training import Trainer
+from agents.attacker_file import NAME
+from agents.attacker_networks import Width
+from agents.l2l import GRADIENTS, L2LAttack, L2LAttacker, L2LNetwork, L2LPlayer, Scaling
+from agents.reinforce import averaging
+
+Preset = Literal["default", "repo"]
+Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgm"]
+CONTROLS = {
+    "plain": None,
+    "fgsm": fgsm,
+    # the paper's 10 steps of 0.007 at ε 0.031, from a random start
+    "pgm": lambda threat: pgd(threat, 10, threat.eps * 7 / 31),
+}
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Train a classifier by L2L and report its robustness.
+
+    The defaults shown are those of the --dataset and --preset on the same command line.
+    """
+
+    weight_decay: float = 2e-4
+    """weight decay of the defender"""
+    preset: Preset = "default"
+    """default: ours; repo: the published code's settings"""
+    attacker: Kind = "grad"
+    """naive, grad, two-step or k-step (of --steps) learn; plain, fgsm and pgm are controls"""
+    steps: int = 3
+    """of k-step: cells of the attacker"""
+    width: Width = "small"
+    """of the attacker: wide, wide-repo, slim, two-block or small"""
+    scaling: Scaling = "image"
+    """the gradient it sees is divided by the largest entry of the image, or of the batch (paper)"""
+    form: Form = "alternating"
+    """alternating, as published, or shared: one forward for both players, half the cost"""
+    attacker_steps: int = 1
+    """of the attacker per step of the defender"""
+    attacker_lr: float = 1e-3
+    """Adam's, constant"""
+    attacker_lr_factor: float = 1.0
+    """on the attacker's learning rate: two time scales (Heusel et al. 2017)"""
+    attacker_weight_decay: float = 2e-4
+    """Adam's"""
+    gradient_mode: Literal["eval", "train", "repo"] = "eval"
+    """batch norm of the classifier in that gradient; repo is train and moves its statistics"""
+    attacker_mode: BatchNormMode = "eval"
+    """batch norm of the attacker in the classifier's step (shared: always train)"""
+    learning_mode: BatchNormMode = "eval"
+    """batch norm of the classifier in the attacker's step (shared: always train)"""
+    eps_ramp: float = 0.0
+    """share of the training over which ε grows from 0"""
+
+
+_COLOUR: dict[str, Any] = {
+    "model": "preact_resnet18",
+    "width": "slim",
+    "eps": "0.031",
+    "epochs": 30,
+    "batch_size": 128,
+    "ema": 0.999,
+    "eval_n": 1000,
+}
+# what a data set changes in Config
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "mnist": {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000},
+    "cifar10": _COLOUR,
+    "cifar100": _COLOUR,
+    "svhn": {**_COLOUR, "lr": 0.05},
+}
+REPO: dict[str, Any] = {"preset": "repo", "scaling": "paper", "gradient_mode": "repo"}
+_REPO_COLOUR: dict[str, Any] = {
+    "model": "wrn-34-10",
+    "width": "wide-repo",
+    "epochs": 100,
+    "schedule": "multistep",
+    "milestones": (0.3, 0.6, 0.9),
+    "ema": None,
+}
+
+
+def defaults(dataset: str = "digits", preset: str = "default") -> Config:
+    """The settings of a data set under a preset."""
+    changes = RECIPES.get(dataset, {})
+    if preset == "repo":
+        changes = changes | REPO | (_REPO_COLOUR if dataset in STATISTICS else {})
+    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
+    return Config(**{"dataset": known, **changes})
+
+
+def check(config: Config) -> Config:
+    """Refuse what cannot work, before any work."""
+    check_run(config)
+    for name in ("attacker_lr", "attacker_lr_factor", "steps", "attacker_steps"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
+    if not 0 <= config.attacker_weight_decay < 1:
+        raise InputError(
+            f"attacker_weight_decay must lie in [0, 1), not {config.attacker_weight_decay}"
+        )
+    if not 0 <= config.eps_ramp < 1:
+        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
+    return config
+
+
+def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:
+    """The game with its attacker, or the control."""
+    threat = Linf(parse_eps(config.eps))
+    if config.attacker in CONTROLS:
+        return AdversarialTraining(threat, CONTROLS[config.attacker])
+    gradients = GRADIENTS.get(config.attacker, config.steps)
+    with seeded_init(config.seed, "attacker"):
+        network = L2LNetwork(shape, gradients, config.width, config.scaling).to(fabric.device)
+    if fabric.device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)
+    player = L2LPlayer(
+        network,
+        lr=config.attacker_lr * config.attacker_lr_factor,
+        weight_decay=config.attacker_weight_decay,
+        synchronise=averaging(fabric),
+    )
+    modes = Modes(
+        gradient="eval" if config.gradient_mode == "eval" else "train",
+        attacker=config.attacker_mode,
+        learning=config.learning_mode,
+        keep_buffers=config.gradient_mode != "repo",
+    )
+    return L2L(threat, player, config.form, config.attacker_steps, modes)
+
+
+def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
+    """Defender and attacker, on their data."""
+    shape, classes = data.train.shape, data.train.classes
+    check_smoothing(config.true_probability, classes)
+    colour = config.dataset in STATISTICS
+    normalise = colour and config.preset != "repo"
+    with seeded_init(config.seed, "defender"):
+        module = make_classifier(
+            config.model,
+            shape,
+            classes,
+            Normalise(*STATISTICS[config.dataset]) if normalise else None,
+        )
+    if fabric.device.type == "cuda":
+        module = module.to(memory_format=torch.channels_last)
+    if config.compile:
+        module.compile()
+    defender = Defender(
+        module,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        true_probability=config.true_probability,
+        grad_clip=config.grad_clip,
+        fabric=fabric,
+    )
+    batch = config.batch_size * fabric.world_size
+    return DefenderTraining(
+        rules(config, shape, fabric),
+        defender,
+        data.train,
+        config.batch_size,
+        config.seed,
+        crop=colour,
+        flip=colour and config.dataset != "svhn",
+        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
+    )
+
+
+def scores(
+    game: DefenderTraining, data: ImageSet, threat: Linf, seed: int
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Clean, PGD-10 and the game's own attacker on the validation split."""
+    usual = validator(data, threat, seed)
+    if not isinstance(game.rules, L2L):
+        return usual
+    assert isinstance(game.rules.attacker, L2LPlayer)
+    attack = L2LAttack(game.rules.attacker.module, threat)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        rng = stream(seed, "validate", data.images.device)
+        return usual(model) | {"eval/own_attacker": score(model, data, attack, rng)[1]}
+
+    return validate
+
+
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
+    """Train and report; returns the run folder.
+
+    Args:
+        config: all settings.
+        typed: those that a resumed run must agree with.
+
+    Raises:
+        InputError: settings or data that cannot work, found before any training.
+    """
+    resume = config.resume is not None
+    if config.resume is not None:
+        run, config = resume_settings(Path(config.resume), config, typed)
+        path = run.path
+    else:
+        path = RunFolder.new_path(Path(config.runs_dir), config.name)
+    check(config)
+    data = load_data(
+        config.dataset, config.data_dir, download=config.download, train_n=config.train_n
+    )
+    fabric = make_fabric(config.accelerator, config.devices, config.precision)
+    data = data.to(fabric.device)
+    game = build(config, data, fabric)
+    if not resume and fabric.global_rank == 0:
+        RunFolder.create(path, asdict(config), device_name(fabric.device))
+    run = RunFolder(Path(fabric.broadcast(str(path))))
+    if (run.path / "report.json").exists():
+        print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
+        return run
+    threat = Linf(parse_eps(config.eps))
+    validate = scores(game, data.validation, threat, config.seed)
+    Trainer(game, run, training_plan(config), validate).fit(resume=resume)
+    if fabric.global_rank == 0:
+        finish(config, run, game, data.test, threat)
+    return run
+
+
+def finish(
+    config: Config, run: RunFolder, game: DefenderTraining, test: ImageSet, threat: Linf
+) -> None:
+    """The attacker as a file, then the classifier's report."""
+    if isinstance(game.rules, L2L):
+        assert isinstance(game.rules.attacker, L2LPlayer)
+        about = {"command": command(), "commit": commit(), "config": asdict(config)}
+        L2LAttacker(game.rules.attacker.module, about).save(run.path / NAME)
+    content = judge(
+        run,
+        game.defender.module,
+        test if config.eval_n is None else test.first(config.eval_n),
+        threat,
+        dataset=config.dataset,
+        attacks=config.attacks,
+        seed=config.seed,
+        title=f"L2L on {config.dataset}, {config.attacker}, seed {config.seed}",
+        panels=PANELS,
+    )
+    print(f"{as_line(content)}; more in {run.path}/report.md")
+
+
+def _from_command_line() -> RunFolder:
+    default = defaults(**peek(dataset="digits", preset="default"))
+    return main(tyro.cli(Config, default=default), typed_options(Config))
+
+
+if __name__ == "__main__":
+    run_script(_from_command_line)

@@ -1,0 +1,197 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import PPO
+
+import envs  # noqa: F401
+from advgame.errors import InputError
+from advgame.imitation.discriminator import REWARDS, Discriminator
+from envs.arrays import NumpyVectorEnv
+from envs.imitation import ImitationEnv, ImitationVectorEnv
+from envs.sb3 import ImitationVecEnv
+
+IDS = ("advgame/GAILCartPole-v0", "advgame/GAILMountainCar-v0")
+LEFT = torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("horizon", ["task", "fixed"])
+def test_gymnasiums_checker_passes(name, horizon):
+    env = gym.make(name, horizon=horizon)
+    check_env(env.unwrapped, skip_render_check=True)
+
+
+@pytest.mark.parametrize("env_id", ["Acrobot-v1", "Pendulum-v1"])
+def test_any_task_passes_the_checker(env_id):
+    check_env(ImitationEnv(env_id=env_id), skip_render_check=True)
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_the_reward_is_the_discriminators_and_nothing_else(reward):
+    env = ImitationVectorEnv(4, reward=reward, horizon="task")
+    seen, _ = env.reset(seed=0)
+    for t in range(30):
+        actions = torch.full((4,), t % 2)
+        logit = env.discriminator.logits(env.theta, env.code.pairs(seen, actions))
+        seen, paid, _, _, info = env.step(actions)
+        assert torch.equal(info["logit"], logit)
+        assert torch.equal(paid, REWARDS[reward](logit))
+        assert info["true_reward"].tolist() == [1] * 4
+
+
+def test_zeros_pay_the_same_for_all():
+    zeros = torch.zeros(Discriminator(7).size)
+    env = ImitationVectorEnv(4, theta=zeros)
+    env.reset(seed=0)
+    for _ in range(40):
+        assert env.step(LEFT)[1].tolist() == [0.0] * 4
+
+
+def test_the_task_ends_its_episodes():
+    env = ImitationVectorEnv(4, horizon="task")
+    env.reset(seed=0)
+    t, terminated = 0, LEFT.bool()
+    while not terminated.any():
+        _, _, terminated, truncated, info = env.step(LEFT)
+        assert not truncated.any()
+        t += 1
+    assert 8 <= t <= 11
+    last, at = info["final_info"], info["_final_obs"]
+    assert torch.equal(at, terminated)
+    assert last["true_return"][at].tolist() == [t] * int(at.sum())
+    # SAME_STEP: the row has begun again, what it saw last stands apart
+    assert (info["final_obs"][at][:, 2].abs() > 0.2).all()
+    assert (env.observations[at].abs() <= 0.05).all()
+
+
+def test_a_time_limit_truncates():
+    env = ImitationVectorEnv(3, env_id="MountainCar-v0", horizon="task")
+    env.reset(seed=0)
+    for t in range(1, 201):
+        _, _, terminated, truncated, info = env.step(torch.ones(3, dtype=torch.int64))
+        assert not terminated.any()
+        assert bool(truncated.all()) == (t == 200)
+    assert info["final_info"]["true_return"].tolist() == [-200.0] * 3
+
+
+def test_fixed_horizon_rests_in_the_absorbing_state():
+    env = ImitationVectorEnv(4, horizon="fixed")
+    env.reset(seed=0)
+    fell = torch.full((4,), 501)
+    for t in range(1, 501):
+        seen, paid, terminated, truncated, info = env.step(LEFT)
+        assert not terminated.any()
+        assert bool(truncated.all()) == (t == 500)
+        fell = torch.minimum(fell, torch.where(info["over"] & (fell == 501), t, fell))
+        if t == 100:
+            assert seen.tolist() == [[0, 0, 0, 0, 1]] * 4
+            assert paid.unique().numel() == 1
+            assert info["true_reward"].tolist() == [0.0] * 4
+    assert 8 <= int(fell.min()) <= int(fell.max()) <= 11
+    assert torch.equal(info["final_info"]["true_return"].long(), fell)
+    assert torch.equal(info["final_info"]["length"].long(), fell)
+    assert info["final_obs"].tolist() == [[0, 0, 0, 0, 1]] * 4
+    assert not env.observations[:, -1].any()
+
+
+def test_an_end_at_the_time_limit_is_an_end():
+    env = ImitationVectorEnv(1, horizon="task")
+    env.reset(seed=0)
+    env.task.state[0] = torch.tensor([0.0, 0.0, 0.2, 3.0])  # falls in the next step
+    env._clock[:] = 499
+    _, _, terminated, truncated, _ = env.step(LEFT[:1])
+    assert (bool(terminated), bool(truncated)) == (True, False)
+
+
+def test_equal_seeds_equal_bits_and_resuming_too():
+    actions = [
+        torch.randint(3, (5,), generator=torch.Generator().manual_seed(t)) for t in range(230)
+    ]
+
+    def played(env, part):
+        return torch.stack(
+            [torch.cat([env.step(one)[0].flatten(), env.step(one)[1]]) for one in part]
+        )
+
+    runs = []
+    for _ in range(2):
+        env = ImitationVectorEnv(5, env_id="MountainCar-v0")
+        env.reset(seed=7)
+        runs.append(played(env, actions[:80]))
+    assert torch.equal(*runs)
+    state = env.state_dict()
+    rest = played(env, actions[80:])
+    other = ImitationVectorEnv(5, env_id="MountainCar-v0")
+    other.reset(seed=1)
+    other.load_state_dict(state)
+    assert torch.equal(played(other, actions[80:]), rest)
+
+
+def test_single_and_numpy_forms_are_the_same_environment():
+    single = gym.make(IDS[0], horizon="task").unwrapped
+    vector = NumpyVectorEnv(gym.make_vec(IDS[0], num_envs=1, horizon="task"))
+    one, _ = single.reset(seed=3)
+    many, _ = vector.reset(seed=3)
+    for step in range(1, 13):
+        assert np.array_equal(one, many[0])
+        one, paid, terminated, _, terms = single.step(0)
+        many, paids, ends, _, info = vector.step(np.array([0]))
+        assert (paid, terminated) == (float(paids[0]), bool(ends[0]))
+        if terminated:
+            assert np.array_equal(one, info["final_obs"][0])
+            assert terms["true_return"] == step
+            break
+    assert terminated
+
+
+def test_observations_are_not_reused_buffers():
+    env = ImitationVectorEnv(4)
+    first, _ = env.reset(seed=0)
+    kept = first.clone()
+    env.step(LEFT)
+    assert torch.equal(first, kept)
+
+
+def test_sb3_learns_through_the_adapter():
+    core = ImitationVectorEnv(4, horizon="task", reward="survival")
+    env = ImitationVecEnv(core)
+    agent = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
+    agent.learn(512)
+    assert agent.ep_info_buffer
+    assert all(8 <= one["r"] <= 500 for one in agent.ep_info_buffer)
+
+
+def test_demonstrations_come_with_the_ids():
+    env = gym.make(IDS[1]).unwrapped.core
+    pairs = env.expert_pairs(env.demonstrations, torch.Generator())
+    assert pairs.shape == (2000, env.code.pair_size)
+    assert 0.4 < float(pairs[:, 2].mean()) < 0.6  # the expert is on the hill half of the time
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"reward": "negative"}, "survival, cost, neutral"),
+        ({"horizon": "long"}, "task or fixed"),
+        ({"num_envs": 0}, "1 or above"),
+        ({"discriminator": Discriminator(3)}, "pairs of this environment have 7"),
+        ({"theta": torch.zeros(3)}, "theta must have shape"),
+    ],
+)
+def test_bad_settings_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        ImitationVectorEnv(**settings)
+
+
+def test_bad_actions_are_refused():
+    env = ImitationVectorEnv(4)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(LEFT)
+    env.reset(seed=0)
+    for bad in (torch.zeros(3).long(), torch.full((4,), 2), torch.zeros(4)):
+        with pytest.raises(InputError, match="actions must"):
+            env.step(bad)
+    with pytest.raises(InputError, match="one integer seed"):
+        env.reset(seed=[1, 2])

@@ -1,0 +1,172 @@
+import copy
+
+import pytest
+import torch
+from sb3_contrib import TRPO
+
+from agents.imitator import Imitator, PolicySettings, SubsampledTRPO
+from envs.imitation import ImitationVectorEnv
+from envs.tasks import play
+
+SHORT = PolicySettings(n_steps=16, value_epochs=1)
+
+
+def made(seed=0, settings=SHORT, **environment):
+    env = ImitationVectorEnv(8, **{"horizon": "task", **environment})
+    env.reset(seed=seed)
+    return env, Imitator(env, seed, settings)
+
+
+def weights(imitator):
+    return torch.cat([one.detach().flatten() for one in imitator.policy.parameters()])
+
+
+@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
+def test_equal_seeds_equal_bits_and_resuming_too(algorithm):
+    settings = PolicySettings(algorithm, n_steps=16, value_epochs=1)
+    ends = []
+    for _ in range(2):
+        env, imitator = made(settings=settings)
+        for _ in range(2):
+            rollout = imitator.collect(env)
+            imitator.learn(rollout, rollout.true_rewards)
+        ends.append(weights(imitator))
+    assert torch.equal(*ends)
+    states = copy.deepcopy((env.state_dict(), imitator.state_dict()))
+    rollout = imitator.collect(env)
+    imitator.learn(rollout, rollout.rewards)
+    other_env, other = made(seed=5, settings=settings)
+    other_env.load_state_dict(states[0])
+    other.load_state_dict(states[1])
+    rollout = other.collect(other_env)
+    other.learn(rollout, rollout.rewards)
+    assert torch.equal(weights(other), weights(imitator))
+
+
+def test_it_learns_cartpole_from_the_true_reward():
+    settings = PolicySettings(n_steps=128, value_epochs=3)
+    env, imitator = made(settings=settings)
+    for _ in range(30):
+        rollout = imitator.collect(env)
+        imitator.learn(rollout, rollout.true_rewards)
+
+    def act(raw):
+        return imitator.act(env.code.observe(raw), deterministic=True)
+
+    returns = play("CartPole-v1", act, 30, torch.Generator().manual_seed(0))["returns"]
+    assert returns.mean() > 300  # a random policy stays 22 steps
+
+
+def test_the_policy_does_not_see_the_scale_of_rewards():
+    ends = []
+    for scale in (1.0, 8.0):
+        # without values to learn: those of the first update are the untrained network's
+        env, imitator = made()
+        torch.nn.init.zeros_(imitator.policy.value_net.weight)
+        rollout = imitator.collect(env)
+        imitator.learn(rollout, scale * rollout.true_rewards)
+        ends.append(imitator.policy.action_net.weight.detach().clone())
+    assert torch.allclose(*ends, atol=1e-5)
+
+
+def test_a_time_limit_is_bootstrapped_and_an_end_is_not():
+    env, imitator = made(env_id="MountainCar-v0")
+    rollout = imitator.collect(env)
+    shape = rollout.rewards.shape
+    seen = rollout.observations[3]
+    rollout.final[3] = seen
+    rollout.truncated[3, 0], rollout.terminated[3, 1] = True, True
+    with torch.no_grad():
+        value = imitator.policy.predict_values(seen)[0, 0]
+        paid = imitator._bootstrapped(rollout, torch.zeros(shape))
+    expected = torch.zeros(shape)
+    expected[3, 0] = imitator.settings.gamma * value
+    assert torch.allclose(paid, expected)
+
+
+def test_with_the_whole_batch_it_is_sb3_contribs_trpo():
+    env, imitator = made(settings=PolicySettings(n_steps=16, fisher_every=1, value_epochs=1))
+    rollout = imitator.collect(env)
+    peer = copy.deepcopy(imitator)
+    peer.algorithm.__class__ = TRPO
+    for one in (imitator, peer):
+        one.learn(rollout, rollout.true_rewards)
+    assert isinstance(imitator.algorithm, SubsampledTRPO)
+    assert torch.equal(weights(imitator), weights(peer))
+
+
+def test_a_part_of_the_batch_gives_nearly_the_same_step():
+    steps = []
+    for every in (1, 4):
+        env, imitator = made(settings=PolicySettings(n_steps=256, fisher_every=every))
+        before = imitator.policy.action_net.weight.detach().clone()
+        rollout = imitator.collect(env)
+        stats = imitator.learn(rollout, rollout.true_rewards)
+        assert 0 < stats["policy/kl"] < 0.01  # inside the trust region of the whole batch
+        steps.append((imitator.policy.action_net.weight.detach() - before).flatten())
+    assert torch.cosine_similarity(*steps, dim=0) > 0.8
+    assert not torch.equal(*steps)
+
+
+def test_actions_of_a_box_stay_inside():
+    env = ImitationVectorEnv(2, env_id="Pendulum-v1")
+    env.reset(seed=0)
+    imitator = Imitator(env, 0, PolicySettings(n_steps=16, value_epochs=1))
+    with torch.no_grad():
+        imitator.policy.log_std.fill_(3.0)
+    actions = imitator.act(env.observations, deterministic=False)
+    assert actions.abs().max() <= 2
+    rollout = imitator.collect(env)
+    assert rollout.actions.abs().max() > 2  # the policy's own draw is what it learns from
+    imitator.learn(rollout, rollout.rewards)
+
+
+def test_the_global_streams_are_left_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    env, imitator = made()
+    rollout = imitator.collect(env)
+    imitator.learn(rollout, rollout.rewards)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_short_way_to_the_most_likely_action_is_sb3s():
+    env, imitator = made()
+    short = imitator.act(env.observations, deterministic=True)
+    long = imitator.policy.get_distribution(env.observations).get_actions(deterministic=True)
+    assert torch.equal(short, long)
+
+
+def test_advantages_by_the_definition():
+    """Generalised advantage estimation, written out: it stops at ends and at time limits."""
+    env, imitator = made()
+    rollout = imitator.collect(env)
+    steps, rows = rollout.rewards.shape
+    rollout.terminated[4, 0], rollout.truncated[9, 1] = True, True
+    rollout.final[9] = rollout.observations[0]
+    gamma, lam = imitator.settings.gamma, imitator.settings.gae_lambda
+    with torch.no_grad():
+        value = imitator.policy.predict_values(rollout.observations.flatten(0, 1))
+        value = value.view(steps, rows)
+        after = torch.cat([value[1:], imitator.policy.predict_values(rollout.last).T])
+        after[9, 1] = imitator.policy.predict_values(rollout.final[9])[1, 0]
+    imitator.learn(rollout, rollout.rewards)
+    expected, running = torch.zeros(steps, rows), torch.zeros(rows)
+    for t in reversed(range(steps)):
+        error = (1 - gamma) * rollout.rewards[t] - value[t]
+        error = error + gamma * torch.where(rollout.terminated[t], 0.0, after[t])
+        goes_on = ~(rollout.terminated[t] | rollout.truncated[t])
+        running = error + gamma * lam * torch.where(goes_on, running, 0.0)
+        expected[t] = running
+    found = torch.as_tensor(imitator.algorithm.rollout_buffer.advantages)
+    # the buffer is flattened row by row while the policy learns
+    assert torch.allclose(found.view(rows, steps).T, expected, atol=1e-5)
+
+
+def test_equal_returns_have_no_variance_to_explain():
+    env, imitator = made(horizon="fixed")
+    torch.nn.init.zeros_(imitator.policy.value_net.weight)
+    rollout = imitator.collect(env)
+    stats = imitator.learn(rollout, torch.zeros_like(rollout.rewards))
+    assert "policy/explained_variance" not in stats
+    assert "policy/kl" in stats

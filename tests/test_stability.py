@@ -1,0 +1,69 @@
+import pytest
+from scipy import stats
+
+from advgame.errors import InputError
+from advgame.imitation.stability import score, stability
+from advgame.statistics import permutation_test
+
+
+def test_scores_run_from_chance_to_the_expert():
+    assert score(-200, random=-200, expert=-100) == 0
+    assert score(-105, random=-200, expert=-100) == pytest.approx(0.95)
+    with pytest.raises(InputError, match="not above"):
+        score(1, random=2, expert=2)
+
+
+def test_a_run_by_hand():
+    iterations = [10, 20, 30, 40, 50, 60, 70, 80]
+    scores = [0.2, 0.5, 0.96, 0.6, 0.65, 0.92, 0.69, 1.0]
+    found = stability(iterations, scores)
+    assert found.first == 30
+    assert found.after == 5
+    assert found.dips == pytest.approx(3 / 5)  # 0.6, 0.65, 0.69; the evaluation at 30 is not after
+    assert found.drops == 2  # 0.96 -> 0.6 and 0.92 -> 0.69; 0.65 was below already
+    assert found.worst == 0.6
+    assert found.best == 1.0
+    assert found.last == pytest.approx((0.6 + 0.65 + 0.92 + 0.69 + 1.0) / 5)  # 40 .. 80
+
+
+def test_a_run_that_never_arrives():
+    found = stability([10, 20], [0.1, 0.94])
+    assert (found.first, found.dips, found.drops, found.worst) == (None, None, None, None)
+    assert found.best == 0.94
+
+
+def test_a_run_that_arrives_at_its_last_evaluation():
+    found = stability([10, 20], [0.1, 0.97])
+    assert (found.first, found.after, found.dips, found.drops) == (20, 0, None, 0)
+
+
+def test_nothing_to_judge():
+    with pytest.raises(InputError, match="at least one"):
+        stability([], [])
+    with pytest.raises(InputError, match="one score per evaluation"):
+        stability([10], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ([1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]),
+        ([0.1, 0.2, 0.4], [0.15, 0.3, 0.05, 0.6]),
+        ([0.0, 0.0, 1.0], [0.0, 0.0, 0.0]),
+    ],
+)
+def test_permutation_test_is_scipys(first, second):
+    def gap(a, b):
+        return abs(sum(a) / len(a) - sum(b) / len(b))
+
+    peer = stats.permutation_test(
+        (first, second), gap, alternative="greater", n_resamples=10**6, vectorized=False
+    )
+    assert permutation_test(first, second) == pytest.approx(peer.pvalue)
+
+
+def test_permutation_test_limits():
+    assert permutation_test([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]) == pytest.approx(2 / 252)
+    assert permutation_test([1, 1], [1, 1]) == 1
+    with pytest.raises(InputError, match="two groups"):
+        permutation_test([], [1])

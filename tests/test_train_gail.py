@@ -1,0 +1,234 @@
+"""Imitation as a stranger runs it: small jobs, wrong words, interrupts, controls."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import gail_stability
+import pytest
+import torch
+import train_gail
+from conftest import ROOT
+from equal_runs import assert_equal_metrics, weights
+from test_scripts import run
+
+from advgame.cli import run_script
+from advgame.errors import InputError
+from advgame.runs import Metrics
+from advgame.training import Trainer
+from envs.gail import dummy_expert
+from envs.imitation import ImitationVectorEnv
+
+GAIL = [sys.executable, "scripts/train_gail.py"]
+TINY = {"iterations": 4, "evaluate_every": 2, "episodes": 8, "envs": 4, "n_steps": 16}
+
+
+def config(tmp_path, name="run", **settings):
+    return train_gail.Config(**{**TINY, "runs_dir": str(tmp_path), "name": name, **settings})
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--env", "CartPole-v9"], "cannot make 'CartPole-v9'"),
+        (["--env", "Acrobot-v1"], "no demonstrations of 'Acrobot-v1'"),
+        (["--trajectories", "11"], "11"),
+        (["--trajectories", "0"], "trajectories must be 1"),
+        (["--every", "501"], "cannot be kept"),
+        (["--updater", "rmsprop"], "unknown updater"),
+        (["--updater-lr", "0"], "updater_lr"),
+        (["--iterations", "15"], "multiple of evaluate_every"),
+        (["--episodes", "1"], "standard error"),
+        (["--n-steps", "1", "--envs", "1"], "too few pairs"),
+        (["--demonstrations", "/nowhere.npz"], "/nowhere.npz"),
+        (["--seed", "-1"], "seed"),
+        (["--resume", "/nowhere"], "not a run folder"),
+        (["--name", "a/b"], "plain folder name"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(tmp_path, words, answer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_gail.py", "--runs-dir", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as stopped:
+        run_script(train_gail._from_command_line)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert answer in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"updater": "adam", "replay": 0.5}, {"updater": "coordinatewise"}, {"updater": "mlp-narrow"}],
+)
+def test_interrupted_and_resumed_to_the_same_bits(tmp_path, words):
+    whole = train_gail.main(config(tmp_path, "whole", **words, save_every=1))
+    half = config(tmp_path, "half", **words, save_every=1)
+    part, calls = train_gail.GailTraining.step, []
+
+    def stopped(self):
+        calls.append(0)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return part(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_gail.GailTraining, "step", stopped)
+        with pytest.raises(SystemExit):
+            train_gail.main(half)
+    resumed = train_gail.main(train_gail.Config(resume=str(tmp_path / "half")))
+    assert_equal_metrics(whole.path, resumed.path)
+    one, two = weights(whole.path), weights(resumed.path)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_explains_itself_and_is_not_overwritten(tmp_path):
+    folder = train_gail.main(config(tmp_path)).path
+    report = json.loads((folder / "report.json").read_text())
+    assert report["expert_return"] == 500
+    assert report["pairs"] == 5000
+    assert (folder / "curves.png").stat().st_size > 10_000
+    rows = Metrics.read(folder / "metrics.csv")
+    assert [row["step"] for row in rows] == [2, 4]
+    for tag in (
+        "eval/return",
+        "discriminator/loss",
+        "discriminator/norm",
+        "discriminator/step",
+        "discriminator/accuracy_policy",
+        "discriminator/accuracy_expert",
+        "policy/kl",
+        "policy/entropy",
+    ):
+        assert all(tag in row for row in rows), tag
+    with pytest.raises(InputError, match="never overwritten"):
+        train_gail.main(config(tmp_path))
+
+
+def test_checkpoints_can_be_seldom(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Trainer, "_save", lambda trainer: saved.append(trainer.step))
+    train_gail.main(config(tmp_path, iterations=10, save_every=3))
+    assert saved == [6, 10]
+
+
+def test_controls_pay_what_they_say(tmp_path):
+    found = {}
+    for source in ("constant", "random", "true", "discriminator"):
+        training, _, _ = train_gail.build(config(tmp_path, source=source, horizon="task"))
+        first = training.env.theta.clone()
+        stats = [training.step() for _ in range(2)]
+        found[source] = (first, training.env.theta, stats)
+    assert not found["constant"][0].any()
+    assert torch.equal(*found["constant"][:2])
+    assert found["random"][0].any()
+    assert torch.equal(*found["random"][:2])
+    assert not torch.equal(*found["discriminator"][:2])
+    assert all(float(one["policy/reward"]) == 1 for one in found["true"][2])
+    assert all(float(one["policy/reward"]) == 0 for one in found["constant"][2])
+
+
+def test_u_in_full_is_refused_where_it_does_not_fit(tmp_path, monkeypatch):
+    full = config(tmp_path, updater="mlp", horizon="task")
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.learned_updaters.available_memory", lambda device: 3 * 10**9)
+        with pytest.raises(InputError, match=r"2561 parameters needs 4\.1 GB and 3\.0 GB"):
+            train_gail.main(full)
+    monkeypatch.setattr("agents.learned_updaters.available_disk", lambda path: 10 * 10**9)
+    with pytest.raises(InputError, match=r"3 checkpoints of the updater need 12\.3 GB"):
+        train_gail.main(full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_replay_mixes_earlier_pairs_in(tmp_path):
+    training, _, _ = train_gail.build(config(tmp_path, replay=0.5))
+    first, second = torch.zeros(64, 7), torch.ones(64, 7)
+    assert torch.equal(training._remembered(first), first)
+    assert float(training._remembered(second).mean()) == 0.5
+    # both iterations are remembered alike from now on
+    third = training._remembered(torch.full((64, 7), 2.0))[:, 0]
+    assert int((third == 2).sum()) == 32
+    assert {0.0, 1.0} < set(third.tolist())
+
+
+def test_the_dummy_expert_always_takes_action_0():
+    env = ImitationVectorEnv(1)
+    expert = dummy_expert(env, 3, seed=0)
+    assert not expert.actions.any()
+    assert expert.terminated.all()
+    assert expert.returns.tolist() == expert.lengths.tolist()
+    first, _ = expert.trajectory(1)
+    assert len(first) == int(expert.lengths[1])
+    assert (first[:, 0].diff().abs() < 0.1).all()  # one trajectory, not rows of several
+
+
+def test_cloning_reports_the_same_numbers(tmp_path):
+    folder = train_gail.main(config(tmp_path, source="cloning", trajectories=2)).path
+    report = json.loads((folder / "report.json").read_text())
+    assert report["eval/return"] > 40  # chance is 22; two trajectories do not make an expert
+    assert report["bc/best_iteration"] > 0
+
+
+def test_divergence_is_a_result(tmp_path):
+    words = {"updater": "mlp-narrow", "updater_lr": 1e30, "iterations": 8}
+    folder = train_gail.main(config(tmp_path, **words)).path
+    assert json.loads((folder / "report.json").read_text())["diverged"]["iteration"] < 8
+
+
+def test_any_task_with_its_own_demonstrations(tmp_path):
+    path = tmp_path / "acrobot.npz"
+    env = ImitationVectorEnv(1, env_id="Acrobot-v1", horizon="task")
+    dummy_expert(env, 2, seed=0).save(path)
+    words = {"env": "Acrobot-v1", "demonstrations": str(path), "trajectories": 2}
+    folder = train_gail.main(config(tmp_path, **words, iterations=2)).path
+    assert json.loads((folder / "report.json").read_text())["eval/return"] == -500
+
+
+def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
+    flags = "--episodes 8 --envs 4 --n-steps 16"
+    study = gail_stability.Config(
+        updaters=("adam",),
+        controls=("true", "constant", "random", "cloning"),
+        seeds=2,
+        random_seeds=1,
+        iterations=20,
+        control_iterations=10,
+        runs_dir=str(tmp_path / "runs"),
+        out=str(tmp_path / "out"),
+        extra=flags,
+    )
+    gail_stability.main(study)
+    out = tmp_path / "out" / "cartpole_v1-paper"
+    about = json.loads((out / "stability.json").read_text())
+    assert len(about["runs"]) == 2 + 2 + 2 + 1 + 2
+    assert about["references"]["expert"] == 500
+    assert 20 < about["references"]["random"] < 25
+    assert about["summary"]["random"]["seeds"] == 1
+    assert "| adam |" in (out / "stability.md").read_text()
+    assert (out / "stability.png").stat().st_size > 10_000
+    began = time.monotonic()
+    gail_stability.main(study)
+    assert time.monotonic() - began < 20  # nothing was run again
+    with pytest.raises(InputError, match="another --runs-dir"):
+        gail_stability.main(replace(study, extra="--episodes 9"))
+    with pytest.raises(InputError, match="unknown method"):
+        gail_stability.main(replace(study, updaters=("lion",)))
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_a_resumable_run(tmp_path):
+    words = [*GAIL, "--runs-dir", str(tmp_path), "--iterations", "200", "--evaluate-every", "10"]
+    words += ["--episodes", "20", "--save-every", "1"]
+    whole = run(*words, "--name", "whole")
+    assert whole.returncode == 0
+    process = subprocess.Popen([*words, "--name", "half"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    time.sleep(15)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "half" / "report.json").exists()
+    done = run(*GAIL, "--resume", str(tmp_path / "half"))
+    assert done.returncode == 0, done.stderr
+    assert_equal_metrics(tmp_path / "whole", tmp_path / "half")

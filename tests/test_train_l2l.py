@@ -1,0 +1,211 @@
+"""scripts/train_l2l.py as a stranger runs it: small runs, interrupts, wrong words, its attacker."""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+
+import evaluate
+import pytest
+import study_l2l
+import torch
+import train_l2l
+from equal_runs import SMALL, assert_equal_runs
+from safetensors.torch import load_file
+from train_l2l import Config, defaults, main
+
+from advgame.cli import make_fabric, run_script
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.l2l import Modes
+from advgame.games.training import PANELS, DefenderTraining
+from advgame.runs import Metrics
+from advgame.threat import Linf
+
+
+def small(folder, name, **changes):
+    settings = {**SMALL, "epochs": 2, "runs_dir": str(folder), "name": name, **changes}
+    return replace(Config(), **settings)
+
+
+VARIANTS = {
+    "grad": {"attacker_steps": 2, "eps_ramp": 0.5},
+    "shared": {"attacker": "two-step", "form": "shared", "ema": 0.9, "model": "minimax_cnn"},
+    "repo": {"attacker": "naive", "width": "two-block", "gradient_mode": "repo", "train_n": 100},
+    "pgm": {"attacker": "pgm"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interrupted_and_resumed_is_the_same_to_the_bit(variant, tmp_path):
+    changes = VARIANTS[variant]
+    whole = main(small(tmp_path, "whole", **changes))
+    real, played = DefenderTraining.step, []
+
+    def stopped(self):
+        played.append(0)
+        if len(played) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefenderTraining, "step", stopped)
+        with pytest.raises(SystemExit) as stop:
+            main(small(tmp_path, "cut", **changes))
+    assert stop.value.code == 128 + signal.SIGTERM
+    resumed = main(Config(resume=str(tmp_path / "cut")))
+    assert_equal_runs(whole.path, resumed.path)
+    files = [run.path / "attacker.safetensors" for run in (whole, resumed)]
+    assert [file.exists() for file in files] == [variant != "pgm"] * 2
+    if variant != "pgm":
+        one, two = (load_file(file) for file in files)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of Grad, and one of plain training."""
+    folder = tmp_path_factory.mktemp("l2l") / "digits"
+    main(small(folder, "grad-seed0"))
+    main(small(folder, "plain-seed0", attacker="plain"))
+    return folder
+
+
+def test_a_run_leaves_its_curves(runs):
+    rows = Metrics.read(runs / "grad-seed0" / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for _, columns in PANELS.values():
+        assert set(columns) <= set(rows[-1])
+    assert rows[-1]["attacker/forwards_per_image"] == 4 + 3 + 2
+    assert (runs / "grad-seed0" / "curves.png").stat().st_size > 10_000
+    plain = Metrics.read(runs / "plain-seed0" / "metrics.csv")
+    assert plain[-1]["game/clean_loss"] > 0
+    assert not any(name.startswith("attacker/size") for name in plain[-1])
+
+
+def test_the_clean_loss_of_naive_comes_from_the_end_of_the_epoch(tmp_path):
+    run = main(small(tmp_path, "naive", attacker="naive", epochs=1))
+    row = Metrics.read(run.path / "metrics.csv")[-1]
+    assert row["game/clean_loss"] > 0
+    assert row["cost/forwards"] == 2
+
+
+def test_its_attacker_is_an_attack_on_any_classifier(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    for target in ("grad", "plain"):
+        words = [f"{target}-seed0", "--attackers", "grad-seed0", "--attacks", "fgsm"]
+        words += ["--n", "40", "--name", target]
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        run_script(evaluate._from_command_line)
+        report = json.loads((runs / "runs" / target / "report.json").read_text())
+        assert list(report["accuracy"]) == ["clean", "fgsm", "learned:grad-seed0"]
+        standing = round(40 * report["accuracy"]["clean"])
+        assert report["calls"]["learned:grad-seed0"]["backwards"] == standing
+    settings = json.loads((runs / "runs/plain/evaluation/settings.json").read_text())
+    assert len(settings["networks"]) == 2, "the attacker's weights are part of what was measured"
+
+
+def test_the_repo_preset_and_every_data_set_have_settings_of_their_own(tmp_path):
+    for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
+        for preset in ("default", "repo"):
+            config = train_l2l.check(defaults(name, preset))
+            assert config.dataset == name
+            assert config.weight_decay == 2e-4
+            if name != "digits":
+                with pytest.raises(InputError, match="--data-dir"):
+                    main(replace(config, runs_dir=str(tmp_path)))
+    assert (defaults("cifar10").width, defaults("cifar10").eps) == ("slim", "0.031")
+    repo = defaults("cifar10", "repo")
+    assert (repo.width, repo.scaling, repo.gradient_mode) == ("wide-repo", "paper", "repo")
+    assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
+
+
+def test_the_study_reads_finished_cells(runs, tmp_path):
+    config = study_l2l.Config(
+        seeds=1,
+        methods=("plain", "grad"),
+        attacks=("fgsm",),
+        runs_dir=str(runs.parent),
+        out=str(tmp_path / "results"),
+    )
+    study_l2l.main(config)
+    made = json.loads((tmp_path / "results" / "digits.json").read_text())
+    report = json.loads((runs / "grad-seed0" / "report.json").read_text())
+    assert [cell["method"] for cell in made["cells"]] == ["plain", "grad"]
+    assert made["summary"]["grad"]["accuracy_fgsm"]["mean"] == report["accuracy"]["fgsm"]
+    table = (tmp_path / "results" / "digits.md").read_text()
+    assert f"| {100 * report['worst_case']:.1f} ± nan |" in table
+    assert "85.84, 51.17" in table
+    with pytest.raises(InputError, match="unknown method"):
+        study_l2l.main(replace(config, methods=("strong",)))
+    assert set(study_l2l.PAPER) <= set(study_l2l.METHODS)
+
+
+def test_settings_reach_the_game():
+    fabric = make_fabric("cpu", 1, "32-true")
+    changes = {
+        "attacker": "k-step", "steps": 4, "gradient_mode": "repo", "attacker_mode": "train",
+        "learning_mode": "train", "attacker_lr": 2e-3, "attacker_lr_factor": 3.0,
+        "attacker_weight_decay": 0.25, "scaling": "paper", "attacker_steps": 5,
+    }  # fmt: skip
+    game = train_l2l.rules(replace(Config(), **changes), (1, 8, 8), fabric)
+    assert game.modes == Modes("train", "train", "train", keep_buffers=False)
+    assert (game.attacker.gradients, game.attacker.module.scaling) == (4, "paper")
+    assert game.attacker_steps == 5
+    group = game.attacker.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"]) == (pytest.approx(6e-3), (0.9, 0.999))
+    assert group["weight_decay"] == 0.25
+    pgm = train_l2l.rules(replace(Config(), attacker="pgm"), (1, 8, 8), fabric)
+    attack = pgm.attack(Linf(0.31))
+    assert (attack.steps, attack.step_size) == (10, pytest.approx(0.07))
+
+
+def test_epsilon_grows_from_nothing_to_its_full_size(digits):
+    seen = []
+
+    class Watched(AdversarialTraining):
+        def step(self, defender, x, y, rng, *, scale=1.0):
+            seen.append(scale)
+            return super().step(defender, x, y, rng, scale=scale)
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    game = DefenderTraining(Watched(Linf(0.1)), Defender(model), digits.train, 32, 0, ramp_steps=4)
+    for _ in range(6):
+        game.step()
+    assert seen == [0.25, 0.5, 0.75, 1, 1, 1]
+    with pytest.raises(InputError, match="ramp_steps"):
+        DefenderTraining(Watched(Linf(0.1)), Defender(model), digits.train, 32, 0, ramp_steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--attacker", "strong"], "strong"),
+        (["--width", "huge"], "huge"),
+        (["--eps", "8"], "did you mean 8/255"),
+        (["--attacker-lr", "0"], "attacker_lr must be above 0"),
+        (["--attacker-lr-factor", "-1"], "attacker_lr_factor must be above 0"),
+        (["--attacker-weight-decay", "1"], "attacker_weight_decay"),
+        (["--attacker", "k-step", "--steps", "0"], "steps must be above 0"),
+        (["--attacker-steps", "0"], "attacker_steps must be above 0"),
+        (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
+        (["--eps-ramp", "1"], "eps_ramp"),
+        (["--true-probability", "0"], "probability"),
+        (["--batch-size", "100000"], "batch size"),
+        (["--dataset", "cifar10"], "--data-dir"),
+        (["--attacks", "pgd21"], "unknown attack"),
+        (["--resume", "/nowhere"], "not a run folder"),
+    ],
+)
+def test_wrong_words_get_one_clear_error_before_any_work(
+    words, answer, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train_l2l._from_command_line)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert said.startswith("error: ") == (said.count("\n") == 1), "tyro's own errors are boxes"
+    assert not list(tmp_path.iterdir())
