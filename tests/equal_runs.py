@@ -26,7 +26,12 @@ def assert_equal_metrics(one: Path, two: Path) -> None:
         with (run / "metrics.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         tables.append([{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows])
-    assert tables[0] == tables[1]
+    first, second = tables
+    assert len(first) == len(second)
+    for number, (a, b) in enumerate(zip(first, second, strict=True)):
+        assert a.keys() == b.keys()
+        differing = {name: (a[name], b[name]) for name in a if a[name] != b[name]}
+        assert not differing, f"row {number}: {differing}"
 
 
 def assert_equal_runs(one: Path, two: Path) -> None:

@@ -1,6 +1,7 @@
 """Imitation as a stranger runs it: small jobs, wrong words, interrupts, controls."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -224,8 +225,14 @@ def test_a_kill_leaves_a_resumable_run(tmp_path):
     words += ["--episodes", "20", "--save-every", "1"]
     whole = run(*words, "--name", "whole")
     assert whole.returncode == 0
-    process = subprocess.Popen([*words, "--name", "half"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    time.sleep(15)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as `run`'s: the order of sums depends on it
+    process = subprocess.Popen(
+        [*words, "--name", "half"], cwd=ROOT, env=env, stderr=subprocess.DEVNULL
+    )
+    table = tmp_path / "half" / "metrics.csv"
+    while not table.exists() or len(table.read_text().splitlines()) < 6:
+        assert process.poll() is None
+        time.sleep(0.2)
     process.kill()
     process.wait()
     assert not (tmp_path / "half" / "report.json").exists()
