@@ -150,6 +150,15 @@ class Imitator:
             actions = self.policy.get_distribution(observations).get_actions(deterministic)
         return self._inside(actions)
 
+    def _sample(self, observations: Tensor) -> Tensor:
+        if not self._discrete:
+            sampled: Tensor = self.policy.get_distribution(observations).sample()
+            return sampled
+        # playing spends most of its time here: without SB3's wrapping it is half of it
+        latent = self.policy.mlp_extractor.forward_actor(observations)
+        chances = self.policy.action_net(latent).softmax(1)
+        return torch.multinomial(chances, 1)[:, 0]
+
     def _inside(self, actions: Tensor) -> Tensor:
         if self._discrete:
             return actions
@@ -166,7 +175,7 @@ class Imitator:
         with self._chance, torch.no_grad():
             for t in range(self.settings.n_steps):
                 seen = env.observations
-                actions = self.policy.get_distribution(seen).sample()
+                actions = self._sample(seen)
                 _, reward, terminated, truncated, info = env.step(self._inside(actions))
                 kept.append((seen, actions, reward, info["true_reward"], terminated, truncated))
                 if "final_obs" in info:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gymnasium.utils import seeding
 from torch import nn
 
 from advgame.classifiers import SmallCNN
@@ -20,6 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def _one_thread():
     """Tests share two cores with others; small tensors are fastest on one thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _spaces_draw_the_same(monkeypatch):
+    """An unseeded space draws from the system's entropy: a test would pass or fail by luck."""
+    drawn = seeding.np_random
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: drawn(0 if seed is None else seed))
 
 
 @pytest.fixture
