@@ -5,6 +5,7 @@
 
 Each cell is one run of `train_gail.py` (method x seed) in its own process; finished cells are
 kept and interrupted ones resumed, so that the command can be given again, with more methods, too.
+Runs that the results already hold stay there, also where their folders are gone.
 
 Settings: `paper` has the task's own termination and the reward whose sign solves the task
 (survival on CartPole, cost elsewhere); `fixed` has episodes of one length with absorbing states
@@ -18,8 +19,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import provenance, slug
-from advgame.imitation.stability import pairwise, score, stability, summarise
+from advgame.imitation.stability import judged, pairwise, score, summarise, with_earlier
 from advgame.runs import Metrics, command, commit, versions
 from advgame.seeding import stream
 from envs.tasks import make_task, play
@@ -75,6 +76,7 @@ CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cloning": ("behaviour cloning", ("--source", "cloning")),
 }
 METHODS = UPDATERS | CONTROLS
+WATCHED = ("discriminator/loss", "discriminator/norm")
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
     """What one finished run says."""
     report = json.loads((folder / "report.json").read_text())
     about = json.loads((folder / "config.json").read_text())
-    rows: Rows = []
+    rows: list[dict[str, float]] = []
     if not (folder / "metrics.csv").exists():  # cloned, or diverged before the first evaluation
         steps = [report["diverged"]["iteration"] if report["diverged"] else 0]
         returns, errors = [report["eval/return"]], [report["eval/standard_error"]]
@@ -173,25 +175,22 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
         steps = [int(row["step"]) for row in rows]
         returns = [row["eval/return"] for row in rows]
         errors = [row["eval/standard_error"] for row in rows]
-    scores = [score(one, **ends) for one in returns]
     watched = [row for row in rows if "discriminator/loss" in row]
-    losses = [row["discriminator/loss"] for row in watched]
     gaps = [r["discriminator/logit_expert"] - r["discriminator/logit_policy"] for r in watched]
-    return {
+    curves = {tag: [float(f"{r[tag]:.4g}") for r in watched] for tag in WATCHED}
+    return judged({
         "method": method,
         "seed": seed,
-        **asdict(stability(steps, scores)),
         "iterations": steps[-1],
         "diverged": report["diverged"],
         "standard_errors": [round(e / (ends["expert"] - ends["random"]), 4) for e in errors],
-        "discriminator_loss": {"median": median(losses), "max": max(losses)} if losses else None,
         "logit_gap": mean(abs(gap) for gap in gaps) if gaps else None,
-        "discriminator_norm": watched[-1]["discriminator/norm"] if watched else None,
         "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
         "commit": about["commit"],
-        "scores": [round(one, 3) for one in scores],
         "every": steps[0],
-    }
+        "scores": [round(score(one, **ends), 3) for one in returns],
+        "curves": curves if watched else {},
+    })  # fmt: skip
 
 
 def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
@@ -207,11 +206,12 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
         f"standard error is {median(errors):.3f} (median), at most {max(errors):.3f}, and above "
         f"0.02 in {mean(e > 0.02 for e in errors):.0%} of them. After a run first reaches 0.95: "
         "share of evaluations below 0.90, falls below 0.70, worst; last: the last 50 iterations. "
-        "A run that never reaches 0.95 counts as below 0.90 throughout.",
+        "A run that never reaches 0.95 counts as below 0.90 throughout. Settled: the same share "
+        "after five evaluations of 0.95 or more in a row, and the runs that got there.",
         "",
         "| method | what it is | iterations | reached 0.95 | first (median) | "
-        "below 0.90, mean (per seed) | falls | worst | last: mean (range) |",
-        "|---" * 9 + "|",
+        "below 0.90, mean (per seed) | falls | worst | settled | last: mean (range) |",
+        "|---" * 10 + "|",
     ]
     for method, row in about["summary"].items():
         first = "–" if row["first"] is None else f"{row['first']:.0f}"
@@ -222,12 +222,14 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
         falls = " ".join("–" if one is None else str(one) for one in row["drops"]) if few else ""
         last = f"{mean(row['last']):.2f} ({min(row['last']):.2f} – {max(row['last']):.2f})"
         ended = f", {row['diverged']} diverged" if row["diverged"] else ""
+        calm = [one for one in row["settled_dips"] if one is not None]
+        settled = f"{mean(calm):.3f} in {row['settled']}" if calm else "–"
         if method == "cloning":
             first, dips, falls, worst = "–", "–", "–", "–"
         lines.append(
             f"| {method} | {METHODS[method][0]} | {row['iterations']} | "
             f"{row['reached']} of {row['seeds']}{ended} | {first} | {dips} | {falls} | {worst} | "
-            f"{last} |"
+            f"{settled} | {last} |"
         )
     if about["tests"]:
         lines += ["", "Two-sided permutation tests, p for the share below 0.90 / for last:"]
@@ -239,17 +241,19 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(config: Config, names: Mapping[str, Sequence[str]], path: Path) -> None:
+def picture(config: Config, about: Mapping[str, Any], path: Path) -> None:
     """The L2L paper's Fig. 6, and what the discriminator did meanwhile."""
-    root = Path(config.runs_dir) / name_of(config)
     runs: dict[str, list[Rows]] = {}
-    for method, own in names.items():
-        files = [root / name / "metrics.csv" for name in own]
-        rows = [Metrics.read(file) for file in files if file.exists()]
-        if rows and (method in UPDATERS or method == "true"):
-            runs[method] = [[{"iteration": r["step"], **r} for r in one] for one in rows]
+    for run in about["runs"]:
+        if run["iterations"] and (run["method"] in UPDATERS or run["method"] == "true"):
+            columns = {"score": run["scores"], **run.get("curves", {})}
+            rows = [
+                {"iteration": run["every"] * (k + 1), **{t: c[k] for t, c in columns.items()}}
+                for k in range(len(run["scores"]))
+            ]
+            runs.setdefault(run["method"], []).append(rows)
     tags = {
-        "eval/return": "true return, deterministic policy",
+        "score": "true return (0 random policy, 1 expert), deterministic policy",
         "discriminator/loss": "discriminator's loss (chance 1.386)",
         "discriminator/norm": "‖θ_D‖",
     }
@@ -279,32 +283,32 @@ def main(config: Config) -> None:
         light = {name: f for name, f in todo.items() if name not in heavy}
         run_cells(script, root, light, config.jobs)
         run_cells(script, root, heavy, jobs=1)
-    ends = references(config.env)
-    names: dict[str, list[str]] = {}
-    results = []
+    ends, results = references(config.env), []
     for name in todo:
         if (root / name / "report.json").exists():
             method, seed = name.rsplit("-seed", 1)
-            names.setdefault(method, []).append(name)
             results.append(read(root / name, method, int(seed), ends))
     if not results:
         raise InputError(f"{root} holds no finished run")
-    summary = summarise(results)
+    out = Path(config.out) / name_of(config)
+    runs = with_earlier(results, out / "stability.json", config.extra)
+    runs.sort(key=lambda run: list(METHODS).index(run["method"]))
+    summary = summarise(runs)
     about = {
         "command": command(),
         "commit": commit(),
         "versions": versions(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
+        "extra": config.extra,
         "references": ends,
         "summary": summary,
         "tests": pairwise(summary, (*UPDATERS, "true")),
-        "runs": results,
+        "runs": runs,
     }
-    out = Path(config.out) / name_of(config)
     write_atomically(out / "stability.json", json.dumps(about) + "\n")
     write_atomically(out / "stability.md", as_markdown(config, about))
-    picture(config, names, out / "stability.png")
-    print(f"{len(results)} of {len(todo)} runs; {out}/stability.md")
+    picture(config, about, out / "stability.png")
+    print(f"{len(results)} of {len(todo)} runs, {len(runs)} in all; {out}/stability.md")
 
 
 if __name__ == "__main__":

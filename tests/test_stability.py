@@ -1,8 +1,10 @@
+import json
+
 import pytest
 from scipy import stats
 
 from advgame.errors import InputError
-from advgame.imitation.stability import score, stability
+from advgame.imitation.stability import judged, score, stability, with_earlier
 from advgame.statistics import permutation_test
 
 
@@ -35,6 +37,30 @@ def test_a_run_that_never_arrives():
 def test_a_run_that_arrives_at_its_last_evaluation():
     found = stability([10, 20], [0.1, 0.97])
     assert (found.first, found.after, found.dips, found.drops) == (20, 0, None, 0)
+
+
+def test_a_lucky_evaluation_is_not_settling():
+    scores = [0.96, 0.2, 0.5, *[1.0] * 4, 0.95, 0.94, 0.5, 0.96, 1.0]
+    found = stability([10 * (k + 1) for k in range(len(scores))], scores)
+    assert found.first == 10
+    assert found.dips == pytest.approx(3 / 11)
+    assert found.settled == 80  # the fifth in a row
+    assert found.settled_dips == pytest.approx(1 / 4)
+    assert stability([10, 20, 30, 40], [1.0] * 4).settled is None
+    assert stability([10, 20, 30, 40, 50], [1.0] * 5).settled_dips is None
+
+
+def test_runs_whose_folders_are_gone_stay_in_the_results(tmp_path):
+    path = tmp_path / "stability.json"
+    one = {"method": "adam", "seed": 0, "every": 10, "scores": [0.5, 1.0]}
+    other = {"method": "adam", "seed": 1, "every": 10, "scores": [0.96, 0.97]}
+    assert with_earlier([one], path, "") == [one]
+    path.write_text(json.dumps({"runs": [{**one, "scores": [0.0]}, other]}))
+    assert with_earlier([one], path, "") == [one, judged(other)]
+    assert judged(other)["first"] == 10
+    path.write_text(json.dumps({"runs": [other], "extra": "--entropy 0"}))
+    with pytest.raises(InputError, match="another --out"):
+        with_earlier([one], path, "")
 
 
 def test_nothing_to_judge():

@@ -213,6 +213,15 @@ def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
     began = time.monotonic()
     gail_stability.main(study)
     assert time.monotonic() - began < 20  # nothing was run again
+    elsewhere = replace(
+        study, updaters=(), controls=("constant",), runs_dir=str(tmp_path / "b"), iterations=10
+    )
+    gail_stability.main(elsewhere)  # as in a later session, which has no folder of the first's
+    again = json.loads((out / "stability.json").read_text())
+    assert [(r["method"], r["seed"]) for r in again["runs"]] == [
+        (r["method"], r["seed"]) for r in about["runs"]
+    ]
+    assert again["summary"]["adam"] == about["summary"]["adam"]
     with pytest.raises(InputError, match="another --runs-dir"):
         gail_stability.main(replace(study, extra="--episodes 9"))
     with pytest.raises(InputError, match="unknown method"):

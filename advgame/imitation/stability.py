@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -12,6 +14,7 @@ from advgame.errors import InputError
 from advgame.statistics import permutation_test
 
 REACHED, DIP, DROP = 0.95, 0.90, 0.70
+IN_A_ROW = 5  # evaluations of 0.95 or more, after which a run has settled
 
 
 def score(true_return: float, random: float, expert: float) -> float:
@@ -35,6 +38,9 @@ class Stability:
         dips: share of them below 0.90.
         drops: times that the score fell below 0.70, coming from above.
         worst: lowest score among them.
+        settled: iteration of the fifth evaluation in a row with 0.95 or more. A single one may
+            be luck, early on, and what follows it is learning and no fall.
+        settled_dips: share of the evaluations after that which are below 0.90.
         last: mean score over the evaluations of the last 50 iterations, whether or not the run
             ever reached 0.95.
         best: highest score of the run.
@@ -45,6 +51,8 @@ class Stability:
     dips: float | None
     drops: int | None
     worst: float | None
+    settled: int | None
+    settled_dips: float | None
     last: float
     best: float
 
@@ -65,18 +73,58 @@ def stability(iterations: Sequence[int], scores: Sequence[float]) -> Stability:
     recent = [s for i, s in zip(iterations, scores, strict=True) if i > iterations[-1] - 50]
     last, best = mean(recent), max(scores)
     if start is None:
-        return Stability(None, 0, None, None, None, last, best)
+        return Stability(None, 0, None, None, None, None, None, last, best)
     later = list(scores[start + 1 :])
     before = list(scores[start:-1])
+    windows = range(IN_A_ROW, len(scores) + 1)
+    settled = next((i for i in windows if min(scores[i - IN_A_ROW : i]) >= REACHED), None)
+    rest = [] if settled is None else scores[settled:]
     return Stability(
         first=iterations[start],
         after=len(later),
         dips=mean(one < DIP for one in later) if later else None,
         drops=sum(now < DROP <= was for was, now in zip(before, later, strict=True)),
         worst=min(later) if later else None,
+        settled=None if settled is None else iterations[settled - 1],
+        settled_dips=mean(one < DIP for one in rest) if rest else None,
         last=last,
         best=best,
     )
+
+
+def judged(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with what its scores say.
+
+    Args:
+        run: ``scores``, and ``every``, the iterations from one to the next.
+    """
+    steps = [run["every"] * (k + 1) for k in range(len(run["scores"]))]
+    return {**run, **asdict(stability(steps, run["scores"]))}
+
+
+def with_earlier(
+    runs: Sequence[Mapping[str, Any]], path: Path, extra: str
+) -> list[Mapping[str, Any]]:
+    """These runs, and those that a results file has beside them, whose folders may be gone.
+
+    Args:
+        runs: a ``method`` and ``seed`` each; they replace the file's own of that name.
+        path: of the file, which need not exist.
+        extra: flags that all runs of a file share.
+
+    Raises:
+        InputError: the file's runs had other flags.
+    """
+    if not path.exists():
+        return list(runs)
+    earlier = json.loads(path.read_text())
+    if earlier.get("extra", "") != extra:
+        raise InputError(
+            f"{path} holds runs made with --extra={earlier['extra']!r}: choose another --out"
+        )
+    new = {(run["method"], run["seed"]) for run in runs}
+    kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
+    return sorted([*runs, *map(judged, kept)], key=lambda run: run["seed"])
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -100,6 +148,8 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             "first": median(r["first"] for r in reached) if reached else None,
             "dips": [1.0 if r["dips"] is None else r["dips"] for r in mine],
             "drops": [r["drops"] for r in mine],
+            "settled": sum(r["settled"] is not None for r in mine),
+            "settled_dips": [r["settled_dips"] for r in mine],
             "worst": min((r["worst"] for r in reached if r["worst"] is not None), default=None),
             "last": [r["last"] for r in mine],
             "best": [r["best"] for r in mine],
