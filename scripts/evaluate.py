@@ -125,7 +125,7 @@ def check(config: Config) -> Config:
     if parse_eps(config.eps) >= 1 and config.norm == "Linf":
         raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
     check_attacks(names(config))
-    wants = [name for name in names(config) if name.startswith("transfer")]
+    wants = [name for name in names(config) if "transfer" in name]
     if wants and not config.surrogate:
         raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
     for name in ("n", "batch_size", "devices", "queries"):

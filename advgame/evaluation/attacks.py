@@ -106,7 +106,8 @@ def _part(name: str) -> Callable[[Context], Attack]:
     return lambda c: AutoAttackPart(c.threat, name, "standard", c.seed)
 
 
-_L2L_STEP = 0.003 / 0.031
+L2L_STEP = 0.003 / 0.031
+"""L2L's step size over its ε."""
 _ADT_MIM = _steepest(lambda t: _started(mim(t, 20, t.eps / 4)))
 _ADT_CW = _steepest(lambda t: _margin(t, 30, kappa=50.0))
 
@@ -147,11 +148,18 @@ ATTACKS: dict[str, Entry] = {
     "adt:cw30": Entry("ADT's table: C&W's margin by PGD", _ADT_CW),
     "adt:fea": Entry("ADT's table: FeaAttack, 200 target images", _features(200)),
     "adt:spsa": Entry("ADT: SPSA with 2,048 samples", lambda c: SPSA(c.threat, samples=2048)),
-    "l2l:pgm10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", _pgd(10, _L2L_STEP)),
-    "l2l:pgm20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", _pgd(20, _L2L_STEP)),
-    "l2l:pgm40": Entry("L2L's table: 40 steps of 0.003 at ε 0.031", _pgd(40, _L2L_STEP)),
-    "l2l:pgm100": Entry("L2L's table: 100 steps of 0.003 at ε 0.031", _pgd(100, _L2L_STEP)),
+    "l2l:pgm10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", _pgd(10, L2L_STEP)),
+    "l2l:pgm20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", _pgd(20, L2L_STEP)),
+    "l2l:pgm40": Entry("L2L's table: 40 steps of 0.003 at ε 0.031", _pgd(40, L2L_STEP)),
+    "l2l:pgm100": Entry("L2L's table: 100 steps of 0.003 at ε 0.031", _pgd(100, L2L_STEP)),
     "l2l:cw": Entry("L2L's code: C&W with Adam, clean where it fails", _carlini_wagner),
+    "l2l:transfer-fgsm": Entry(
+        "L2L's black-box tables: FGSM made on the surrogate", _transfer(fgsm)
+    ),
+    "l2l:transfer-pgm10": Entry(
+        "L2L's black-box tables: l2l:pgm10 made on the surrogate",
+        _transfer(lambda t: pgd(t, 10, t.eps * L2L_STEP)),
+    ),
     "las:pgd10": Entry("LAS-AT's table: 10 steps of ε/4", _pgd(10)),
     "las:pgd20": Entry("LAS-AT's table: 20 steps of ε/4", _pgd(20)),
     "las:pgd50": Entry("LAS-AT's table: 50 steps of ε/4", _pgd(50)),

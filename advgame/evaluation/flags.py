@@ -20,7 +20,8 @@ from advgame.threat import Threat
 
 _SLACK = 1e-5  # rounding of x + δ in fp32, with room for AutoAttack's own
 _WHITE = ("pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgm20", "l2l:pgm100")
-_BLACK = ("transfer", "transfer-mim", "spsa", "adt:spsa", "aa:square")
+_TRANSFER = ("transfer", "transfer-mim", "l2l:transfer-fgsm", "l2l:transfer-pgm10")
+_BLACK = (*_TRANSFER, "spsa", "adt:spsa", "aa:square")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _black_box(verdicts: Verdicts) -> dict[str, str]:
     found = {}
     for name in _BLACK:
         if name in verdicts.correct and beats(verdicts.correct[name], best):
-            kind = "transfer" if name.startswith("transfer") else "black_box"
+            kind = "transfer" if name in _TRANSFER else "black_box"
             found[f"{kind}_beats_white_box"] = (
                 f"{name} breaks more images than PGD with the gradients: they are masked"
             )

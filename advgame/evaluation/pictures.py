@@ -1,0 +1,129 @@
+"""Pictures of sweeps, of loss landscapes, and of adversarial examples side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from advgame.threat import Threat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Sweep = Mapping[float, float]
+"""What is varied -> accuracy."""
+
+
+def sweeps_figure(
+    sweeps: Mapping[str, Mapping[str, Sequence[Sweep]]], baseline: str | None, title: str
+) -> Figure:
+    """Accuracy against what is varied, above; the difference to a baseline, below.
+
+    Args:
+        sweeps: name of what is varied -> classifier -> a sweep per seed.
+        baseline: the classifier whose mean is taken off below; None for no second row.
+        title: of the figure.
+
+    Source: L2L, Fig. 4.
+    """
+    rows = 1 if baseline is None else 2
+    figure, axes = plt.subplots(
+        rows, len(sweeps), figsize=(4.6 * len(sweeps), 3.4 * rows), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for column, (varied, classifiers) in enumerate(sweeps.items()):
+        for number, (name, seeds) in enumerate(classifiers.items()):
+            points = list(seeds[0])
+            values = 100 * np.array([[one[p] for p in points] for one in seeds])
+            shifts = [np.zeros(len(points))]
+            if baseline is not None:
+                base = classifiers[baseline]
+                shifts.append(100 * np.mean([[one[p] for p in points] for one in base], 0))
+            for axis, shift in zip(axes[:, column], shifts, strict=True):
+                shown, colour = values - shift, f"C{number}"
+                axis.plot(points, shown.mean(0), "o-", ms=3, lw=1.4, color=colour, label=name)
+                axis.fill_between(points, shown.min(0), shown.max(0), color=colour, alpha=0.12)
+                axis.set(xlabel=varied, xscale="log" if points[-1] > 20 * points[0] else "linear")
+                axis.grid(alpha=0.3)
+        axes[0][column].set(ylabel="accuracy, %", ylim=(0, 102))
+        if baseline is not None:
+            axes[1][column].set(ylabel=f"difference to {baseline}, points")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def landscapes_figure(planes: Mapping[str, Tensor], reach: float, title: str) -> Figure:
+    """Loss on the plane of gradient and random direction, a panel per classifier.
+
+    Args:
+        planes: classifier -> (points, points), see `advgame.evaluation.sweeps.landscape`.
+        reach: of both axes, in units of ε.
+        title: of the figure.
+    """
+    figure, axes = plt.subplots(
+        1, len(planes), figsize=(3.6 * len(planes) + 0.8, 3.6), layout="constrained", squeeze=False
+    )
+    arrays = {name: plane.cpu().numpy() for name, plane in planes.items()}
+    highest = max(float(array.max()) for array in arrays.values())
+    for axis, (name, array) in zip(axes[0], arrays.items(), strict=True):
+        drawn = axis.imshow(
+            array, origin="lower", extent=(-reach, reach, -reach, reach), cmap="magma", vmin=0,
+            vmax=highest,
+        )  # fmt: skip
+        axis.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="white", lw=1, ls="--")
+        axis.set(title=name, xlabel="random direction, ε", ylabel="gradient, ε")
+    figure.colorbar(drawn, ax=axes[0], shrink=0.8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def examples_figure(
+    x: Tensor,
+    made: Mapping[str, Tensor],
+    captions: Mapping[str, Sequence[str]],
+    threat: Threat,
+    title: str,
+) -> Figure:
+    """Adversarial examples of several attacks: a row per attack, two columns per image.
+
+    Args:
+        x: (n, C, H, W) clean images in [0, 1].
+        made: attack -> adversarial examples of the same shape.
+        captions: ``"clean"`` and each attack -> a word per image.
+        threat: perturbations are grey where nothing changed, black and white at ±ε for L∞,
+            at the largest change elsewhere.
+        title: of the figure.
+
+    Source: L2L, Fig. 5.
+    """
+    count, rows = len(x), {"clean": x, **made}
+    figure, axes = plt.subplots(
+        len(rows), 2 * count, figsize=(2.1 * count + 1, 1.25 * len(rows) + 0.6),
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        delta = images - x
+        reach = (
+            float(threat.eps) if threat.norm == "Linf" else float(delta.abs().max().clamp(1e-12))
+        )
+        shades = (delta / (2 * reach) + 0.5).clamp(0, 1)
+        for k in range(count):
+            for axis, image in ((line[2 * k], images[k]), (line[2 * k + 1], shades[k])):
+                array = image.detach().float().cpu().permute(1, 2, 0).numpy()
+                axis.imshow(np.squeeze(array), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+            line[2 * k].set_title(captions[name][k], fontsize=8)
+            if name == "clean":
+                line[2 * k + 1].set_visible(False)
+        line[0].set_ylabel(name.replace(":", ":\n"), fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure

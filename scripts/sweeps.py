@@ -1,0 +1,210 @@
+"""Sweeps and pictures: how a classifier's robustness depends on the attack, and what it looks like.
+
+    python scripts/sweeps.py runs/A                           # one classifier
+    python scripts/sweeps.py runs/pgm runs/grad runs/two      # the first is the baseline
+    python scripts/sweeps.py runs/A --attackers runs/two      # pictures of a learned attacker too
+    python scripts/sweeps.py runs/l2l/digits/{pgm,grad}-seed{0,1,2} --out results/l2l/sweeps
+
+Classifiers whose folders differ in `-seedN` alone are one line with a band. Writes
+`<out>/`: sweeps.png (accuracy against ε and against the number of PGD steps, and the differences
+to the first classifier; L2L's Fig. 4), examples.png (adversarial examples side by side, L2L's
+Fig. 5), landscape.png (loss along the gradient and a random direction), and sweeps.json with the
+numbers, diversity and smoothness of the adversarial examples among them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import evaluate
+import tyro
+from torch import Tensor, nn
+
+from advgame.attacks import Attack, attacked, fgsm, pgd
+from advgame.checkpoint import write_atomically
+from advgame.checks import parse_eps
+from advgame.cli import run_script
+from advgame.curves import save_figure
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.evaluation import check_classifier, predict
+from advgame.evaluation.attacks import L2L_STEP
+from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
+from advgame.evaluation.sweeps import (
+    diversity,
+    landscape,
+    over_radius,
+    over_steps,
+    sweep,
+)
+from advgame.games.passes import perturbation_stats
+from advgame.runs import RunFolder, command, commit, device_name, versions
+from advgame.seeding import stream
+from advgame.settings import Dataset
+from advgame.threat import Linf, Threat
+
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+STEPS = (1, 2, 5, 10, 20, 50, 100)
+REACH, SHOWN, LANDSCAPE_IMAGES, RESTARTS = 2.0, 5, 100, 5
+
+
+@dataclass(frozen=True)
+class Config:
+    """Vary the attack on one or more classifiers and draw what happens."""
+
+    what: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """run folders of classifiers"""
+    attackers: str = ""
+    """learned attackers for examples and smoothness, as evaluate.py takes them"""
+    queries: int = 10
+    """of a learned attacker that was trained for a budget"""
+    dataset: Dataset | None = None
+    """whose test images; the run folder's own when not given"""
+    data_dir: str | None = None
+    """folder with the data set in torchvision's layout"""
+    eps: str = ""
+    """radius of the L∞ ball; the run folder's own when not given"""
+    n: int | None = 200
+    """test images; None takes all"""
+    seed: int = 0
+    """of everything random"""
+    out: str = ""
+    """folder of the results, whose files are replaced; runs/<current time> when empty"""
+
+
+def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[str, Attack]]:
+    """Classifiers by name, images, ball, learned attackers.
+
+    Raises:
+        InputError: no or unequal classifiers, or data that cannot be judged.
+    """
+    if not config.what:
+        raise InputError("name the run folders of the classifiers")
+    models: dict[str, nn.Module] = {}
+    tasks = set()
+    for what in config.what:
+        asked = evaluate.check(
+            evaluate.Config(
+                what=what,
+                attackers=config.attackers,
+                queries=config.queries,
+                dataset=config.dataset,
+                data_dir=config.data_dir,
+                eps=config.eps,
+                n=config.n,
+                seed=config.seed,
+            )
+        )
+        name, data = evaluate.images(asked)
+        tasks.add((name, parse_eps(asked.eps)))
+        if Path(what).name in models:
+            raise InputError(f"two classifiers are called {Path(what).name}: rename a folder")
+        models[Path(what).name] = evaluate.classifier(asked, data, what)
+        check_classifier(models[Path(what).name], data)
+    if len(tasks) > 1:
+        raise InputError("the classifiers are of different data sets or radii: give --eps")
+    return models, data, Linf(parse_eps(asked.eps)), evaluate.learned(asked)
+
+
+def group(name: str) -> str:
+    """A run's name without its seed."""
+    return re.sub(r"-seed\d+$", "", name)
+
+
+def measure(
+    config: Config, model: nn.Module, data: ImageSet, threat: Threat, attacks: dict[str, Attack]
+) -> dict[str, Any]:
+    """The numbers of one classifier."""
+    x, y, device = data.floats(), data.labels, data.images.device
+    found: dict[str, Any] = {
+        "radius": sweep(model, data, over_radius(threat, SHARES), config.seed),
+        "steps": sweep(model, data, over_steps(threat, STEPS), config.seed),
+        "diversity": diversity(
+            model, x, y, attacks["pgm20"], RESTARTS, stream(config.seed, "restarts", device)
+        ),
+    }
+    smooth = {}
+    for name, attack in attacks.items():
+        rng = stream(config.seed, "examples", device)
+        x_adv = attack.run(model, x, y, rng=rng, check=False).x_adv
+        shape = perturbation_stats(x_adv - x, threat)
+        smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
+        with attacked(model):
+            smooth[name]["accuracy"] = float((predict(model, x_adv) == y).float().mean())
+    return found | {"perturbations": smooth}
+
+
+def examples(
+    config: Config, model: nn.Module, data: ImageSet, threat: Threat, attacks: dict[str, Attack]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, list[str]]]:
+    """A few images of different classes under each attack, and what the classifier says."""
+    first = [int((data.labels == k).nonzero()[0]) for k in data.labels.unique()[:SHOWN]]
+    part = data.subset(slice(None))
+    x, y = part.floats()[first], part.labels[first]
+    made = {
+        name: attack.run(
+            model, x, y, rng=stream(config.seed, "examples", x.device), check=False
+        ).x_adv
+        for name, attack in attacks.items()
+    }
+    with attacked(model):
+        said = {name: predict(model, one).tolist() for name, one in {"clean": x, **made}.items()}
+    words = {
+        name: [f"{true}→{answer}" for true, answer in zip(y.tolist(), row, strict=True)]
+        for name, row in said.items()
+    }
+    return x, made, words
+
+
+def main(config: Config) -> None:
+    """Measure, draw, write."""
+    out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
+    models, data, threat, learned = load(config)
+    step = threat.eps * L2L_STEP
+    attacks = {"fgsm": fgsm(threat), "pgm20": pgd(threat, 20, step), **learned}
+    numbers = {name: measure(config, m, data, threat, attacks) for name, m in models.items()}
+    groups = dict.fromkeys(map(group, models))
+    size = f"{threat.norm} ε = {float(threat.eps):.3g}"
+    sweeps = {
+        f"{varied}": {g: [numbers[n][key] for n in models if group(n) == g] for g in groups}
+        for key, varied in (("radius", "ε (10 steps)"), ("steps", f"PGD steps ({size})"))
+    }
+    baseline = next(iter(groups)) if len(groups) > 1 else None
+    title = f"{len(data)} test images; mean and range over seeds"
+    save_figure(sweeps_figure(sweeps, baseline, title), out / "sweeps.png")
+    one_each = {g: next(m for n, m in models.items() if group(n) == g) for g in groups}
+    near = data.subset(slice(LANDSCAPE_IMAGES))
+    planes = {
+        g: landscape(
+            m, near.floats(), near.labels, threat, stream(config.seed, "plane"), reach=REACH
+        )
+        for g, m in one_each.items()
+    }
+    title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
+    save_figure(landscapes_figure(planes, REACH, title), out / "landscape.png")
+    for g, model in one_each.items():
+        x, made, words = examples(config, model, data, threat, attacks)
+        title = f"{g}: true label → prediction; perturbations black to white are -ε to ε, {size}"
+        name = "examples.png" if len(one_each) == 1 else f"examples-{g}.png"
+        save_figure(examples_figure(x, made, words, threat, title), out / name)
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": device_name(data.images.device),
+        "n": len(data),
+        "eps": float(threat.eps),
+        "seed": config.seed,
+        "classifiers": numbers,
+        "landscape": {g: plane.tolist() for g, plane in planes.items()},
+    }
+    write_atomically(out / "sweeps.json", json.dumps(about, indent=1) + "\n")
+    print(f"{len(models)} classifiers; {out}/sweeps.png")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))

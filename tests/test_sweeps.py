@@ -1,0 +1,190 @@
+"""Sweeps, landscapes and diversity: closed forms, equal bits, what they must show, scripts."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import study_black_box
+import sweeps
+import torch
+import train_l2l
+from conftest import BatchNormNet, Linear
+from equal_runs import SMALL
+from torch.nn.functional import cross_entropy
+
+from advgame.attacks import fgsm, pgd
+from advgame.cli import run_script
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
+from advgame.threat import L2, Linf
+
+
+@pytest.fixture
+def line():
+    """Two classes on a line: logits ±4(mean - 0.5) of 4 pixels, images at distances 0.024 to 0.204."""
+    model = Linear(torch.tensor([[-1.0] * 4, [1.0] * 4]), torch.tensor([2.0, -2.0]))
+    distance = torch.linspace(0.024, 0.204, 10)
+    x = (0.5 + distance).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    return model, ImageSet.from_floats(x, torch.ones(10, dtype=torch.int64), 2)
+
+
+def test_accuracy_over_the_radius_is_the_closed_form(line):
+    model, data = line
+    found = sweep(model, data, over_radius(Linf(0.1), [0.5, 1, 1.5]), seed=0)
+    distances = data.floats()[:, 0, 0, 0] - 0.5
+    wanted = {eps: float((distances > eps).float().mean()) for eps in found}
+    assert list(found) == pytest.approx([0.05, 0.1, 0.15])
+    assert found == pytest.approx(wanted)
+    assert len(set(found.values())) == 3
+
+
+def test_steps_are_as_long_as_the_papers(line):
+    model, data = line
+    attacks = over_steps(Linf(0.031), [1, 20])
+    assert [attack.steps for attack in attacks.values()] == [1, 20]
+    assert all(attack.step_size == pytest.approx(0.003) for attack in attacks.values())
+    found = sweep(model, data, attacks, seed=0)
+    assert found[1.0] >= found[20.0] == pytest.approx(0.9)  # the one at 0.024
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3)])
+def test_a_landscape_is_the_loss_on_its_plane(threat, line, rng):
+    model, data = line
+    x, y = data.floats(), data.labels
+    plane = landscape(model, x, y, threat, rng, reach=1.0, points=5)
+    with torch.no_grad():
+        assert plane[2, 2] == cross_entropy(model(x), y)
+        up = torch.full_like(x, -1) if threat.norm == "Linf" else torch.full_like(x, -0.5)
+        for row, offset in enumerate((-1, -0.5, 0, 0.5, 1)):
+            moved = (x + offset * threat.eps * up).clamp(0, 1)
+            torch.testing.assert_close(plane[row, 2], cross_entropy(model(moved), y))
+    assert (plane[:, 2].diff() > 0).all()
+    with pytest.raises(InputError, match="odd"):
+        landscape(model, x, y, threat, rng, points=4)
+
+
+def test_diversity_by_hand(line, rng):
+    model, data = line
+    x, y = data.floats(), data.labels
+    same = diversity(model, x, y, fgsm(Linf(0.1)), 3, rng)
+    assert same == pytest.approx({"cosine": 1, "distance": 0, "wrong_classes": 0.4})
+
+    class Opposite:
+        def __init__(self):
+            self.sign = 1
+
+        def run(self, model, x, y, *, rng=None, check=True):
+            self.sign = -self.sign
+            return type("Made", (), {"x_adv": x + 0.1 * self.sign})
+
+    turned = diversity(model, x, y, Opposite(), 2, rng)
+    assert turned == pytest.approx({"cosine": -1, "distance": 1, "wrong_classes": 0.4})
+    with pytest.raises(InputError, match="2 restarts"):
+        diversity(model, x, y, fgsm(Linf(0.1)), 1, rng)
+
+
+def test_equal_seeds_give_equal_bits_and_models_stay_as_they_were(digits):
+    model = BatchNormNet().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    part, threat = digits.test.subset(slice(20)), Linf(0.1)
+
+    def once():
+        rng = torch.Generator().manual_seed(3)
+        x, y = part.floats(), part.labels
+        return (
+            sweep(model, part, over_steps(threat, [2]), seed=5),
+            landscape(model, x, y, threat, rng, points=3).tolist(),
+            diversity(model, x, y, pgd(threat, 2), 2, rng),
+        )
+
+    assert once() == once()
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_all_points_of_a_sweep_draw_the_same_chance(line):
+    drawn = []
+
+    class Spy:
+        def run(self, model, x, y, *, rng=None, check=True):
+            drawn.append(torch.rand(3, generator=rng).tolist())
+            return type("Made", (), {"x_adv": x})
+
+    model, data = line
+    sweep(model, data, {1.0: Spy(), 2.0: Spy()}, seed=0)
+    assert drawn[0] == drawn[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two methods, two seeds each."""
+    root = tmp_path_factory.mktemp("cells")
+    for attacker, seed in (("plain", 0), ("plain", 1), ("grad", 0), ("grad", 1)):
+        settings = {**SMALL, "runs_dir": str(root), "attacker": attacker, "seed": seed}
+        train_l2l.main(replace(train_l2l.Config(), **settings, name=f"{attacker}-seed{seed}"))
+    return root
+
+
+def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
+    names = ("plain-seed0", "plain-seed1", "grad-seed0")
+    config = sweeps.Config(
+        tuple(str(folder / name) for name in names),
+        attackers=str(folder / "grad-seed1"),
+        n=20,
+        out=str(tmp_path),
+    )
+    sweeps.main(config)
+    pictures = {"sweeps.png", "landscape.png", "examples-plain.png", "examples-grad.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {*pictures, "sweeps.json"}
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in pictures)
+    found = json.loads((tmp_path / "sweeps.json").read_text())
+    assert list(found["classifiers"]) == list(names)
+    one = found["classifiers"]["grad-seed0"]
+    assert list(one["perturbations"]) == ["fgsm", "pgm20", "learned:grad-seed1"]
+    assert 0 < one["perturbations"]["fgsm"]["size"] <= 1
+    assert len(one["steps"]) == len(sweeps.STEPS)
+    assert set(found["landscape"]) == {"plain", "grad"}
+
+
+def test_black_box_pairs_are_of_different_seeds(folder, tmp_path):
+    cells = [str(path) for path in sorted(folder.iterdir())]
+    config = study_black_box.Config(
+        tuple(cells), title="tiny", n=20, runs_dir=str(tmp_path / "runs"), out=str(tmp_path)
+    )
+    study_black_box.main(config)
+    found = json.loads((tmp_path / "black_box_tiny.json").read_text())
+    made = {(row["target"], row["surrogate"]) for row in found["pairs"]}
+    assert made == {
+        *(("plain-seed0", "plain-seed1"), ("plain-seed1", "plain-seed0")),
+        *(("grad-seed0", "plain-seed1"), ("grad-seed1", "plain-seed0")),
+    }
+    for row in found["pairs"]:
+        assert 0 <= row["l2l:transfer-pgm10"] <= row["clean"] <= 1
+    table = (tmp_path / "black_box_tiny.md").read_text()
+    assert "| plain | 2 |" in table
+    assert "(40.03)" in table
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "answer"),
+    [
+        (sweeps, ["/nowhere"], "/nowhere"),
+        (sweeps, ["{0}", "{0}"], "two classifiers"),
+        (sweeps, ["{0}", "--eps", "0"], "eps must be above 0"),
+        (sweeps, ["{0}", "--n", "0"], "n must be above 0"),
+        (study_black_box, ["{0}"], "no pair of a target"),
+        (study_black_box, ["/nowhere"], "not a run folder"),
+    ],
+)
+def test_wrong_words_get_one_line(script, words, answer, folder, monkeypatch, capsys):
+    words = [word.format(folder / "plain-seed0") for word in words]
+    monkeypatch.setattr(sys, "argv", ["x.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: script.main(script.tyro.cli(script.Config)))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert said.count("\n") == 1
