@@ -19,9 +19,13 @@ Play = Callable[[], object]
 
 
 def compare(
-    plays: Mapping[str, Play], repeats: int, warm_up: int, context: Any
-) -> dict[str, dict[str, float]]:
-    """Seconds of every contestant; ``floor`` and ``advgame`` are what the others are held to.
+    plays: Mapping[str, Play],
+    repeats: int,
+    warm_up: int,
+    context: Any,
+    held_to: str = "advgame",
+) -> dict[str, dict[str, Any]]:
+    """Seconds of every contestant; what they are held to is ``floor``, if any, and ``held_to``.
 
     They take turns in shuffled order, so that a busy machine slows all of them; ratios are
     medians over turns of the ratio within one turn.
@@ -31,6 +35,7 @@ def compare(
         repeats: turns that count.
         warm_up: turns before.
         context: makes the context manager that each turn runs in.
+        held_to: the contestant of ``times_ours``.
     """
     times: dict[str, list[float]] = {name: [] for name in plays}
     order, shuffle, screen = list(plays), random.Random(0), Console(stderr=True)
@@ -50,12 +55,18 @@ def compare(
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - begin)
     gc.enable()
-    rows = {}
+    gc.unfreeze()
+    rows: dict[str, dict[str, Any]] = {}
     for name, own in times.items():
-        row = {"median_s": median(own), "min_s": min(own), "max_s": max(own), "n": len(own)}
+        row: dict[str, Any] = {
+            "median_s": median(own),
+            "min_s": min(own),
+            "max_s": max(own),
+            "n": len(own),
+        }
         if "floor" in times:
             row["floor_share"] = median(map(truediv, times["floor"], own))
-        rows[name] = row | {"times_ours": median(map(truediv, own, times["advgame"]))}
+        rows[name] = row | {"times_ours": median(map(truediv, own, times[held_to]))}
     return rows
 
 

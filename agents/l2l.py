@@ -187,7 +187,12 @@ class L2LPlayer:
     ) -> None:
         self.module, self.synchronise = network, synchronise
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr, (0.9, 0.999), weight_decay=weight_decay, maximize=True
+            network.parameters(),
+            lr,
+            (0.9, 0.999),
+            weight_decay=weight_decay,
+            maximize=True,
+            fused=True,  # a small network's step takes a third of the time
         )
 
     @property

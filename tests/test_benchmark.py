@@ -4,16 +4,21 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import benchmark_games
 import pytest
 import torch
+import tyro
 from torch import nn
 
 from advgame.attacks import GradientAttack
 from advgame.attacks.peers import peer
 from advgame.classifiers import make_classifier
+from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.passes import Passes
 from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
@@ -135,3 +140,42 @@ def test_wrong_settings_are_refused_in_one_line(tmp_path):
 def test_numbers_that_measure_nothing_are_refused(benchmark, settings, tmp_path):
     with pytest.raises(InputError, match="must be 1 or above"):
         benchmark.main(benchmark.Config(out=str(tmp_path / "benchmark.json"), **settings))
+
+
+def test_games_are_timed_against_their_own_passes(tmp_path):
+    out = tmp_path / "games.json"
+    words = ["--network", "small_cnn", "--width", "small", "--shape", "1", "8", "8"]
+    config = tyro.cli(benchmark_games.Config, args=[*words, "--repeats", "1", "--out", str(out)])
+    benchmark_games.main(config)
+    rows = json.loads(out.read_text())["contestants"]
+    for name in ("naive", "grad", "two-step", "grad, shared", "two-step, shared", "PGM-10"):
+        row = rows[name]
+        assert row["measured_over_predicted"] == row["median_s"] / row["predicted_s"]
+    passes = rows["two-step, shared"]["passes"]
+    assert passes["forwards"] == 3
+    assert passes["attacker_backwards"] == 2
+    assert rows["published PGM-10"]["times_ours"] == 1
+    assert "| grad | 4 | 3 | 1 | 2, 1 |" in out.with_suffix(".md").read_text()
+    with pytest.raises(InputError, match="batch 2"):
+        benchmark_games.main(replace(config, batch=1))
+
+
+def test_a_prediction_by_hand():
+    times = {"F": 1, "F + B_x": 10, "F + B": 100, "SGD step": 1000, "Adam step": 2000}
+    times |= {"attacker F": 1e4, "attacker F + B": 1e5}
+    passes = Passes(4, 1, 2, attacker_forwards=3, attacker_backwards=1)
+    assert benchmark_games.predict(passes, times, naive=False) == 1 + 20 + 100 + 3000 + 1.2e5
+
+
+def test_the_published_loop_makes_the_step_of_our_pgm():
+    x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
+    defenders = []
+    for _ in range(2):
+        with seeded_init(0):
+            defenders.append(Defender(make_classifier("small_cnn", (1, 8, 8), 10), lr=0.1))
+    start = torch.Generator().manual_seed(1)
+    benchmark_games.published_pgm(defenders[0], x, y, 0.1, start)
+    rules = benchmark_games.games(benchmark_games.Config(shape=(1, 8, 8), width="small"), Linf(0.1))
+    rules["PGM-10"].step(defenders[1], x, y, torch.Generator().manual_seed(1))
+    for one, other in zip(*(d.module.parameters() for d in defenders), strict=True):
+        torch.testing.assert_close(one, other)

@@ -23,7 +23,7 @@ from advgame.threat import L2, Linf
 
 @pytest.fixture
 def line():
-    """Two classes on a line: logits ±4(mean - 0.5) of 4 pixels, images at distances 0.024 to 0.204."""
+    """Logits ±(sum of 4 pixels - 2): a boundary at 0.5, and images 0.024 to 0.204 from it."""
     model = Linear(torch.tensor([[-1.0] * 4, [1.0] * 4]), torch.tensor([2.0, -2.0]))
     distance = torch.linspace(0.024, 0.204, 10)
     x = (0.5 + distance).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()

@@ -1,0 +1,266 @@
+"""What a step of each game costs, and whether that is what its passes predict.
+
+    python scripts/benchmark_games.py       # WRN-28-10, wide attacker; minutes on 2 idle cores
+    python scripts/benchmark_games.py --network small_cnn --shape 1 28 28 --width small --batch 64
+
+The contestants take turns in shuffled order. Each game's step counts its own passes (`cost/*` in
+its curves); the prediction is those counts times what a single pass was measured to take in the
+same run. ``published PGM-10`` forms and throws away weight gradients in its attack, as the timed
+code of the L2L paper did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.autograd import grad
+
+from advgame.attacks import attacked, pgd
+from advgame.checkpoint import write_atomically
+from advgame.classifiers import make_classifier
+from advgame.cli import run_script
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.l2l import L2L, Form
+from advgame.games.passes import DefenderStep, Passes
+from advgame.games.training import Rules
+from advgame.losses import cross_entropy
+from advgame.runs import command, commit, cpu_name, device_name, versions
+from advgame.seeding import seeded_init, stream
+from advgame.threat import Linf
+from advgame.timing import Play, compare
+from agents.attacker_networks import Width
+from agents.l2l import GRADIENTS, L2LNetwork, L2LPlayer
+
+CLASSES, SEED, STEPS = 10, 0, 10
+PUBLISHED = "published PGM-10"
+# the L2L paper's table 3, CIFAR-10 on one 2080 Ti, over its PGM-10
+PAPER = {"plain": 0.08, PUBLISHED: 1.0, "naive": 0.22, "grad": 0.47, "two-step": 0.61}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Time the steps of games against their counted passes; writes one JSON file and a table."""
+
+    network: str = "wrn-28-10"
+    """the defender"""
+    width: Width = "wide"
+    """of the attacker"""
+    shape: tuple[int, int, int] = (3, 32, 32)
+    """channels, height and width of the images"""
+    batch: int = 4
+    """images per step"""
+    repeats: int = 5
+    """how often every contestant takes its turn"""
+    threads: int = 0
+    """CPU threads; 0 is torch's default, all cores"""
+    out: str = "results/benchmark_games.json"
+    """where the figures go, with a table beside them"""
+
+
+def published_pgm(
+    defender: Defender, x: Tensor, y: Tensor, eps: float, rng: torch.Generator
+) -> None:
+    """PGM-10 training whose attack calls ``backward``: gradients on the weights come with it."""
+    ball, model = Linf(eps), defender.module.eval()
+    x_adv = ball.random_start(x, rng)
+    for _ in range(STEPS):
+        leaf = x_adv.detach().requires_grad_()
+        cross_entropy(model(leaf), y).mean().backward()
+        assert leaf.grad is not None
+        x_adv = ball.project(x_adv + eps * 7 / 31 * leaf.grad.sign(), x)
+    defender.backward(x_adv.detach(), y)
+    defender.step()
+
+
+def games(config: Config, threat: Linf) -> dict[str, Rules]:
+    """Every game by name, each with an attacker of its own."""
+    found: dict[str, Rules] = {
+        "plain": AdversarialTraining(threat),
+        "PGM-10": AdversarialTraining(threat, lambda t: pgd(t, STEPS, t.eps * 7 / 31)),
+    }
+    for name, gradients in GRADIENTS.items():
+        for form in get_args(Form):
+            with seeded_init(SEED, "attacker"):
+                player = L2LPlayer(L2LNetwork(config.shape, gradients, config.width))
+            title = name if form == "alternating" else f"{name}, shared"
+            found[title] = L2L(threat, player, form)
+    return found
+
+
+def single_passes(
+    defender: Defender, network: L2LNetwork, naive: L2LNetwork, x: Tensor, y: Tensor
+) -> dict[str, Play]:
+    """One pass of each kind that `Passes` counts, and the optimisers' steps."""
+    model = defender.module
+    leaf, information = x.clone().requires_grad_(), torch.cat([x, x], 1)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def to_input() -> None:
+        with attacked(model):
+            grad(cross_entropy(model(leaf), y).sum(), leaf)
+
+    def attack(body: torch.nn.Module, given: Tensor) -> None:
+        with torch.no_grad():
+            body(given)
+
+    def learn(body: torch.nn.Module, given: Tensor) -> None:
+        body(given).sum().backward()
+
+    player, weights = L2LPlayer(network), list(network.parameters())
+    gradients = [torch.full_like(weight, 1e-3) for weight in weights]
+
+    def adam() -> None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        player.step()
+
+    return {
+        "F": forward,
+        "F + B_x": to_input,
+        "F + B": lambda: defender.backward(x, y),
+        "SGD step": defender.step,
+        "Adam step": adam,
+        "attacker F": lambda: attack(network.body, information),
+        "attacker F + B": lambda: learn(network.body, information),
+        "naive attacker F": lambda: attack(naive.body, x),
+        "naive attacker F + B": lambda: learn(naive.body, x),
+    }
+
+
+def predict(passes: Passes, times: dict[str, float], naive: bool) -> float:
+    """Seconds of a step by its passes."""
+    kind = "naive attacker" if naive else "attacker"
+    alone = passes.forwards - passes.input_backwards - passes.backwards
+    attacking = passes.attacker_forwards - passes.attacker_backwards
+    return (
+        alone * times["F"]
+        + passes.input_backwards * times["F + B_x"]
+        + passes.backwards * times["F + B"]
+        + times["SGD step"]
+        + (times["Adam step"] if passes.attacker_backwards else 0.0)
+        + attacking * times[f"{kind} F"]
+        + passes.attacker_backwards * times[f"{kind} F + B"]
+    )
+
+
+def counted(stats: Mapping[str, Tensor]) -> Passes:
+    """What a step says of its own passes."""
+    return Passes(**{name: int(stats[f"cost/{name}"]) for name in asdict(Passes())})
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """All contestants in one run."""
+    with seeded_init(SEED):
+        defender = Defender(make_classifier(config.network, config.shape, CLASSES), lr=1e-4)
+    rng = stream(SEED, "images")
+    x = torch.rand(config.batch, *config.shape, generator=rng)
+    y = torch.randint(CLASSES, (config.batch,), generator=rng)
+    threat, start = Linf(0.031), stream(SEED, "start")
+    steps: dict[str, Callable[[], DefenderStep]] = {
+        name: partial(rules.step, defender, x, y, start)
+        for name, rules in games(config, threat).items()
+    }
+    passes = {name: counted(step().stats) for name, step in steps.items()}
+    with seeded_init(SEED, "attacker"):
+        network, naive = (L2LNetwork(config.shape, n, config.width).train() for n in (1, 0))
+    plays: dict[str, Play] = {
+        **single_passes(defender, network, naive, x, y),
+        PUBLISHED: partial(published_pgm, defender, x, y, 0.031, start),
+        **steps,
+    }
+    rows = compare(plays, config.repeats, 1, nullcontext, held_to=PUBLISHED)
+    times = {name: row["median_s"] for name, row in rows.items()}
+    for name, count in passes.items():
+        expected = predict(count, times, naive=name.startswith("naive"))
+        rows[name] |= {"predicted_s": expected, "measured_over_predicted": times[name] / expected}
+        rows[name] |= {"over_pgm": times[name] / times["PGM-10"], "passes": asdict(count)}
+    return rows
+
+
+def as_markdown(config: Config, about: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [
+        f"# A step of each game: {config.network}, {config.width} attacker, batch {config.batch}",
+        "",
+        "Predicted: the step's own counts of passes times what single passes took in the same "
+        "run. F: forwards of the defender, B_x: backwards to the input only, B: with weight "
+        "gradients, A: forwards of the attacker, of which with backward.",
+        "",
+        "| game | F | B_x | B | A | seconds (min – max) | measured / predicted | / published "
+        "PGM-10 | / our PGM-10 | paper, / its PGM-10 |",
+        "|---" * 10 + "|",
+    ]
+    for name, row in about["contestants"].items():
+        count = row.get("passes")
+        if count is None and name != PUBLISHED:
+            continue
+        cells = ["–"] * 4 if count is None else [
+            str(count["forwards"]), str(count["input_backwards"]), str(count["backwards"]),
+            f"{count['attacker_forwards']}, {count['attacker_backwards']}",
+        ]  # fmt: skip
+        cells.append(f"{row['median_s']:.3g} ({row['min_s']:.3g} – {row['max_s']:.3g})")
+        cells.append(f"{row['measured_over_predicted']:.2f}" if count else "–")
+        cells.append(f"{row['times_ours']:.2f}")
+        cells.append(f"{row['over_pgm']:.2f}" if count else "–")
+        cells.append(f"{PAPER[name]:.2f}" if name in PAPER else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    parts = [
+        f"{name} {row['median_s']:.3g}"
+        for name, row in about["contestants"].items()
+        if "passes" not in row and name != PUBLISHED
+    ]
+    lines += ["", f"Single passes, seconds: {', '.join(parts)}.", ""]
+    lines.append(
+        f"Medians of {config.repeats} turns. Hardware: {about['device']}, {about['cpu']}. "
+        f"Commit {about['commit'][:12]}. Command: `{about['command']}`."
+    )
+    return "\n".join([*lines, ""])
+
+
+def main(config: Config) -> None:
+    """Measure, print, write."""
+    if config.repeats < 1 or config.batch < 2 or config.threads < 0:
+        raise InputError("repeats must be 1 or above, batch 2 or above, threads 0 or above")
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": device_name(torch.device("cpu")),
+        "cpu": cpu_name(),
+        **asdict(config),
+        "contestants": measure(config),
+    }
+    table = Table("", "seconds", "measured / predicted", "/ published PGM-10")
+    for name, row in about["contestants"].items():
+        share = row.get("measured_over_predicted")
+        table.add_row(
+            name,
+            f"{row['median_s']:.4g}",
+            "-" if share is None else f"{share:.2f}",
+            f"{row['times_ours']:.3f}",
+        )
+    Console().print(table)
+    out = Path(config.out)
+    write_atomically(out, json.dumps(about, indent=1) + "\n")
+    write_atomically(out.with_suffix(".md"), as_markdown(config, about))
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))
