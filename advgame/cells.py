@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -70,3 +72,31 @@ def same_flags(root: Path, flags: str) -> None:
         )
     root.mkdir(parents=True, exist_ok=True)
     note.write_text(flags)
+
+
+def with_earlier(
+    runs: Sequence[Mapping[str, Any]], path: Path, extra: str
+) -> list[Mapping[str, Any]]:
+    """These runs, and those that a results file has beside them, whose folders may be gone.
+
+    Args:
+        runs: a ``method`` and ``seed`` each; they replace the file's own of that name.
+        path: of the file, which need not exist; it holds ``runs`` and ``extra``.
+        extra: flags that all runs of a file share.
+
+    Returns:
+        the runs in the order of their seeds.
+
+    Raises:
+        InputError: the file's runs had other flags.
+    """
+    kept: list[Mapping[str, Any]] = []
+    if path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier.get("extra", "") != extra:
+            raise InputError(
+                f"{path} holds runs made with --extra={earlier['extra']!r}: choose another --out"
+            )
+        new = {(run["method"], run["seed"]) for run in runs}
+        kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
+    return sorted([*runs, *kept], key=lambda run: run["seed"])

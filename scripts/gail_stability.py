@@ -28,13 +28,13 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from advgame.cells import run_cells, same_flags
+from advgame.cells import run_cells, same_flags, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import provenance, slug
-from advgame.imitation.stability import judged, pairwise, score, summarise, with_earlier
+from advgame.imitation.stability import judged, pairwise, score, summarise
 from advgame.runs import Metrics, command, commit, versions
 from advgame.seeding import stream
 from envs.tasks import make_task, play
@@ -178,7 +178,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
     watched = [row for row in rows if "discriminator/loss" in row]
     gaps = [r["discriminator/logit_expert"] - r["discriminator/logit_policy"] for r in watched]
     curves = {tag: [float(f"{r[tag]:.4g}") for r in watched] for tag in WATCHED}
-    return judged({
+    return {
         "method": method,
         "seed": seed,
         "iterations": steps[-1],
@@ -190,7 +190,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
         "every": steps[0],
         "scores": [round(score(one, **ends), 3) for one in returns],
         "curves": curves if watched else {},
-    })  # fmt: skip
+    }
 
 
 def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
@@ -291,7 +291,7 @@ def main(config: Config) -> None:
     if not results:
         raise InputError(f"{root} holds no finished run")
     out = Path(config.out) / name_of(config)
-    runs = with_earlier(results, out / "stability.json", config.extra)
+    runs = [judged(r) for r in with_earlier(results, out / "stability.json", config.extra)]
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     summary = summarise(runs)
     about = {

@@ -6,15 +6,18 @@
 Each cell is one run of `train_l2l.py` (method x seed) in its own process; finished cells are kept
 and interrupted ones resumed, so that the command can be given again. Methods: the paper's Naive,
 Grad and 2-Step, as published (alternating) and with one forward for both players (shared); the
-controls plain training, FGSM-AT and PGM-AT, on the same batches, schedule and budget of epochs.
+controls plain training, FGSM-AT and PGM-AT, on the same batches, schedule and budget of epochs;
+``-3`` has three attacker steps per step of the classifier.
 
-Writes `<out>/<dataset>.json`, `.md` and `.png`.
+Writes `<out>/<dataset>.json`, `.md` and `.png`. Cells that the results already hold stay there,
+also where their folders are gone.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -22,7 +25,8 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags
+from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
@@ -38,6 +42,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "naive": ("--attacker", "naive"),
     "grad": ("--attacker", "grad"),
     "two-step": ("--attacker", "two-step"),
+    "grad-3": ("--attacker", "grad", "--attacker-steps", "3"),
+    "two-step-3": ("--attacker", "two-step", "--attacker-steps", "3"),
     "grad-shared": ("--attacker", "grad", "--form", "shared"),
     "two-step-shared": ("--attacker", "two-step", "--form", "shared"),
 }
@@ -49,6 +55,13 @@ PAPER = {
     "naive": (94.53, 0.01),
     "grad": (85.84, 51.17),
     "two-step": (85.35, 54.32),
+}
+CURVES = {
+    "attacker/size": "mean |δ| / ε",
+    "attacker/variation": "mean |difference of neighbours| / ε",
+    "attacker/on_face": "share of pixels at the face",
+    "game/adversarial_loss": "adversarial loss",
+    "eval/robust": "validation PGD-10 accuracy",
 }
 ATTACKS = ("fgsm", "l2l:pgm20", "l2l:pgm100", "cw", "autoattack")
 
@@ -98,6 +111,7 @@ def read(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "config.json").read_text())
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
     last = rows[-5:]
+    curves = {tag: [float(f"{row[tag]:.4g}") for row in rows if tag in row] for tag in CURVES}
     kept = [n for n in rows[-1] if n.startswith(("game/", "attacker/", "cost/", "eval/"))]
     return {
         "method": folder.name.rsplit("-seed", 1)[0],
@@ -111,12 +125,13 @@ def read(folder: Path) -> dict[str, Any]:
         "worst_case": report["worst_case"],
         "last_pgd20": report["last"]["pgd20"],
         "flags": [flag["name"] for flag in report["flags"]],
+        "curves": {tag: values for tag, values in curves.items() if values},
         "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
         **{name: mean(row[name] for row in last) for name in kept if all(name in r for r in last)},
     }
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Spread over seeds, and the worst case's paired difference to the control."""
     summary: dict[str, dict[str, Any]] = {}
     partner = {r["seed"]: r["worst_case"] for r in results if r["method"] == CONTROL}
@@ -132,7 +147,9 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return summary
 
 
-def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+def as_markdown(
+    config: Config, results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> str:
     """The comparison for people, in the layout of the paper's tables 2, 3 and 8."""
     columns = {f"accuracy_{name}": name for name in ("clean", *config.attacks)}
     columns["worst_case"] = "worst case"
@@ -141,7 +158,7 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         f"# L2L on {config.dataset}: learned attackers against controls",
         "",
         f"ε = {first['eps']:.3g}, {first['epochs']} epochs, {first['n']} test images, training "
-        f"images: {first['train_n'] or 'all'}; mean ± sd over up to {config.seeds} seeds, in %. "
+        f"images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
         "Weights selected on the validation split. F: forwards of the defender per image and step "
         "(input-backward 1, backward with weights 2), without the attacker network's passes. "
         "Paper: CIFAR-10, WRN-34-10, ε 0.03, its own attacks.",
@@ -151,14 +168,14 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         "|---" * (len(columns) + 6) + "|",
     ]  # fmt: skip
     for method, row in about["summary"].items():
-        shown = [
-            f"{100 * row[c]['mean']:.1f} ± {100 * row[c]['sd']:.1f}" if c in row else "–"
-            for c in columns
-        ]
+        several = row["seeds"] > 1  # one seed has no spread
+        shown = []
+        for c in columns:
+            cell = f"{100 * row[c]['mean']:.1f}" if c in row else "–"
+            shown.append(cell + (f" ± {100 * row[c]['sd']:.1f}" if several and c in row else ""))
         pair = row.get("worst_minus_control")
-        shown.append(
-            f"{100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}" if pair else "–"
-        )
+        gap = f"{100 * pair['mean']:+.1f}" if pair else "–"
+        shown.append(gap + (f" ± {100 * pair['half_interval']:.1f}" if several and pair else ""))
         shown.append(f"{row['seconds_per_epoch']['mean']:.2f}")
         shown.append(f"{row['attacker/forwards_per_image']['mean']:.0f}")
         shown.append("{:.2f}, {:.2f}".format(*PAPER[method]) if method in PAPER else "not in it")
@@ -171,22 +188,17 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
     return "\n".join(lines)
 
 
-def picture(config: Config, results: list[dict[str, Any]], path: Path) -> None:
+def picture(config: Config, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Perturbations and validation accuracy over time for each method."""
-    tags = {
-        "attacker/size": "mean |δ| / ε",
-        "attacker/variation": "mean |difference of neighbours| / ε",
-        "attacker/on_face": "share of pixels at the face",
-        "game/adversarial_loss": "adversarial loss",
-        "eval/robust": "validation PGD-10 accuracy",
-    }
-    root = Path(config.runs_dir) / config.dataset
     runs: dict[str, list[Rows]] = {}
     for one in results:
-        folder = root / f"{one['method']}-seed{one['seed']}"
-        runs.setdefault(one["method"], []).append(Metrics.read(folder / "metrics.csv"))
-    title = f"L2L on {config.dataset}: mean and range over {config.seeds} seeds"
-    save_figure(seeds_figure(runs, tags, title), path)
+        columns = zip(*one["curves"].values(), strict=True)
+        rows = [dict(zip(one["curves"], row, strict=True)) for row in columns]
+        runs.setdefault(one["method"], []).append(
+            [{"epoch": number, **row} for number, row in enumerate(rows, 1)]
+        )
+    title = f"L2L on {config.dataset}: mean and range over seeds"
+    save_figure(seeds_figure(runs, CURVES, title), path)
 
 
 def main(config: Config) -> None:
@@ -203,18 +215,21 @@ def main(config: Config) -> None:
     if not results:
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    runs = with_earlier(results, out / f"{config.dataset}.json", config.extra)
+    runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {
         "command": command(),
         "commit": commit(),
         "versions": versions(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
-        "summary": summarise(results),
-        "cells": results,
+        "extra": config.extra,
+        "summary": summarise(runs),
+        "runs": runs,
     }
-    (out / f"{config.dataset}.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / f"{config.dataset}.md").write_text(as_markdown(config, results, about))
-    picture(config, results, out / f"{config.dataset}.png")
+    write_atomically(out / f"{config.dataset}.json", json.dumps(about) + "\n")
+    write_atomically(out / f"{config.dataset}.md", as_markdown(config, runs, about))
+    picture(config, runs, out / f"{config.dataset}.png")
+    print(f"{len(results)} of {len(todo)} cells, {len(runs)} in all; {out}/{config.dataset}.md")
 
 
 if __name__ == "__main__":

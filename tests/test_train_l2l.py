@@ -132,11 +132,18 @@ def test_the_study_reads_finished_cells(runs, tmp_path):
     study_l2l.main(config)
     made = json.loads((tmp_path / "results" / "digits.json").read_text())
     report = json.loads((runs / "grad-seed0" / "report.json").read_text())
-    assert [cell["method"] for cell in made["cells"]] == ["plain", "grad"]
+    assert [cell["method"] for cell in made["runs"]] == ["plain", "grad"]
+    assert list(made["runs"][1]["curves"]) == list(study_l2l.CURVES)
+    assert "game/adversarial_loss" not in made["runs"][0]["curves"]
     assert made["summary"]["grad"]["accuracy_fgsm"]["mean"] == report["accuracy"]["fgsm"]
     table = (tmp_path / "results" / "digits.md").read_text()
-    assert f"| {100 * report['worst_case']:.1f} ± nan |" in table
+    assert f"| {100 * report['worst_case']:.1f} | " in table
     assert "85.84, 51.17" in table
+    later = replace(config, methods=("plain",), finished_only=True)  # grad's folder may be gone
+    study_l2l.main(later)
+    again = json.loads((tmp_path / "results" / "digits.json").read_text())
+    assert again["runs"] == made["runs"]
+    assert list(again["summary"]) == ["plain", "grad"]
     with pytest.raises(InputError, match="unknown method"):
         study_l2l.main(replace(config, methods=("strong",)))
     assert set(study_l2l.PAPER) <= set(study_l2l.METHODS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -100,31 +98,6 @@ def judged(run: Mapping[str, Any]) -> dict[str, Any]:
     """
     steps = [run["every"] * (k + 1) for k in range(len(run["scores"]))]
     return {**run, **asdict(stability(steps, run["scores"]))}
-
-
-def with_earlier(
-    runs: Sequence[Mapping[str, Any]], path: Path, extra: str
-) -> list[Mapping[str, Any]]:
-    """These runs, and those that a results file has beside them, whose folders may be gone.
-
-    Args:
-        runs: a ``method`` and ``seed`` each; they replace the file's own of that name.
-        path: of the file, which need not exist.
-        extra: flags that all runs of a file share.
-
-    Raises:
-        InputError: the file's runs had other flags.
-    """
-    if not path.exists():
-        return list(runs)
-    earlier = json.loads(path.read_text())
-    if earlier.get("extra", "") != extra:
-        raise InputError(
-            f"{path} holds runs made with --extra={earlier['extra']!r}: choose another --out"
-        )
-    new = {(run["method"], run["seed"]) for run in runs}
-    kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
-    return sorted([*runs, *map(judged, kept)], key=lambda run: run["seed"])
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
