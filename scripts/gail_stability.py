@@ -253,9 +253,14 @@ def picture(config: Config, about: Mapping[str, Any], path: Path) -> None:
             ]
             runs.setdefault(run["method"], []).append(rows)
     tags = {
-        "score": "true return (0 random policy, 1 expert), deterministic policy",
+        "score": "true return (random policy 0, expert 1)",
         "discriminator/loss": "discriminator's loss (chance 1.386)",
         "discriminator/norm": "‖θ_D‖",
+    }
+    tags = {
+        t: name
+        for t, name in tags.items()
+        if any(t in r[0] for rows in runs.values() for r in rows)
     }
     title = f"{config.env}, {config.setting}: mean and 10–90 % band over seeds"
     save_figure(seeds_figure(runs, tags, title, x="iteration", band=(0.1, 0.9)), path)
@@ -288,10 +293,10 @@ def main(config: Config) -> None:
         if (root / name / "report.json").exists():
             method, seed = name.rsplit("-seed", 1)
             results.append(read(root / name, method, int(seed), ends))
-    if not results:
-        raise InputError(f"{root} holds no finished run")
     out = Path(config.out) / name_of(config)
     runs = [judged(r) for r in with_earlier(results, out / "stability.json", config.extra)]
+    if not runs:
+        raise InputError(f"{root} holds no finished run")
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     summary = summarise(runs)
     about = {
@@ -307,7 +312,8 @@ def main(config: Config) -> None:
     }
     write_atomically(out / "stability.json", json.dumps(about) + "\n")
     write_atomically(out / "stability.md", as_markdown(config, about))
-    picture(config, about, out / "stability.png")
+    if results:  # else there are no curves that the picture has not
+        picture(config, about, out / "stability.png")
     print(f"{len(results)} of {len(todo)} runs, {len(runs)} in all; {out}/stability.md")
 
 
