@@ -143,8 +143,7 @@ def examples(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, list[str]]]:
     """A few images of different classes under each attack, and what the classifier says."""
     first = [int((data.labels == k).nonzero()[0]) for k in data.labels.unique()[:SHOWN]]
-    part = data.subset(slice(None))
-    x, y = part.floats()[first], part.labels[first]
+    x, y = data.floats()[first], data.labels[first]
     made = {
         name: attack.run(
             model, x, y, rng=stream(config.seed, "examples", x.device), check=False
