@@ -34,7 +34,7 @@ from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import provenance, slug
-from advgame.imitation.stability import judged, pairwise, score, summarise
+from advgame.imitation.stability import as_rows, judged, pairwise, score, summarise
 from advgame.runs import Metrics, command, commit, versions
 from advgame.seeding import stream
 from envs.tasks import make_task, play
@@ -246,12 +246,9 @@ def picture(config: Config, about: Mapping[str, Any], path: Path) -> None:
     runs: dict[str, list[Rows]] = {}
     for run in about["runs"]:
         if run["iterations"] and (run["method"] in UPDATERS or run["method"] == "true"):
-            columns = {"score": run["scores"], **run.get("curves", {})}
-            rows = [
-                {"iteration": run["every"] * (k + 1), **{t: c[k] for t, c in columns.items()}}
-                for k in range(len(run["scores"]))
-            ]
-            runs.setdefault(run["method"], []).append(rows)
+            runs.setdefault(run["method"], []).append(as_rows(run))
+    if not runs:  # controls that end where they began
+        return
     tags = {
         "score": "true return (random policy 0, expert 1)",
         "discriminator/loss": "discriminator's loss (chance 1.386)",

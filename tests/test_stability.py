@@ -5,7 +5,7 @@ from scipy import stats
 
 from advgame.cells import with_earlier
 from advgame.errors import InputError
-from advgame.imitation.stability import judged, score, stability
+from advgame.imitation.stability import as_rows, judged, score, stability
 from advgame.statistics import permutation_test
 
 
@@ -62,6 +62,14 @@ def test_runs_whose_folders_are_gone_stay_in_the_results(tmp_path):
     path.write_text(json.dumps({"runs": [other], "extra": "--entropy 0"}))
     with pytest.raises(InputError, match="another --out"):
         with_earlier([one], path, "")
+
+
+def test_a_run_as_rows():
+    run = {"every": 10, "scores": [0.5, 1.0], "curves": {"norm": [3.0, 4.0]}}
+    assert as_rows(run) == [
+        {"iteration": 10, "score": 0.5, "norm": 3.0},
+        {"iteration": 20, "score": 1.0, "norm": 4.0},
+    ]
 
 
 def test_nothing_to_judge():

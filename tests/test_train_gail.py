@@ -228,6 +228,15 @@ def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
         gail_stability.main(replace(study, updaters=("lion",)))
 
 
+def test_controls_alone_have_no_picture(tmp_path):
+    run = {"method": "constant", "iterations": 10, "every": 10, "scores": [0.0]}
+    config = gail_stability.Config()
+    gail_stability.picture(config, {"runs": [run]}, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+    gail_stability.picture(config, {"runs": [{**run, "method": "adam"}]}, tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
 @pytest.mark.slow
 def test_a_kill_leaves_a_resumable_run(tmp_path):
     words = [*GAIL, "--runs-dir", str(tmp_path), "--iterations", "200", "--evaluate-every", "10"]

@@ -100,6 +100,15 @@ def judged(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run, **asdict(stability(steps, run["scores"]))}
 
 
+def as_rows(run: Mapping[str, Any]) -> list[dict[str, float]]:
+    """A row per evaluation: ``iteration``, ``score``, and the run's ``curves`` where it has any."""
+    columns = {"score": run["scores"], **run.get("curves", {})}
+    return [
+        {"iteration": run["every"] * (k + 1), **{tag: one[k] for tag, one in columns.items()}}
+        for k in range(len(run["scores"]))
+    ]
+
+
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Over the seeds of each method.
 
