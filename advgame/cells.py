@@ -93,10 +93,9 @@ def with_earlier(
     kept: list[Mapping[str, Any]] = []
     if path.exists():
         earlier = json.loads(path.read_text())
-        if earlier.get("extra", "") != extra:
-            raise InputError(
-                f"{path} holds runs made with --extra={earlier['extra']!r}: choose another --out"
-            )
+        had = earlier.get("extra", "")
+        if had != extra:
+            raise InputError(f"{path} holds runs made with --extra={had!r}: choose another --out")
         new = {(run["method"], run["seed"]) for run in runs}
         kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
     return sorted([*runs, *kept], key=lambda run: run["seed"])

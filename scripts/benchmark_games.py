@@ -5,8 +5,8 @@
 
 The contestants take turns in shuffled order. Each game's step counts its own passes (`cost/*` in
 its curves); the prediction is those counts times what a single pass was measured to take in the
-same run. ``published PGM-10`` forms and throws away weight gradients in its attack, as the timed
-code of the L2L paper did.
+same run. ``published PGM-10`` forms and throws away weight gradients in its attack, as several
+published codes do.
 """
 
 from __future__ import annotations

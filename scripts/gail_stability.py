@@ -188,7 +188,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
         "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
         "commit": about["commit"],
         "every": steps[0],
-        "scores": [round(score(one, **ends), 3) for one in returns],
+        "scores": [round(score(one, **ends), 6) for one in returns],
         "curves": curves if watched else {},
     }
 
@@ -223,7 +223,7 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
         last = f"{mean(row['last']):.2f} ({min(row['last']):.2f} – {max(row['last']):.2f})"
         ended = f", {row['diverged']} diverged" if row["diverged"] else ""
         calm = [one for one in row["settled_dips"] if one is not None]
-        settled = f"{mean(calm):.3f} in {row['settled']}" if calm else "–"
+        settled = f"{mean(calm):.3f} in {len(calm)}" if calm else "–"
         if method == "cloning":
             first, dips, falls, worst = "–", "–", "–", "–"
         lines.append(
@@ -278,6 +278,8 @@ def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     check(config)
     todo, root = cells(config), Path(config.runs_dir) / name_of(config)
+    out = Path(config.out) / name_of(config)
+    with_earlier([], out / "stability.json", config.extra)  # refuses before any training
     if not config.finished_only:
         same_flags(root, config.extra)
         script = Path(__file__).with_name("train_gail.py")
@@ -290,7 +292,6 @@ def main(config: Config) -> None:
         if (root / name / "report.json").exists():
             method, seed = name.rsplit("-seed", 1)
             results.append(read(root / name, method, int(seed), ends))
-    out = Path(config.out) / name_of(config)
     runs = [judged(r) for r in with_earlier(results, out / "stability.json", config.extra)]
     if not runs:
         raise InputError(f"{root} holds no finished run")

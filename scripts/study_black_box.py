@@ -12,7 +12,7 @@ over all pairs. Evaluations are kept, so that the command can be given again. Wr
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,8 +53,8 @@ class Config:
     """run folders of the targets"""
     surrogates: tuple[str, ...] = ()
     """run folders of the surrogates; when empty, the targets called plain, fgsm and pgm"""
-    title: str = "digits"
-    """name of the table's files"""
+    title: str = ""
+    """name of the table's files; the data set's when empty"""
     n: int | None = None
     """test images; None takes all"""
     data_dir: str | None = None
@@ -159,6 +159,10 @@ def main(config: Config) -> None:
     if not config.what:
         raise InputError("name the run folders of the classifiers to attack")
     todo = pairs(config)
+    tasks = {tuple(settings(a).get(key) for key in ("model", "dataset", "eps")) for a, _ in todo}
+    if len(tasks) > 1:
+        raise InputError("the targets differ in network, data set or radius: one table for each")
+    config = replace(config, title=config.title or settings(todo[0][0])["dataset"])
     rows = [
         {"target": Path(a).name, "surrogate": Path(b).name, **judged(config, a, b)}
         for a, b in track(todo, console=Console(stderr=True), transient=True)

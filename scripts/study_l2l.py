@@ -206,6 +206,8 @@ def main(config: Config) -> None:
     if unknown := [name for name in config.methods if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
     root, todo = Path(config.runs_dir) / config.dataset, cells(config)
+    out = Path(config.out)
+    with_earlier([], out / f"{config.dataset}.json", config.extra)  # refuses before any training
     same_flags(root, config.extra)
     if config.finished_only:
         todo = {name: todo[name] for name in todo if (root / name / "report.json").exists()}
@@ -214,7 +216,6 @@ def main(config: Config) -> None:
     results = [read(root / name) for name in todo]
     if not results:
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
-    out = Path(config.out)
     runs = with_earlier(results, out / f"{config.dataset}.json", config.extra)
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {

@@ -79,7 +79,7 @@ class Config(RunConfig):
     scaling: Scaling = "image"
     """the gradient it sees is divided by the largest entry of the image, or of the batch (paper)"""
     form: Form = "alternating"
-    """alternating, as published, or shared: one forward for both players, half the cost"""
+    """alternating, as published, or shared: one forward for both players, a third cheaper"""
     attacker_steps: int = 1
     """of the attacker per step of the defender"""
     attacker_lr: float = 1e-3

@@ -62,6 +62,9 @@ def test_runs_whose_folders_are_gone_stay_in_the_results(tmp_path):
     path.write_text(json.dumps({"runs": [other], "extra": "--entropy 0"}))
     with pytest.raises(InputError, match="another --out"):
         with_earlier([one], path, "")
+    path.write_text(json.dumps({"runs": [other]}))
+    with pytest.raises(InputError, match="extra='': choose another --out"):
+        with_earlier([one], path, "--entropy 0")
 
 
 def test_a_run_as_rows():

@@ -14,10 +14,12 @@ from equal_runs import SMALL
 from torch.nn.functional import cross_entropy
 
 from advgame.attacks import fgsm, pgd
+from advgame.classifiers.saved import run_classifier
 from advgame.cli import run_script
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
+from advgame.runs import RunFolder
 from advgame.threat import L2, Linf
 
 
@@ -149,7 +151,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     assert set(found["landscape"]) == {"plain", "grad"}
 
 
-def test_black_box_pairs_are_of_different_seeds(folder, tmp_path):
+def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     cells = [str(path) for path in sorted(folder.iterdir())]
     config = study_black_box.Config(
         tuple(cells), title="tiny", n=20, runs_dir=str(tmp_path / "runs"), out=str(tmp_path)
@@ -166,6 +168,14 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path):
     table = (tmp_path / "black_box_tiny.md").read_text()
     assert "| plain | 2 |" in table
     assert "(40.03)" in table
+    x, y = digits.test.first(20).floats(), digits.test.first(20).labels
+    own, other = (
+        run_classifier(RunFolder.open(folder / f"plain-seed{k}"), (1, 8, 8), 10) for k in (0, 1)
+    )
+    moved = fgsm(Linf(0.15)).perturb(other, x, y)  # of the surrogate, by hand
+    right = (own(x).argmax(1) == y) & (own(moved).argmax(1) == y)
+    row = next(r for r in found["pairs"] if r["target"] == "plain-seed0")
+    assert row["l2l:transfer-fgsm"] == pytest.approx(float(right.float().mean()))
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
         (r["method"], r["seed"]) for r in about["runs"]
     ]
     assert again["summary"]["adam"] == about["summary"]["adam"]
-    with pytest.raises(InputError, match="another --runs-dir"):
+    with pytest.raises(InputError, match="choose another --out"):
         gail_stability.main(replace(study, extra="--episodes 9"))
     with pytest.raises(InputError, match="unknown method"):
         gail_stability.main(replace(study, updaters=("lion",)))

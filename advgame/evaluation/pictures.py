@@ -75,11 +75,13 @@ def landscapes_figure(planes: Mapping[str, Tensor], reach: float, title: str) ->
     arrays = {name: plane.cpu().numpy() for name, plane in planes.items()}
     highest = max(float(array.max()) for array in arrays.values())
     for axis, (name, array) in zip(axes[0], arrays.items(), strict=True):
+        edge = reach + reach / (len(array) - 1)  # of the outermost pixels
         drawn = axis.imshow(
-            array, origin="lower", extent=(-reach, reach, -reach, reach), cmap="magma", vmin=0,
+            array, origin="lower", extent=(-edge, edge, -edge, edge), cmap="magma", vmin=0,
             vmax=highest,
         )  # fmt: skip
-        axis.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="white", lw=1, ls="--")
+        # where the two directions add up to ε in one pixel, L∞'s face
+        axis.plot([-1, 0, 1, 0, -1], [0, 1, 0, -1, 0], color="white", lw=1, ls="--")
         axis.set(title=name, xlabel="random direction, ε", ylabel="gradient, ε")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
     figure.suptitle(title, fontsize=10)

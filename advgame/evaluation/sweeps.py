@@ -118,7 +118,7 @@ def diversity(
 
     Returns:
         ``cosine``: mean cosine of an image's perturbations in two runs, 1 for the same one;
-        ``distance``: mean |difference| of their pixels, over 2ε (0 the same, 1 opposite faces);
+        ``distance``: mean |difference| of their pixels, over twice the largest change seen;
         ``wrong_classes``: how many wrong classes an image is taken for over all runs, mean.
 
     Raises:

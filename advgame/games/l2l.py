@@ -91,7 +91,7 @@ class L2L:
         form: ``"alternating"``, as published: the attacker's step computes everything anew with
             the updated θ. ``"shared"``: one forward serves both players, and one backward of
             the defender's loss holds the gradients of both, which the defender descends and the
-            attacker ascends. That is a simultaneous step, at about half the cost: φ learns
+            attacker ascends. That is a simultaneous step, a third to two fifths cheaper: φ learns
             against the θ before the step, both networks are in training mode in the common
             forward, and where the defender smooths labels the attacker ascends that loss.
         attacker_steps: of the attacker per step of the defender, on the same batch.
