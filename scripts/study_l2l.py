@@ -19,6 +19,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -175,7 +176,10 @@ def as_markdown(
             shown.append(cell + (f" ± {100 * row[c]['sd']:.1f}" if several and c in row else ""))
         pair = row.get("worst_minus_control")
         gap = f"{100 * pair['mean']:+.1f}" if pair else "–"
-        shown.append(gap + (f" ± {100 * pair['half_interval']:.1f}" if several and pair else ""))
+        shown.append(
+            gap
+            + (f" ± {100 * pair['half_interval']:.1f}" if pair and not isnan(pair["sd"]) else "")
+        )
         shown.append(f"{row['seconds_per_epoch']['mean']:.2f}")
         shown.append(f"{row['attacker/forwards_per_image']['mean']:.0f}")
         shown.append("{:.2f}, {:.2f}".format(*PAPER[method]) if method in PAPER else "not in it")
