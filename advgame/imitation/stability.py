@@ -91,13 +91,15 @@ def stability(iterations: Sequence[int], scores: Sequence[float]) -> Stability:
 
 
 def judged(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run with what its scores say.
+    """A run with what its scores say, where it does not say so itself.
+
+    Scores of earlier files are rounded to three digits, which can cross a threshold.
 
     Args:
         run: ``scores``, and ``every``, the iterations from one to the next.
     """
     steps = [run["every"] * (k + 1) for k in range(len(run["scores"]))]
-    return {**run, **asdict(stability(steps, run["scores"]))}
+    return {**asdict(stability(steps, run["scores"])), **run}
 
 
 def as_rows(run: Mapping[str, Any]) -> list[dict[str, float]]:
