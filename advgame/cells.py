@@ -68,21 +68,22 @@ def same_flags(root: Path, flags: str) -> None:
     note = root / "extra.txt"
     if note.exists() and note.read_text() != flags:
         raise InputError(
-            f"{root} holds cells made with --extra={note.read_text()!r}: choose another --runs-dir"
+            f"{root} holds cells made with other flags, {note.read_text()!r}, not {flags!r}: "
+            "choose another --runs-dir"
         )
     root.mkdir(parents=True, exist_ok=True)
     note.write_text(flags)
 
 
 def with_earlier(
-    runs: Sequence[Mapping[str, Any]], path: Path, extra: str
+    runs: Sequence[Mapping[str, Any]], path: Path, flags: str
 ) -> list[Mapping[str, Any]]:
     """These runs, and those that a results file has beside them, whose folders may be gone.
 
     Args:
         runs: a ``method`` and ``seed`` each; they replace the file's own of that name.
         path: of the file, which need not exist; it holds ``runs`` and ``extra``.
-        extra: flags that all runs of a file share.
+        flags: that all runs of a file share, its ``extra``.
 
     Returns:
         the runs in the order of their seeds.
@@ -94,8 +95,11 @@ def with_earlier(
     if path.exists():
         earlier = json.loads(path.read_text())
         had = earlier.get("extra", "")
-        if had != extra:
-            raise InputError(f"{path} holds runs made with --extra={had!r}: choose another --out")
+        if had != flags:
+            raise InputError(
+                f"{path} holds runs made with other flags, {had!r}, not {flags!r}: "
+                "choose another --out"
+            )
         new = {(run["method"], run["seed"]) for run in runs}
         kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
     return sorted([*runs, *kept], key=lambda run: run["seed"])

@@ -53,6 +53,9 @@ class PolicySettings:
         gamma: discount.
         gae_lambda: λ of the advantage estimate.
         max_kl: TRPO's trust region.
+        settle: TRPO's steps shrink as 1 / (1 + t/settle) over iterations t, the trust region with
+            their square; 0 keeps them. At full length they go on at an equilibrium too, where
+            advantages are noise and are standardised all the same.
         cg_steps: conjugate-gradient steps.
         cg_damping: added to the Fisher matrix.
         fisher_every: the Fisher matrix sees every so many pairs (Ho & Ermon: 10); the gradient
@@ -68,6 +71,7 @@ class PolicySettings:
     gamma: float = 0.995
     gae_lambda: float = 0.99
     max_kl: float = 0.01
+    settle: int = 0
     cg_steps: int = 10
     cg_damping: float = 0.1
     fisher_every: int = 4
@@ -217,6 +221,9 @@ class Imitator:
         buffer.values[:] = values.view(rewards.shape).numpy()
         buffer.log_probs[:] = log_probs.view(rewards.shape).numpy()
         buffer.pos, buffer.full = buffer.buffer_size, True
+        if self.settings.settle:
+            shorter = 1 + self.algorithm._n_updates / self.settings.settle
+            self.algorithm.target_kl = self.settings.max_kl / shorter**2  # type: ignore[attr-defined]
         with self._chance:
             buffer.compute_returns_and_advantage(last_values, ended[-1].numpy())
             self.algorithm.train()

@@ -15,7 +15,7 @@ on to the same verdicts. Arithmetic is in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from advgame.attacks import Attack
+from advgame.attacks import Attack, attacked
 from advgame.checks import parse_eps
 from advgame.classifiers.saved import (
     imported,
@@ -48,7 +48,7 @@ from advgame.evaluation import (
     write_report,
 )
 from advgame.runs import RunFolder, device_name
-from advgame.seeding import derive_seed
+from advgame.seeding import derive_seed, stream
 from advgame.settings import Dataset
 from advgame.threat import THREATS
 from agents.attackers import load_any_attacker
@@ -157,6 +157,16 @@ def learned(config: Config) -> dict[str, Attack]:
     return dict(found)
 
 
+def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, seed: int) -> None:
+    """Run learned attackers on two images, so that one for other images is refused at once."""
+    few = data.subset(slice(2))
+    for attack in attacks.values():
+        with attacked(model):
+            attack.run(
+                model, few.floats(), few.labels, rng=stream(seed, "trial", few.labels.device)
+            )
+
+
 def images(config: Config) -> tuple[str, ImageSet]:
     """The name and the test images."""
     if config.data_import:
@@ -210,6 +220,7 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     data, module = data.to(fabric.device), module.to(fabric.device)
     surrogate = None if surrogate is None else surrogate.to(fabric.device)
     check_classifier(module, data)
+    try_out(extra, module, data, config.seed)
     if not resume and fabric.global_rank == 0:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(Path(fabric.broadcast(str(path))))

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import evaluate
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
 from sweeps import group
+from torch import nn
 
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import run_script
+from advgame.cli import make_fabric, run_script
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
 from advgame.runs import RunFolder, command, commit, device_name, versions
@@ -34,14 +34,32 @@ from advgame.threat import Linf
 
 SURROGATES = ("plain", "fgsm", "pgm")
 ATTACKS = {"l2l:transfer-fgsm": "FGSM", "l2l:transfer-pgm10": "PGM10"}
-# CIFAR-10, WRN-34-10, slim attackers (table 4): row -> FGSM and PGM10 of each of SURROGATES
+# tables 4 to 6, WRN-34-10: row -> FGSM and PGM10 of each of SURROGATES
 PAPER = {
-    "plain": (40.03, 5.60, 74.42, 75.25, 67.37, 65.92),
-    "fgsm": (79.20, 85.02, 89.90, 80.40, 64.28, 63.89),
-    "pgm": (83.80, 84.73, 84.33, 85.29, 67.05, 65.54),
-    "naive": (45.52, 25.95, 83.99, 77.94, 68.14, 67.13),
-    "grad": (86.10, 86.87, 87.93, 88.01, 71.15, 69.95),
-    "two-step": (85.83, 87.10, 86.51, 87.60, 70.58, 69.38),
+    "cifar10": {
+        "plain": (40.03, 5.60, 74.42, 75.25, 67.37, 65.92),
+        "fgsm": (79.20, 85.02, 89.90, 80.40, 64.28, 63.89),
+        "pgm": (83.80, 84.73, 84.33, 85.29, 67.05, 65.54),
+        "naive": (45.52, 25.95, 83.99, 77.94, 68.14, 67.13),
+        "grad": (86.10, 86.87, 87.93, 88.01, 71.15, 69.95),
+        "two-step": (85.83, 87.10, 86.51, 87.60, 70.58, 69.38),
+    },
+    "cifar100": {
+        "plain": (21.04, 9.04, 50.57, 54.06, 40.06, 41.30),
+        "fgsm": (42.87, 50.73, 61.68, 44.70, 39.34, 40.08),
+        "pgm": (56.63, 58.34, 56.99, 57.97, 40.19, 39.87),
+        "naive": (20.97, 10.47, 50.36, 54.07, 38.63, 39.91),
+        "grad": (57.63, 59.62, 59.18, 61.26, 41.71, 41.15),
+        "two-step": (58.66, 59.31, 58.92, 59.46, 45.80, 45.31),
+    },
+    "svhn": {
+        "plain": (21.72, 6.94, 41.81, 33.13, 56.77, 49.41),
+        "fgsm": (57.36, 51.54, 56.25, 38.11, 55.99, 48.96),
+        "pgm": (81.04, 81.52, 78.66, 80.42, 54.85, 49.21),
+        "naive": (73.02, 42.14, 78.11, 59.79, 85.31, 61.08),
+        "grad": (71.74, 74.31, 77.19, 80.70, 71.99, 58.71),
+        "two-step": (65.78, 74.07, 76.13, 82.80, 61.69, 54.13),
+    },
 }
 
 
@@ -61,73 +79,57 @@ class Config:
     """data folder, where the classifiers' data set needs one"""
     seed: int = 0
     """of everything random"""
+    accelerator: str = "auto"
+    """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
     runs_dir: str = "runs/black_box"
     """evaluations, a folder per pair; not committed"""
     out: str = "results/l2l"
     """where the table goes"""
 
 
-def settings(path: str) -> dict[str, Any]:
-    """A run's own settings."""
-    found: dict[str, Any] = RunFolder.open(Path(path)).about()["config"]
-    return found
+def about_run(path: str) -> tuple[tuple[str, str, float], int]:
+    """Network, data set and radius that a run was made for; its seed."""
+    own = RunFolder.open(Path(path)).about()["config"]
+    return (own["model"], own["dataset"], parse_eps(own["eps"])), own["seed"]
 
 
 def pairs(config: Config) -> list[tuple[str, str]]:
     """Target and surrogate folders: the same network, another seed.
 
     Raises:
-        InputError: no such pair.
+        InputError: no such pair, or targets of different tasks.
     """
     sources = config.surrogates or tuple(
         path for name in SURROGATES for path in config.what if group(Path(path).name) == name
     )
-    found = []
-    for target in config.what:
-        mine = settings(target)
-        for source in sources:
-            theirs = settings(source)
-            same = all(mine.get(key) == theirs.get(key) for key in ("model", "dataset", "eps"))
-            if same and mine.get("seed") != theirs.get("seed"):
-                found.append((target, source))
+    about = {path: about_run(path) for path in (*config.what, *sources)}
+    found = [
+        (target, source)
+        for target in config.what
+        for source in sources
+        if about[target][0] == about[source][0] and about[target][1] != about[source][1]
+    ]
     if not found:
         raise InputError(
             "no pair of a target and a surrogate with the same network, data set and radius and "
             "another seed: name surrogates with --surrogates"
         )
+    if len({about[target][0] for target, _ in found}) > 1:
+        raise InputError("the targets differ in network, data set or radius: one table for each")
     return found
-
-
-def judged(config: Config, target: str, source: str) -> dict[str, float]:
-    """Accuracy of the target, clean and on the surrogate's adversarial examples."""
-    asked = evaluate.check(
-        evaluate.Config(what=target, data_dir=config.data_dir, n=config.n, seed=config.seed)
-    )
-    _, data = evaluate.images(asked)
-    folder = Path(config.runs_dir) / config.title / f"{Path(target).name}--{Path(source).name}"
-    verdicts = attack_all(
-        evaluate.classifier(asked, data, target),
-        data,
-        Linf(parse_eps(asked.eps)),
-        tuple(ATTACKS),
-        seed=config.seed,
-        surrogate=evaluate.classifier(asked, data, source),
-        folder=folder,
-    )
-    return {"n": len(data), **verdicts.accuracy()}
 
 
 def as_markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The table for people."""
     targets = list(dict.fromkeys(group(row["target"]) for row in rows))
     sources = list(dict.fromkeys(group(row["surrogate"]) for row in rows))
+    paper = about["dataset"] if about["dataset"] in PAPER else "cifar10"
     columns = [(source, attack) for source in sources for attack in ATTACKS]
     lines = [
         f"# Black box on {about['dataset']}: surrogates of the same architecture, another seed",
         "",
         f"ε = {about['eps']}, {rows[0]['n']} test images; accuracy in %, mean ± sd over pairs of a "
-        "target and a surrogate of different seeds. In brackets the paper's (CIFAR-10, WRN-34-10, "
-        "slim attackers, table 4).",
+        f"target and a surrogate of different seeds. In brackets the paper's ({paper}, WRN-34-10).",
         "",
         "| target | pairs | "
         + " | ".join(f"{source}, {ATTACKS[attack]}" for source, attack in columns)
@@ -145,9 +147,9 @@ def as_markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
                 continue
             found = spread([100 * row[attack] for row in mine])
             cell = f"{found['mean']:.1f}" + (f" ± {found['sd']:.1f}" if len(mine) > 1 else "")
-            if target in PAPER and source in SURROGATES:
+            if target in PAPER[paper] and source in SURROGATES:
                 place = 2 * SURROGATES.index(source) + list(ATTACKS).index(attack)
-                cell += f" ({PAPER[target][place]})"
+                cell += f" ({PAPER[paper][target][place]})"
             cells.append(cell)
         lines.append(f"| {target} | {max(counts)} | " + " | ".join(cells) + " |")
     lines += ["", f"Hardware: {about['device']}. Command: `{about['command']}`.", ""]
@@ -159,22 +161,37 @@ def main(config: Config) -> None:
     if not config.what:
         raise InputError("name the run folders of the classifiers to attack")
     todo = pairs(config)
-    tasks = {tuple(settings(a).get(key) for key in ("model", "dataset", "eps")) for a, _ in todo}
-    if len(tasks) > 1:
-        raise InputError("the targets differ in network, data set or radius: one table for each")
-    config = replace(config, title=config.title or settings(todo[0][0])["dataset"])
-    rows = [
-        {"target": Path(a).name, "surrogate": Path(b).name, **judged(config, a, b)}
-        for a, b in track(todo, console=Console(stderr=True), transient=True)
-    ]
-    first = settings(todo[0][0])
+    (_, dataset, eps), _ = about_run(todo[0][0])
+    config = replace(config, title=config.title or dataset)
+    device = make_fabric(config.accelerator, 1, "32-true").device
+    models: dict[str, nn.Module] = {}
+    for path in dict.fromkeys(path for pair in todo for path in pair):
+        asked = evaluate.check(
+            evaluate.Config(path, data_dir=config.data_dir, n=config.n, seed=config.seed)
+        )
+        if not models:
+            data = evaluate.images(asked)[1].to(device)
+        models[path] = evaluate.classifier(asked, data, path).to(device)
+    rows = []
+    for target, source in track(todo, console=Console(stderr=True), transient=True):
+        names = {"target": Path(target).name, "surrogate": Path(source).name}
+        verdicts = attack_all(
+            models[target],
+            data,
+            Linf(eps),
+            tuple(ATTACKS),
+            seed=config.seed,
+            surrogate=models[source],
+            folder=Path(config.runs_dir) / config.title / "--".join(names.values()),
+        )
+        rows.append({**names, "n": len(data), **verdicts.accuracy()})
     about = {
         "command": command(),
         "commit": commit(),
         "versions": versions(),
-        "device": device_name(torch.device("cpu")),
-        "dataset": first["dataset"],
-        "eps": first["eps"],
+        "device": device_name(device),
+        "dataset": dataset,
+        "eps": eps,
         "pairs": rows,
     }
     out = Path(config.out)

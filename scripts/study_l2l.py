@@ -93,17 +93,20 @@ class Config:
     """data folder (all but digits)"""
 
 
+def same(config: Config) -> str:
+    """What the cells of one table share, beside the data set."""
+    return shlex.join(["--attacks", *config.attacks, *shlex.split(config.extra)])
+
+
 def cells(config: Config) -> dict[str, list[str]]:
     """Folder -> flags of every cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
-    shared = ["--dataset", config.dataset, *data, "--attacks", *config.attacks]
+    shared = ["--dataset", config.dataset, *data, *shlex.split(same(config))]
     return {
-        f"{method}-seed{seed}": [
-            *shared, "--seed", str(seed), *shlex.split(config.extra), *METHODS[method]
-        ]
+        f"{method}-seed{seed}": [*shared, "--seed", str(seed), *METHODS[method]]
         for seed in range(config.seeds)
         for method in config.methods
-    }  # fmt: skip
+    }
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -112,7 +115,10 @@ def read(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "config.json").read_text())
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
     last = rows[-5:]
-    curves = {tag: [float(f"{row[tag]:.4g}") for row in rows if tag in row] for tag in CURVES}
+    curves = {
+        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
+        for tag in CURVES
+    }
     kept = [n for n in rows[-1] if n.startswith(("game/", "attacker/", "cost/", "eval/"))]
     return {
         "method": folder.name.rsplit("-seed", 1)[0],
@@ -196,11 +202,12 @@ def picture(config: Config, results: Sequence[Mapping[str, Any]], path: Path) ->
     """Perturbations and validation accuracy over time for each method."""
     runs: dict[str, list[Rows]] = {}
     for one in results:
-        columns = zip(*one["curves"].values(), strict=True)
-        rows = [dict(zip(one["curves"], row, strict=True)) for row in columns]
-        runs.setdefault(one["method"], []).append(
-            [{"epoch": number, **row} for number, row in enumerate(rows, 1)]
-        )
+        rows = [
+            {"epoch": epoch, tag: value}
+            for tag, points in one["curves"].items()
+            for epoch, value in points
+        ]
+        runs.setdefault(one["method"], []).append(rows)
     title = f"L2L on {config.dataset}: mean and range over seeds"
     save_figure(seeds_figure(runs, CURVES, title), path)
 
@@ -211,8 +218,8 @@ def main(config: Config) -> None:
         raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
     root, todo = Path(config.runs_dir) / config.dataset, cells(config)
     out = Path(config.out)
-    with_earlier([], out / f"{config.dataset}.json", config.extra)  # refuses before any training
-    same_flags(root, config.extra)
+    with_earlier([], out / f"{config.dataset}.json", same(config))  # refuses before any training
+    same_flags(root, same(config))
     if config.finished_only:
         todo = {name: todo[name] for name in todo if (root / name / "report.json").exists()}
     else:
@@ -220,14 +227,14 @@ def main(config: Config) -> None:
     results = [read(root / name) for name in todo]
     if not results:
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
-    runs = with_earlier(results, out / f"{config.dataset}.json", config.extra)
+    runs = with_earlier(results, out / f"{config.dataset}.json", same(config))
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {
         "command": command(),
         "commit": commit(),
         "versions": versions(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
-        "extra": config.extra,
+        "extra": same(config),
         "summary": summarise(runs),
         "runs": runs,
     }

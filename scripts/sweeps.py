@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from advgame.attacks import Attack, attacked, fgsm, pgd
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import run_script
+from advgame.cli import make_fabric, run_script
 from advgame.curves import save_figure
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -41,6 +41,7 @@ from advgame.evaluation.sweeps import (
     over_steps,
     sweep,
 )
+from advgame.evaluation.verdicts import adversarial
 from advgame.games.passes import perturbation_stats
 from advgame.runs import RunFolder, command, commit, device_name, versions
 from advgame.seeding import stream
@@ -72,6 +73,8 @@ class Config:
     """test images; None takes all"""
     seed: int = 0
     """of everything random"""
+    accelerator: str = "auto"
+    """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
     out: str = ""
     """folder of the results, whose files are replaced; runs/<current time> when empty"""
 
@@ -84,10 +87,10 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     """
     if not config.what:
         raise InputError("name the run folders of the classifiers")
-    models: dict[str, nn.Module] = {}
-    tasks = set()
     for what in config.what:
-        asked = evaluate.check(
+        RunFolder.open(Path(what))  # refuses files of weights: nobody knows their data
+    asked = [
+        evaluate.check(
             evaluate.Config(
                 what=what,
                 attackers=config.attackers,
@@ -99,19 +102,22 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
                 seed=config.seed,
             )
         )
-        name, data = evaluate.images(asked)
-        tasks.add((name, parse_eps(asked.eps)))
-        if Path(what).name in models:
-            raise InputError(f"two classifiers are called {Path(what).name}: rename a folder")
-        models[Path(what).name] = evaluate.classifier(asked, data, what)
-        check_classifier(models[Path(what).name], data)
-    if len(tasks) > 1:
+        for what in config.what
+    ]
+    first = asked[0]
+    if len({(one.dataset, parse_eps(one.eps)) for one in asked}) > 1:
         raise InputError("the classifiers are of different data sets or radii: give --eps")
-    learned, few = evaluate.learned(asked), data.subset(slice(2))
-    for attack in learned.values():  # one for images of another shape is refused now
-        rng = stream(config.seed, "trial")
-        attack.run(next(iter(models.values())), few.floats(), few.labels, rng=rng)
-    return models, data, Linf(parse_eps(asked.eps)), learned
+    names = [Path(what).name for what in config.what]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two classifiers are called {twice[0]}: rename a folder")
+    learned, (_, data) = evaluate.learned(first), evaluate.images(first)
+    device = make_fabric(config.accelerator, 1, "32-true").device
+    data = data.to(device)
+    models = {Path(a.what).name: evaluate.classifier(a, data, a.what).to(device) for a in asked}
+    for model in models.values():
+        check_classifier(model, data)
+        evaluate.try_out(learned, model, data, config.seed)
+    return models, data, Linf(parse_eps(first.eps)), learned
 
 
 def group(name: str) -> str:
@@ -128,16 +134,21 @@ def measure(
         "radius": sweep(model, data, over_radius(threat, SHARES), config.seed),
         "steps": sweep(model, data, over_steps(threat, STEPS), config.seed),
         "diversity": diversity(
-            model, x, y, attacks["pgm20"], RESTARTS, stream(config.seed, "restarts", device)
+            model,
+            x,
+            y,
+            attacks["pgm20"],
+            threat,
+            RESTARTS,
+            stream(config.seed, "restarts", device),
         ),
     }
     smooth = {}
     for name, attack in attacks.items():
-        rng = stream(config.seed, "examples", device)
-        x_adv = attack.run(model, x, y, rng=rng, check=False).x_adv
-        shape = perturbation_stats(x_adv - x, threat)
-        smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
         with attacked(model):
+            x_adv = adversarial(model, x, y, attack, stream(config.seed, "examples", device))
+            shape = perturbation_stats(x_adv - x, threat)
+            smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
             smooth[name]["accuracy"] = float((predict(model, x_adv) == y).float().mean())
     return found | {"perturbations": smooth}
 
@@ -183,12 +194,19 @@ def main(config: Config) -> None:
     near = data.subset(slice(LANDSCAPE_IMAGES))
     planes = {
         g: landscape(
-            m, near.floats(), near.labels, threat, stream(config.seed, "plane"), reach=REACH
+            m,
+            near.floats(),
+            near.labels,
+            threat,
+            stream(config.seed, "plane", near.labels.device),
+            reach=REACH,
         )
         for g, m in one_each.items()
     }
     title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
     save_figure(landscapes_figure(planes, REACH, title), out / "landscape.png")
+    for old in out.glob("examples*.png"):  # of other classifiers, an earlier time
+        old.unlink()
     for g, model in one_each.items():
         x, made, words = examples(config, model, data, threat, attacks)
         title = f"{g}: true label → prediction; perturbations black to white are -ε to ε, {size}"

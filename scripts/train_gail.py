@@ -99,6 +99,8 @@ class Config:
     """passes over the batch for the value network"""
     gae_lambda: float = PolicySettings.gae_lambda
     """λ of the advantage estimate"""
+    settle: int = 0
+    """iterations after which TRPO's steps are half as long, 1 / (1 + t/settle); 0 keeps them"""
     iterations: int = 500
     """of policy and discriminator"""
     evaluate_every: int = 10
@@ -161,6 +163,8 @@ def check(config: Config) -> Config:
         raise InputError("envs x n_steps must be 32 or above: too few pairs to learn from")
     if not 0 <= config.gae_lambda <= 1:
         raise InputError(f"gae_lambda must lie in [0, 1], not {config.gae_lambda}")
+    if config.settle < 0 or (config.settle and config.algorithm != "trpo"):
+        raise InputError(f"settle must be 0 or above, and is for trpo, not {config.algorithm}")
     if config.iterations % config.evaluate_every:
         raise InputError("iterations must be a multiple of evaluate_every")
     if config.updater not in UPDATERS:
@@ -209,6 +213,7 @@ def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         n_steps=config.n_steps,
         value_epochs=config.value_epochs,
         gae_lambda=config.gae_lambda,
+        settle=config.settle,
         fisher_every=10 if config.preset == "ho-ermon" else PolicySettings.fisher_every,
     )
     player = Imitator(env, derive_seed(config.seed, "policy"), settings)

@@ -22,6 +22,7 @@ from advgame.data import load_data
 from advgame.runs import RunFolder
 from advgame.seeding import seeded_init
 from agents.attacker import Attacker
+from agents.l2l import L2LAttacker, L2LNetwork
 from agents.policies import FeaturePolicy
 
 SCRIPT = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
@@ -66,6 +67,7 @@ def root(digits, tmp_path_factory):
     run = RunFolder.create(folder / "run", about, "cpu")
     save_weights(model, run.path / "checkpoints" / "best.safetensors")
     RunFolder.create(folder / "unfinished", about, "cpu")
+    L2LAttacker(L2LNetwork((1, 28, 28), gradients=1), {}).save(folder / "large.safetensors")
     (folder / "my_code.py").write_text(MINE)
     (folder / "text.safetensors").write_text("not weights")
     return folder
@@ -126,6 +128,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--attacks", "transfer"], "--surrogate"),
         (["run", "--attacks", "transfer", "--surrogate", "unfinished"], "is it finished"),
         (["run", "--attackers", "weights.safetensors"], "is no attacker"),
+        (["run", "--attackers", "large.safetensors"], "for images of (1, 28, 28)"),
         (["run", "--attackers", "nowhere"], "no attacker file"),
         (["run", "--queries", "0"], "queries must be above 0"),
         (["run", "--eps", "8"], "did you mean 8/255"),

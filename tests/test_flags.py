@@ -231,13 +231,14 @@ def test_a_classifier_that_comes_in_training_mode_is_flagged(test_images):
     assert not model.training
 
 
-def test_a_transfer_attack_that_beats_the_gradients_is_flagged(honest, test_images):
+@pytest.mark.parametrize("attack", ["transfer", "l2l:transfer-fgsm", "l2l:transfer-pgm10"])
+def test_a_transfer_attack_that_beats_the_gradients_is_flagged(attack, honest, test_images):
     """The quantised classifier's gradients are gone; its honest twin's are as good as its own."""
     masked = Quantised(honest).eval()
-    verdicts = evaluate(masked, test_images, WIDE, ("pgd20", "transfer"), surrogate=honest)
+    verdicts = evaluate(masked, test_images, WIDE, ("pgd20", attack), surrogate=honest)
     found = {flag.name for flag in find_flags(masked, test_images, WIDE, verdicts)}
     assert "transfer_beats_white_box" in found
-    verdicts = evaluate(honest, test_images, WIDE, ("pgd20", "transfer"), surrogate=masked)
+    verdicts = evaluate(honest, test_images, WIDE, ("pgd20", attack), surrogate=masked)
     assert not find_flags(honest, test_images, WIDE, verdicts)
 
 

@@ -21,9 +21,9 @@ def weights(imitator):
     return torch.cat([one.detach().flatten() for one in imitator.policy.parameters()])
 
 
-@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
-def test_equal_seeds_equal_bits_and_resuming_too(algorithm):
-    settings = PolicySettings(algorithm, n_steps=16, value_epochs=1)
+@pytest.mark.parametrize(("algorithm", "settle"), [("trpo", 0), ("trpo", 2), ("ppo", 0)])
+def test_equal_seeds_equal_bits_and_resuming_too(algorithm, settle):
+    settings = PolicySettings(algorithm, n_steps=16, value_epochs=1, settle=settle)
     ends = []
     for _ in range(2):
         env, imitator = made(settings=settings)
@@ -106,6 +106,25 @@ def test_a_part_of_the_batch_gives_nearly_the_same_step():
         steps.append((imitator.policy.action_net.weight.detach() - before).flatten())
     assert torch.cosine_similarity(*steps, dim=0) > 0.8
     assert not torch.equal(*steps)
+
+
+def test_steps_that_settle_are_as_short_as_they_should_be():
+    """KL ≤ 0.01 / (1 + t/2)², of the policy as it was; otherwise 0.01 at every iteration."""
+
+    def divergences(settle):
+        env, imitator = made(settings=PolicySettings(n_steps=64, value_epochs=1, settle=settle))
+        found = []
+        for _ in range(7):
+            rollout = imitator.collect(env)
+            found.append(imitator.learn(rollout, rollout.true_rewards)["policy/kl"])
+        return found
+
+    settled, free = divergences(2), divergences(0)
+    bounds = [0.01 / (1 + t / 2) ** 2 for t in range(7)]
+    assert all(0 < kl <= bound for kl, bound in zip(settled, bounds, strict=True))
+    assert settled[0] == free[0]
+    assert settled[-1] > bounds[-1] / 20  # shorter, and not gone
+    assert free[-1] > bounds[-1]
 
 
 def test_actions_of_a_box_stay_inside():

@@ -18,6 +18,7 @@ from advgame.classifiers.saved import run_classifier
 from advgame.cli import run_script
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
 from advgame.runs import RunFolder
 from advgame.threat import L2, Linf
@@ -70,7 +71,7 @@ def test_a_landscape_is_the_loss_on_its_plane(threat, line, rng):
 def test_diversity_by_hand(line, rng):
     model, data = line
     x, y = data.floats(), data.labels
-    same = diversity(model, x, y, fgsm(Linf(0.1)), 3, rng)
+    same = diversity(model, x, y, fgsm(Linf(0.1)), Linf(0.1), 3, rng)
     assert same == pytest.approx({"cosine": 1, "distance": 0, "wrong_classes": 0.4})
 
     class Opposite:
@@ -81,10 +82,10 @@ def test_diversity_by_hand(line, rng):
             self.sign = -self.sign
             return type("Made", (), {"x_adv": x + 0.1 * self.sign})
 
-    turned = diversity(model, x, y, Opposite(), 2, rng)
+    turned = diversity(model, x, y, Opposite(), Linf(0.1), 2, rng)
     assert turned == pytest.approx({"cosine": -1, "distance": 1, "wrong_classes": 0.4})
     with pytest.raises(InputError, match="2 restarts"):
-        diversity(model, x, y, fgsm(Linf(0.1)), 1, rng)
+        diversity(model, x, y, fgsm(Linf(0.1)), Linf(0.1), 1, rng)
 
 
 def test_equal_seeds_give_equal_bits_and_models_stay_as_they_were(digits):
@@ -98,7 +99,7 @@ def test_equal_seeds_give_equal_bits_and_models_stay_as_they_were(digits):
         return (
             sweep(model, part, over_steps(threat, [2]), seed=5),
             landscape(model, x, y, threat, rng, points=3).tolist(),
-            diversity(model, x, y, pgd(threat, 2), 2, rng),
+            diversity(model, x, y, pgd(threat, 2), threat, 2, rng),
         )
 
     assert once() == once()
@@ -120,6 +121,36 @@ def test_all_points_of_a_sweep_draw_the_same_chance(line):
     assert drawn[0] == drawn[1]
 
 
+def test_the_picture_shows_means_bands_and_differences_to_the_baseline():
+    base = [{1.0: 0.8, 2.0: 0.4}, {1.0: 0.6, 2.0: 0.2}]
+    drawn = sweeps_figure({"steps": {"a": base, "b": [{1.0: 0.9, 2.0: 0.5}]}}, "a", "t")
+    above, below = drawn.axes
+    assert [line.get_label() for line in above.lines] == ["a", "b"]
+    for axis, wanted in ((above, [[70, 30], [90, 50]]), (below, [[0, 0], [20, 20]])):
+        for line, heights in zip(axis.lines, wanted, strict=True):
+            assert line.get_xdata().tolist() == [1, 2]
+            assert line.get_ydata() == pytest.approx(heights)
+    band = above.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((20, 80))
+    assert len(sweeps_figure({"steps": {"a": base}}, None, "t").axes) == 1
+
+
+def test_landscapes_and_examples_are_drawn_from_what_they_are_given():
+    plane = torch.arange(9.0).view(3, 3)
+    panel = landscapes_figure({"a": plane}, 2.0, "t").axes[0]
+    assert panel.images[0].get_array().tolist() == plane.tolist()
+    x = torch.full((2, 1, 2, 2), 0.5)
+    moved = x + torch.tensor([0.1, -0.1]).view(2, 1, 1, 1)
+    said = {"clean": ["1→1", "2→2"], "fgsm": ["1→2", "2→3"]}
+    drawn = examples_figure(x, {"fgsm": moved}, said, Linf(0.1), "t").axes
+    shown = [axis.images[0].get_array() for axis in drawn]
+    assert [axis.get_title() for axis in drawn] == ["1→1", "", "2→2", "", "1→2", "", "2→3", ""]
+    assert shown[4].mean() == pytest.approx(0.6)
+    assert (shown[5].mean(), shown[7].mean()) == pytest.approx(
+        (1, 0), abs=1e-6
+    )  # +ε white, -ε black
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two methods, two seeds each."""
@@ -138,6 +169,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
         n=20,
         out=str(tmp_path),
     )
+    (tmp_path / "examples-of-another-time.png").touch()
     sweeps.main(config)
     pictures = {"sweeps.png", "landscape.png", "examples-plain.png", "examples-grad.png"}
     assert {path.name for path in tmp_path.iterdir()} == {*pictures, "sweeps.json"}
@@ -182,6 +214,7 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     ("script", "words", "answer"),
     [
         (sweeps, ["/nowhere"], "/nowhere"),
+        (sweeps, ["{0}/checkpoints/best.safetensors"], "not a run folder"),
         (sweeps, ["{0}", "{0}"], "two classifiers"),
         (sweeps, ["{0}", "--eps", "0"], "eps must be above 0"),
         (sweeps, ["{0}", "--n", "0"], "n must be above 0"),

@@ -149,6 +149,28 @@ def test_the_study_reads_finished_cells(runs, tmp_path):
     assert set(study_l2l.PAPER) <= set(study_l2l.METHODS)
 
 
+def test_the_study_draws_sparse_validations_and_refuses_other_flags(tmp_path):
+    extra = "--train-n 100 --epochs 3 --batch-size 50 --eval-n 20 --validate-every 2"
+    config = study_l2l.Config(
+        seeds=1,
+        methods=("grad",),
+        attacks=("fgsm",),
+        runs_dir=str(tmp_path / "runs"),
+        out=str(tmp_path / "results"),
+        extra=extra,
+    )
+    study_l2l.main(config)
+    (cell,) = json.loads((tmp_path / "results" / "digits.json").read_text())["runs"]
+    epochs = {tag: [point[0] for point in points] for tag, points in cell["curves"].items()}
+    assert epochs["eval/robust"] == [2, 3]
+    assert epochs["game/adversarial_loss"] == [1, 2, 3]
+    for changes in ({"attacks": ("pgd20",)}, {"extra": ""}):
+        with pytest.raises(InputError, match="other flags"):
+            study_l2l.main(replace(config, **changes))
+        with pytest.raises(InputError, match="another --runs-dir"):
+            study_l2l.main(replace(config, **changes, out=str(tmp_path / "new")))
+
+
 def test_settings_reach_the_game():
     fabric = make_fabric("cpu", 1, "32-true")
     changes = {

@@ -19,7 +19,7 @@ from advgame.attacks.gradient import input_gradient
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import L2L_STEP
-from advgame.evaluation.verdicts import predict, score
+from advgame.evaluation.verdicts import adversarial, predict, score
 from advgame.losses import cross_entropy
 from advgame.seeding import stream
 from advgame.threat import Threat, per_image
@@ -104,7 +104,13 @@ def landscape(
 
 
 def diversity(
-    model: nn.Module, x: Tensor, y: Tensor, attack: Attack, restarts: int, rng: torch.Generator
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    threat: Threat,
+    restarts: int,
+    rng: torch.Generator,
 ) -> dict[str, float]:
     """How much an attack's adversarial examples differ from one run to the next.
 
@@ -113,12 +119,13 @@ def diversity(
         x: (B, C, H, W).
         y: (B,).
         attack: draws its starts from ``rng``; one without chance has no diversity.
+        threat: the attack's ball.
         restarts: runs, 2 or more.
         rng: of all runs.
 
     Returns:
         ``cosine``: mean cosine of an image's perturbations in two runs, 1 for the same one;
-        ``distance``: mean |difference| of their pixels, over twice the largest change seen;
+        ``distance``: mean |difference| of their pixels, over 2ε, the most that L∞ allows;
         ``wrong_classes``: how many wrong classes an image is taken for over all runs, mean.
 
     Raises:
@@ -127,13 +134,12 @@ def diversity(
     if restarts < 2:
         raise InputError(f"diversity needs 2 restarts or more, not {restarts}")
     with attacked(model):
-        made = [attack.run(model, x, y, rng=rng, check=False).x_adv for _ in range(restarts)]
+        made = [adversarial(model, x, y, attack, rng) for _ in range(restarts)]
         said = torch.stack([predict(model, one) for one in made])
     deltas = [(one - x).flatten(1) for one in made]
     pairs = list(combinations(deltas, 2))
     cosines = [torch.cosine_similarity(a, b, dim=1).mean() for a, b in pairs]
-    reach = max(float(delta.abs().max()) for delta in deltas)
-    gaps = [(a - b).abs().mean() / (2 * reach) if reach else torch.zeros(()) for a, b in pairs]
+    gaps = [(a - b).abs().mean() / (2 * float(threat.eps)) for a, b in pairs]
     wrong = [
         len(set(row) - {label}) for row, label in zip(said.T.tolist(), y.tolist(), strict=True)
     ]

@@ -53,6 +53,22 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tenso
         return torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
 
 
+def adversarial(
+    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, rng: torch.Generator
+) -> Tensor:
+    """Adversarial examples of any number of images, a batch at a time.
+
+    Args:
+        model: in the mode that it is to be attacked in.
+        images: (N, C, H, W), known to be good: they are not checked.
+        labels: (N,).
+        attack: what makes them.
+        rng: draws for all batches.
+    """
+    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+    return torch.cat([attack.run(model, x, y, rng=rng, check=False).x_adv for x, y in parts])
+
+
 def score(
     model: nn.Module, data: ImageSet, attack: Attack, rng: torch.Generator
 ) -> tuple[float, float]:
@@ -60,9 +76,7 @@ def score(
     images = data.floats()
     with attacked(model):
         clean = predict(model, images) == data.labels
-        parts = zip(images.split(_BATCH), data.labels.split(_BATCH), strict=True)
-        made = [attack.run(model, x, y, rng=rng, check=False).x_adv for x, y in parts]
-        x_adv = torch.cat(made)
+        x_adv = adversarial(model, images, data.labels, attack, rng)
         robust = clean & (predict(model, x_adv) == data.labels)
     return float(clean.float().mean()), float(robust.float().mean())
 
