@@ -42,7 +42,7 @@ from envs.tasks import make_task, play
 # name -> (what it is, flags of train_gail.py)
 UPDATERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adam": ("Adam 0.01, Ho & Ermon's", ("--updater", "adam")),
-    "adam-slow": ("Adam 0.001", ("--updater", "adam", "--updater-lr", "1e-3")),
+    "adam-settle": ("Adam 0.01, shrinking policy steps", ("--settle", "100")),
     "adam-sn": ("Adam 0.01, spectral norm", ("--updater", "adam", "--spectral-norm")),
     "adam-gp": ("Adam 0.01, gradient penalty 10, norm 1", ("--updater", "adam", "--penalty", "10")),
     "adam-gp0": (
@@ -53,6 +53,10 @@ UPDATERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adam-gp0-replay": (
         "Adam 0.01, gradient penalty 0.3, norm 0, and replay",
         ("--penalty", "0.3", "--penalty-target", "0", "--replay", "0.5"),
+    ),
+    "adam-gp0-replay-settle": (
+        "Adam 0.01, penalty and replay as above, shrinking policy steps",
+        ("--penalty", "0.3", "--penalty-target", "0", "--replay", "0.5", "--settle", "100"),
     ),
     "coordinatewise": ("one small learned network per coordinate", ("--updater", "coordinatewise")),
     "coordinatewise-gp0": (
@@ -254,11 +258,8 @@ def picture(config: Config, about: Mapping[str, Any], path: Path) -> None:
         "discriminator/loss": "discriminator's loss (chance 1.386)",
         "discriminator/norm": "‖θ_D‖",
     }
-    tags = {
-        t: name
-        for t, name in tags.items()
-        if any(t in r[0] for rows in runs.values() for r in rows)
-    }
+    drawn = {tag for rows in runs.values() for one in rows for tag in one[0]}
+    tags = {tag: name for tag, name in tags.items() if tag in drawn}
     title = f"{config.env}, {config.setting}: mean and 10–90 % band over seeds"
     save_figure(seeds_figure(runs, tags, title, x="iteration", band=(0.1, 0.9)), path)
 
