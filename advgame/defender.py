@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from advgame.errors import InputError
 from advgame.losses import smoothed_cross_entropy
 
 
 class Defender:
-    """A classifier that learns by SGD.
+    """A classifier that learns by SGD, or by Adam where the paper has it.
 
     Attacks use `module`, the bare classifier; the learning step goes through Fabric's wrapper,
-    which averages gradients over processes. `optimizer` is plain SGD because a look-ahead must
-    know what one step does.
+    which averages gradients over processes.
 
     Args:
         module: the classifier; moved to Fabric's device.
         lr: learning rate.
         momentum: SGD's momentum.
-        weight_decay: SGD's weight decay.
+        weight_decay: of the optimiser.
         true_probability: label smoothing, `advgame.losses.smoothed_cross_entropy`.
         grad_clip: largest gradient norm; None does not clip.
         fabric: device, precision and processes; one CPU process when None.
+        algorithm: ``"sgd"``, or ``"adam"`` with its usual moments.
     """
 
     def __init__(
@@ -39,11 +40,16 @@ class Defender:
         true_probability: float = 1.0,
         grad_clip: float | None = None,
         fabric: Fabric | None = None,
+        algorithm: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
         self.true_probability, self.grad_clip = true_probability, grad_clip
-        optimizer = torch.optim.SGD(
-            module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(
+                module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
+            )
+            if algorithm == "sgd"
+            else torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay)
         )
         self.module, self.optimizer = module, optimizer
         self._set_up()
@@ -71,12 +77,24 @@ class Defender:
         """The loss that the defender minimises, per image (B,)."""
         return smoothed_cross_entropy(logits, y, self.true_probability)
 
-    def backward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Form the gradient of the mean loss on (x, y) in training mode; returns it (B,)."""
+    def backward(self, x: Tensor, y: Tensor, sensitivity: float = 0.0) -> Tensor:
+        """Form the gradient of the mean loss on (x, y) in training mode; returns it (B,).
+
+        Args:
+            x: (B, C, H, W).
+            y: (B,).
+            sensitivity: s adds s/2 ‖∂loss/∂x‖² of each image to its loss, by a second backward
+                pass through the first.
+        """
         self._wrapped.train()
         self._wrapped_optimizer.zero_grad()
+        x = x.detach().requires_grad_() if sensitivity else x
         losses = self.loss(self._wrapped(x), y)
-        self.fabric.backward(losses.mean())
+        total = losses.mean()
+        if sensitivity:
+            (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+            total = total + sensitivity / 2 * slope.square().flatten(1).sum(1).mean()
+        self.fabric.backward(total)
         return losses.detach()
 
     def look_ahead(self) -> nn.Module:
@@ -87,7 +105,12 @@ class Defender:
         the same examples, loss and mode, so its gradient is the copy's too and is formed once.
         Like such a copy it does not clip its gradient. The real defender is untouched; the
         module returned is overwritten by the next call.
+
+        Raises:
+            InputError: a defender that does not learn by SGD: one step of Adam is another thing.
         """
+        if not isinstance(self.optimizer, torch.optim.SGD):
+            raise InputError("the look-ahead is a step of SGD: the defender must learn by it")
         group = self.optimizer.param_groups[0]
         if self._shadow is None:
             self._shadow = copy.deepcopy(self.module)

@@ -8,12 +8,13 @@ from pathlib import Path
 from advgame.attacks import Attack
 from advgame.errors import InputError
 from advgame.threat import Threat
-from agents import attacker, l2l
+from agents import attacker, attnet, l2l
 from agents.attacker_file import read_file
 
 _LOADERS: dict[str, Callable[[Path], Callable[[Threat, int], Attack]]] = {
     attacker.FORMAT: attacker.load_attacker,
     l2l.FORMAT: l2l.load_l2l,
+    attnet.FORMAT: attnet.load_attnet,
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
-from advgame.attacks import attacked, pgd
+from advgame.attacks import Attack, attacked, pgd
 from advgame.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
 from advgame.data import ImageSet
 from advgame.evaluation.flags import find_flags
@@ -31,6 +32,7 @@ def judge(
     seed: int,
     title: str,
     panels: Panels = PANELS,
+    respond: Callable[[nn.Module], Mapping[str, Attack]] | None = None,
 ) -> dict[str, Any]:
     """Write the report, ``curves.png`` and ``examples.png``; killed, it goes on where it was.
 
@@ -44,6 +46,7 @@ def judge(
         seed: of the attacks.
         title: of the curves.
         panels: of the curves, LAS-AT's when not given.
+        respond: makes further attacks, by name, for the very classifier that is judged.
 
     Returns:
         The content of ``report.json``.
@@ -53,13 +56,15 @@ def judge(
     last = dict(zip(("clean", "pgd20"), score(module, test, pgd(threat, 20), rng), strict=True))
     load_best(run, module, "best")
     _pictures(run, module, test.subset(slice(10)), threat, seed, title, panels)
-    with Console(stderr=True).status("") as status:
+    with Console(stderr=True).status("training a fresh attacker" if respond else "") as status:
+        extra = dict(respond(module)) if respond else {}
         verdicts = evaluate(
             module,
             test,
             threat,
-            attacks,
+            (*attacks, *extra),
             seed=seed,
+            extra=extra,
             folder=run.path / "evaluation",
             progress=status.update,
         )

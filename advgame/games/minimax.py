@@ -1,0 +1,157 @@
+"""Machine vs Machine: a classifier u against what its own gradient, or a network v, makes.
+
+Source: Hamm & Mehra 2018. Their pixels lie in [-1, 1]: their η is 2ε here, and a gradient with
+respect to their pixels is half of one with respect to ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from advgame.attacks import fgsm
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.passes import DefenderStep, perturbation_stats
+from advgame.solvers import Direction, Functional, Optimistic, Params, Solver, sensitivity
+from advgame.threat import Linf, Threat, per_image
+
+
+@dataclass(frozen=True)
+class SensitivityTraining:
+    """LWA and Sens-FGSM: the current FGSM, and a penalty on the slope of the loss there.
+
+    The penalised cost is f(u, Z) + γ/2 ‖∂f/∂Z‖², γ = ηN (eq. 7). With f the mean of N losses that
+    is the mean of l(z) + s/2 ‖∂l/∂z‖² with s = γ/N = η: per image, whatever the batch size. In
+    [0, 1] pixels it is s = ε/2. Its gradient is the total derivative of f(u, Z(u)) where
+    z = x + η ∇ₓl (eq. 4, no sign), to first order in η; the attack itself is FGSM with its sign,
+    as the tables' names and radii have it.
+
+    Args:
+        threat: an L∞ ball.
+        penalty: s over the ball's ε; the paper's γ is 0.5, LWA (Huang et al. 2015) 0.
+
+    Raises:
+        InputError: a negative penalty.
+    """
+
+    threat: Threat
+    penalty: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.penalty >= 0:
+            raise InputError(f"penalty must be 0 or above, not {self.penalty}")
+
+    def step(
+        self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
+    ) -> DefenderStep:
+        """One step of the defender: see `advgame.games.training.Rules`."""
+        threat = self.threat.scaled(scale)
+        x_adv = fgsm(threat).run(defender.module, x, y, rng=rng, check=False).x_adv
+        losses = defender.backward(x_adv, y, self.penalty * float(threat.eps))
+        defender.step()
+        stats = {"game/adversarial_loss": losses.mean()}
+        return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the attack does not learn."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class Perturber(Protocol):
+    """The attacker v: a network g and its optimiser, whose steps the solver turns upwards."""
+
+    @property
+    def module(self) -> nn.Module:
+        """g: images (B, C, H, W) in [0, 1] and labels (B,) -> (B, C, H, W) in [-1, 1]."""
+        ...
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Of g's parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimiser."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Minimax:
+    """f(u, v) = mean l(classifier(z(x; v); u), y), z = x + ε·g(x, y; v), played by a solver.
+
+    Args:
+        threat: an L∞ ball, one radius for all.
+        attacker: v.
+        direction: of `advgame.solvers`: `sensitivity` is Minimax (algorithm 1), `simultaneous` Alt
+            (eq. 19), ``maximin(...)`` Maximin.
+        ascent_steps: of the attacker per step of the defender, on the same batch.
+
+    Raises:
+        InputError: another ball.
+    """
+
+    threat: Threat
+    attacker: Perturber
+    direction: Direction = field(default_factory=lambda: sensitivity(1.0))
+    ascent_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Linf) or isinstance(self.threat.eps, Tensor):
+            raise InputError("this game is played in an L∞ ball with one eps for all images")
+
+    def step(
+        self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
+    ) -> DefenderStep:
+        """One step of both players: see `advgame.games.training.Rules`; nothing is drawn here."""
+        threat, seen = self.threat.scaled(scale), list[tuple[Tensor, Tensor]]()
+        module, network = defender.module.train(), self.attacker.module.train()
+        risk = self._risk(defender, Functional(module), Functional(network), threat, x, y, seen)
+        solver = Solver(
+            self.direction, defender.optimizer, self.attacker.optimizer, self.ascent_steps
+        )
+        followed = solver.step(risk)
+        x_adv, losses = seen[0]
+        stats = {"game/adversarial_loss": losses.mean(), **followed}
+        return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
+
+    @staticmethod
+    def _risk(
+        defender: Defender,
+        f: Functional,
+        g: Functional,
+        threat: Threat,
+        x: Tensor,
+        y: Tensor,
+        seen: list[tuple[Tensor, Tensor]],
+    ) -> Callable[[Params, Params], Tensor]:
+        def risk(u: Params, v: Params) -> Tensor:
+            x_adv = threat.project(x + g(v, x, y) * per_image(threat.eps, x), x)
+            losses = defender.loss(f(u, x_adv), y)
+            seen.append((x_adv.detach(), losses.detach()))
+            return losses
+
+        return risk
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attacker's, and what the direction remembers."""
+        inner = self.direction.state_dict() if isinstance(self.direction, Optimistic) else {}
+        return {"attacker": self.attacker.state_dict(), "direction": inner}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.attacker.load_state_dict(state["attacker"])
+        if isinstance(self.direction, Optimistic):
+            self.direction.load_state_dict(state["direction"])

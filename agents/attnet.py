@@ -1,0 +1,199 @@
+"""AttNet: a fully connected network that is given the image and its label and perturbs the image.
+
+    z(x) = x + ε·g(x, y; v),  clipped to [0, 1]
+
+It sees no gradient of the classifier, and it is told the label. A classifier that learns against it
+can therefore learn to read the label off the perturbation: errors below the clean error are a sign
+of that, not of robustness.
+
+Source: Hamm & Mehra 2018, Machine vs Machine, section 4.1 and appendix: three hidden layers of 300,
+dropout 0.5. How the perturbation is bounded is not said there; tanh is ours, clipping an option.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from advgame.attacks import AttackResult
+from advgame.checks import check_images, check_labels
+from advgame.errors import InputError
+from advgame.threat import Linf, Threat, per_image
+from agents.attacker_file import read_file, write_file
+
+FORMAT = "advgame attnet 1"
+Bound = Literal["tanh", "clip"]
+
+
+class AttNet(nn.Module):
+    """g, a perturbation in units of ε.
+
+    Args:
+        shape: (C, H, W) of the images.
+        classes: number of classes K.
+        hidden: width of the three hidden layers.
+        dropout: after each of them, in training mode.
+        bound: ``"tanh"``, or ``"clip"``, whose gradient is zero outside the ball.
+
+    Raises:
+        InputError: an unknown bound, a width below 1, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        hidden: int = 300,
+        dropout: float = 0.5,
+        bound: Bound = "tanh",
+    ) -> None:
+        super().__init__()
+        if bound not in ("tanh", "clip"):
+            raise InputError(f"unknown bound {bound!r}: choose tanh or clip")
+        if hidden < 1 or not 0 <= dropout < 1:
+            raise InputError(
+                f"hidden must be 1 or above and dropout in [0, 1), not {hidden} and {dropout}"
+            )
+        self.shape, self.classes, self.bound = shape, classes, bound
+        self.hidden, self.dropout = hidden, dropout
+        pixels = shape[0] * shape[1] * shape[2]
+        layers: list[nn.Module] = []
+        for width in (pixels + classes, hidden, hidden):
+            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, pixels))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] and labels (B,) -> (B, C, H, W) in [-1, 1]."""
+        label = one_hot(y, self.classes).to(x.dtype)
+        moved = self.layers(torch.cat([2 * x.flatten(1) - 1, label], 1)).view_as(x)
+        bounded: Tensor = moved.tanh() if self.bound == "tanh" else moved.clamp(-1, 1)
+        return bounded
+
+
+@dataclass(frozen=True)
+class AttNetAttack:
+    """`advgame.attacks.Attack`: a trained AttNet attacks any classifier; it asks it nothing.
+
+    Args:
+        network: g; in evaluation mode while it attacks.
+        threat: an L∞ ball.
+
+    Raises:
+        InputError: another ball.
+    """
+
+    network: AttNet
+    threat: Threat
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Linf):
+            raise InputError(f"AttNet attacks in L∞ balls, not in {self.threat.norm}")
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: torch.Generator | None = None,
+        check: bool = True,
+    ) -> AttackResult:
+        """Attack one batch; nothing is drawn, and ``model`` is not used.
+
+        Raises:
+            InputError: input that cannot be attacked, images of another shape than the
+                network's, or labels that it does not know.
+        """
+        if check:
+            check_images(x)
+            check_labels(y, len(x))
+            if tuple(x.shape[1:]) != tuple(self.network.shape):
+                raise InputError(
+                    f"this attacker is for images of {tuple(self.network.shape)}, "
+                    f"not {tuple(x.shape[1:])}"
+                )
+            if int(y.max()) >= self.network.classes:
+                raise InputError(f"this attacker knows {self.network.classes} classes only")
+        network = self.network.to(x.device)
+        training = network.training
+        try:
+            with torch.no_grad():
+                moved = network.eval()(x.to(next(network.parameters()).dtype), y).to(x.dtype)
+        finally:
+            network.train(training)
+        x_adv = self.threat.project(x + moved * per_image(self.threat.eps, x), x)
+        return AttackResult(x_adv, None, None, 0, 0)
+
+
+class AttNetPlayer:
+    """AttNet while it learns; which way its optimiser's steps go is the solver's business.
+
+    Args:
+        network: on its device.
+        lr: of Adam, 1e-3 in the paper.
+    """
+
+    def __init__(self, network: AttNet, lr: float = 1e-3) -> None:
+        self.module = network
+        self.optimizer = torch.optim.Adam(network.parameters(), lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimiser."""
+        return {"network": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.module.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@dataclass(frozen=True)
+class AttNetAttacker:
+    """A trained AttNet, ready for any threat.
+
+    Args:
+        network: g.
+        about: how it came about.
+    """
+
+    network: AttNet
+    about: dict[str, Any]
+
+    def __call__(self, threat: Threat, queries: int) -> AttNetAttack:
+        """The attack within a threat model; it needs no query, whatever the budget."""
+        return AttNetAttack(self.network, threat)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        net = self.network
+        sizes = [net.shape, net.classes, net.hidden, net.dropout, net.bound]
+        metadata = {
+            "format": FORMAT, "network": json.dumps(sizes), "about": json.dumps(self.about)
+        }  # fmt: skip
+        write_file(path, net, metadata)
+
+
+def load_attnet(path: Path) -> AttNetAttacker:
+    """Read what `AttNetAttacker.save` wrote; a run folder stands for its attacker file.
+
+    Raises:
+        InputError: missing or damaged file, or one that holds something else.
+    """
+    metadata, weights = read_file(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} is no AttNet: it says {metadata.get('format')!r}")
+    try:
+        (colours, height, side), classes, hidden, dropout, bound = json.loads(metadata["network"])
+        network = AttNet((colours, height, side), classes, hidden, dropout, bound)
+        network.load_state_dict(weights)
+        about = json.loads(metadata["about"])
+    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is damaged or of another version ({reason})") from error
+    return AttNetAttacker(network.requires_grad_(False).eval(), about)

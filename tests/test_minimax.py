@@ -1,0 +1,238 @@
+"""Machine vs Machine's games, AttNet and best responses: autograd, equal bits, known answers."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Linear
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+
+from advgame.attacks import fgsm
+from advgame.data import ImageSet
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.evaluation import score
+from advgame.games.minimax import Minimax, SensitivityTraining
+from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
+from advgame.threat import L2, Linf
+from agents.attackers import load_any_attacker
+from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer
+from agents.best_response import best_response
+
+SHAPE = (1, 2, 2)
+
+
+def smooth(seed=0, classes=3):
+    """A small network without kinks, in fp64."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, classes)).double()
+
+
+def batch(n=8, classes=3, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, *SHAPE, generator=rng, dtype=torch.float64) * 0.4 + 0.3
+    return x, torch.randint(classes, (n,), generator=rng)
+
+
+def flat(tensors):
+    return torch.cat([one.detach().flatten() for one in tensors])
+
+
+def test_the_penalty_is_the_total_derivative_of_eq_6_to_first_order():
+    """For z = x + η ∇ₓl the gradient of eq. 7 with γ = ηN differs from eq. 6 by O(η²)."""
+    model, (x, y) = smooth(), batch()
+    errors = []
+    for eta in (0.2, 0.1, 0.05):
+        leaf = x.clone().requires_grad_()
+        losses = cross_entropy(model(leaf), y, reduction="none")
+        (slope,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+        z = leaf + eta * slope
+        total = torch.autograd.grad(cross_entropy(model(z), y), list(model.parameters()))
+        defender = Defender(copy.deepcopy(model))
+        defender.backward(z, y, sensitivity=eta)
+        ours = [p.grad for p in defender.module.parameters()]
+        errors.append(float((flat(ours) - flat(total)).norm()))
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.15)
+
+
+def test_the_penalty_of_a_linear_classifier_by_hand():
+    """Two classes, weights ±w: l = log(1 + e^{-m}), ∂l/∂x = -2w σ(-m) for label 1."""
+    w = torch.tensor([0.3, -0.2, 0.5, 0.1], dtype=torch.float64)
+    model = Linear(torch.stack([-w, w]), torch.zeros(2, dtype=torch.float64)).double()
+    x, y = batch(5)[0], torch.ones(5, dtype=torch.int64)
+    values = []
+    for s in (0.0, 0.7):
+        defender = Defender(copy.deepcopy(model), lr=1.0, momentum=0.0, weight_decay=0.0)
+        defender.backward(x, y, s)
+        values.append(flat(p.grad for p in defender.module.parameters()))
+    leaf = w.clone().requires_grad_()
+    margin = 2 * x.flatten(1) @ leaf
+    slope = 2 * torch.sigmoid(-margin)[:, None] * leaf
+    (wanted,) = torch.autograd.grad(0.35 * slope.square().sum(1).mean(), leaf)
+    added = (values[1] - values[0])[:8].view(2, 4)
+    torch.testing.assert_close(added[1] - added[0], wanted)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5])
+def test_a_step_of_sens_and_lwa(penalty):
+    model, (x, y) = smooth(), batch()
+    game, threat = SensitivityTraining(Linf(0.1), penalty), Linf(0.1)
+    defender = Defender(copy.deepcopy(model), lr=0.1, momentum=0.0, weight_decay=0.0)
+    twin = Defender(copy.deepcopy(model), lr=0.1, momentum=0.0, weight_decay=0.0)
+    result = game.step(defender, x, y, torch.Generator())
+    z = fgsm(threat).perturb(model, x, y)
+    assert torch.equal(result.x_adv, z)
+    twin.backward(z, y, penalty * 0.1)
+    twin.step()
+    assert torch.equal(flat(defender.module.parameters()), flat(twin.module.parameters()))
+    with pytest.raises(InputError, match="penalty"):
+        SensitivityTraining(threat, -0.1)
+
+
+def game_of(direction, seed=0, dropout=0.0, **settings):
+    torch.manual_seed(seed)
+    player = AttNetPlayer(AttNet(SHAPE, 3, hidden=5, dropout=dropout).double())
+    player.optimizer = SGD(player.module.parameters(), 0.2)
+    return Minimax(Linf(0.1), player, direction, **settings)
+
+
+@pytest.mark.parametrize("name", ["minimax", "alt", "maximin"])
+def test_a_step_is_algorithm_1(name):
+    """From the same old point: v up along ∂f/∂v, u down along ∂(f + γ/2 ‖∂f/∂v‖²)/∂u."""
+    direction = {
+        "minimax": sensitivity(0.8),
+        "alt": simultaneous,
+        "maximin": maximin(sensitivity(0.8)),
+    }[name]
+    (x, y), game = batch(), game_of(direction)
+    defender = Defender(smooth(), lr=0.1, momentum=0.0, weight_decay=0.0)
+    f, g = copy.deepcopy(defender.module), copy.deepcopy(game.attacker.module)
+    u, v = list(f.parameters()), list(g.parameters())
+    risk = cross_entropy(f((x + 0.1 * g(x, y)).clamp(0, 1)), y)
+    du = torch.autograd.grad(risk, u, create_graph=True)
+    dv = torch.autograd.grad(risk, v, create_graph=True)
+    if name == "minimax":
+        du = torch.autograd.grad(risk + 0.4 * sum(d.square().sum() for d in dv), u)
+    if name == "maximin":
+        dv = torch.autograd.grad(risk - 0.4 * sum(d.square().sum() for d in du), v)
+    result = game.step(defender, x, y, torch.Generator())
+    wanted = flat(p - 0.1 * d for p, d in zip(u, du, strict=True))
+    torch.testing.assert_close(flat(defender.module.parameters()), wanted)
+    wanted = flat(p + 0.2 * d for p, d in zip(v, dv, strict=True))
+    torch.testing.assert_close(flat(game.attacker.module.parameters()), wanted)
+    torch.testing.assert_close(result.losses.mean(), risk.detach())
+    assert float((result.x_adv - x).abs().max()) <= 0.1 + 1e-12
+
+
+def test_equal_bits_and_resuming_too():
+    x, y = batch()
+
+    def fresh():
+        return Defender(smooth(), algorithm="adam", lr=0.01), game_of(Optimistic())
+
+    def play(defender, game, steps):
+        for _ in range(steps):
+            game.step(defender, x, y, torch.Generator())
+
+    (one, first), (two, second) = fresh(), fresh()
+    play(one, first, 4)
+    play(two, second, 2)
+    third, game = fresh()
+    third.module.load_state_dict(two.module.state_dict())
+    third.load_state_dict(copy.deepcopy(two.state_dict()))
+    game.load_state_dict(copy.deepcopy(second.state_dict()))
+    play(third, game, 2)
+    assert torch.equal(flat(one.module.parameters()), flat(third.module.parameters()))
+
+
+def test_an_adam_defender_has_no_look_ahead():
+    with pytest.raises(InputError, match="SGD"):
+        Defender(smooth(), algorithm="adam").look_ahead()
+
+
+@pytest.mark.parametrize("bound", ["tanh", "clip"])
+def test_attnet_stays_in_the_ball_sees_the_label_and_comes_back_from_its_file(bound, tmp_path):
+    torch.manual_seed(0)
+    network = AttNet(SHAPE, 3, hidden=20, bound=bound)
+    with torch.no_grad():
+        network.layers[-1].weight *= 100  # far beyond the bound
+    x, y = batch(50)
+    x, attack = x.float(), AttNetAttack(network, Linf(0.1))
+    made = attack.run(smooth(), x, y)
+    assert (made.forwards, made.backwards) == (0, 0)
+    assert float((made.x_adv - x).abs().max()) <= 0.1 + 1e-6
+    assert not torch.equal(made.x_adv, attack.run(smooth(), x, (y + 1) % 3).x_adv)
+    assert torch.equal(made.x_adv, attack.run(smooth(), x, y).x_adv), "no dropout"
+    assert network.training
+    AttNetAttacker(network, {"why": "test"}).save(tmp_path / "a.safetensors")
+    again = load_any_attacker(tmp_path / "a.safetensors")(Linf(0.1), 1)
+    assert torch.equal(again.run(smooth(), x, y).x_adv, made.x_adv)
+    per_image = torch.linspace(0.01, 0.1, 50)
+    reached = (AttNetAttack(network, Linf(per_image)).run(smooth(), x, y).x_adv - x).abs()
+    assert bool((reached.flatten(1).amax(1) <= per_image + 1e-6).all())
+
+
+def test_attnet_refuses_what_it_cannot_attack(tmp_path):
+    attack = AttNetAttack(AttNet(SHAPE, 3), Linf(0.1))
+    with pytest.raises(InputError, match="images of"):
+        attack.run(smooth(), torch.rand(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match="3 classes"):
+        attack.run(smooth(), torch.rand(2, 1, 2, 2), torch.full((2,), 3))
+    with pytest.raises(InputError, match="L∞"):
+        AttNetAttack(AttNet(SHAPE, 3), L2(1.0))
+    for wrong in ({"bound": "sigmoid"}, {"hidden": 0}, {"dropout": 1.0}):
+        with pytest.raises(InputError):
+            AttNet(SHAPE, 3, **wrong)
+    (tmp_path / "a.safetensors").write_text("nothing")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_any_attacker(tmp_path / "a.safetensors")
+
+
+def line(n=64):
+    """A boundary at pixel sum 2, images 0.024 to 0.204 per pixel from it on either side."""
+    model = Linear(torch.tensor([[-1.0] * 4, [1.0] * 4]), torch.tensor([2.0, -2.0]))
+    labels = torch.arange(n) % 2
+    distance = torch.linspace(0.024, 0.204, n) * (2 * labels - 1)
+    x = (0.5 + distance).view(-1, 1, 1, 1).expand(-1, *SHAPE).clone()
+    return model, ImageSet.from_floats(x, labels, 2)
+
+
+def test_a_best_response_finds_the_best_attack_on_a_line():
+    """It must push every pixel by ε against the label: accuracy is the share further than ε."""
+    model, data = line()
+    threat = Linf(0.1)
+    found = best_response(model, data, data, threat, steps=150, restarts=2, lr=1e-2, seed=3)
+    wanted = score(model, data, fgsm(threat), torch.Generator())[1]
+    accuracy = score(model, data, AttNetAttack(found.network, threat), torch.Generator())[1]
+    assert accuracy == pytest.approx(wanted, abs=0.02)
+    assert accuracy == min(found.restarts)
+    again = best_response(model, data, data, threat, steps=150, restarts=2, lr=1e-2, seed=3)
+    assert torch.equal(flat(again.network.parameters()), flat(found.network.parameters()))
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_best_response_keeps_the_strongest_restart():
+    """The first network here cannot learn, the second can."""
+    model, data = line()
+    networks = iter([AttNet(SHAPE, 2), AttNet(SHAPE, 2)])
+
+    def make():
+        network = next(networks)
+        made.append(network)
+        if len(made) == 1:
+            network.layers[-1].weight.register_hook(torch.zeros_like)
+            network.layers[-1].bias.register_hook(torch.zeros_like)
+            with torch.no_grad():
+                network.layers[-1].weight.zero_()
+                network.layers[-1].bias.zero_()
+        return network
+
+    made = []
+    found = best_response(model, data, data, Linf(0.1), steps=60, restarts=2, lr=1e-2, make=make)
+    assert found.network is made[1]
+    assert found.restarts[0] == 1.0 > found.restarts[1]
+    with pytest.raises(InputError, match="restarts"):
+        best_response(model, data, data, Linf(0.1), steps=1, restarts=0)
