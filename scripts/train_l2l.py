@@ -15,35 +15,31 @@ curves.png, examples.png, and attacker.safetensors, the attacker as it was in th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import tyro
 from lightning_fabric import Fabric
-from torch import nn
 
-from advgame.attacks import BatchNormMode, fgsm, pgd
+from advgame.attacks import Attack, BatchNormMode, fgsm, pgd
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import make_fabric, peek, resume_settings, run_script, typed_options
-from advgame.data import DATASETS, STATISTICS, ImageSet, Splits, load_data
+from advgame.cli import peek, run_script, typed_options
+from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import as_line, validator
 from advgame.evaluation.judge import judge
-from advgame.evaluation.verdicts import score
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import L2L, Form, Modes
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.runs import RunFolder, command, commit, device_name
-from advgame.seeding import seeded_init, stream
-from advgame.settings import RunConfig, check_run, training_plan
+from advgame.runs import RunFolder, command, commit
+from advgame.script import Script
+from advgame.seeding import seeded_init
+from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
-from advgame.training import Trainer
 from agents.attacker_file import NAME
 from agents.attacker_networks import Width
 from agents.l2l import GRADIENTS, L2LAttack, L2LAttacker, L2LNetwork, L2LPlayer, Scaling
@@ -213,72 +209,31 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
     )
 
 
-def scores(
-    game: DefenderTraining, data: ImageSet, threat: Linf, seed: int
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Clean, PGD-10 and the game's own attacker on the validation split."""
-    usual = validator(data, threat, seed)
+def own_attacker(game: DefenderTraining, threat: Linf) -> Attack | None:
+    """What the network does to the validation split."""
     if not isinstance(game.rules, L2L):
-        return usual
+        return None
     assert isinstance(game.rules.attacker, L2LPlayer)
-    attack = L2LAttack(game.rules.attacker.module, threat)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        rng = stream(seed, "validate", data.images.device)
-        return usual(model) | {"eval/own_attacker": score(model, data, attack, rng)[1]}
-
-    return validate
+    return L2LAttack(game.rules.attacker.module, threat)
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report; returns the run folder.
-
-    Args:
-        config: all settings.
-        typed: those that a resumed run must agree with.
-
-    Raises:
-        InputError: settings or data that cannot work, found before any training.
-    """
-    resume = config.resume is not None
-    if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, typed)
-        path = run.path
-    else:
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-    check(config)
-    data = load_data(
-        config.dataset, config.data_dir, download=config.download, train_n=config.train_n
-    )
-    fabric = make_fabric(config.accelerator, config.devices, config.precision)
-    data = data.to(fabric.device)
-    game = build(config, data, fabric)
-    if not resume and fabric.global_rank == 0:
-        RunFolder.create(path, asdict(config), device_name(fabric.device))
-    run = RunFolder(Path(fabric.broadcast(str(path))))
-    if (run.path / "report.json").exists():
-        print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
-        return run
-    threat = Linf(parse_eps(config.eps))
-    validate = scores(game, data.validation, threat, config.seed)
-    Trainer(game, run, training_plan(config), validate).fit(resume=resume)
-    if fabric.global_rank == 0:
-        finish(config, run, game, data.test, threat)
-    return run
+    """Train and report: see `advgame.script.Script.run`."""
+    return Script(check, build, finish, own_attacker).run(config, typed)
 
 
 def finish(
-    config: Config, run: RunFolder, game: DefenderTraining, test: ImageSet, threat: Linf
-) -> None:
+    config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+) -> dict[str, Any]:
     """The attacker as a file, then the classifier's report."""
     if isinstance(game.rules, L2L):
         assert isinstance(game.rules.attacker, L2LPlayer)
         about = {"command": command(), "commit": commit(), "config": asdict(config)}
         L2LAttacker(game.rules.attacker.module, about).save(run.path / NAME)
-    content = judge(
+    return judge(
         run,
         game.defender.module,
-        test if config.eval_n is None else test.first(config.eval_n),
+        data.test if config.eval_n is None else data.test.first(config.eval_n),
         threat,
         dataset=config.dataset,
         attacks=config.attacks,
@@ -286,7 +241,6 @@ def finish(
         title=f"L2L on {config.dataset}, {config.attacker}, seed {config.seed}",
         panels=PANELS,
     )
-    print(f"{as_line(content)}; more in {run.path}/report.md")
 
 
 def _from_command_line() -> RunFolder:

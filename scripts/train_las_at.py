@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,20 +23,19 @@ from lightning_fabric import Fabric
 
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import make_fabric, peek, resume_settings, run_script, typed_options
-from advgame.data import DATASETS, STATISTICS, Splits, load_data
+from advgame.cli import peek, run_script, typed_options
+from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import as_line, validator
 from advgame.evaluation.judge import judge
 from advgame.games.las_at import Credit, LasAt
 from advgame.games.strategy import strategy_space
 from advgame.losses import check_smoothing
-from advgame.runs import RunFolder, device_name
+from advgame.runs import RunFolder
+from advgame.script import Script
 from advgame.seeding import seeded_init
-from advgame.settings import RunConfig, check_run, training_plan
+from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
-from advgame.training import Trainer
 from agents.players import LEARNERS, Agent, make_player
 from agents.reinforce import PRESETS, Baseline
 from envs.played import StrategyGame
@@ -214,52 +212,25 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
     return StrategyGame(env, player, config.seed)
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report; returns the run folder.
-
-    Args:
-        config: all settings.
-        typed: those that a resumed run must agree with.
-
-    Raises:
-        InputError: settings or data that cannot work, found before any training.
-    """
-    resume = config.resume is not None
-    if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, typed)
-        path = run.path
-    else:
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-    check(config)
-    data = load_data(
-        config.dataset, config.data_dir, download=config.download, train_n=config.train_n
+def finish(
+    config: Config, run: RunFolder, game: StrategyGame, data: Splits, threat: Linf
+) -> dict[str, Any]:
+    """The classifier's report."""
+    return judge(
+        run,
+        game.defender.module,
+        data.test if config.eval_n is None else data.test.first(config.eval_n),
+        threat,
+        dataset=config.dataset,
+        attacks=config.attacks,
+        seed=config.seed,
+        title=f"LAS-AT on {config.dataset}, {config.agent}, seed {config.seed}",
     )
-    fabric = make_fabric(config.accelerator, config.devices, config.precision)
-    data = data.to(fabric.device)
-    game = build(config, data, fabric)
-    if not resume and fabric.global_rank == 0:
-        RunFolder.create(path, asdict(config), device_name(fabric.device))
-    run = RunFolder(Path(fabric.broadcast(str(path))))
-    threat = game.env.game.threat
-    validate = validator(data.validation, threat, config.seed)
-    if (run.path / "report.json").exists():
-        print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
-        return run
-    Trainer(game, run, training_plan(config), validate).fit(resume=resume)
-    if fabric.global_rank == 0:
-        test = data.test if config.eval_n is None else data.test.first(config.eval_n)
-        content = judge(
-            run,
-            game.defender.module,
-            test,
-            threat,
-            dataset=config.dataset,
-            attacks=config.attacks,
-            seed=config.seed,
-            title=f"LAS-AT on {config.dataset}, {config.agent}, seed {config.seed}",
-        )
-        print(f"{as_line(content)}; more in {run.path}/report.md")
-    return run
+
+
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
+    """Train and report: see `advgame.script.Script.run`."""
+    return Script(check, build, finish).run(config, typed)
 
 
 def _from_command_line() -> RunFolder:

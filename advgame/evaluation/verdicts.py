@@ -81,16 +81,28 @@ def score(
     return float(clean.float().mean()), float(robust.float().mean())
 
 
-def validator(data: ImageSet, threat: Threat, seed: int) -> Callable[[nn.Module], dict[str, float]]:
+def validator(
+    data: ImageSet, threat: Threat, seed: int, own: Attack | None = None
+) -> Callable[[nn.Module], dict[str, float]]:
     """Scores of a classifier on a validation split: clean, and robust to PGD-10.
 
     Every call draws the same random starts, so that epochs are compared on equal terms.
+
+    Args:
+        data: the split.
+        threat: the ball.
+        seed: of the random starts.
+        own: the game's own attacker, whose score is ``eval/own_attacker``.
     """
 
     def validate(model: nn.Module) -> dict[str, float]:
         rng = stream(seed, "validate", data.images.device)
         clean, robust = score(model, data, pgd(threat, 10), rng)
-        return {"eval/clean": clean, "eval/robust": robust}
+        found = {"eval/clean": clean, "eval/robust": robust}
+        if own is not None:
+            rng = stream(seed, "validate", data.images.device)
+            found["eval/own_attacker"] = score(model, data, own, rng)[1]
+        return found
 
     return validate
 

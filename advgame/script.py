@@ -1,0 +1,78 @@
+"""The whole of a training script, around its game: check, load, play, resume, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lightning_fabric import Fabric
+
+from advgame.attacks import Attack
+from advgame.checks import parse_eps
+from advgame.cli import make_fabric, resume_settings
+from advgame.data import Splits, load_data
+from advgame.evaluation import as_line, validator
+from advgame.runs import RunFolder, device_name
+from advgame.settings import RunConfig, training_plan
+from advgame.threat import Linf
+from advgame.training import Game, Trainer
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+GameT = TypeVar("GameT", bound=Game)
+
+
+@dataclass(frozen=True)
+class Script(Generic[ConfigT, GameT]):
+    """What a training script has of its own.
+
+    Args:
+        check: refuses settings that cannot work.
+        build: the game, on its data and device.
+        finish: settings, run, game, data, ball -> the content of ``report.json``, written; in
+            the first process only.
+        own: game, ball -> the game's own attacker, where it has one, for ``eval/own_attacker``.
+    """
+
+    check: Callable[[ConfigT], object]
+    build: Callable[[ConfigT, Splits, Fabric], GameT]
+    finish: Callable[[ConfigT, RunFolder, GameT, Splits, Linf], dict[str, Any]]
+    own: Callable[[GameT, Linf], Attack | None] = lambda game, threat: None
+
+    def run(self, config: ConfigT, typed: Collection[str] = ()) -> RunFolder:
+        """Train and report; returns the run folder.
+
+        Args:
+            config: all settings.
+            typed: those that a resumed run must agree with.
+
+        Raises:
+            InputError: settings or data that cannot work, found before any training.
+        """
+        resume = config.resume is not None
+        if config.resume is not None:
+            run, config = resume_settings(Path(config.resume), config, typed)
+            path = run.path
+        else:
+            path = RunFolder.new_path(Path(config.runs_dir), config.name)
+        self.check(config)
+        data = load_data(
+            config.dataset, config.data_dir, download=config.download, train_n=config.train_n
+        )
+        fabric = make_fabric(config.accelerator, config.devices, config.precision)
+        data = data.to(fabric.device)
+        game = self.build(config, data, fabric)
+        if not resume and fabric.global_rank == 0:
+            RunFolder.create(path, asdict(config), device_name(fabric.device))
+        run = RunFolder(Path(fabric.broadcast(str(path))))
+        if (run.path / "report.json").exists():
+            print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
+            return run
+        threat = Linf(parse_eps(config.eps))
+        validate = validator(data.validation, threat, config.seed, self.own(game, threat))
+        Trainer(game, run, training_plan(config), validate).fit(resume=resume)
+        if fabric.global_rank == 0:
+            content = self.finish(config, run, game, data, threat)
+            print(f"{as_line(content)}; more in {run.path}/report.md")
+        return run
