@@ -28,6 +28,9 @@ class Defender:
         grad_clip: largest gradient norm; None does not clip.
         fabric: device, precision and processes; one CPU process when None.
         algorithm: ``"sgd"``, or ``"adam"`` with its usual moments.
+
+    Raises:
+        InputError: another algorithm.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class Defender:
     ) -> None:
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
         self.true_probability, self.grad_clip = true_probability, grad_clip
+        if algorithm not in ("sgd", "adam"):
+            raise InputError(f"unknown algorithm {algorithm!r}: choose sgd or adam")
         optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(
                 module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
@@ -84,17 +89,21 @@ class Defender:
             x: (B, C, H, W).
             y: (B,).
             sensitivity: s adds s/2 ‖∂loss/∂x‖² of each image to its loss, by a second backward
-                pass through the first.
+                pass through the first; on one device.
         """
         self._wrapped.train()
         self._wrapped_optimizer.zero_grad()
         x = x.detach().requires_grad_() if sensitivity else x
-        losses = self.loss(self._wrapped(x), y)
-        total = losses.mean()
-        if sensitivity:
-            (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
-            total = total + sensitivity / 2 * slope.square().flatten(1).sum(1).mean()
-        self.fabric.backward(total)
+        if not sensitivity:
+            losses = self.loss(self._wrapped(x), y)
+            self.fabric.backward(losses.mean())
+            return losses.detach()
+        # Fabric's wrapper allows one backward pass only
+        with self.fabric.autocast():
+            losses = self.loss(self.module(x), y)
+        (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
+        penalty = slope.square().flatten(1).sum(1).mean()
+        self.fabric.backward(losses.mean() + sensitivity / 2 * penalty)
         return losses.detach()
 
     def look_ahead(self) -> nn.Module:

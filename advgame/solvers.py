@@ -96,7 +96,13 @@ def sensitivity(gamma: float) -> Direction:
 
 
 def maximin(direction: Direction) -> Direction:
-    """The same solver with the roles swapped and the sign of f flipped (section 4.3)."""
+    """The same solver with the roles swapped and the sign of f flipped (section 4.3).
+
+    Raises:
+        InputError: a direction that treats both players alike.
+    """
+    if direction is simultaneous or isinstance(direction, Optimistic):
+        raise InputError("this direction treats both players alike: it has no maximin form")
 
     def swapped(risk: Risk, u: Params, v: Params) -> tuple[Params, Params]:
         down, up = direction(lambda a, b: -risk(b, a), v, u)
@@ -166,7 +172,7 @@ class Optimistic:
         before = self.last or now
         self.last = now
         down, up = (
-            tuple(2 * new - old for new, old in zip(a, b, strict=True))
+            tuple(2 * new - old.to(new) for new, old in zip(a, b, strict=True))
             for a, b in zip(now, before, strict=True)
         )
         return down, up

@@ -74,11 +74,13 @@ class Config(RunConfig):
     model: str = "minimax_cnn"
     """small_cnn, minimax_cnn, resnet18, preact_resnet18 or wrn-DEPTH-WIDEN, e.g. wrn-34-10"""
     lr: float = 1e-3
-    """of Adam on the defender (the paper: 1e-4, for fifty times as many steps)"""
+    """of Adam on the defender (the paper: 1e-4, for many more steps)"""
     weight_decay: float = 0.0
     """weight decay of the defender"""
     schedule: Literal["onecycle", "multistep", "constant"] = "constant"
     """learning-rate schedule, per step"""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
+    """gradients of gradients need it"""
     defence: Defence = "minimax"
     """lwa and sens learn against FGSM; the last six against AttNet, each by its solver"""
     gamma: float = 1.0
@@ -123,6 +125,10 @@ def check(config: Config) -> Config:
     check_run(config)
     if config.devices > 1:
         raise InputError("these solvers differentiate gradients: one device only")
+    if config.compile:
+        raise InputError("these solvers differentiate gradients, which --compile cannot")
+    if config.precision != "32-true":
+        raise InputError("these solvers differentiate gradients: they run in full precision only")
     if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens"):
         raise InputError("solvers take their own steps: --grad-clip is not for them")
     for name in ("attacker_lr", "ascent_steps", "restarts"):
@@ -133,7 +139,8 @@ def check(config: Config) -> Config:
             raise InputError(f"{name} must be 0 or above, not {getattr(config, name)}")
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
-    rules(config, (1, 2, 2), 2, "cpu")  # refuses what is left
+    rules(config, (1, 2, 2), 2, "cpu")  # these refuse what is left
+    fresh(config, (1, 2, 2), 2)
     return config
 
 

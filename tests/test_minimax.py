@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from advgame.attacks import fgsm
+from advgame.cli import make_fabric
 from advgame.data import ImageSet
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -148,9 +149,40 @@ def test_equal_bits_and_resuming_too():
     assert torch.equal(flat(one.module.parameters()), flat(third.module.parameters()))
 
 
+def test_sens_learns_in_half_precision_too():
+    """Fabric's wrapper forbids a second backward pass there."""
+    fabric = make_fabric("cpu", 1, "bf16-mixed")
+    x, y = batch()
+    for s in (0.0, 0.5):
+        defender = Defender(smooth().float(), fabric=fabric)
+        defender.backward(x.float(), y, s)
+        grads = flat(p.grad for p in defender.module.parameters())
+        assert torch.isfinite(grads).all()
+        full = Defender(smooth().float())
+        full.backward(x.float(), y, s)
+        wanted = flat(p.grad for p in full.module.parameters())
+        torch.testing.assert_close(grads, wanted, rtol=0.05, atol=0.01)
+
+
+def test_what_is_logged_is_where_the_common_step_begins():
+    (x, y), game = batch(), game_of(simultaneous, ascent_steps=3)
+    defender = Defender(smooth(), lr=0.0, momentum=0.0, weight_decay=0.0)
+    network = copy.deepcopy(game.attacker.module)
+    optimizer = SGD(network.parameters(), 0.2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        z = (x + 0.1 * network(x, y)).clamp(0, 1)
+        (-cross_entropy(defender.module(z), y)).backward()
+        optimizer.step()
+    result = game.step(defender, x, y, torch.Generator())
+    torch.testing.assert_close(result.x_adv, (x + 0.1 * network(x, y)).clamp(0, 1).detach())
+
+
 def test_an_adam_defender_has_no_look_ahead():
     with pytest.raises(InputError, match="SGD"):
         Defender(smooth(), algorithm="adam").look_ahead()
+    with pytest.raises(InputError, match="unknown algorithm"):
+        Defender(smooth(), algorithm="lion")
 
 
 @pytest.mark.parametrize("bound", ["tanh", "clip"])

@@ -260,8 +260,8 @@ def test_fixed_attacks_stand_beside_learned_ones():
     ]
     for _ in range(500):
         beam.step(risks)
-    assert float(u) == pytest.approx(1, abs=0.05)
-    assert float(v) == pytest.approx(0, abs=1e-6)
+    assert u.item() == pytest.approx(1, abs=0.05)
+    assert v.item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +271,8 @@ def test_fixed_attacks_stand_beside_learned_ones():
         lambda: sensitivity(float("nan")),
         lambda: unrolled(-1, 0.1),
         lambda: extragradient(0.1, -0.1),
+        lambda: maximin(Optimistic()),
+        lambda: maximin(simultaneous),
         lambda: Solver(simultaneous, SGD([leaf(1.0)], 0.1), SGD([leaf(1.0)], 0.1), 0),
         lambda: KBeam(SGD([leaf(1.0)], 0.1), SGD([leaf(1.0)], 0.1), 0),
     ],

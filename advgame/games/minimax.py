@@ -115,7 +115,11 @@ class Minimax:
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of both players: see `advgame.games.training.Rules`; nothing is drawn here."""
+        """One step of both players: see `advgame.games.training.Rules`; nothing is drawn here.
+
+        What is returned and logged is of the point from which both players step: after the
+        attacker's lone ascents, before any step that a direction only imagines.
+        """
         threat, seen = self.threat.scaled(scale), list[tuple[Tensor, Tensor]]()
         module, network = defender.module.train(), self.attacker.module.train()
         risk = self._risk(defender, Functional(module), Functional(network), threat, x, y, seen)
@@ -123,7 +127,7 @@ class Minimax:
             self.direction, defender.optimizer, self.attacker.optimizer, self.ascent_steps
         )
         followed = solver.step(risk)
-        x_adv, losses = seen[0]
+        x_adv, losses = seen[self.ascent_steps - 1]  # where the common step begins
         stats = {"game/adversarial_loss": losses.mean(), **followed}
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
 
