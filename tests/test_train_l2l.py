@@ -139,6 +139,8 @@ def test_the_study_reads_finished_cells(runs, tmp_path):
     table = (tmp_path / "results" / "digits.md").read_text()
     assert f"| {100 * report['worst_case']:.1f} | " in table
     assert "85.84, 51.17" in table
+    last = f"| grad | {100 * report['last']['clean']:.1f} | {100 * report['last']['pgd20']:.1f} | "
+    assert last in table
     later = replace(config, methods=("plain",), finished_only=True)  # grad's folder may be gone
     study_l2l.main(later)
     again = json.loads((tmp_path / "results" / "digits.json").read_text())
