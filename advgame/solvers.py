@@ -90,7 +90,7 @@ def sensitivity(gamma: float) -> Direction:
         value = risk(u, v).mean()
         ascend = _grad(value, v, create_graph=True)
         penalised = value + gamma / 2 * _squared(ascend)
-        return _grad(penalised, u), _detached(ascend)
+        return _grad(penalised, u), tuple(one.detach() for one in ascend)
 
     return direction
 
@@ -150,9 +150,8 @@ def extragradient(rate_u: float, rate_v: float) -> Direction:
 
     def direction(risk: Risk, u: Params, v: Params) -> tuple[Params, Params]:
         down, up = simultaneous(risk, u, v)
-        return simultaneous(
-            risk, _leaves(u, down, -rate_u), _leaves(v, up, rate_v)
-        )  # leaves: the step itself is a constant
+        # leaves: the step itself is a constant
+        return simultaneous(risk, _leaves(u, down, -rate_u), _leaves(v, up, rate_v))
 
     return direction
 
@@ -313,10 +312,6 @@ def _both(value: Tensor, u: Params, v: Params) -> tuple[Params, Params]:
 def _leaves(params: Params, grads: Params, rate: float) -> Params:
     moved = (p.detach() + rate * g for p, g in zip(params, grads, strict=True))
     return tuple(p.requires_grad_() for p in moved)
-
-
-def _detached(tensors: Params) -> Params:
-    return tuple(one.detach() for one in tensors)
 
 
 def _squared(tensors: Params) -> Tensor:
