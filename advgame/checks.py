@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +37,20 @@ def parse_eps(text: str | float) -> float:
     if eps <= 0:
         raise InputError(f"eps must be above 0, not {text!r}")
     return eps
+
+
+def check_known_shape(x: Tensor, shape: Sequence[int]) -> None:
+    """Refuse images that a learned attacker was not made for.
+
+    Args:
+        x: (B, C, H, W).
+        shape: (C, H, W) of those that it learned from.
+
+    Raises:
+        InputError: another shape.
+    """
+    if tuple(x.shape[1:]) != tuple(shape):
+        raise InputError(f"this attacker is for images of {tuple(shape)}, not {tuple(x.shape[1:])}")
 
 
 def check_images(x: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from advgame.attacks import AttackResult
-from advgame.checks import check_images, check_labels
+from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.errors import InputError
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import read_file, write_file
@@ -113,11 +113,7 @@ class AttNetAttack:
         if check:
             check_images(x)
             check_labels(y, len(x))
-            if tuple(x.shape[1:]) != tuple(self.network.shape):
-                raise InputError(
-                    f"this attacker is for images of {tuple(self.network.shape)}, "
-                    f"not {tuple(x.shape[1:])}"
-                )
+            check_known_shape(x, self.network.shape)
             if int(y.max()) >= self.network.classes:
                 raise InputError(f"this attacker knows {self.network.classes} classes only")
         network = self.network.to(x.device)

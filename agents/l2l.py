@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks import AttackResult, BatchNormMode, Slope
-from advgame.checks import check_images, check_labels
+from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat, per_image
@@ -149,11 +149,7 @@ class L2LAttack:
         if check:
             check_images(x)
             check_labels(y, len(x))
-            if tuple(x.shape[1:]) != tuple(self.network.shape):
-                raise InputError(
-                    f"this attacker is for images of {tuple(self.network.shape)}, "
-                    f"not {tuple(x.shape[1:])}"
-                )
+            check_known_shape(x, self.network.shape)
         network = self.network.to(x.device)
         training = network.training
         slope = Slope(model, x, y, loss=self.loss, mode=self.mode, check=check)

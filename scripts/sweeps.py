@@ -205,8 +205,9 @@ def main(config: Config) -> None:
     }
     title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
     save_figure(landscapes_figure(planes, REACH, title), out / "landscape.png")
-    for old in out.glob("examples*.png"):  # of other classifiers, an earlier time
-        old.unlink()
+    if (out / "sweeps.json").exists():  # an earlier sweep's, of other classifiers
+        for old in out.glob("examples-*.png"):
+            old.unlink()
     for g, model in one_each.items():
         x, made, words = examples(config, model, data, threat, attacks)
         title = f"{g}: true label → prediction; perturbations black to white are -ε to ε, {size}"

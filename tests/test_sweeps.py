@@ -169,7 +169,9 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
         n=20,
         out=str(tmp_path),
     )
-    (tmp_path / "examples-of-another-time.png").touch()
+    (tmp_path / "examples-of-somebody.png").touch()
+    sweeps.main(config)
+    assert (tmp_path / "examples-of-somebody.png").exists(), "there was no sweep here before"
     sweeps.main(config)
     pictures = {"sweeps.png", "landscape.png", "examples-plain.png", "examples-grad.png"}
     assert {path.name for path in tmp_path.iterdir()} == {*pictures, "sweeps.json"}
