@@ -56,7 +56,8 @@ class MinimaxCNN(nn.Module):
     """The MNIST network of the minimax paper (Hamm & Mehra 2018, appendix A): 1.66 M parameters.
 
     Two 5x5 convolutions (32, 64 channels), each with 2x2 max pooling, a hidden layer of 512 with
-    dropout 0.5. The paper's pixels lie in [-1, 1]; here the first layer makes them so from [0, 1].
+    dropout 0.5. ReLU and maximum commute: taking the maximum first is the same to the bit, with
+    a quarter of the work. The paper's pixels lie in [-1, 1]; here the first layer makes them so from [0, 1].
     """
 
     def __init__(self, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> None:
@@ -64,11 +65,11 @@ class MinimaxCNN(nn.Module):
         channels, height, side = shape
         self.features = nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(32, 64, 5, padding=2),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Flatten(),
         )
         self.hidden = nn.Linear(64 * (height // 4) * (side // 4), 512)
