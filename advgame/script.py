@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from advgame.attacks import Attack
 from advgame.checks import parse_eps
@@ -17,7 +18,7 @@ from advgame.evaluation import as_line, validator
 from advgame.runs import RunFolder, device_name
 from advgame.settings import RunConfig, training_plan
 from advgame.threat import Linf
-from advgame.training import Game, Trainer
+from advgame.training import Game, Trainer, Validate
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 GameT = TypeVar("GameT", bound=Game)
@@ -33,12 +34,14 @@ class Script(Generic[ConfigT, GameT]):
         finish: settings, run, game, data, ball -> the content of ``report.json``, written; in
             the first process only.
         own: game, ball -> the game's own attacker, where it has one, for ``eval/own_attacker``.
+        watch: settings, game, data, ball -> further scores of the defender at each validation.
     """
 
     check: Callable[[ConfigT], object]
     build: Callable[[ConfigT, Splits, Fabric], GameT]
     finish: Callable[[ConfigT, RunFolder, GameT, Splits, Linf], dict[str, Any]]
     own: Callable[[GameT, Linf], Attack | None] = lambda game, threat: None
+    watch: Callable[[ConfigT, GameT, Splits, Linf], Validate] | None = None
 
     def run(self, config: ConfigT, typed: Collection[str] = ()) -> RunFolder:
         """Train and report; returns the run folder.
@@ -70,7 +73,12 @@ class Script(Generic[ConfigT, GameT]):
             print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
             return run
         threat = Linf(parse_eps(config.eps))
-        validate = validator(data.validation, threat, config.seed, self.own(game, threat))
+        score = validator(data.validation, threat, config.seed, self.own(game, threat))
+        watch = self.watch(config, game, data, threat) if self.watch else None
+
+        def validate(module: nn.Module) -> dict[str, float]:
+            return {**score(module), **(watch(module) if watch else {})}
+
         Trainer(game, run, training_plan(config), validate).fit(resume=resume)
         if fabric.global_rank == 0:
             content = self.finish(config, run, game, data, threat)

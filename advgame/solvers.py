@@ -265,11 +265,11 @@ class KBeam:
         """One step of u, then J of every maximiser.
 
         Args:
-            risk: f, or one for each maximiser: fixed attacks ignore theirs.
+            risk: f, or one for each maximiser: a fixed attack's group of ``ascend`` is empty.
 
         Returns:
-            ``game/worst``: mean of the worst risk before the step; ``game/leader``: the
-            maximiser that is worst for most samples.
+            ``game/worst``: mean of the worst risk before the step; ``game/lead0``, ...: share of
+            the samples for which that maximiser is the worst.
         """
         risks = [risk] * len(self.beams) if callable(risk) else list(risk)
         values = torch.stack([f(self.u, v) for f, v in zip(risks, self.beams, strict=True)])
@@ -277,10 +277,11 @@ class KBeam:
         worst = worst.mean()
         _apply(self.descend, self.u, _grad(worst, self.u))
         everyone = tuple(p for v in self.beams for p in v)
-        for _ in range(self.ascent_steps):
-            after = [f(self.u, v).mean() for f, v in zip(risks, self.beams, strict=True)]
+        for _ in range(self.ascent_steps if everyone else 0):
+            after = [f(self.u, v).mean() for f, v in zip(risks, self.beams, strict=True) if v]
             _apply(self.ascend, everyone, _grad(torch.stack(after).sum(), everyone), up=True)
-        return {"game/worst": worst.detach(), "game/leader": leader.flatten().mode().values}
+        leads = {f"game/lead{k}": (leader == k).float().mean() for k in range(len(risks))}
+        return {"game/worst": worst.detach(), **leads}
 
 
 def _params(optimizer: Optimizer) -> Params:

@@ -75,6 +75,11 @@ class AttNet(nn.Module):
         bounded: Tensor = moved.tanh() if self.bound == "tanh" else moved.clamp(-1, 1)
         return bounded
 
+    def perturb(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+        """z(x) within a ball and [0, 1], (B, C, H, W) as ``x``."""
+        moved = self(x.to(next(self.parameters()).dtype), y).to(x.dtype)
+        return threat.project(x + moved * per_image(threat.eps, x), x)
+
 
 @dataclass(frozen=True)
 class AttNetAttack:
@@ -120,10 +125,9 @@ class AttNetAttack:
         training = network.training
         try:
             with torch.no_grad():
-                moved = network.eval()(x.to(next(network.parameters()).dtype), y).to(x.dtype)
+                x_adv = network.eval().perturb(x, y, self.threat)
         finally:
             network.train(training)
-        x_adv = self.threat.project(x + moved * per_image(self.threat.eps, x), x)
         return AttackResult(x_adv, None, None, 0, 0)
 
 

@@ -3,24 +3,30 @@
     python scripts/train_minimax.py                                     # digits, Minimax
     python scripts/train_minimax.py --defence alt                       # plain descent and ascent
     python scripts/train_minimax.py --defence sens                      # penalty on the slope
+    python scripts/train_minimax.py --defence mixture                   # the worst of several
+    python scripts/train_minimax.py --gap-steps 100                     # watch the duality gap
     python scripts/train_minimax.py --dataset mnist --data-dir D        # the paper's CNN and ε
     python scripts/train_minimax.py --resume runs/NAME                  # go on after a kill
 
-The report has a column that no attack of the game itself can flatter: `learned:attnet-curr`, an
+The report has columns that no attack of the game itself can flatter: `learned:attnet-curr`, an
 AttNet trained from scratch on the finished classifier (best of --restarts, chosen on the
-validation split). A run leaves that attacker, and the game's own, as files.
+validation split), and L2L's attacker likewise. A run leaves them, and the game's own, as files.
+
+It is about the last weights, the end of the game, not those that PGD-10 on the validation split
+would choose: where nothing is robust, that is a point near the beginning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 from lightning_fabric import Fabric
 from torch import nn
 
+from advgame import solvers
 from advgame.attacks import Attack
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
@@ -30,38 +36,26 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
 from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.minimax import Minimax, SensitivityTraining
-from advgame.games.training import PANELS, DefenderTraining, Rules
+from advgame.games.minimax import PANELS, Minimax, SensitivityTraining
+from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
+from advgame.games.training import DefenderTraining, Rules
 from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, command, commit
 from advgame.script import Script
 from advgame.seeding import derive_seed, seeded_init
 from advgame.settings import RunConfig, check_run
-from advgame.solvers import (
-    Direction,
-    Optimistic,
-    extragradient,
-    maximin,
-    sensitivity,
-    simultaneous,
-    unrolled,
-)
 from advgame.threat import Linf
+from advgame.training import Validate
 from agents.attacker_file import NAME
-from agents.attnet import (
-    AttNet,
-    AttNetAttack,
-    AttNetAttacker,
-    AttNetPlayer,
-    Bound,
-    load_attnet,
-)
-from agents.best_response import best_response
+from agents.attackers import load_any_attacker
+from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, Bound
+from agents.best_response import AttNets, Effort, Family, L2Ls, kept_response
+from agents.exploitability import best_defence, duality_gap, exploitability
+from agents.l2l import L2LNetwork
 
-Defence = Literal[
-    "plain", "lwa", "sens", "alt", "minimax", "maximin", "unrolled", "extragradient", "optimistic"
-]
-CURR = "learned:attnet-curr"
+OneNetwork = Literal["alt", "minimax", "maximin", "unrolled", "extragradient", "optimistic"]
+Defence = Literal["plain", "lwa", "sens", "pgd", OneNetwork, "mixture"]
+Responder = Literal["attnet", "l2l"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Config(RunConfig):
     precision: Literal["auto", "32-true", "bf16-mixed"] = "32-true"
     """gradients of gradients need it"""
     defence: Defence = "minimax"
-    """lwa and sens learn against FGSM; the last six against AttNet, each by its solver"""
+    """lwa, sens: FGSM; pgd: PGD-10; mixture: --mixture; alt to optimistic: AttNet, by a solver"""
     gamma: float = 1.0
     """minimax and maximin: γ of the sensitivity penalty"""
     penalty: float = 0.5
@@ -99,12 +93,22 @@ class Config(RunConfig):
     """of AttNet, while it learns"""
     bound: Bound = "tanh"
     """how AttNet stays in the ball: tanh or clip"""
+    mixture: tuple[str, ...] = ("fgsm", "pgd", "attnet")
+    """mixture: fgsm, ifgsm, pgd, and networks named attnet, attnet2, ..."""
+    per: Per = "sample"
+    """mixture: the worst attack of each sample, or of the batch"""
     eps_ramp: float = 0.0
     """share of the training over which ε grows from 0"""
+    judged: Literal["last", "best"] = "last"
+    """weights that the report is about: the game's end, or the best by PGD-10 on validation"""
+    responders: tuple[Responder, ...] = ("attnet",)
+    """attackers trained from scratch on the finished classifier"""
     response_steps: int = 1000
-    """of the fresh AttNet on the finished classifier; 0 trains none (the paper: 30,000)"""
+    """of each of them; 0 trains none (the paper: 30,000)"""
     restarts: int = 2
-    """fresh AttNets, of which the strongest counts"""
+    """fresh networks of each, of which the strongest counts"""
+    gap_steps: int = 0
+    """of the best responses that estimate the duality gap at each validation; 0 looks for none"""
 
 
 # what a data set changes in Config: pixels of the paper lie in [-1, 1], its η is 2ε
@@ -134,25 +138,28 @@ def check(config: Config) -> Config:
     for name in ("attacker_lr", "ascent_steps", "restarts"):
         if not getattr(config, name) > 0:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    for name in ("response_steps", "unroll"):
+    for name in ("response_steps", "unroll", "gap_steps"):
         if getattr(config, name) < 0:
             raise InputError(f"{name} must be 0 or above, not {getattr(config, name)}")
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
+    if config.gap_steps and config.defence not in get_args(OneNetwork):
+        raise InputError(f"--gap-steps needs one attacker network: {config.defence} has none")
+    check_mixture(config.mixture)
     rules(config, (1, 2, 2), 2, "cpu")  # these refuse what is left
     fresh(config, (1, 2, 2), 2)
     return config
 
 
-def direction(config: Config) -> Direction:
+def direction(config: Config) -> solvers.Direction:
     """Where the two players go."""
-    made: dict[str, Callable[[], Direction]] = {
-        "alt": lambda: simultaneous,
-        "minimax": lambda: sensitivity(config.gamma),
-        "maximin": lambda: maximin(sensitivity(config.gamma)),
-        "unrolled": lambda: unrolled(config.unroll, config.attacker_lr),
-        "extragradient": lambda: extragradient(config.lr, config.attacker_lr),
-        "optimistic": Optimistic,
+    made: dict[str, Callable[[], solvers.Direction]] = {
+        "alt": lambda: solvers.simultaneous,
+        "minimax": lambda: solvers.sensitivity(config.gamma),
+        "maximin": lambda: solvers.maximin(solvers.sensitivity(config.gamma)),
+        "unrolled": lambda: solvers.unrolled(config.unroll, config.attacker_lr),
+        "extragradient": lambda: solvers.extragradient(config.lr, config.attacker_lr),
+        "optimistic": solvers.Optimistic,
     }
     return made[config.defence]()
 
@@ -160,13 +167,23 @@ def direction(config: Config) -> Direction:
 def rules(config: Config, shape: tuple[int, int, int], classes: int, device: Any) -> Rules:
     """The game."""
     threat = Linf(parse_eps(config.eps))
+
+    def network(name: str) -> AttNet:
+        with seeded_init(config.seed, name):
+            return fresh(config, shape, classes).to(device)
+
     if config.defence == "plain":
         return AdversarialTraining(threat)
     if config.defence in ("lwa", "sens"):
         return SensitivityTraining(threat, config.penalty if config.defence == "sens" else 0.0)
-    with seeded_init(config.seed, "attacker"):
-        network = fresh(config, shape, classes).to(device)
-    player = AttNetPlayer(network, config.attacker_lr)
+    if config.defence == "pgd":
+        return AdversarialTraining(threat, FIXED["pgd"])
+    if config.defence == "mixture":
+        fixed = [name for name in config.mixture if name in FIXED]
+        learned = {name: network(name) for name in config.mixture if name not in FIXED}
+        lr, steps = config.attacker_lr, config.ascent_steps
+        return Mixture(threat, fixed, learned, lr=lr, per=config.per, ascent_steps=steps)
+    player = AttNetPlayer(network("attacker"), config.attacker_lr)
     return Minimax(threat, player, direction(config), config.ascent_steps)
 
 
@@ -204,7 +221,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
     )
 
 
-def own_attacker(game: DefenderTraining, threat: Linf) -> Attack | None:
+def own_attacker(game: DefenderTraining, threat: Linf) -> AttNetAttack | None:
     """What the network does to the validation split."""
     if not isinstance(game.rules, Minimax):
         return None
@@ -212,9 +229,39 @@ def own_attacker(game: DefenderTraining, threat: Linf) -> Attack | None:
     return AttNetAttack(game.rules.attacker.module, threat)
 
 
+def watch(config: Config, game: DefenderTraining, data: Splits, threat: Linf) -> Validate:
+    """The duality gap on the validation split, where --gap-steps asks for it."""
+
+    def gap(module: nn.Module) -> dict[str, float]:
+        attack = own_attacker(game, threat)
+        if not config.gap_steps or attack is None:
+            return {}
+        return duality_gap(
+            module,
+            attack,
+            families(config, data)["attnet"],
+            data.train,
+            data.validation,
+            Effort(config.gap_steps, 1, lr=config.attacker_lr),
+            Effort(config.gap_steps, lr=config.lr),
+            seed=derive_seed(config.seed, "gap"),
+        )
+
+    return gap
+
+
+def families(config: Config, data: Splits) -> dict[Responder, Family]:
+    """Whose fresh networks respond."""
+    shape, classes = data.train.shape, data.train.classes
+    return {
+        "attnet": AttNets(lambda: fresh(config, shape, classes)),
+        "l2l": L2Ls(lambda: L2LNetwork(shape)),
+    }
+
+
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Train and report: see `advgame.script.Script.run`."""
-    return Script(check, build, finish, own_attacker).run(config, typed)
+    return Script(check, build, finish, own_attacker, watch).run(config, typed)
 
 
 def finish(
@@ -222,34 +269,35 @@ def finish(
 ) -> dict[str, Any]:
     """The attackers as files, then the classifier's report."""
     about = {"command": command(), "commit": commit(), "config": asdict(config)}
-    if isinstance(game.rules, Minimax):
-        assert isinstance(game.rules.attacker, AttNetPlayer)
-        AttNetAttacker(game.rules.attacker.module, about).save(run.path / NAME)
+    test = data.test if config.eval_n is None else data.test.first(config.eval_n)
+    if own := own_attacker(game, threat):
+        AttNetAttacker(own.network, about).save(run.path / NAME)
+    seed = derive_seed(config.seed, "response")
 
-    def respond(model: nn.Module) -> dict[str, Attack]:
-        if not config.response_steps:
+    def respond(module: nn.Module) -> dict[str, Attack]:
+        responses: dict[str, Attack] = {}
+        for responder in config.responders if config.response_steps else ():
+            path = run.path / f"{responder}-curr.safetensors"
+            effort, players = Effort(config.response_steps, config.restarts), families(config, data)
+            kept_response(
+                path, about, module, data, threat, effort, seed=seed, family=players[responder]
+            )
+            responses[f"learned:{responder}-curr"] = load_any_attacker(path)(threat, 1)
+        return responses
+
+    def measure(module: nn.Module) -> dict[str, Any]:
+        response = run.path / "attnet-curr.safetensors"
+        if own is None or not response.exists():
             return {}
-        path = run.path / "attnet-curr.safetensors"
-        if path.exists():  # of an evaluation that was interrupted
-            return {CURR: load_attnet(path)(threat, 0)}
-        found = best_response(
-            model,
-            data.train,
-            data.validation,
-            threat,
-            steps=config.response_steps,
-            restarts=config.restarts,
-            seed=derive_seed(config.seed, "response"),
-            make=lambda: fresh(config, data.train.shape, data.train.classes),
-        )
-        accuracies = {"validation_accuracies": found.restarts}
-        AttNetAttacker(found.network, about | accuracies).save(path)
-        return {CURR: AttNetAttack(found.network, threat)}
+        effort = Effort(config.response_steps, lr=config.lr)
+        defence = best_defence(module, own, data.train, data.validation, effort, seed=seed)
+        best = load_any_attacker(response)(threat, 1)
+        return {"game": exploitability(module, own, best, defence, test, seed=seed)}
 
     return judge(
         run,
         game.defender.module,
-        data.test if config.eval_n is None else data.test.first(config.eval_n),
+        test,
         threat,
         dataset=config.dataset,
         attacks=config.attacks,
@@ -257,6 +305,8 @@ def finish(
         title=f"Machine vs Machine on {config.dataset}, {config.defence}, seed {config.seed}",
         panels=PANELS,
         respond=respond,
+        which=config.judged,
+        measure=measure,
     )
 
 

@@ -20,7 +20,7 @@ from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
 from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer
-from agents.best_response import best_response
+from agents.best_response import AttNets, Effort, best_response
 
 SHAPE = (1, 2, 2)
 
@@ -236,12 +236,12 @@ def test_a_best_response_finds_the_best_attack_on_a_line():
     """It must push every pixel by ε against the label: accuracy is the share further than ε."""
     model, data = line()
     threat = Linf(0.1)
-    found = best_response(model, data, data, threat, steps=150, restarts=2, lr=1e-2, seed=3)
+    found = best_response(model, data, data, threat, Effort(150, lr=1e-2), seed=3)
     wanted = score(model, data, fgsm(threat), torch.Generator())[1]
     accuracy = score(model, data, AttNetAttack(found.network, threat), torch.Generator())[1]
     assert accuracy == pytest.approx(wanted, abs=0.02)
     assert accuracy == min(found.restarts)
-    again = best_response(model, data, data, threat, steps=150, restarts=2, lr=1e-2, seed=3)
+    again = best_response(model, data, data, threat, Effort(150, lr=1e-2), seed=3)
     assert torch.equal(flat(again.network.parameters()), flat(found.network.parameters()))
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
@@ -262,9 +262,9 @@ def test_a_best_response_keeps_the_strongest_restart():
                 network.layers[-1].bias.zero_()
         return network
 
-    made = []
-    found = best_response(model, data, data, Linf(0.1), steps=60, restarts=2, lr=1e-2, make=make)
+    made, effort = [], Effort(60, lr=1e-2)
+    found = best_response(model, data, data, Linf(0.1), effort, family=AttNets(make))
     assert found.network is made[1]
     assert found.restarts[0] == 1.0 > found.restarts[1]
     with pytest.raises(InputError, match="restarts"):
-        best_response(model, data, data, Linf(0.1), steps=1, restarts=0)
+        Effort(1, restarts=0)

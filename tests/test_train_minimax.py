@@ -9,8 +9,9 @@ import pytest
 import train_minimax
 from equal_runs import SMALL, assert_equal_runs
 from safetensors.torch import load_file
-from train_minimax import CURR, Config, defaults, main
+from train_minimax import Config, defaults, main
 
+import agents.best_response
 from advgame.cli import make_fabric, run_script
 from advgame.errors import InputError
 from advgame.games.minimax import Minimax, SensitivityTraining
@@ -55,7 +56,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
         one, two = (load_file(run.path / name) for run in (whole, resumed))
         assert all((one[key] == two[key]).all() for key in one)
     report = json.loads((whole.path / "report.json").read_text())
-    assert list(report["accuracy"]) == ["clean", "fgsm", CURR]
+    assert list(report["accuracy"]) == ["clean", "fgsm", "learned:attnet-curr"]
     row = Metrics.read(whole.path / "metrics.csv")[-1]
     assert ("eval/own_attacker" in row) == ("game/ascent" in row) == (defence != "sens")
 
@@ -66,7 +67,7 @@ def test_an_interrupted_report_keeps_its_fresh_attacker(tmp_path, monkeypatch):
     before = (run.path / "attnet-curr.safetensors").read_bytes()
     report = json.loads((run.path / "report.json").read_text())
     (run.path / "report.json").unlink()
-    monkeypatch.setattr(train_minimax, "best_response", None)
+    monkeypatch.setattr(agents.best_response, "best_response", None)
     again = main(Config(resume=str(run.path)))
     assert (again.path / "attnet-curr.safetensors").read_bytes() == before
     assert json.loads((run.path / "report.json").read_text())["accuracy"] == report["accuracy"]

@@ -57,7 +57,8 @@ class MinimaxCNN(nn.Module):
 
     Two 5x5 convolutions (32, 64 channels), each with 2x2 max pooling, a hidden layer of 512 with
     dropout 0.5. ReLU and maximum commute: taking the maximum first is the same to the bit, with
-    a quarter of the work. The paper's pixels lie in [-1, 1]; here the first layer makes them so from [0, 1].
+    a quarter of the work. The paper's pixels lie in [-1, 1]; here the first layer makes them so
+    from [0, 1].
     """
 
     def __init__(self, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> None:

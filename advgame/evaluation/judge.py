@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from torch import nn
@@ -33,11 +33,13 @@ def judge(
     title: str,
     panels: Panels = PANELS,
     respond: Callable[[nn.Module], Mapping[str, Attack]] | None = None,
+    which: Literal["best", "last"] = "best",
+    measure: Callable[[nn.Module], Mapping[str, Any]] = lambda module: {},
 ) -> dict[str, Any]:
     """Write the report, ``curves.png`` and ``examples.png``; killed, it goes on where it was.
 
     Args:
-        run: a finished run; its best weights by validation are judged, its last ones by PGD-20.
+        run: a finished run.
         module: the classifier, on its device; filled with the weights.
         test: test images, on the same device.
         threat: the ball.
@@ -47,17 +49,22 @@ def judge(
         title: of the curves.
         panels: of the curves, LAS-AT's when not given.
         respond: makes further attacks, by name, for the very classifier that is judged.
+        which: weights are judged, the best by validation or the last; the others by PGD-20.
+        measure: further numbers of the judged classifier, for the report; after ``respond``.
 
     Returns:
         The content of ``report.json``.
     """
-    load_best(run, module, "last")
+    other: Literal["best", "last"] = "last" if which == "best" else "best"
+    load_best(run, module, other)
     rng = stream(seed, "last", test.images.device)
-    last = dict(zip(("clean", "pgd20"), score(module, test, pgd(threat, 20), rng), strict=True))
-    load_best(run, module, "best")
+    scores = dict(zip(("clean", "pgd20"), score(module, test, pgd(threat, 20), rng), strict=True))
+    load_best(run, module, which)
+    module.eval()  # as it is to be used; training has left it in the other mode
     _pictures(run, module, test.subset(slice(10)), threat, seed, title, panels)
     with Console(stderr=True).status("training a fresh attacker" if respond else "") as status:
         extra = dict(respond(module)) if respond else {}
+        more = dict(measure(module))
         verdicts = evaluate(
             module,
             test,
@@ -78,9 +85,9 @@ def judge(
         flags,
         seed,
         device_name(test.images.device),
-        "best PGD-10 accuracy on the validation split",
+        {"best": "best PGD-10 accuracy on the validation split", "last": "the last"}[which],
         run.about()["command"],
-        {"last": last},
+        {other: scores, **more},
     )
     return write_report(run, content)
 

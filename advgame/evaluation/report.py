@@ -129,9 +129,10 @@ def as_markdown(content: dict[str, Any]) -> str:
         "",
         *(f"Note: {note}.\n" for note in content["notes"]),
     ]
-    if "last" in content:
-        last = ", ".join(f"{k} {100 * v:.1f}" for k, v in content["last"].items())
-        lines += [f"The last weights instead: {last}.", ""]
+    for other, words in {"last": "The last weights", "best": "The best by validation"}.items():
+        if other in content:
+            scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in content[other].items())
+            lines += [f"{words} instead: {scores}.", ""]
     if content["flags"]:
         lines += ["**Flags, signs that these numbers may not hold:**", ""]
         lines += [f"- `{flag['name']}`: {flag['meaning']}" for flag in content["flags"]]

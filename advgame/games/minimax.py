@@ -6,7 +6,6 @@ respect to their pixels is half of one with respect to ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,11 +14,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from advgame.attacks import fgsm
+from advgame.curves import Panels
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep, perturbation_stats
-from advgame.solvers import Direction, Functional, Optimistic, Params, Solver, sensitivity
+from advgame.games.training import PANELS as TRAINING_PANELS
+from advgame.solvers import Direction, Functional, Optimistic, Params, Risk, Solver, sensitivity
 from advgame.threat import Linf, Threat, per_image
+
+PANELS: Panels = TRAINING_PANELS | {
+    "Game": (
+        "error rate on held-out images",
+        {
+            "game/error_attacker_responds": "f(u, v*(u)): the attacker responds",
+            "game/error": "f(u, v)",
+            "game/error_defender_responds": "f(u*(v), v): the defender responds",
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +134,7 @@ class Minimax:
         """
         threat, seen = self.threat.scaled(scale), list[tuple[Tensor, Tensor]]()
         module, network = defender.module.train(), self.attacker.module.train()
-        risk = self._risk(defender, Functional(module), Functional(network), threat, x, y, seen)
+        risk = network_risk(defender, Functional(module), Functional(network), threat, x, y, seen)
         solver = Solver(
             self.direction, defender.optimizer, self.attacker.optimizer, self.ascent_steps
         )
@@ -130,24 +142,6 @@ class Minimax:
         x_adv, losses = seen[self.ascent_steps - 1]  # where the common step begins
         stats = {"game/adversarial_loss": losses.mean(), **followed}
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
-
-    @staticmethod
-    def _risk(
-        defender: Defender,
-        f: Functional,
-        g: Functional,
-        threat: Threat,
-        x: Tensor,
-        y: Tensor,
-        seen: list[tuple[Tensor, Tensor]],
-    ) -> Callable[[Params, Params], Tensor]:
-        def risk(u: Params, v: Params) -> Tensor:
-            x_adv = threat.project(x + g(v, x, y) * per_image(threat.eps, x), x)
-            losses = defender.loss(f(u, x_adv), y)
-            seen.append((x_adv.detach(), losses.detach()))
-            return losses
-
-        return risk
 
     def state_dict(self) -> dict[str, Any]:
         """The attacker's, and what the direction remembers."""
@@ -159,3 +153,33 @@ class Minimax:
         self.attacker.load_state_dict(state["attacker"])
         if isinstance(self.direction, Optimistic):
             self.direction.load_state_dict(state["direction"])
+
+
+def network_risk(
+    defender: Defender,
+    f: Functional,
+    g: Functional,
+    threat: Threat,
+    x: Tensor,
+    y: Tensor,
+    seen: list[tuple[Tensor, Tensor]],
+) -> Risk:
+    """f(u, v), per image (B,), differentiable in both.
+
+    Args:
+        defender: whose loss it is.
+        f: the classifier.
+        g: the attacker, of (x, y).
+        threat: an L∞ ball.
+        x: clean images (B, C, H, W).
+        y: labels (B,).
+        seen: takes the adversarial examples and losses of every look at the risk.
+    """
+
+    def risk(u: Params, v: Params) -> Tensor:
+        x_adv = threat.project(x + g(v, x, y) * per_image(threat.eps, x), x)
+        losses = defender.loss(f(u, x_adv), y)
+        seen.append((x_adv.detach(), losses.detach()))
+        return losses
+
+    return risk

@@ -1,0 +1,303 @@
+"""The tables of Machine vs Machine: defences against fresh attackers, AutoAttack among them.
+
+    python scripts/study_minimax.py                                            # digits
+    python scripts/study_minimax.py --dataset mnist --data-dir DIR --eps 0.15 --extra="--epochs 5"
+
+Each cell is one run of `train_minimax.py` (defence x seed) in its own process; finished cells are
+kept and interrupted ones resumed, so that the command can be given again. Numbers are error rates,
+as in the paper: higher is better for the attacker. Beside its tables 3 to 5: what AutoAttack says,
+the worst case over FGSM, PGD and AttNet (the mixture of section 5.1), and lemma 1 on the measured
+risks.
+
+Writes `<out>/<dataset>-<model>-<eps>.json`, `.md` and `.png`. Cells that the results already hold
+stay there, also where their folders are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.checkpoint import write_atomically
+from advgame.checks import parse_eps
+from advgame.cli import run_script
+from advgame.curves import Rows, save_figure, seeds_figure
+from advgame.errors import InputError
+from advgame.evaluation.lemma import lemma_one
+from advgame.runs import Metrics, command, commit, versions
+from advgame.statistics import spread
+
+# name -> flags of train_minimax.py
+METHODS: dict[str, tuple[str, ...]] = {
+    "plain": ("--defence", "plain"),
+    "lwa": ("--defence", "lwa"),
+    "sens": ("--defence", "sens"),
+    "pgd": ("--defence", "pgd"),
+    "minimax": ("--defence", "minimax"),
+    "alt": ("--defence", "alt"),
+    "maximin": ("--defence", "maximin"),
+    "minimax-5": ("--defence", "minimax", "--ascent-steps", "5"),
+    "mixture": ("--defence", "mixture"),
+    "mixture-batch": ("--defence", "mixture", "--per", "batch"),
+    "mixture-3": (
+        "--defence",
+        "mixture",
+        "--mixture",
+        "fgsm",
+        "pgd",
+        "attnet",
+        "attnet2",
+        "attnet3",
+    ),
+}
+FGSM, CURR = "mvm:fgsm", "learned:attnet-curr"
+TYPES = (FGSM, "pgd20", CURR)  # of the mixture, made for the classifier under test
+ATTACKS = (FGSM, "mvm:ifgsm", "pgd20", "autoattack")
+# the paper's errors on MNIST by η = 2ε: FGSM-curr, AttNet-curr (tables 3 to 5; – is not there)
+PAPER: dict[float, dict[str, tuple[str, str]]] = {
+    0.3: {
+        "plain": ("1.000", "1.000"),
+        "lwa": (".048", "–"),
+        "sens": (".048", ".965"),
+        "minimax": (".218", ".020"),
+        "alt": (".244", ".104"),
+    },
+    0.4: {
+        "plain": ("1.000", "1.000"),
+        "lwa": (".043", "–"),
+        "sens": (".038", ".902"),
+        "minimax": (".238", ".552"),
+        "alt": (".503", ".873"),
+    },
+}
+CURVES = {
+    "eval/clean": "validation accuracy, clean",
+    "eval/own_attacker": "under the game's own attacker",
+    "eval/robust": "under PGD-10",
+    "game/adversarial_loss": "loss that the defender descends",
+    "game/gap": "duality gap, error rate",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare defences over seeds."""
+
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """data set"""
+    model: str = "small_cnn"
+    """classifier; minimax_cnn is the paper's"""
+    eps: str = "0.15"
+    """ε in [0, 1] pixels, half of the paper's η"""
+    seeds: int = 3
+    """seeds 0, 1, … per method"""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """which methods"""
+    attacks: tuple[str, ...] = ATTACKS
+    """attacks of the reports"""
+    finished_only: bool = False
+    """train nothing: write the results of the cells that are finished"""
+    jobs: int = 2
+    """processes at a time, one thread each"""
+    runs_dir: str = "runs/minimax"
+    """run folders, one per cell; not committed"""
+    out: str = "results/minimax"
+    """where the results go"""
+    extra: str = ""
+    """further flags of train_minimax.py for every cell, e.g. --extra="--epochs 5" """
+    data_dir: str | None = None
+    """data folder (all but digits)"""
+
+
+def same(config: Config) -> str:
+    """What the cells of one table share, beside data set, classifier and ε."""
+    return shlex.join(["--attacks", *config.attacks, *shlex.split(config.extra)])
+
+
+def stem(config: Config) -> str:
+    """Of the files of one table."""
+    return f"{config.dataset}-{config.model}-{config.eps.replace('/', 'of')}"
+
+
+def cells(config: Config) -> dict[str, list[str]]:
+    """Folder -> flags of every cell."""
+    data = ["--data-dir", config.data_dir] if config.data_dir else []
+    shared = ["--dataset", config.dataset, *data, "--model", config.model, "--eps", config.eps]
+    shared += shlex.split(same(config))
+    return {
+        f"{method}-seed{seed}": [*shared, "--seed", str(seed), *METHODS[method]]
+        for seed in range(config.seeds)
+        for method in config.methods
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a finished cell found."""
+    report = json.loads((folder / "report.json").read_text())
+    about = json.loads((folder / "config.json").read_text())
+    rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
+    curves = {
+        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
+        for tag in CURVES
+    }
+    verdicts = Metrics.read(folder / "verdicts.csv")
+    survivors = sum(all(row[name] for name in ("clean", *TYPES)) for row in verdicts)
+    return {
+        "method": folder.name.rsplit("-seed", 1)[0],
+        "seed": settings["seed"],
+        "n": report["n"],
+        "steps": int(rows[-1]["step"]),
+        "batch_size": settings["batch_size"],
+        "response_steps": settings["response_steps"],
+        "restarts": settings["restarts"],
+        "commit": about["commit"],
+        **{f"error_{name}": 1 - value for name, value in report["accuracy"].items()},
+        "error_types": 1 - survivors / report["n"],
+        **{f"best_{name}": 1 - value for name, value in report["best"].items()},
+        **report.get("game", {}),
+        "flags": [flag["name"] for flag in report["flags"]],
+        "curves": {tag: values for tag, values in curves.items() if values},
+        "seconds": rows[-1]["time/seconds"],
+    }
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Spread over seeds of every number."""
+    summary: dict[str, dict[str, Any]] = {}
+    for method in dict.fromkeys(r["method"] for r in results):
+        mine = [r for r in results if r["method"] == method]
+        numbers = [k for k, v in mine[0].items() if isinstance(v, float)]
+        shared = [k for k in numbers if all(k in r for r in mine)]
+        summary[method] = {"seeds": len(mine)} | {k: spread([r[k] for r in mine]) for k in shared}
+    return summary
+
+
+def as_markdown(
+    config: Config, results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> str:
+    """The tables for people."""
+    columns = {
+        f"error_{name}": name.removeprefix("learned:") for name in ("clean", *config.attacks)
+    }
+    learned = [k for r in results for k in r if k.startswith("error_learned:")]
+    columns |= {k: k.removeprefix("error_learned:") for k in dict.fromkeys(learned)}
+    columns["error_types"] = "worst of FGSM, PGD-20, AttNet"
+    first, eta = results[0], 2 * parse_eps(config.eps)
+    paper = PAPER.get(round(eta, 6), {}) if config.dataset == "mnist" else {}
+    lines = [
+        f"# Machine vs Machine on {config.dataset}, {config.model}, ε = {config.eps} (η = {eta:g})",
+        "",
+        f"Error rates, mean ± sd over seeds: higher is better for the attacker. {first['steps']} "
+        f"steps of {first['batch_size']} images, {first['n']} test images, last weights. Fresh "
+        f"attackers: {first['response_steps']} steps, best of {first['restarts']} on the "
+        "validation split. Paper: MNIST, its own CNN, 50,000 steps at a tenth of our rate.",
+        "",
+        "| defence | seeds | " + " | ".join(columns.values())
+        + " | s | paper: FGSM-curr, AttNet-curr |",
+        "|---" * (len(columns) + 4) + "|",
+    ]  # fmt: skip
+    for method, row in about["summary"].items():
+        cells = [_cell(row.get(column), row["seeds"]) for column in columns]
+        cells.append(f"{row['seconds']['mean']:.0f}")
+        cells.append(", ".join(paper[method]) if method in paper else "not in it")
+        lines.append(f"| {method} | {row['seeds']} | " + " | ".join(cells) + " |")
+    games = {name: row for name, row in about["summary"].items() if "game/gap" in row}
+    if games:
+        titles = {
+            "game/error": "f(u, v)",
+            "game/error_attacker_responds": "f(u, v*(u))",
+            "game/error_defender_responds": "f(u*(v), v)",
+            "game/gap": "duality gap",
+        }
+        lines += [
+            "",
+            "The games at their ends, test error: u the classifier, v the game's own attacker.",
+            "",
+            "| defence | " + " | ".join(titles.values()) + " |",
+            "|---" * (len(titles) + 1) + "|",
+        ]
+        for method, row in games.items():
+            cells = [_cell(row[title], row["seeds"]) for title in titles]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines += [
+            "",
+            "Lemma 1 on these numbers. It is about exact optima, which nobody has found here:",
+            "",
+            "| inequality | holds | largest violation |",
+            "|---|---|---|",
+        ]
+        for name, holds, count, size in about["lemma"]:
+            lines.append(f"| {name} | {holds} of {count} | {size:.3f} |")
+    flags = ", ".join(sorted({f"{r['method']}: {f}" for r in results for f in r["flags"]}))
+    made = ", ".join(sorted({r["commit"][:12] for r in results}))
+    lines += ["", f"Flags raised: {flags or 'none'}.", ""]
+    lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
+    lines += [f"Command: `{about['command']}`.", ""]
+    return "\n".join(lines)
+
+
+def _cell(found: Mapping[str, float] | None, seeds: int) -> str:
+    if found is None:
+        return "–"
+    return f"{found['mean']:.3f}" + (f" ± {found['sd']:.3f}" if seeds > 1 else "")
+
+
+def picture(config: Config, results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Validation accuracies, the defender's loss and the gap over time (Figs. 2 and 3)."""
+    runs: dict[str, list[Rows]] = {}
+    for one in results:
+        rows = [
+            {"epoch": epoch, tag: value}
+            for tag, points in one["curves"].items()
+            for epoch, value in points
+        ]
+        runs.setdefault(one["method"], []).append(rows)
+    tags = {tag: title for tag, title in CURVES.items() if any(tag in r["curves"] for r in results)}
+    title = f"Machine vs Machine on {stem(config)}: mean and range over seeds"
+    save_figure(seeds_figure(runs, tags, title), path)
+
+
+def main(config: Config) -> None:
+    """Train what is missing, then write the results."""
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+    if missing := [name for name in (FGSM, "pgd20") if name not in config.attacks]:
+        raise InputError(f"the tables need {missing[0]} among --attacks")
+    name = stem(config)
+    root, out, todo = Path(config.runs_dir) / name, Path(config.out), cells(config)
+    with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
+    same_flags(root, same(config))
+    if config.finished_only:
+        todo = {cell: todo[cell] for cell in todo if (root / cell / "report.json").exists()}
+    else:
+        run_cells(Path(__file__).with_name("train_minimax.py"), root, todo, config.jobs)
+    results = [read(root / cell) for cell in todo]
+    if not results:
+        raise InputError(f"{root} holds no finished cell: leave --finished-only away")
+    runs = with_earlier(results, out / f"{name}.json", same(config))
+    runs.sort(key=lambda run: list(METHODS).index(run["method"]))
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "extra": same(config),
+        "summary": summarise(runs),
+        "lemma": lemma_one(runs, f"error_{CURR}"),
+        "runs": runs,
+    }
+    write_atomically(out / f"{name}.json", json.dumps(about) + "\n")
+    write_atomically(out / f"{name}.md", as_markdown(config, runs, about))
+    picture(config, runs, out / f"{name}.png")
+    print(f"{len(results)} of {len(todo)} cells, {len(runs)} in all; {out}/{name}.md")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))
