@@ -1,0 +1,141 @@
+"""A mixture of attacks: one step by hand, the leader's share, what the worst case gains."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Linear
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from advgame.attacks import fgsm, pgd
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.mixture import FIXED, Mixture, check_mixture
+from advgame.threat import L2, Linf
+from agents.attnet import AttNet
+
+SHAPE, THREAT = (1, 2, 2), Linf(0.1)
+
+
+def smooth(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def batch(n=12, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, *SHAPE, generator=rng, dtype=torch.float64) * 0.4 + 0.3
+    return x, torch.randint(3, (n,), generator=rng)
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return AttNet(SHAPE, 3, hidden=5, dropout=0.0).double()
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def play(per="sample", fixed=("fgsm", "pgd"), learned=("attnet", "attnet2"), steps=1, **settings):
+    defender = Defender(smooth(), lr=0.1, momentum=0.0, weight_decay=0.0)
+    networks = {name: network(number) for number, name in enumerate(learned, 5)}
+    game = Mixture(THREAT, fixed, networks, lr=1e-2, per=per, **settings)
+    rng, (x, y) = torch.Generator().manual_seed(3), batch()
+    results = [game.step(defender, x, y, rng) for _ in range(steps)]
+    return defender, game, results[-1]
+
+
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_a_step_descends_at_the_worst_and_lets_every_network_ascend_after_it(per):
+    (x, y), model = batch(), smooth()
+    rng, nets = torch.Generator().manual_seed(3), [network(5), network(6)]
+    images = [fgsm(THREAT).perturb(model, x, y), pgd(THREAT, 10).perturb(model, x, y, rng=rng)]
+    images += [(x + 0.1 * g(x, y)).clamp(0, 1).detach() for g in nets]
+    losses = torch.stack([cross_entropy(model(z), y, reduction="none") for z in images])
+    if per == "sample":
+        worst, leader = losses.max(0)
+    else:
+        leader = losses.mean(1).argmax().expand(len(x))
+        worst = losses[leader[0]]
+    grads = torch.autograd.grad(worst.mean(), list(model.parameters()))
+    with torch.no_grad():
+        for p, g in zip(model.parameters(), grads, strict=True):
+            p -= 0.1 * g
+    for g in nets:  # at the new u
+        optimizer = torch.optim.Adam(g.parameters(), 1e-2)
+        (-cross_entropy(model((x + 0.1 * g(x, y)).clamp(0, 1)), y)).backward()
+        optimizer.step()
+    defender, game, result = play(per)
+    for ours, wanted in zip(defender.module.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, wanted)
+    for g, mine in zip(nets, game.learned.values(), strict=True):
+        for ours, wanted in zip(mine.parameters(), g.parameters(), strict=True):
+            torch.testing.assert_close(ours, wanted)
+    torch.testing.assert_close(result.losses, worst.detach())
+    wanted = torch.stack(images)[leader, torch.arange(len(x))]
+    torch.testing.assert_close(result.x_adv, wanted.detach())
+    shares = [float(result.stats[f"game/lead_{name}"]) for name in game.names]
+    assert shares == pytest.approx([float((leader == k).double().mean()) for k in range(4)])
+
+
+def test_the_samples_worst_is_never_below_the_batchs():
+    sample, whole = (play(per)[2].losses.mean() for per in ("sample", "batch"))
+    assert float(sample) >= float(whole)
+
+
+def test_equal_bits_inside_the_ball_and_resuming_too():
+    one, _, result = play(steps=4)
+    two, _, _ = play(steps=4)
+    assert torch.equal(weights(one.module), weights(two.module))
+    assert float((result.x_adv - batch()[0]).abs().max()) <= 0.1 + 1e-12
+    half, game, _ = play(steps=2)
+    third, again, _ = play(steps=1)
+    third.module.load_state_dict(half.module.state_dict())
+    again.load_state_dict(copy.deepcopy(game.state_dict()))
+    (x, y) = batch()
+    for player, rules in ((half, game), (third, again)):
+        rng = torch.Generator().manual_seed(9)
+        for _ in range(2):
+            rules.step(player, x, y, rng)
+    assert torch.equal(weights(half.module), weights(third.module))
+    for one, two in zip(game.learned.values(), again.learned.values(), strict=True):
+        assert torch.equal(weights(one), weights(two))
+
+
+@pytest.mark.parametrize("learned", [(), ("attnet",)])
+def test_one_kind_of_attack_will_do(learned):
+    fixed = ("fgsm",) if not learned else ()
+    _, game, result = play(fixed=fixed, learned=learned, ascent_steps=2)
+    assert game.names == [*fixed, *learned]
+    assert float(result.stats[f"game/lead_{game.names[0]}"]) == 1.0
+
+
+def test_against_two_opposite_pushes_it_learns_the_middle():
+    """One pixel decides; FGSM and a network both push it: the boundary must stay between."""
+    labels = torch.arange(40) % 2
+    x = (0.35 + 0.3 * labels).view(-1, 1, 1, 1).expand(-1, *SHAPE).double().clone()
+    module = Linear(torch.zeros(2, 4), torch.zeros(2)).double()
+    module.requires_grad_(True)
+    defender = Defender(module, lr=0.5, momentum=0.0, weight_decay=0.0)
+    torch.manual_seed(0)
+    nets = {"attnet": AttNet(SHAPE, 2, hidden=8, dropout=0.0).double()}
+    game = Mixture(THREAT, ["fgsm"], nets, lr=1e-2)
+    rng = torch.Generator()
+    for _ in range(200):
+        game.step(defender, x, labels, rng)
+    for attack in (fgsm(THREAT), pgd(THREAT, 10)):
+        x_adv = attack.perturb(module, x, labels, rng=rng)
+        assert bool((module(x_adv).argmax(1) == labels).all())
+
+
+def test_names_and_balls_that_cannot_be_played_are_refused():
+    for names in (["fgsm", "fgsm"], ["strong"], []):
+        with pytest.raises(InputError):
+            check_mixture(names)
+    check_mixture([*FIXED, "attnet", "attnet7"])
+    with pytest.raises(InputError, match="L∞"):
+        Mixture(L2(1.0), ["fgsm"], {})
+    with pytest.raises(InputError, match="sample or batch"):
+        Mixture(THREAT, ["fgsm"], {}, per="image")
