@@ -6,18 +6,26 @@ import sys
 from dataclasses import replace
 
 import pytest
+import study_minimax
 import train_minimax
 from equal_runs import SMALL, assert_equal_runs
 from safetensors.torch import load_file
+from torch import Generator
 from train_minimax import Config, defaults, main
 
 import agents.best_response
+from advgame.attacks import fgsm
+from advgame.classifiers import make_classifier
 from advgame.cli import make_fabric, run_script
+from advgame.data import load_data
 from advgame.errors import InputError
+from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.games.training import DefenderTraining
 from advgame.runs import Metrics
 from advgame.solvers import Optimistic
+from advgame.threat import Linf
+from advgame.training import load_best
 
 
 def small(folder, name, **changes):
@@ -26,13 +34,22 @@ def small(folder, name, **changes):
 
 
 VARIANTS = {
-    "minimax": {"ascent_steps": 2, "eps_ramp": 0.5, "model": "minimax_cnn"},
-    "optimistic": {"restarts": 1},
+    "minimax": {
+        "ascent_steps": 2,
+        "eps_ramp": 0.5,
+        "gap_steps": 2,
+        "responders": ("attnet", "l2l"),
+    },
+    "optimistic": {"restarts": 1, "model": "minimax_cnn"},
     "sens": {},
+    "mixture": {"per": "batch", "eps_ramp": 0.5},
 }
 
 
-@pytest.mark.parametrize("defence", VARIANTS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("optimistic", "sens")]
+
+
+@pytest.mark.parametrize("defence", ["minimax", "mixture", *SLOW])
 def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
     changes = {"defence": defence, **VARIANTS[defence]}
     whole = main(small(tmp_path, "whole", **changes))
@@ -51,14 +68,26 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
     assert stop.value.code == 128 + signal.SIGTERM
     resumed = main(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
-    names = ["attnet-curr.safetensors"] + ["attacker.safetensors"] * (defence != "sens")
+    responders = changes.get("responders", ("attnet",))
+    played_by_one = defence in ("minimax", "optimistic")
+    names = [f"{one}-curr.safetensors" for one in responders]
+    names += ["attacker.safetensors"] * played_by_one
     for name in names:
         one, two = (load_file(run.path / name) for run in (whole, resumed))
         assert all((one[key] == two[key]).all() for key in one)
     report = json.loads((whole.path / "report.json").read_text())
-    assert list(report["accuracy"]) == ["clean", "fgsm", "learned:attnet-curr"]
+    wanted = ["clean", "fgsm", *(f"learned:{one}-curr" for one in responders)]
+    assert list(report["accuracy"]) == wanted
     row = Metrics.read(whole.path / "metrics.csv")[-1]
-    assert ("eval/own_attacker" in row) == ("game/ascent" in row) == (defence != "sens")
+    assert ("eval/own_attacker" in row) == ("game/ascent" in row) == played_by_one
+    assert ("game/gap" in row) == ("gap_steps" in changes)
+    assert ("game/lead_attnet" in row) == (defence == "mixture")
+    assert ("game" in report) == played_by_one
+    assert "best" in report
+    assert "last" not in report
+    if played_by_one:  # the end of the game, on test images
+        game = report["game"]
+        assert game["game/error_attacker_responds"] >= 1 - report["accuracy"][wanted[2]] - 1e-6
 
 
 def test_an_interrupted_report_keeps_its_fresh_attacker(tmp_path, monkeypatch):
@@ -92,6 +121,52 @@ def test_settings_reach_the_game():
         assert game.penalty == penalty
 
 
+@pytest.mark.parametrize("judged", ["last", "best"])
+def test_the_report_is_about_the_weights_that_were_asked_for(judged, tmp_path):
+    run = main(small(tmp_path, judged, defence="plain", response_steps=0, judged=judged))
+    report = json.loads((run.path / "report.json").read_text())
+    module = make_classifier("small_cnn", (1, 8, 8), 10, None)
+    load_best(run, module, judged)
+    wanted = score(module, load_data("digits").test.first(20), fgsm(Linf(0.15)), Generator())
+    assert report["accuracy"]["clean"] == pytest.approx(wanted[0])
+    assert ("best" in report) == (judged == "last") != ("last" in report)
+    words = {"last": "weights: the last", "best": "weights: best PGD-10"}[judged]
+    assert words in (run.path / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_study_writes_the_tables_of_the_paper(tmp_path):
+    extra = "--train-n 100 --epochs 2 --batch-size 50 --eval-n 20 --response-steps 3 --hidden 9"
+    config = study_minimax.Config(
+        seeds=1,
+        methods=("plain", "minimax", "maximin"),
+        attacks=("mvm:fgsm", "pgd20"),
+        runs_dir=str(tmp_path / "runs"),
+        out=str(tmp_path / "results"),
+        extra=extra,
+    )
+    study_minimax.main(config)
+    made = json.loads((tmp_path / "results" / "digits-small_cnn-0.15.json").read_text())
+    cell = made["runs"][1]
+    folder = tmp_path / "runs" / "digits-small_cnn-0.15" / "minimax-seed0"
+    report = json.loads((folder / "report.json").read_text())
+    assert cell["error_pgd20"] == 1 - report["accuracy"]["pgd20"]
+    assert cell["error_types"] == pytest.approx(1 - report["worst_case"])  # all its attacks
+    table = (tmp_path / "results" / "digits-small_cnn-0.15.md").read_text()
+    assert f"| {cell['error_pgd20']:.3f} | {cell['error_learned:attnet-curr']:.3f} |" in table
+    assert "5. maximin ≤ minimax" in table
+    study_minimax.main(replace(config, methods=("plain",), finished_only=True))
+    again = json.loads((tmp_path / "results" / "digits-small_cnn-0.15.json").read_text())
+    assert again["runs"] == made["runs"]
+    for changes, answer in (
+        ({"methods": ("strong",)}, "unknown method"),
+        ({"attacks": ("pgd20",)}, "need mvm:fgsm"),
+        ({"extra": ""}, "other flags"),
+    ):
+        with pytest.raises(InputError, match=answer):
+            study_minimax.main(replace(config, **changes))
+
+
 def test_every_data_set_has_settings_of_its_own(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
         config = train_minimax.check(defaults(name))
@@ -119,6 +194,11 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--eps-ramp", "1"], "eps_ramp must lie in"),
         (["--devices", "2"], "one device only"),
         (["--grad-clip", "1"], "not for them"),
+        (["--gap-steps", "9", "--defence", "mixture"], "mixture has none"),
+        (["--gap-steps", "-1"], "gap_steps must be 0"),
+        (["--mixture", "fgsm", "strong"], "unknown attack 'strong'"),
+        (["--mixture", "fgsm", "fgsm"], "each of its attacks once"),
+        (["--judged", "first"], "invalid choice"),
         (["--eps", "8"], "did you mean 8/255"),
         (["--dataset", "mnist"], "--data-dir"),
         (["--resume", "/nowhere"], "not a run folder"),
