@@ -95,16 +95,15 @@ def _candidates(
     dim = train[0].shape[1]
     if kind == "linear":
         for penalty in PENALTIES:
-            network = nn.Linear(dim, classes)  # convex: where it starts does not matter
-            nn.init.zeros_(network.weight)
-            nn.init.zeros_(network.bias)
+            with seeded_init(seed):  # convex: where it starts does not matter
+                network: nn.Module = nn.Linear(dim, classes)
             yield _fit(network, train, penalty)
     elif kind == "mlp":
         for restart in range(restarts):
             for penalty in PENALTIES:
                 with seeded_init(seed, f"fresh{restart}"):
-                    network_ = mlp(dim, hidden, classes)
-                yield _fit(network_, train, penalty)
+                    network = mlp(dim, hidden, classes)
+                yield _fit(network, train, penalty)
     else:
         for cost in SVM_COSTS:
             yield _svm(train, cost)
