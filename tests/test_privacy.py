@@ -349,6 +349,6 @@ def test_wrong_words_are_refused(digits):
         make_filter("pca", x, 65, 0)
     with pytest.raises(InputError, match="hidden must be 1"):
         make_filter("mlp", x, 2, 0, hidden=0)
+    labelled = (x[:9], digits.train.labels[:9])
     with pytest.raises(InputError, match="restarts and hidden"):
-        labelled = (x[:9], digits.train.labels[:9])
         try_all(labelled, labelled, labelled, 10, seed=0, restarts=0)
