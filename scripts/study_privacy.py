@@ -156,6 +156,7 @@ def as_markdown(about: Mapping[str, Any]) -> str:
     lines = [
         "# Privacy filters on digits",
         "",
+        f"{len(runs)} of {about['cells']} cells are finished. "
         f"{runs[0]['n']} test images, {runs[0]['steps']} steps; mean ± sd over seeds, in %. Of "
         "fresh classifiers trained on what a filter gives out: linear, MLP, and a Gaussian SVM, a "
         "kind that no filter was trained against. Strongest: the one of highest validation "
@@ -229,6 +230,7 @@ def main(config: Config) -> None:
         "commit": commit(),
         "versions": versions(),
         "device": f"cpu, one thread ({cpu_name()})",
+        "cells": len(cells(config)),
         "summary": summarise(runs),
         "runs": runs,
     }

@@ -29,7 +29,12 @@ def trade_off_figure(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, str]
     kinds = list(dict.fromkeys(row["filter"] for row in rows))
     dims = sorted({row["dim"] for row in rows if row["filter"] != "raw"})
     figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.4 * len(shown), 4.3), layout="constrained", squeeze=False
+        1,
+        len(shown),
+        figsize=(4.4 * len(shown), 4.3),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
     )
     for axis, (keep, title) in zip(axes[0], shown.items(), strict=True):
         mine = [row for row in rows if row["keep"] == keep and row["solver"] == "minimax"]
