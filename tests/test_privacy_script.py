@@ -1,0 +1,154 @@
+"""scripts/privacy_filter.py and study_privacy.py as a stranger runs them."""
+
+import json
+import sys
+from dataclasses import replace
+
+import privacy_filter
+import pytest
+import study_privacy
+from privacy_filter import Config, main
+from safetensors.torch import load_file
+
+from advgame.checkpoint import load_weights
+from advgame.cli import run_script
+from advgame.data import load_data
+from advgame.errors import InputError
+from advgame.privacy import Inference, PrivacyGame, make_filter, make_task
+from advgame.runs import Metrics
+
+
+def small(folder, name, **changes):
+    settings = {"steps": 4, "restarts": 1, "hidden": 4, "dim": 2, "batch_size": 64}
+    return Config(**{**settings, "runs_dir": str(folder), "name": name, **changes})
+
+
+def without_time(path):
+    return {
+        k: v for k, v in json.loads((path / "report.json").read_text()).items() if k != "timing"
+    }
+
+
+def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    whole = main(small(tmp_path, "whole"))
+    names = {"config.json", "curves.png", "filter.safetensors", "metrics.csv", "report.json"}
+    assert names | {"report.md"} <= {p.name for p in whole.path.iterdir()}
+    with pytest.raises(InputError, match="never overwritten"):
+        main(small(tmp_path, "whole"))
+
+    real, played = PrivacyGame.step, []
+
+    def stopped(self):
+        played.append(0)
+        if len(played) == 3:
+            raise KeyboardInterrupt
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrivacyGame, "step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main(small(tmp_path, "cut"))
+    cut = main(Config(resume=str(tmp_path / "cut")))
+    assert without_time(cut.path) == without_time(whole.path)
+    assert Metrics.read(cut.path / "metrics.csv") == Metrics.read(whole.path / "metrics.csv")
+    one, two = (load_file(run.path / "filter.safetensors") for run in (whole, cut))
+    assert all((one[name] == two[name]).all() for name in one)
+    before = (cut.path / "report.json").stat().st_mtime_ns
+    main(Config(resume=str(cut.path)))
+    assert (cut.path / "report.json").stat().st_mtime_ns == before, "a finished run is left alone"
+    with pytest.raises(InputError, match="dim=2"):
+        main(Config(resume=str(cut.path), dim=3), {"dim"})
+
+    task = make_task(load_data("digits"), "class", "slant", 0)
+    fresh = make_filter("linear", task.train.x, 2, 7)
+    load_weights(fresh, cut.path / "filter.safetensors")
+    kinds = privacy_filter.judge(small(tmp_path, ""), task, fresh)["private"]["kinds"]
+    assert kinds == without_time(cut.path)["private"]["kinds"]
+
+
+def test_a_baseline_has_nothing_to_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(PrivacyGame, "step", None)
+    run = main(small(tmp_path, "pca", filter="pca", keep="parity"))
+    report = run.report()
+    assert report["game"] == {}
+    assert not (run.path / "metrics.csv").exists()
+    assert report["private"]["floor"] == pytest.approx(0.2, abs=0.01)
+    kinds = report["private"]["kinds"]
+    best = max(kinds, key=lambda kind: kinds[kind]["validation"])
+    assert report["private"]["accuracy"] == kinds[best]["test"]
+    assert "told the useful label" in (run.path / "report.md").read_text()
+
+
+def test_settings_reach_the_game(tmp_path):
+    _, filter_, game = privacy_filter.build(
+        small(tmp_path, "", solver="k-beam", beams=2, rho=3.0, ascent_steps=4, filter="mlp")
+    )
+    assert (len(game.adversaries), game.rho, game.solver.ascent_steps) == (2, 3.0, 4)
+    assert (filter_.dim, game.batch_size) == (2, 64)
+    assert game.solver.descend.defaults["lr"] == 1e-3
+    assert game.solver.ascend.defaults["lr"] == 2e-2
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--keep", "digit"], "invalid choice"),
+        (["--filter", "best"], "invalid choice"),
+        (["--dim", "65"], "dim must lie in 1..64"),
+        (["--steps", "0"], "steps must be 1"),
+        (["--restarts", "0"], "restarts must be 1"),
+        (["--rho", "-1"], "rho and weight_decay"),
+        (["--gamma", "-1"], "gamma must be 0"),
+        (["--batch-size", "5000"], "batch size must lie in"),
+        (["--ascent-steps", "0"], "ascent_steps must be 1"),
+        (["--seed", "-1"], "seed must be 0"),
+        (["--name", "a/b"], "plain folder name"),
+        (["--resume", "/nowhere"], "not a run folder"),
+    ],
+)
+def test_wrong_words_get_one_clear_error_before_any_work(
+    words, answer, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(privacy_filter._from_command_line)
+    assert stop.value.code == 2
+    assert answer in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch):
+    judged = []
+
+    def quick(near, mid, far, classes, **_):
+        judged.append(classes)
+        if len(judged) == 5:
+            raise KeyboardInterrupt
+        return {kind: Inference(0.5, 0.5 + len(judged) / 100) for kind in ("linear", "mlp", "svm")}
+
+    monkeypatch.setattr(privacy_filter, "try_all", quick)
+    monkeypatch.setattr(study_privacy, "TASKS", {"class": "keep the digit, hide the slant"})
+    monkeypatch.setattr(study_privacy, "RHOS", (3.0,))
+    monkeypatch.setattr(privacy_filter, "save_figure", lambda *_: None)
+    config = study_privacy.Config(
+        seeds=1, dims=(3,), steps=1, runs_dir=str(tmp_path / "runs"), out=str(tmp_path / "out")
+    )
+    with pytest.raises(InputError, match="no finished cell"):
+        study_privacy.main(replace(config, finished_only=True))
+    with pytest.raises(KeyboardInterrupt):
+        study_privacy.main(config)
+    assert len(list((tmp_path / "runs").glob("*/report.json"))) == 2
+    study_privacy.main(config)
+    assert len(judged) == 2 * len(study_privacy.cells(config)) + 1, "finished ones were kept"
+    found = json.loads((tmp_path / "out" / "privacy.json").read_text())
+    assert set(found["summary"]) == {
+        "class-linear-d3", "class-mlp-d3", "class-pca-d3", "class-random-d3", "class-raw",
+        "class-alt", "class-rho3",
+    }  # fmt: skip
+    text = (tmp_path / "out" / "privacy.md").read_text()
+    assert text.count("| linear | 3 |") == 4  # two solvers, two ρ
+    assert (tmp_path / "out" / "privacy.png").stat().st_size > 5000
+    with pytest.raises(InputError, match="other flags"):
+        study_privacy.main(replace(config, steps=2))
+    with pytest.raises(InputError, match="dim must lie in"):
+        study_privacy.main(replace(config, dims=(65,)))
