@@ -124,9 +124,7 @@ def diversity(
         rng: of all runs.
 
     Returns:
-        ``cosine``: mean cosine of an image's perturbations in two runs, 1 for the same one;
-        ``distance``: mean |difference| of their pixels, over 2ε, the most that L∞ allows;
-        ``wrong_classes``: how many wrong classes an image is taken for over all runs, mean.
+        Of `differences`.
 
     Raises:
         InputError: fewer than two runs.
@@ -135,6 +133,27 @@ def diversity(
         raise InputError(f"diversity needs 2 restarts or more, not {restarts}")
     with attacked(model):
         made = [adversarial(model, x, y, attack, rng) for _ in range(restarts)]
+    return differences(model, x, y, made, threat)
+
+
+def differences(
+    model: nn.Module, x: Tensor, y: Tensor, made: Sequence[Tensor], threat: Threat
+) -> dict[str, float]:
+    """How much adversarial examples of the same images differ.
+
+    Args:
+        model: left as it was.
+        x: (B, C, H, W).
+        y: (B,).
+        made: two or more batches of adversarial examples (B, C, H, W).
+        threat: the ball that they are in.
+
+    Returns:
+        ``cosine``: mean cosine of an image's perturbations in two batches, 1 for the same one;
+        ``distance``: mean |difference| of their pixels, over 2ε, the most that L∞ allows;
+        ``wrong_classes``: how many wrong classes an image is taken for over all batches, mean.
+    """
+    with attacked(model):
         said = torch.stack([predict(model, one) for one in made])
     deltas = [(one - x).flatten(1) for one in made]
     pairs = list(combinations(deltas, 2))
