@@ -136,7 +136,7 @@ class DistributionalAttack:
             raise InputError(f"lam must be 0 or above, not {self.lam}")
 
     def place(self, value: Tensor, x: Tensor) -> Tensor:
-        """The points x + ε·a, clipped to [0, 1]; ``value`` may hold several samples, (S, B, C, H, W)."""
+        """Clip x + ε·a to [0, 1]; ``value`` may hold several samples, (S, B, C, H, W)."""
         return self.threat.project(x + value * per_image(self.threat.eps, x), x)
 
     def fit(
