@@ -616,7 +616,7 @@ def test_a_larger_lambda_leaves_a_generator_more_entropy(frozen, digits):
     ends = [taught("exp-am", frozen, digits.train, lam=lam)[1] for lam in (0.01, 3.0)]
     assert ends[1] > ends[0] + 0.2
     implicit = [
-        taught("imp-am", frozen, digits.train, lam=lam, encoder_lr=1e-2, steps=60)[1]
+        taught("imp-am", frozen, digits.train, lam=lam, encoder_lr=1e-2, steps=40)[1]
         for lam in (0.001, 3.0)
     ]
     assert implicit[1] > implicit[0] + 0.05
