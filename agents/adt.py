@@ -27,7 +27,7 @@ from advgame.distributions import TanhNormal
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat, per_image
-from agents.adt_networks import Body, LatentMap, make_generator
+from agents.adt_networks import Body, Encoder, LatentMap, make_generator
 from agents.attacker_file import read_file, write_file
 from agents.l2l import scaled
 
@@ -74,7 +74,7 @@ class ADTNetwork(nn.Module):
             raise InputError(f"latent must be 1 or above, not {latent}")
         self.shape, self.kind, self.scaling = shape, kind, scaling
         self.settings = [shape, kind, body, ngf, latent, scaling]
-        self.latent = latent
+        self.latent, self.body_name = latent, body
         implicit, colours = kind == "imp-am", shape[0]
         self.latent_map = LatentMap(latent, shape) if implicit else None
         inputs, outputs = 3 * colours + implicit, colours * (1 if implicit else 2)
@@ -119,6 +119,11 @@ class ADTNetwork(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
+
+
+def beside(network: ADTNetwork) -> Encoder:
+    """A fresh encoder of the size that goes with an imp-am generator."""
+    return Encoder(network.shape, network.latent, network.body_name)
 
 
 @dataclass(frozen=True)

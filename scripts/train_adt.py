@@ -26,27 +26,27 @@ import tyro
 from lightning_fabric import Fabric
 from torch import nn
 
-from advgame.attacks import Attack, pgd
+from advgame.attacks import Attack
 from advgame.attacks.distributional import DistributionalAttack, Sampler
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import peek, run_script, typed_options
-from advgame.data import DATASETS, STATISTICS, ImageSet, Splits
+from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
-from advgame.evaluation.sweeps import differences, diversity
+from advgame.evaluation.sweeps import variety
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, command, commit
 from advgame.script import Script
-from advgame.seeding import seeded_init, stream
+from advgame.seeding import seeded_init
 from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
-from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling
-from agents.adt_networks import Body, Encoder
+from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling, beside
+from agents.adt_networks import Body
 from agents.adt_players import ExplicitPlayer, ImplicitPlayer
 from agents.attacker_file import NAME
 from agents.reinforce import averaging
@@ -203,38 +203,20 @@ def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:
     if config.method == "exp":
         return Explicit(fitting(config, threat))
     with seeded_init(config.seed, "attacker"):
-        network = ADTNetwork(
-            shape,
-            config.method,
-            config.generator,
-            config.ngf,
-            config.latent,
-            config.gradient_scaling,
-        ).to(fabric.device)
-        encoder = (
-            Encoder(shape, config.latent, config.generator).to(fabric.device)
-            if config.method == "imp-am"
-            else None
-        )
+        body: Any = (config.generator, config.ngf, config.latent, config.gradient_scaling)
+        network = ADTNetwork(shape, config.method, *body).to(fabric.device)
+        encoder = beside(network).to(fabric.device) if config.method == "imp-am" else None
     if fabric.device.type == "cuda":
         network = network.to(memory_format=torch.channels_last)
-    average = averaging(fabric)
+    common: Any = {
+        "lam": config.lam, "lr": config.attacker_lr, "synchronise": averaging(fabric)
+    }  # fmt: skip
     if encoder is None:
-        return Amortised(
-            threat,
-            ExplicitPlayer(network, lam=config.lam, lr=config.attacker_lr, synchronise=average),
-        )
-    implicit = ImplicitPlayer(
-        network,
-        encoder,
-        lam=config.lam,
-        threshold=config.threshold,
-        lazy=config.lazy_encoder,
-        lr=config.attacker_lr,
-        encoder_lr=config.encoder_lr,
-        synchronise=average,
-    )
-    return Amortised(threat, implicit)
+        return Amortised(threat, ExplicitPlayer(network, **common))
+    own: Any = {
+        "threshold": config.threshold, "lazy": config.lazy_encoder, "encoder_lr": config.encoder_lr
+    }  # fmt: skip
+    return Amortised(threat, ImplicitPlayer(network, encoder, **common, **own))
 
 
 def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
@@ -297,18 +279,6 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     return Script(check, build, finish, sampler).run(config, typed)
 
 
-def variety(
-    config: Config, model: nn.Module, data: ImageSet, threat: Linf, own: Sampler
-) -> dict[str, Any]:
-    """How far samples of one image's distribution lie apart, and PGD-20's from many starts."""
-    x, y = data.floats(), data.labels
-    streams = [stream(config.seed, name, x.device) for name in ("variety", "restarts")]
-    made = list(own.draw(model, x, y, DIVERSITY_RUNS, streams[0]))
-    pgd20 = diversity(model, x, y, pgd(threat, 20), threat, DIVERSITY_RUNS, streams[1])
-    found = {"sampler": differences(model, x, y, made, threat), "pgd20": pgd20}
-    return {"n": len(data), "runs": DIVERSITY_RUNS, "seed": config.seed, **found}
-
-
 def finish(
     config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
 ) -> dict[str, Any]:
@@ -321,7 +291,7 @@ def finish(
     def respond(model: nn.Module) -> dict[str, Attack]:
         own = sampler(game, threat, config.draws)
         few = test.subset(slice(DIVERSITY_IMAGES))
-        found = variety(config, model, few, threat, cast(Sampler, own))
+        found = variety(model, few, cast(Sampler, own), threat, DIVERSITY_RUNS, config.seed)
         write_atomically(run.path / "diversity.json", json.dumps(found, indent=1) + "\n")
         return {f"learned:{config.method}-worst-of-{config.draws}": own}
 

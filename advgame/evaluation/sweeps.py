@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked, pgd
+from advgame.attacks.distributional import Sampler
 from advgame.attacks.gradient import input_gradient
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -167,3 +169,27 @@ def differences(
         "distance": float(torch.stack(gaps).mean()),
         "wrong_classes": sum(wrong) / len(wrong),
     }
+
+
+def variety(
+    model: nn.Module, data: ImageSet, sampler: Sampler, threat: Threat, runs: int, seed: int
+) -> dict[str, Any]:
+    """How far samples of one image's distribution lie apart, and PGD-20's from many starts.
+
+    Args:
+        model: left as it was.
+        data: images, on the model's device.
+        sampler: draws ``runs`` samples of each image from one distribution.
+        threat: the ball.
+        runs: 2 or more.
+        seed: of both.
+
+    Returns:
+        ``sampler`` and ``pgd20``: see `differences`; n, runs and seed.
+    """
+    x, y = data.floats(), data.labels
+    draws, starts = (stream(seed, name, x.device) for name in ("variety", "restarts"))
+    made = list(sampler.draw(model, x, y, runs, draws))
+    pgd20 = diversity(model, x, y, pgd(threat, 20), threat, runs, starts)
+    found = {"sampler": differences(model, x, y, made, threat), "pgd20": pgd20}
+    return {"n": len(data), "runs": runs, "seed": seed, **found}
