@@ -152,21 +152,42 @@ class PatchBody(nn.Module):
         self.mix = nn.Parameter(torch.zeros(colours, inputs))
         self.factor = nn.Parameter(torch.tensor(5.0))
 
-    def forward(self, information: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, C, H, W) in [-1, 1]."""
+    def unbounded(self, information: Tensor) -> Tensor:
+        """(B, I, H, W) -> (B, C, H, W), what tanh is applied to."""
         made = self.trunk(information)
         # a 1x1 convolution, faster for so few channels; bmm, since matmul goes another way, to
         # other bits, where a loaded network's weights need no gradient
         weights = self.mix.expand(len(information), -1, -1)
         mixed = torch.bmm(weights, information.flatten(2)).view_as(made)
-        return torch.tanh(self.factor * (made + mixed))
+        raised: Tensor = self.factor * (made + mixed)
+        return raised
+
+    def forward(self, information: Tensor) -> Tensor:
+        """(B, I, H, W) -> (B, C, H, W) in [-1, 1]."""
+        return torch.tanh(self.unbounded(information))
+
+
+def small_body(inputs: int, outputs: int, shape: tuple[int, int, int]) -> PatchBody:
+    """The body whose forward costs less than one of `advgame.classifiers.SmallCNN`.
+
+    Args:
+        inputs: channels of the information.
+        outputs: channels of what it makes.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        InputError: images whose sides it cannot divide.
+    """
+    patch, channels = (4, 12) if min(shape[1:]) >= 16 else (2, 24)
+    if shape[1] % patch or shape[2] % patch:
+        raise InputError(
+            f"small needs sides that {patch} divides, not {shape[1:]}: choose a larger network"
+        )
+    return PatchBody(inputs, outputs, patch, channels)
 
 
 def make_body(width: Width, inputs: int, shape: tuple[int, int, int]) -> nn.Module:
     """An attacker's body by name.
-
-    A forward of ``small`` costs less than one of `advgame.classifiers.SmallCNN` on the same
-    images.
 
     Args:
         width: one of `WIDTHS`.
@@ -182,7 +203,4 @@ def make_body(width: Width, inputs: int, shape: tuple[int, int, int]) -> nn.Modu
         return SlimBody(inputs, shape[0])
     if width != "small":
         return PlainBody(inputs, shape[0], _PLAIN[width])
-    patch, channels = (4, 12) if min(shape[1:]) >= 16 else (2, 24)
-    if shape[1] % patch or shape[2] % patch:
-        raise InputError(f"width small needs sides that {patch} divides, not {shape[1:]}: use slim")
-    return PatchBody(inputs, shape[0], patch, channels)
+    return small_body(inputs, shape[0], shape)

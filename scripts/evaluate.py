@@ -51,7 +51,7 @@ from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed, stream
 from advgame.settings import Dataset
 from advgame.threat import THREATS
-from agents.attackers import load_any_attacker
+from agents.attackers import learned_name, load_any_attacker
 
 USUAL = "fgsm,pgd20,autoattack"
 
@@ -83,7 +83,7 @@ class Config:
     attacks: str = USUAL
     """names with commas between; --list shows them all"""
     attackers: str = ""
-    """learned attackers: runs of train_attacker.py or train_l2l.py or their files, with commas"""
+    """learned attackers: runs of train_attacker.py, train_l2l.py, … or their files, with commas"""
     queries: int = 10
     """of a learned attacker: forwards per image"""
     surrogate: str = ""
@@ -146,12 +146,8 @@ def learned(config: Config) -> dict[str, Attack]:
     """The learned attackers asked for, by name."""
     threat = THREATS[config.norm](parse_eps(config.eps))
     paths = [Path(word.strip()) for word in config.attackers.split(",") if word.strip()]
-    found = {
-        f"learned:{path.stem if path.suffix else path.name}": load_any_attacker(path)(
-            threat, config.queries
-        )
-        for path in paths
-    }
+    made = [(path, load_any_attacker(path)(threat, config.queries)) for path in paths]
+    found = {learned_name(path, attack): attack for path, attack in made}
     if len(found) < len(paths):
         raise InputError("two learned attackers have the same name: rename a file")
     return dict(found)

@@ -18,6 +18,7 @@ from torch import nn
 from advgame.attacks import Attack, GradientAttack, fgsm, ifgsm, mim, pgd
 from advgame.attacks.blackbox import SPSA, EoT, Transfer
 from advgame.attacks.carlini_wagner import CarliniWagnerLinf
+from advgame.attacks.distributional import DistributionalAttack
 from advgame.attacks.feature import FeatureAttack
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -147,6 +148,10 @@ ATTACKS: dict[str, Entry] = {
     "adt:mim20": Entry("ADT's table: MIM", _ADT_MIM),
     "adt:cw30": Entry("ADT's table: C&W's margin by PGD", _ADT_CW),
     "adt:fea": Entry("ADT's table: FeaAttack, 200 target images", _features(200)),
+    "adt:exp-worst-of-10": Entry(
+        "ADT-EXP: a distribution fitted to each image in 35 passes, its 10 samples",
+        lambda c: DistributionalAttack(c.threat),
+    ),
     "adt:spsa": Entry("ADT: SPSA with 2,048 samples", lambda c: SPSA(c.threat, samples=2048)),
     "l2l:pgm10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", _pgd(10, L2L_STEP)),
     "l2l:pgm20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", _pgd(20, L2L_STEP)),

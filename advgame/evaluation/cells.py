@@ -113,7 +113,7 @@ def fingerprint(
 def describe(attack: object) -> str:
     """An attack's kind and its plain settings, in words."""
     fields = getattr(attack, "__dict__", {}).items()
-    plain = {k: v for k, v in fields if isinstance(v, str | int | float | bool | Threat)}
+    plain = {k: v for k, v in fields if isinstance(v, str | int | float | bool | tuple | Threat)}
     return f"{type(attack).__qualname__}({plain})"
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked, pgd
+from advgame.attacks.distributional import Sampler
 from advgame.attacks.gradient import input_gradient
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -124,9 +126,7 @@ def diversity(
         rng: of all runs.
 
     Returns:
-        ``cosine``: mean cosine of an image's perturbations in two runs, 1 for the same one;
-        ``distance``: mean |difference| of their pixels, over 2ε, the most that L∞ allows;
-        ``wrong_classes``: how many wrong classes an image is taken for over all runs, mean.
+        Of `differences`.
 
     Raises:
         InputError: fewer than two runs.
@@ -135,6 +135,27 @@ def diversity(
         raise InputError(f"diversity needs 2 restarts or more, not {restarts}")
     with attacked(model):
         made = [adversarial(model, x, y, attack, rng) for _ in range(restarts)]
+    return differences(model, x, y, made, threat)
+
+
+def differences(
+    model: nn.Module, x: Tensor, y: Tensor, made: Sequence[Tensor], threat: Threat
+) -> dict[str, float]:
+    """How much adversarial examples of the same images differ.
+
+    Args:
+        model: left as it was.
+        x: (B, C, H, W).
+        y: (B,).
+        made: two or more batches of adversarial examples (B, C, H, W).
+        threat: the ball that they are in.
+
+    Returns:
+        ``cosine``: mean cosine of an image's perturbations in two batches, 1 for the same one;
+        ``distance``: mean |difference| of their pixels, over 2ε, the most that L∞ allows;
+        ``wrong_classes``: how many wrong classes an image is taken for over all batches, mean.
+    """
+    with attacked(model):
         said = torch.stack([predict(model, one) for one in made])
     deltas = [(one - x).flatten(1) for one in made]
     pairs = list(combinations(deltas, 2))
@@ -148,3 +169,27 @@ def diversity(
         "distance": float(torch.stack(gaps).mean()),
         "wrong_classes": sum(wrong) / len(wrong),
     }
+
+
+def variety(
+    model: nn.Module, data: ImageSet, sampler: Sampler, threat: Threat, runs: int, seed: int
+) -> dict[str, Any]:
+    """How far samples of one image's distribution lie apart, and PGD-20's from many starts.
+
+    Args:
+        model: left as it was.
+        data: images, on the model's device.
+        sampler: draws ``runs`` samples of each image from one distribution.
+        threat: the ball.
+        runs: 2 or more.
+        seed: of both.
+
+    Returns:
+        ``sampler`` and ``pgd20``: see `differences`; n, runs and seed.
+    """
+    x, y = data.floats(), data.labels
+    draws, starts = (stream(seed, name, x.device) for name in ("variety", "restarts"))
+    made = list(sampler.draw(model, x, y, runs, draws))
+    pgd20 = diversity(model, x, y, pgd(threat, 20), threat, runs, starts)
+    found = {"sampler": differences(model, x, y, made, threat), "pgd20": pgd20}
+    return {"n": len(data), "runs": runs, "seed": seed, **found}

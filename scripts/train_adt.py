@@ -1,0 +1,318 @@
+"""ADT: a classifier learns from samples of adversarial distributions that are kept wide.
+
+    python scripts/train_adt.py                                   # digits, EXP, minutes on 2 cores
+    python scripts/train_adt.py --method exp-am                   # a generator makes μ and σ
+    python scripts/train_adt.py --method imp-am                   # a generator makes the samples
+    python scripts/train_adt.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
+    python scripts/train_adt.py --resume runs/NAME                # go on, to the same bits
+    python scripts/evaluate.py runs/A --attackers runs/B          # B's generator on A's classifier
+
+The game is `advgame.games.adt`. A run leaves one folder: settings, TensorBoard events, metrics.csv,
+checkpoints, report.json and report.md (AutoAttack on test images, and the worst of --draws samples
+of the method's own distribution), diversity.json, curves.png, examples.png, and, where a generator
+learned, attacker.safetensors, the generator as it was in the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+import tyro
+from lightning_fabric import Fabric
+from torch import nn
+
+from advgame.attacks import Attack
+from advgame.attacks.distributional import DistributionalAttack, Sampler
+from advgame.checkpoint import write_atomically
+from advgame.checks import parse_eps
+from advgame.classifiers import Normalise, make_classifier
+from advgame.cli import peek, run_script, typed_options
+from advgame.data import DATASETS, STATISTICS, Splits
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.evaluation.judge import judge
+from advgame.evaluation.sweeps import variety
+from advgame.games.adt import Amortised, Explicit
+from advgame.games.training import PANELS, DefenderTraining, Rules
+from advgame.losses import check_smoothing
+from advgame.runs import RunFolder, command, commit
+from advgame.script import Script
+from advgame.seeding import seeded_init
+from advgame.settings import RunConfig, check_run
+from advgame.threat import Linf
+from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling, beside
+from agents.adt_networks import Body
+from agents.adt_players import ExplicitPlayer, ImplicitPlayer
+from agents.attacker_file import NAME
+from agents.reinforce import averaging
+
+Preset = Literal["default", "repo"]
+Method = Literal["exp", "exp-am", "imp-am"]
+ADT_PANELS = PANELS | {
+    "Entropy": (
+        "nats per dimension",
+        {"game/entropy": "of δ/ε (IMP-AM: its bound, per dimension of z)"},
+    )
+}
+DIVERSITY_RUNS, DIVERSITY_IMAGES = 10, 100
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Train a classifier by ADT and report its robustness.
+
+    The defaults shown are those of the --dataset, --method and --preset on the same command line.
+    """
+
+    weight_decay: float = 2e-4
+    """weight decay of the defender"""
+    preset: Preset = "default"
+    """default: ours; repo: the published code's settings and quirks"""
+    method: Method = "exp"
+    """exp fits a distribution to each image; exp-am and imp-am learn a generator of them"""
+    lam: float = 0.01
+    """λ, weight of the entropy per dimension (imp-am: of z)"""
+    inner_steps: int = 7
+    """exp: steps of the fit"""
+    samples: int = 5
+    """exp: draws per step"""
+    inner_lr: float = 0.3
+    """exp: Adam's, in units of u where δ = ε·tanh(u)"""
+    inner_betas: tuple[float, float] = (0.0, 0.0)
+    """exp: Adam's; 0 makes its steps signs"""
+    accumulate: bool = False
+    """exp: never clear the gradients of earlier steps (repo)"""
+    batch_mean: bool = False
+    """exp: climb the mean over the batch, whose size then matters to Adam (repo)"""
+    generator: Body = "small"
+    """exp-am, imp-am: small, or resnet-3blocks of --ngf"""
+    ngf: int = 256
+    """width of resnet-3blocks"""
+    latent: int = 16
+    """imp-am: dimensions of z"""
+    gradient_scaling: GradientScaling = "image"
+    """of the gradients that the generator sees: by the image's largest entry, or raw (repo)"""
+    threshold: float = 0.5
+    """imp-am: NLL of z below which nothing is asked of the generator (repo: 0.9, never binding)"""
+    lazy_encoder: bool = False
+    """imp-am: below it the encoder stops learning, too (repo)"""
+    attacker_lr: float = 2e-3
+    """Adam's on the generator, constant"""
+    encoder_lr: float = 2e-3
+    """imp-am: Adam's on the encoder, constant"""
+    draws: int = 10
+    """samples of which the sampler in the report keeps the worst"""
+    eps_ramp: float = 0.0
+    """share of the training over which ε grows from 0"""
+
+
+_COLOUR: dict[str, Any] = {
+    "model": "preact_resnet18",
+    "generator": "resnet-3blocks",
+    "ngf": 48,
+    "latent": 64,
+    "attacker_lr": 2e-4,
+    "encoder_lr": 2e-4,
+    "eps": "8/255",
+    "epochs": 30,
+    "batch_size": 128,
+    "ema": 0.999,
+    "eval_n": 1000,
+}
+# what a data set changes in Config
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "mnist": {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000},
+    "cifar10": _COLOUR,
+    "cifar100": _COLOUR,
+    "svhn": {**_COLOUR, "eps": "4/255", "lr": 0.05},
+}
+REPO: dict[str, Any] = {
+    "preset": "repo",
+    "accumulate": True,
+    "batch_mean": True,
+    "gradient_scaling": "raw",
+    "threshold": 0.9,
+    "lazy_encoder": True,
+    "attacker_lr": 2e-4,
+    "encoder_lr": 2e-4,
+    "latent": 64,
+}
+_REPO_COLOUR: dict[str, Any] = {
+    "model": "wrn-28-10",
+    "ngf": 256,
+    "epochs": 76,
+    "batch_size": 64,
+    "schedule": "multistep",
+    "milestones": (75 / 76,),
+    "lr": 0.1,
+    "ema": None,
+}
+
+
+def defaults(dataset: str = "digits", preset: str = "default", method: str = "exp") -> Config:
+    """The settings of a data set and a method under a preset."""
+    changes = RECIPES.get(dataset, {})
+    if preset == "repo":
+        changes = changes | REPO | (_REPO_COLOUR if dataset in STATISTICS else {})
+    if method == "imp-am":
+        changes = changes | {"method": method, "lam": 1.0}
+    elif method == "exp-am":
+        changes = changes | {"method": method}
+    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
+    return Config(**{"dataset": known, **changes})
+
+
+def check(config: Config) -> Config:
+    """Refuse what cannot work, before any work."""
+    check_run(config)
+    for name in ("inner_steps", "inner_lr", "attacker_lr", "encoder_lr", "ngf", "latent"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
+    if math.isnan(config.threshold):
+        raise InputError("threshold must be a number: -inf pushes always")
+    if not 0 <= config.eps_ramp < 1:
+        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
+    fitting(config, Linf(parse_eps(config.eps)), config.draws)
+    return config
+
+
+def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttack:
+    """EXP's inner problem, and its sampler."""
+    return DistributionalAttack(
+        threat,
+        steps=config.inner_steps,
+        samples=config.samples,
+        lr=config.inner_lr,
+        betas=config.inner_betas,
+        lam=config.lam,
+        draws=draws,
+        accumulate=config.accumulate,
+        batch_mean=config.batch_mean,
+    )
+
+
+def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:
+    """The game, with its generator where there is one."""
+    threat = Linf(parse_eps(config.eps))
+    if config.method == "exp":
+        return Explicit(fitting(config, threat))
+    with seeded_init(config.seed, "attacker"):
+        body: Any = (config.generator, config.ngf, config.latent, config.gradient_scaling)
+        network = ADTNetwork(shape, config.method, *body).to(fabric.device)
+        encoder = beside(network).to(fabric.device) if config.method == "imp-am" else None
+    if fabric.device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)
+    common: Any = {
+        "lam": config.lam, "lr": config.attacker_lr, "synchronise": averaging(fabric)
+    }  # fmt: skip
+    if encoder is None:
+        return Amortised(threat, ExplicitPlayer(network, **common))
+    own: Any = {
+        "threshold": config.threshold, "lazy": config.lazy_encoder, "encoder_lr": config.encoder_lr
+    }  # fmt: skip
+    return Amortised(threat, ImplicitPlayer(network, encoder, **common, **own))
+
+
+def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
+    """Defender and attacker, on their data."""
+    shape, classes = data.train.shape, data.train.classes
+    check_smoothing(config.true_probability, classes)
+    colour = config.dataset in STATISTICS
+    normalise = colour and config.preset != "repo"
+    with seeded_init(config.seed, "defender"):
+        module = make_classifier(
+            config.model,
+            shape,
+            classes,
+            Normalise(*STATISTICS[config.dataset]) if normalise else None,
+        )
+    if fabric.device.type == "cuda":
+        module = module.to(memory_format=torch.channels_last)
+    if config.compile:
+        module.compile()
+    defender = Defender(
+        module,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        true_probability=config.true_probability,
+        grad_clip=config.grad_clip,
+        fabric=fabric,
+    )
+    batch = config.batch_size * fabric.world_size
+    return DefenderTraining(
+        rules(config, shape, fabric),
+        defender,
+        data.train,
+        config.batch_size,
+        config.seed,
+        crop=colour and not (config.dataset == "svhn" and config.preset == "repo"),
+        flip=colour and config.dataset != "svhn",
+        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
+    )
+
+
+def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
+    """The worst of so many samples of the game's own distributions, as an attack.
+
+    With one it is what the defender meets: ``eval/own_attacker``.
+    """
+    if isinstance(game.rules, Explicit):
+        return replace(game.rules.attack, threat=threat, draws=draws)
+    return ADTAttack(player(game).module, threat, draws)
+
+
+def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
+    """Who learns to sample."""
+    assert isinstance(game.rules, Amortised)
+    assert isinstance(game.rules.attacker, ExplicitPlayer | ImplicitPlayer)
+    return game.rules.attacker
+
+
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
+    """Train and report: see `advgame.script.Script.run`."""
+    return Script(check, build, finish, sampler).run(config, typed)
+
+
+def finish(
+    config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+) -> dict[str, Any]:
+    """The generator as a file, then the classifier's report with the sampler in it."""
+    if isinstance(game.rules, Amortised):
+        about = {"command": command(), "commit": commit(), "config": asdict(config)}
+        ADTAttacker(player(game).module, about).save(run.path / NAME)
+    test = data.test if config.eval_n is None else data.test.first(config.eval_n)
+
+    def respond(model: nn.Module) -> dict[str, Attack]:
+        own = sampler(game, threat, config.draws)
+        few = test.subset(slice(DIVERSITY_IMAGES))
+        found = variety(model, few, cast(Sampler, own), threat, DIVERSITY_RUNS, config.seed)
+        write_atomically(run.path / "diversity.json", json.dumps(found, indent=1) + "\n")
+        return {f"learned:{config.method}-worst-of-{config.draws}": own}
+
+    return judge(
+        run,
+        game.defender.module,
+        test,
+        threat,
+        dataset=config.dataset,
+        attacks=config.attacks,
+        seed=config.seed,
+        title=f"ADT on {config.dataset}, {config.method}, seed {config.seed}",
+        panels=ADT_PANELS,
+        respond=respond,
+    )
+
+
+def _from_command_line() -> RunFolder:
+    default = defaults(**peek(dataset="digits", preset="default", method="exp"))
+    return main(tyro.cli(Config, default=default), typed_options(Config))
+
+
+if __name__ == "__main__":
+    run_script(_from_command_line)

@@ -1,0 +1,176 @@
+"""scripts/train_adt.py as a stranger runs it: small runs, interrupts, wrong words, its samplers."""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+
+import evaluate
+import pytest
+import torch
+import train_adt
+from equal_runs import SMALL, assert_equal_runs
+from safetensors.torch import load_file
+from train_adt import ADT_PANELS, Config, defaults, main
+
+from advgame.cli import make_fabric, run_script
+from advgame.errors import InputError
+from advgame.games.adt import Amortised, Explicit
+from advgame.games.training import DefenderTraining
+from advgame.runs import Metrics
+from advgame.threat import Linf
+from agents.adt_players import ExplicitPlayer, ImplicitPlayer
+
+
+def small(folder, name, **changes):
+    settings = {**SMALL, "train_n": 100, "epochs": 2, "draws": 3}
+    settings |= {"runs_dir": str(folder), "name": name}
+    return replace(Config(), **{**settings, **changes})
+
+
+VARIANTS = {
+    "exp": {"inner_steps": 2, "samples": 2, "eps_ramp": 0.5, "accumulate": True},
+    "exp-am": {"ema": 0.9, "model": "minimax_cnn"},
+    "imp-am": {"lam": 1.0, "latent": 4},
+}
+
+
+@pytest.mark.parametrize("method", VARIANTS)
+def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkeypatch):
+    changes = {"method": method, **VARIANTS[method]}
+    whole = main(small(tmp_path, "whole", **changes))
+    real, played = DefenderTraining.step, []
+
+    def stopped(self):
+        played.append(0)
+        if len(played) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefenderTraining, "step", stopped)
+        with pytest.raises(SystemExit) as stop:
+            main(small(tmp_path, "cut", **changes))
+    assert stop.value.code == 128 + signal.SIGTERM
+    resumed = main(Config(resume=str(tmp_path / "cut")))
+    assert_equal_runs(whole.path, resumed.path)
+    told = [(run.path / "diversity.json").read_text() for run in (whole, resumed)]
+    assert told[0] == told[1]
+    files = [run.path / "attacker.safetensors" for run in (whole, resumed)]
+    assert [file.exists() for file in files] == [method != "exp"] * 2
+    if method != "exp":
+        one, two = (load_file(file) for file in files)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    _what_a_run_leaves(whole.path, method)
+    if method != "exp":
+        _its_generator_attacks_any_classifier(whole.path, monkeypatch)
+
+
+def _what_a_run_leaves(run, method):
+    rows = Metrics.read(run / "metrics.csv")
+    for _, columns in ADT_PANELS.values():
+        assert set(columns) <= set(rows[-1])
+    assert rows[-1]["cost/input_backwards"] == (4 if method == "exp" else 2)
+    report = json.loads((run / "report.json").read_text())
+    assert list(report["accuracy"]) == ["clean", "fgsm", f"learned:{method}-worst-of-3"]
+    found = json.loads((run / "diversity.json").read_text())
+    assert found["n"] == 20
+    for kind in ("sampler", "pgd20"):
+        assert -1 <= found[kind]["cosine"] <= 1
+    assert (run / "curves.png").stat().st_size > 10_000
+
+
+def _its_generator_attacks_any_classifier(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    words = ["whole", "--attackers", "cut", "--attacks", "fgsm", "--n", "20", "--name", "e"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--queries", "7"])
+    run_script(evaluate._from_command_line)
+    report = json.loads((run.parent / "runs" / "e" / "report.json").read_text())
+    assert list(report["accuracy"]) == ["clean", "fgsm", "learned:cut-worst-of-5"]
+    standing = round(20 * report["accuracy"]["clean"])
+    assert report["calls"]["learned:cut-worst-of-5"]["backwards"] == 2 * standing
+
+
+def test_presets_data_sets_and_methods_have_settings_of_their_own(tmp_path):
+    for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
+        for preset in ("default", "repo"):
+            for method in ("exp", "exp-am", "imp-am"):
+                config = train_adt.check(defaults(name, preset, method))
+                assert (config.dataset, config.preset, config.method) == (name, preset, method)
+                assert config.lam == (1.0 if method == "imp-am" else 0.01)
+        if name != "digits":
+            with pytest.raises(InputError, match="--data-dir"):
+                main(replace(config, runs_dir=str(tmp_path)))
+    repo = defaults("cifar10", "repo")
+    assert (repo.model, repo.generator, repo.ngf, repo.latent) == (
+        "wrn-28-10", "resnet-3blocks", 256, 64,
+    )  # fmt: skip
+    assert (repo.epochs, repo.batch_size, repo.eps, repo.weight_decay) == (76, 64, "8/255", 2e-4)
+    assert defaults("svhn", "repo").eps == "4/255"
+    assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
+
+
+def test_settings_reach_the_game():
+    fabric = make_fabric("cpu", 1, "32-true")
+
+    def made(preset, method, **changes):
+        config = replace(defaults("digits", preset, method), **changes)
+        return train_adt.rules(config, (1, 8, 8), fabric)
+
+    changes = {"inner_steps": 3, "samples": 4, "inner_lr": 0.2, "inner_betas": (0.5, 0.9)}
+    game = made("default", "exp", lam=0.5, **changes)
+    assert isinstance(game, Explicit)
+    attack = game.attack
+    assert (attack.steps, attack.samples, attack.lr, attack.betas) == (3, 4, 0.2, (0.5, 0.9))
+    assert (attack.lam, attack.accumulate, attack.batch_mean) == (0.5, False, False)
+    assert attack.threat == Linf(0.15)
+    repo = made("repo", "exp").attack
+    assert (repo.steps, repo.samples, repo.lr, repo.betas) == (7, 5, 0.3, (0.0, 0.0))
+    assert (repo.accumulate, repo.batch_mean) == (True, True)
+    game = made("repo", "exp-am")
+    assert isinstance(game, Amortised)
+    assert isinstance(game.attacker, ExplicitPlayer)
+    group = game.attacker.optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], game.attacker.lam) == (2e-4, (0.5, 0.999), 0.01)
+    assert game.attacker.module.scaling == "raw"
+    for preset, threshold in (("repo", 0.9), ("default", 0.5)):
+        player = made(preset, "imp-am", encoder_lr=0.5, latent=3).attacker
+        assert isinstance(player, ImplicitPlayer)
+        assert (player.threshold, player.lazy) == (threshold, preset == "repo")
+        assert player.module.latent == 3
+        assert player.optimizers[1].param_groups[0]["lr"] == 0.5
+        assert player.module.scaling == ("raw" if preset == "repo" else "image")
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--method", "strong"], "invalid choice"),
+        (["--generator", "huge"], "huge"),
+        (["--eps", "8"], "did you mean 8/255"),
+        (["--lam", "-1"], "lam must be 0"),
+        (["--inner-steps", "0"], "inner_steps must be above 0"),
+        (["--inner-lr", "0"], "inner_lr must be above 0"),
+        (["--inner-betas", "1", "0"], "betas must lie in"),
+        (["--samples", "0"], "samples must be 1"),
+        (["--draws", "0"], "draws must be 1"),
+        (["--attacker-lr", "0"], "attacker_lr must be above 0"),
+        (["--method", "imp-am", "--latent", "0"], "latent must be above 0"),
+        (["--threshold", "nan"], "threshold must be a number"),
+        (["--method", "imp-am", "--generator", "resnet-3blocks"], "20 pixels"),
+        (["--eps-ramp", "1"], "eps_ramp"),
+        (["--dataset", "cifar10"], "--data-dir"),
+        (["--resume", "/nowhere"], "not a run folder"),
+    ],
+)
+def test_wrong_words_get_one_clear_error_before_any_work(
+    words, answer, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train_adt._from_command_line)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert said.startswith("error: ") == (said.count("\n") == 1), "tyro's own errors are boxes"
+    assert not list(tmp_path.iterdir())
