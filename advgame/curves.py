@@ -256,6 +256,36 @@ def accuracy_figure(
     return figure
 
 
+def matrix_figure(
+    errors: Sequence[Sequence[float]], title: str, *, rows: str, columns: str, first: tuple[int, int]
+) -> Figure:
+    """Error rates of every defence under every attack, black where the attack always wins.
+
+    Args:
+        errors: a row per defence, a column per attack, in [0, 1].
+        title: of the figure.
+        rows: name of the vertical axis.
+        columns: name of the horizontal axis.
+        first: numbers of the first row and of the first column.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 5.0), layout="constrained")
+    low, left = first[0] - 0.5, first[1] - 0.5
+    shown = axis.imshow(
+        np.array(errors),
+        cmap="Greys",
+        vmin=0,
+        vmax=1,
+        extent=(left, left + len(errors[0]), low + len(errors), low),
+        interpolation="nearest",
+    )
+    axis.set(xlabel=columns, ylabel=rows)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    figure.colorbar(shown, ax=axis, label="error", shrink=0.85)
+    axis.set_title(title, fontsize=10)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all, and free the figure."""
     png = io.BytesIO()
