@@ -257,32 +257,37 @@ def accuracy_figure(
 
 
 def matrix_figure(
-    errors: Sequence[Sequence[float]], title: str, *, rows: str, columns: str, first: tuple[int, int]
+    errors: Mapping[str, Sequence[Sequence[float]]],
+    title: str,
+    *,
+    rows: str,
+    columns: str,
+    first: tuple[int, int],
 ) -> Figure:
     """Error rates of every defence under every attack, black where the attack always wins.
 
     Args:
-        errors: a row per defence, a column per attack, in [0, 1].
+        errors: title of a panel -> a row per defence, a column per attack, in [0, 1].
         title: of the figure.
         rows: name of the vertical axis.
         columns: name of the horizontal axis.
         first: numbers of the first row and of the first column.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 5.0), layout="constrained")
-    low, left = first[0] - 0.5, first[1] - 0.5
-    shown = axis.imshow(
-        np.array(errors),
-        cmap="Greys",
-        vmin=0,
-        vmax=1,
-        extent=(left, left + len(errors[0]), low + len(errors), low),
-        interpolation="nearest",
+    figure, axes = plt.subplots(
+        1, len(errors), figsize=(0.8 + 4.4 * len(errors), 4.9), layout="constrained", squeeze=False
     )
-    axis.set(xlabel=columns, ylabel=rows)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.yaxis.get_major_locator().set_params(integer=True)
-    figure.colorbar(shown, ax=axis, label="error", shrink=0.85)
-    axis.set_title(title, fontsize=10)
+    low, left = first[0] - 0.5, first[1] - 0.5
+    for axis, (name, one) in zip(axes[0], errors.items(), strict=True):
+        extent = (left, left + len(one[0]), low + len(one), low)
+        shown = axis.imshow(
+            np.array(one), cmap="Greys", vmin=0, vmax=1, extent=extent, interpolation="nearest"
+        )
+        axis.set(xlabel=columns, ylabel=rows)
+        axis.set_title(name, fontsize=9)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.get_major_locator().set_params(integer=True)
+    figure.colorbar(shown, ax=axes, label="error", shrink=0.8)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -1,8 +1,8 @@
 """Play the cat-and-mouse game: attack the classifier, retrain it on the attack, and again.
 
     python scripts/cat_and_mouse.py                                     # digits, FGSM, a minute
-    python scripts/cat_and_mouse.py --attack mvm:ifgsm                  # any attack that has a name
-    python scripts/cat_and_mouse.py --restart-weights                   # each retraining from scratch
+    python scripts/cat_and_mouse.py --attack mvm:ifgsm                  # any attack with a name
+    python scripts/cat_and_mouse.py --restart-weights                   # retraining from scratch
     python scripts/cat_and_mouse.py --dataset mnist --data-dir D --eps 0.15    # the paper's η 0.3
     python scripts/cat_and_mouse.py --resume runs/NAME                  # go on after a kill
 
@@ -179,14 +179,16 @@ def finish(
 ) -> dict[str, Any]:
     """Curves, the matrix of errors, and the last classifier's report."""
     title = f"Cat and mouse on {config.dataset}, {config.attack}, ε = {ball.eps:.3g}"
-    rows = Metrics.read(run.path / "metrics.csv")
+    rows = Metrics.read(run.path / "metrics.csv")[config.clean_rounds - 1 :]
     curves = game_figure(rows, title, PANELS, x=("round", "round"))
     save_figure(curves, run.path / "curves.png")
     found = matrix(config, run, game)
     run.write_json("matrix.json", found)
     run.write_text("matrix.md", as_markdown(found))
-    names = {"rows": "classifier (0: no defence)", "columns": "attack"}
-    figure = matrix_figure(found["errors"], title, **names, first=(0, 1))
+    panel = {f"{found['n']} test images": found["errors"]}
+    figure = matrix_figure(
+        panel, title, rows="classifier (0: no defence)", columns="attack", first=(0, 1)
+    )
     save_figure(figure, run.path / "matrix.png")
 
     module = game.defender.module
