@@ -102,6 +102,8 @@ def check(config: Config) -> Config:
             raise InputError(f"{name} must be 1 or above, not {value}")
     check_run(config)
     check_attacks((config.attack,))
+    if "transfer" in config.attack:
+        raise InputError(f"{config.attack} needs another classifier: a round attacks its own")
     if config.batch_size % 2:
         raise InputError(
             f"half of a batch is clean: batch_size must be even, not {config.batch_size}"
@@ -117,7 +119,7 @@ def round_attack(config: Config, data: Splits) -> Attack:
     """The attack of the rounds.
 
     Raises:
-        InputError: one that needs another classifier, or several attacks in a row.
+        InputError: several attacks in a row.
     """
     suite = make_suite(config.attack, Context(threat(config), data.train, config.seed))
     if len(suite) > 1:
