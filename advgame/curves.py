@@ -256,6 +256,41 @@ def accuracy_figure(
     return figure
 
 
+def matrix_figure(
+    errors: Mapping[str, Sequence[Sequence[float]]],
+    title: str,
+    *,
+    rows: str,
+    columns: str,
+    first: tuple[int, int],
+) -> Figure:
+    """Error rates of every defence under every attack, black where the attack always wins.
+
+    Args:
+        errors: title of a panel -> a row per defence, a column per attack, in [0, 1].
+        title: of the figure.
+        rows: name of the vertical axis.
+        columns: name of the horizontal axis.
+        first: numbers of the first row and of the first column.
+    """
+    figure, axes = plt.subplots(
+        1, len(errors), figsize=(0.8 + 4.4 * len(errors), 4.9), layout="constrained", squeeze=False
+    )
+    low, left = first[0] - 0.5, first[1] - 0.5
+    for axis, (name, one) in zip(axes[0], errors.items(), strict=True):
+        extent = (left, left + len(one[0]), low + len(one), low)
+        shown = axis.imshow(
+            np.array(one), cmap="Greys", vmin=0, vmax=1, extent=extent, interpolation="nearest"
+        )
+        axis.set(xlabel=columns, ylabel=rows)
+        axis.set_title(name, fontsize=9)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.get_major_locator().set_params(integer=True)
+    figure.colorbar(shown, ax=axes, label="error", shrink=0.8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all, and free the figure."""
     png = io.BytesIO()

@@ -1,0 +1,283 @@
+"""Play the cat-and-mouse game: attack the classifier, retrain it on the attack, and again.
+
+    python scripts/cat_and_mouse.py                                     # digits, FGSM, a minute
+    python scripts/cat_and_mouse.py --attack mvm:ifgsm                  # any attack with a name
+    python scripts/cat_and_mouse.py --restart-weights                   # retraining from scratch
+    python scripts/cat_and_mouse.py --dataset mnist --data-dir D --eps 0.15    # the paper's η 0.3
+    python scripts/cat_and_mouse.py --resume runs/NAME                  # go on after a kill
+
+A run keeps the classifier of every round (`rounds/`), and ends with the errors of each of them
+under each round's attack: matrix.json, matrix.md (the cut that the paper's table 3 shows) and
+matrix.png. The report judges the last classifier.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from advgame.attacks import Attack
+from advgame.checkpoint import write_atomically
+from advgame.checks import parse_eps
+from advgame.classifiers import Normalise, make_classifier
+from advgame.cli import peek, run_script, typed_options
+from advgame.curves import game_figure, matrix_figure, save_figure
+from advgame.data import DATASETS, STATISTICS, Splits
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.evaluation import Report, check_attacks, evaluate, find_flags, write_report
+from advgame.evaluation.attacks import Context, make_suite
+from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
+from advgame.losses import check_smoothing
+from advgame.runs import Metrics, RunFolder, device_name
+from advgame.script import Script
+from advgame.seeding import seeded_init
+from advgame.settings import RunConfig, check_run
+from advgame.threat import Linf
+from advgame.training import load_best
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Play the cat-and-mouse game and tabulate every round's classifier under every attack.
+
+    The defaults shown are those of the --dataset on the same command line.
+    """
+
+    epochs: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
+    """of the shared loop: --clean-rounds and --rounds together"""
+    batch_size: int = 128
+    """images per step, half of them clean and half adversarial"""
+    lr: float = 1e-3
+    """of Adam (the paper: 1e-4, for many more steps)"""
+    weight_decay: float = 0.0
+    """weight decay of the defender"""
+    schedule: Literal["onecycle", "multistep", "constant"] = "constant"
+    """learning-rate schedule, per step, over all rounds"""
+    attacks: tuple[str, ...] = ("mvm:fgsm", "pgd20", "autoattack")
+    """attacks on the last classifier, for the report"""
+    attack: str = "mvm:fgsm"
+    """what each round attacks with and retrains on, a name as in --attacks"""
+    rounds: int = 20
+    """attacks, each with its retraining (the paper: 80)"""
+    round_steps: int = 100
+    """steps of each retraining"""
+    clean_rounds: int = 3
+    """as many steps again train the first classifier, on clean images"""
+    restart_weights: bool = False
+    """each retraining starts from scratch, instead of going on from the round before"""
+    test_n: int | None = None
+    """test images of the rounds' errors and of the matrix; None takes all, as the paper does"""
+
+
+# what a data set changes in Config: pixels of the paper lie in [-1, 1], its η is 2ε
+RECIPES: dict[str, dict[str, Any]] = {
+    "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},
+    "cifar10": {"eps": "0.05", "round_steps": 1000, "eval_n": 1000},
+}
+
+
+def defaults(dataset: str = "digits") -> Config:
+    """The settings of a data set."""
+    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
+    return Config(**{"dataset": known, **RECIPES.get(known, {})})
+
+
+def check(config: Config) -> Config:
+    """Refuse what cannot work, before any work."""
+    for name in ("rounds", "round_steps", "clean_rounds", "test_n"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be 1 or above, not {value}")
+    check_run(config)
+    check_attacks((config.attack,))
+    if "transfer" in config.attack:
+        raise InputError(f"{config.attack} needs another classifier: a round attacks its own")
+    if config.batch_size % 2:
+        raise InputError(
+            f"half of a batch is clean: batch_size must be even, not {config.batch_size}"
+        )
+    if config.devices > 1 or config.compile:
+        raise InputError("a round's attack is made on a copy: one device, without --compile")
+    if config.ema is not None:
+        raise InputError("each round's attack is made on the weights themselves: --ema is not here")
+    return config
+
+
+def round_attack(config: Config, data: Splits) -> Attack:
+    """The attack of the rounds.
+
+    Raises:
+        InputError: several attacks in a row.
+    """
+    suite = make_suite(config.attack, Context(threat(config), data.train, config.seed))
+    if len(suite) > 1:
+        raise InputError(f"a round plays one attack; {config.attack} is {len(suite)} in a row")
+    return suite[0][1]
+
+
+def threat(config: Config) -> Linf:
+    """The ball."""
+    return Linf(parse_eps(config.eps))
+
+
+def build(config: Config, data: Splits, fabric: Fabric, folder: Path) -> CatAndMouse:
+    """Defender and game, on their data; the classifiers of the rounds go into ``folder``."""
+    shape, classes = data.train.shape, data.train.classes
+    check_smoothing(config.true_probability, classes)
+
+    def fresh(number: int) -> nn.Module:
+        colour = config.dataset in STATISTICS
+        normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
+        with seeded_init(config.seed, f"defender {number}"):
+            return make_classifier(config.model, shape, classes, normalise)
+
+    defender = Defender(
+        fresh(0),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        true_probability=config.true_probability,
+        grad_clip=config.grad_clip,
+        fabric=fabric,
+        algorithm="adam",
+    )
+    return CatAndMouse(
+        round_attack(config, data),
+        defender,
+        data if config.test_n is None else replace(data, test=data.test.first(config.test_n)),
+        folder,
+        batch_size=config.batch_size,
+        round_steps=config.round_steps,
+        clean_rounds=config.clean_rounds,
+        seed=config.seed,
+        fresh=fresh if config.restart_weights else None,
+    )
+
+
+def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
+    """Play and report: see `advgame.script.Script.run`."""
+    if config.resume is not None:
+        path = Path(config.resume)
+    else:  # the game keeps classifiers in the run's folder: its name is settled here
+        path = RunFolder.new_path(Path(config.runs_dir), config.name)
+    epochs = config.clean_rounds + config.rounds
+    settled = replace(config, name=path.name, epochs=epochs)
+    return Script(check, partial(build, folder=path / "rounds"), finish).run(settled, typed)
+
+
+def finish(
+    config: Config, run: RunFolder, game: CatAndMouse, data: Splits, ball: Linf
+) -> dict[str, Any]:
+    """Curves, the matrix of errors, and the last classifier's report."""
+    title = f"Cat and mouse on {config.dataset}, {config.attack}, ε = {ball.eps:.3g}"
+    rows = Metrics.read(run.path / "metrics.csv")[config.clean_rounds - 1 :]
+    curves = game_figure(rows, title, PANELS, x=("round", "round"))
+    save_figure(curves, run.path / "curves.png")
+    found = matrix(config, run, game)
+    run.write_json("matrix.json", found)
+    run.write_text("matrix.md", as_markdown(found))
+    panel = {f"{found['n']} test images": found["errors"]}
+    figure = matrix_figure(
+        panel, title, rows="classifier (0: no defence)", columns="attack", first=(0, 1)
+    )
+    save_figure(figure, run.path / "matrix.png")
+
+    module = game.defender.module
+    load_best(run, module, "last")
+    test = data.test if config.eval_n is None else data.test.first(config.eval_n)
+    with Console(stderr=True).status("") as status:
+        verdicts = evaluate(
+            module,
+            test,
+            ball,
+            config.attacks,
+            seed=config.seed,
+            folder=run.path / "evaluation",
+            progress=status.update,
+        )
+        status.update("looking for signs of unreliable numbers")
+        flags = find_flags(module, test, ball, verdicts, config.seed)
+    return write_report(
+        run,
+        Report(
+            config.dataset,
+            ball,
+            verdicts,
+            test.labels,
+            flags,
+            config.seed,
+            device_name(test.images.device),
+            f"of the last round, {config.rounds}",
+            run.about()["command"],
+            {},
+        ),
+    )
+
+
+def matrix(config: Config, run: RunFolder, game: CatAndMouse) -> dict[str, Any]:
+    """Errors of every classifier under every attack; killed, it goes on where it was.
+
+    The last attack has no retraining: it is made on the last classifier, for its X-curr.
+    """
+    module, columns = copy.deepcopy(game.defender.module), list[list[float]]()
+    numbers = range(config.rounds + 2)
+    bar = track(numbers, "attacks on all classifiers", console=Console(stderr=True))
+    for number in bar:
+        path = run.path / "matrix" / f"attack_{number:03d}.json"
+        if not path.exists():
+            column = errors_under(
+                number, game.folder, config.rounds, module, game.attack, game.data.test, config.seed
+            )
+            write_atomically(path, json.dumps(column))
+        columns.append(json.loads(path.read_text()))
+    return {
+        "attack": config.attack,
+        "eps": parse_eps(config.eps),
+        "n": len(game.data.test),
+        "seed": config.seed,
+        "clean": columns[0],
+        "errors": [list(row) for row in zip(*columns[1:], strict=True)],
+        "command": run.about()["command"],
+    }
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """The cut of the matrix that the paper's table 3 shows, and the middle."""
+    errors: Sequence[Sequence[float]] = found["errors"]
+    last = len(errors) - 1
+    shown = sorted({number for number in (1, 2, (last + 1) // 2, last) if number <= last})
+    columns = ["clean", *(f"attack {number}" for number in shown), "attack-curr"]
+    lines = [
+        f"# Error rates under {found['attack']}, ε = {found['eps']:.4g}",
+        "",
+        f"Shares of {found['n']} test images that are misclassified, all images counted, also "
+        "those that are wrong when clean: high where the attack wins. Attack k is made on "
+        "classifier k-1, attack-curr on the row's own. Adv k is retrained on attack k.",
+        "",
+        f"| defence | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for row in (0, *shown):
+        values = (found["clean"][row], *(errors[row][k - 1] for k in shown), errors[row][row])
+        name = f"Adv {row}" if row else "No defence"
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+    return "\n".join([*lines, "", f"Command: `{found['command']}`", ""])
+
+
+def _from_command_line() -> RunFolder:
+    return main(tyro.cli(Config, default=defaults(**peek(dataset="digits"))), typed_options(Config))
+
+
+if __name__ == "__main__":
+    run_script(_from_command_line)
