@@ -41,6 +41,36 @@ def clipped_margin(logits: Tensor, y: Tensor, kappa: float) -> Tensor:
     return margin(logits, y).clamp_max(kappa)
 
 
+def divergence(clean: Tensor, logits: Tensor) -> Tensor:
+    """KL( softmax(clean) ‖ softmax(logits) ) of two (B, K), (B,); differentiable in both.
+
+    Source: Zhang et al. 2019 (TRADES).
+    """
+    # in logarithms throughout: the derivative of p log p is infinite where p has underflowed
+    p = F.log_softmax(_full_precision(clean), 1)
+    q = F.log_softmax(_full_precision(logits), 1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+def divergence_from(clean: Tensor) -> Loss:
+    """`divergence` from known clean logits (B, K), as the loss of an attack.
+
+    What the attack takes for labels are the images' row numbers in ``clean``, so that images may
+    leave the batch early.
+    """
+    return lambda logits, rows: divergence(clean[rows], logits)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor, fit: Loss = cross_entropy) -> Tensor:
+    """``fit``(logits, y) - log(1 - the largest probability of another class), (B,).
+
+    Source: Wang et al. 2020 (MART), eq. 7 ("BCE"), with the constants of the published code.
+    """
+    p = F.softmax(_full_precision(logits), 1)
+    other = p.scatter(1, y[:, None], -1.0).amax(1)
+    return fit(logits, y) - torch.log(1.0001 - other + 1e-12)
+
+
 def check_smoothing(true_probability: float, classes: int) -> None:
     """Refuse a probability of the true class outside [1/K, 1].
 

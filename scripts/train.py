@@ -2,7 +2,8 @@
 
     python scripts/train.py --list                                # the games, a line each
     python scripts/train.py                                       # PGD-AT on digits
-    python scripts/train.py --game fgsm-at --eps 0.25
+    python scripts/train.py --game trades --beta 3
+    python scripts/train.py --game mart --awp 0.005               # AWP goes round any game
     python scripts/train.py --dataset cifar10 --data-dir DIR      # uses a GPU if there is one
     python scripts/train.py --resume runs/NAME                    # go on, to the same bits
 
@@ -12,32 +13,48 @@ report.md (AutoAttack on test images), curves.png and examples.png.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, TypeVar
 
-import torch
 import tyro
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor
 
-from advgame.attacks import GradientAttack, fgsm, pgd
+from advgame.attacks import (
+    BatchNormMode,
+    GradientAttack,
+    fast,
+    feature_scatter,
+    fgsm,
+    kl_pgd,
+    n_fgsm,
+    near_pgd,
+    pgd,
+)
 from advgame.checks import parse_eps
-from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
 from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.awp import AWPDefender
+from advgame.games.free import Free
+from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
+from advgame.published import PUBLISHED
 from advgame.runs import RunFolder
 from advgame.script import Script
-from advgame.seeding import seeded_init
-from advgame.settings import RunConfig, check_run
+from advgame.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf, Threat
+
+Preset = Literal["default", "repo"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,29 +67,26 @@ class Config(RunConfig):
 
     game: str = "pgd-at"
     """see --list"""
+    preset: Preset = "default"
+    """default: ours; repo: the published code's settings, for colour images"""
     attack_steps: int | None = None
     """gradient steps of the attack that the classifier learns from"""
     step_size: float | None = None
     """of that attack, in units of ε"""
+    attack_mode: BatchNormMode | None = None
+    """batch norm and dropout of the classifier in that attack"""
+    beta: float | None = None
+    """weight of the term that pairs clean images with adversarial examples (β, ALP's λ)"""
+    noise: float | None = None
+    """radius of N-FGSM's noise, in units of ε"""
+    replays: int | None = None
+    """of every batch (Free's m)"""
+    awp: float | None = None
+    """γ: descend at weights perturbed by this share of each layer's norm; None does not"""
+    normalise: bool = True
+    """colour images: the classifier's first layer takes the data set's mean and deviation away"""
     eps_ramp: float = 0.0
     """share of the training over which ε grows from 0"""
-
-
-@dataclass(frozen=True)
-class Arena:
-    """Where a game is played.
-
-    Args:
-        threat: the ball.
-        shape: (C, H, W) of the images.
-        classes: K.
-        fabric: device and processes.
-    """
-
-    threat: Linf
-    shape: tuple[int, int, int]
-    classes: int
-    fabric: Fabric
 
 
 @dataclass(frozen=True)
@@ -81,37 +95,84 @@ class Game:
 
     Args:
         about: one line.
-        make: its rules.
-        settings: what it changes in Config; the game's own options are all here.
+        make: its rules, from settings, ball, data and devices.
+        settings: what it changes in Config; its own options are all here.
     """
 
     about: str
-    make: Callable[[Config, Arena], Rules]
+    make: Callable[[Config, Linf, Splits, Fabric], Rules]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _pgd_at(config: Config, arena: Arena) -> Rules:
-    return AdversarialTraining(arena.threat, _pgd(config))
+def given(value: T | None) -> T:
+    """An option that `check` found to be there."""
+    assert value is not None
+    return value
 
 
-def _pgd(config: Config) -> Callable[[Threat], GradientAttack]:
-    steps, size = cast(int, config.attack_steps), cast(float, config.step_size)
-    return lambda threat: pgd(threat, steps, threat.eps * size)
+def _against(
+    config: Config, threat: Threat, attack: Callable[[Threat], GradientAttack]
+) -> AdversarialTraining:
+    mode: BatchNormMode = given(config.attack_mode)
+    return AdversarialTraining(threat, lambda ball: replace(attack(ball), mode=mode))
 
+
+def _sizes(config: Config, ball: Threat) -> tuple[int, float | Tensor]:
+    return given(config.attack_steps), ball.eps * given(config.step_size)
+
+
+_PGD: dict[str, Any] = {"attack_steps": 10, "step_size": 0.25}
+_EVAL: dict[str, Any] = {"attack_mode": "eval"}
 
 GAMES: dict[str, Game] = {
-    "standard": Game("clean images", lambda c, a: AdversarialTraining(a.threat)),
+    "standard": Game("clean images", lambda c, t, *_: AdversarialTraining(t)),
     "fgsm-at": Game(
-        "FGSM from the clean image (Goodfellow et al. 2015)",
-        lambda c, a: AdversarialTraining(a.threat, fgsm),
+        "one step of ε from the clean image (Goodfellow et al. 2015)",
+        lambda c, t, *_: _against(c, t, fgsm),
+        _EVAL,
+    ),
+    "fast": Game(
+        "one step of 1.25 ε from a uniform start (Wong et al. 2020)",
+        lambda c, t, *_: _against(c, t, lambda b: fast(b, b.eps * given(c.step_size))),
+        {"step_size": 1.25, **_EVAL},
+    ),
+    "n-fgsm": Game(
+        "one step of ε from noise of 2 ε, not pulled back (de Jorge et al. 2022)",
+        lambda c, t, *_: _against(c, t, lambda b: n_fgsm(b, given(c.noise))),
+        {"noise": 2.0, **_EVAL},
+    ),
+    "free": Game(
+        "a batch replayed, one backward pass for both players (Shafahi et al. 2019)",
+        lambda c, t, *_: Free(t, given(c.replays)),
+        {"replays": 8},
     ),
     "pgd-at": Game(
-        "PGD from a random start (Madry et al. 2018)",
-        _pgd_at,
-        {"attack_steps": 10, "step_size": 0.25},
+        "PGD from a uniform start (Madry et al. 2018; repo: Rice et al. 2020)",
+        lambda c, t, *_: _against(c, t, lambda b: pgd(b, *_sizes(c, b))),
+        {**_PGD, **_EVAL},
+    ),
+    "alp": Game(
+        "clean images and PGD's, their logits drawn together (Kannan et al. 2018)",
+        lambda c, t, *_: LogitPairing(t, given(c.beta), lambda b: pgd(b, *_sizes(c, b))),
+        {"beta": 0.5, **_PGD},
+    ),
+    "feature-scatter": Game(
+        "one step that moves the batch's outputs away, no labels (Zhang & Wang 2019)",
+        lambda c, t, *_: AdversarialTraining(t, feature_scatter),
+        {"true_probability": 0.5},
+    ),
+    "trades": Game(
+        "clean images, and the divergence to the outputs of KL-PGD (Zhang et al. 2019)",
+        lambda c, t, *_: Trades(t, given(c.beta), lambda b: kl_pgd(b, *_sizes(c, b))),
+        {"beta": 6.0, **_PGD},
+    ),
+    "mart": Game(
+        "boosted CE, and TRADES' divergence where the classifier is unsure (Wang et al. 2020)",
+        lambda c, t, *_: Mart(t, given(c.beta), lambda b: near_pgd(b, *_sizes(c, b))),
+        {"beta": 5.0, **_PGD},
     ),
 }
-OPTIONS = ("attack_steps", "step_size")  # of some games only
+OPTIONS = ("attack_steps", "step_size", "attack_mode", "beta", "noise", "replays")  # of some
 
 _COLOUR: dict[str, Any] = {
     "model": "preact_resnet18",
@@ -131,11 +192,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def defaults(dataset: str = "digits", game: str = "pgd-at") -> Config:
-    """The settings of a game on a data set."""
+def defaults(dataset: str = "digits", game: str = "pgd-at", preset: str = "default") -> Config:
+    """The settings of a game on a data set under a preset."""
     known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
-    own = GAMES[game].settings if game in GAMES else {}
-    return Config(**{"dataset": known, "game": game, **RECIPES[known], **own})
+    changes: dict[str, Any] = {"game": game, **RECIPES[known]}
+    if game in GAMES:
+        changes |= GAMES[game].settings
+        if "replays" in changes:  # each epoch is worth so many
+            changes["epochs"] = max(1, changes.get("epochs", Config.epochs) // changes["replays"])
+        if preset == "repo":
+            changes |= {"preset": preset, **PUBLISHED.get(game, {})}
+    return Config(**{"dataset": known, **changes})
 
 
 def check(config: Config) -> Config:
@@ -143,13 +210,17 @@ def check(config: Config) -> Config:
     check_run(config)
     if config.game not in GAMES:
         raise InputError(f"unknown game {config.game!r}: choose from {', '.join(GAMES)}")
-    for name in OPTIONS:
-        given, has = getattr(config, name) is not None, name in GAMES[config.game].settings
-        word = name.replace("_", "-")
-        if given and not has:
-            raise InputError(f"{config.game} has no {name}: leave --{word} away")
-        if has and not given:
-            raise InputError(f"{config.game} needs a number for --{word}")
+    if config.preset == "repo" and not (config.game in PUBLISHED and config.dataset in STATISTICS):
+        raise InputError(
+            f"no published settings of {config.game} on {config.dataset} here: leave --preset away"
+        )
+    for name in (*OPTIONS, "awp"):
+        value, word = getattr(config, name), f"--{name.replace('_', '-')}"
+        if name != "awp" and (value is None) == (name in GAMES[config.game].settings):
+            lacks = f"{config.game} has no {name}: leave {word} away"
+            raise InputError(f"{config.game} needs {word}" if value is None else lacks)
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise InputError(f"{name} must be above 0, not {value}")
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     return config
@@ -157,42 +228,28 @@ def check(config: Config) -> Config:
 
 def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
     """Defender and game, on their data."""
-    shape, classes = data.train.shape, data.train.classes
-    check_smoothing(config.true_probability, classes)
-    colour = config.dataset in STATISTICS
-    with seeded_init(config.seed, "defender"):
-        normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
-        module = make_classifier(config.model, shape, classes, normalise)
-    arena = Arena(Linf(parse_eps(config.eps)), shape, classes, fabric)
-    return DefenderTraining(
-        GAMES[config.game].make(config, arena),
-        defender(config, module, fabric),
-        data.train,
-        config.batch_size,
-        config.seed,
-        crop=colour,
-        flip=colour and config.dataset != "svhn",
-        ramp_steps=_ramp_steps(config, len(data.train) // (config.batch_size * fabric.world_size)),
-    )
-
-
-def _ramp_steps(config: Config, steps_per_epoch: int) -> int:
-    return round(config.eps_ramp * config.epochs * steps_per_epoch)
-
-
-def defender(config: Config, module: nn.Module, fabric: Fabric) -> Defender:
-    """The classifier with its optimiser."""
-    if fabric.device.type == "cuda":
-        module = module.to(memory_format=torch.channels_last)
-    if config.compile:
-        module.compile()
-    return Defender(
+    check_smoothing(config.true_probability, data.train.classes)
+    module = make_module(config, data.train, fabric, normalise=config.normalise)
+    kind = Defender if config.awp is None else partial(AWPDefender, gamma=config.awp)
+    defender = kind(
         module,
         lr=config.lr,
         weight_decay=config.weight_decay,
         true_probability=config.true_probability,
         grad_clip=config.grad_clip,
         fabric=fabric,
+    )
+    threat, colour = Linf(parse_eps(config.eps)), config.dataset in STATISTICS
+    batch = config.batch_size * fabric.world_size
+    return DefenderTraining(
+        GAMES[config.game].make(config, threat, data, fabric),
+        defender,
+        data.train,
+        config.batch_size,
+        config.seed,
+        crop=colour,
+        flip=colour and config.dataset != "svhn",
+        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
     )
 
 
@@ -220,15 +277,15 @@ def finish(
 
 def _list() -> None:
     for name, game in GAMES.items():
-        own = [f"--{key.replace('_', '-')} {value}" for key, value in game.settings.items()]
-        print(f"{name:16}{game.about}{'; ' + ' '.join(own) if own else ''}")
+        words = [f"--{key.replace('_', '-')} {value}" for key, value in game.settings.items()]
+        print(f"{name:16} {game.about}\n{'':16} {' '.join(words)}".rstrip())
 
 
 def _from_command_line() -> RunFolder | None:
     if "--list" in sys.argv[1:]:
         _list()
         return None
-    default = defaults(**peek(dataset="digits", game="pgd-at"))
+    default = defaults(**peek(dataset="digits", game="pgd-at", preset="default"))
     return main(tyro.cli(Config, default=default), typed_options(Config))
 
 
