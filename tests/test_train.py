@@ -33,7 +33,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("game", VARIANTS)
-def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path):
+def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypatch):
+    collapse = {"epoch": 2, "fgsm": 0.9, "pgd10": 0.1, "best": 0.4}
+    monkeypatch.setattr("advgame.evaluation.judge.catastrophic_overfitting", lambda rows: collapse)
     whole = main(small(tmp_path, "whole", game, **VARIANTS[game]))
     real, played = DefenderTraining.step, []
 
@@ -48,19 +50,16 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path):
         with pytest.raises(SystemExit) as stop:
             main(small(tmp_path, "cut", game, **VARIANTS[game]))
     assert stop.value.code == 128 + signal.SIGTERM
+    with pytest.raises(InputError, match=f"was started with game={game}"):
+        main(Config(resume=str(tmp_path / "cut"), game="mart"), ["game"])
     resumed = main(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     row = Metrics.read(whole.path / "metrics.csv")[-1]
     assert {"eval/fgsm", "eval/overfitting", "cost/forwards"} <= row.keys()
     assert ("game/pairing_loss" in row) == (game == "trades")
-
-
-def test_a_collapse_stands_in_the_report(tmp_path, monkeypatch):
-    found = {"epoch": 2, "fgsm": 0.9, "pgd10": 0.1, "best": 0.4}
-    monkeypatch.setattr("advgame.evaluation.judge.catastrophic_overfitting", lambda rows: found)
-    run = main(small(tmp_path, "run", "fgsm-at", epochs=1))
-    assert json.loads((run.path / "report.json").read_text())["catastrophic_overfitting"] == found
-    assert "PGD-10 fell from 40.0 to 10.0" in (run.path / "report.md").read_text()
+    report = json.loads((whole.path / "report.json").read_text())
+    assert report["catastrophic_overfitting"] == collapse
+    assert "PGD-10 fell from 40.0 to 10.0" in (whole.path / "report.md").read_text()
 
 
 def test_every_game_has_its_settings_and_a_line(capsys, monkeypatch):
@@ -145,9 +144,3 @@ def test_wrong_words_get_one_clear_error_before_any_work(
     assert stop.value.code == 2
     assert answer in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_another_game_is_not_resumed(tmp_path):
-    run = main(small(tmp_path, "run", "fgsm-at", epochs=1))
-    with pytest.raises(InputError, match="was started with game=fgsm-at"):
-        main(Config(resume=str(run.path), game="trades"), ["game"])

@@ -87,8 +87,8 @@ def transport_from(clean: Tensor, regularisation: float = 0.01, iterations: int 
 def sinkhorn(cost: Tensor, regularisation: float, iterations: int) -> Tensor:
     """The plan T (n, m) of least Σ T C - regularisation · entropy(T), with uniform marginals.
 
-    Cuturi 2013, in logarithms, since exp(-2 / 0.01) is no fp32 number. The columns' marginals are exact,
-    the rows' as far as the iterations got.
+    Source: Cuturi 2013; in logarithms, since exp(-2 / 0.01) is no fp32 number. The columns'
+    marginals are exact, the rows' as far as the iterations got.
     """
     n, m = cost.shape
     kernel = -cost / regularisation
