@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -37,8 +37,8 @@ class Defender:
         InputError: another algorithm.
     """
 
-    descents: ClassVar[int] = 1
-    """gradients that one `descend` forms, each by the passes of its loss"""
+    descents = 1
+    """gradients that the last `descend` formed, each by the passes of its loss"""
 
     def __init__(
         self,

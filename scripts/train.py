@@ -83,6 +83,8 @@ class Config(RunConfig):
     """of every batch (Free's m)"""
     awp: float | None = None
     """γ: descend at weights perturbed by this share of each layer's norm; None does not"""
+    awp_start: float = 0.3
+    """share of the training before --awp begins"""
     normalise: bool = True
     """colour images: the classifier's first layer takes the data set's mean and deviation away"""
     eps_ramp: float = 0.0
@@ -221,8 +223,9 @@ def check(config: Config) -> Config:
             raise InputError(f"{config.game} needs {word}" if value is None else lacks)
         if isinstance(value, int | float) and not 0 < value < math.inf:
             raise InputError(f"{name} must be above 0, not {value}")
-    if not 0 <= config.eps_ramp < 1:
-        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
+    for name in ("eps_ramp", "awp_start"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
     return config
 
 
@@ -230,7 +233,11 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
     """Defender and game, on their data."""
     check_smoothing(config.true_probability, data.train.classes)
     module = make_module(config, data.train, fabric, normalise=config.normalise)
-    kind = Defender if config.awp is None else partial(AWPDefender, gamma=config.awp)
+    steps = config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
+    kind: Callable[..., Defender] = Defender
+    if config.awp is not None:
+        start = round(config.awp_start * steps) * (config.replays or 1)
+        kind = partial(AWPDefender, gamma=config.awp, warm_up=start)
     defender = kind(
         module,
         lr=config.lr,
@@ -240,7 +247,6 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
         fabric=fabric,
     )
     threat, colour = Linf(parse_eps(config.eps)), config.dataset in STATISTICS
-    batch = config.batch_size * fabric.world_size
     return DefenderTraining(
         GAMES[config.game].make(config, threat, data, fabric),
         defender,
@@ -249,7 +255,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
         config.seed,
         crop=colour,
         flip=colour and config.dataset != "svhn",
-        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
+        ramp_steps=round(config.eps_ramp * steps),
     )
 
 

@@ -283,6 +283,20 @@ def test_awp_counts_one_pass_in_batch_norms_statistics():
         AWPDefender(BatchNormNet(), gamma=0.0)
 
 
+def test_awp_begins_after_its_warm_up_also_when_it_is_resumed():
+    x, y = batch()
+    plainly, late = plain(), plain(AWPDefender, gamma=0.05, warm_up=1)
+    assert torch.equal(plainly.backward(x, y), late.backward(x, y))
+    assert late.descents == 1
+    resumed = plain(AWPDefender, gamma=0.05, warm_up=1)
+    resumed.load_state_dict(late.state_dict())
+    for one in (late, resumed):
+        assert float(one.backward(x, y).mean()) > float(plainly.backward(x, y).mean())
+        assert one.descents == 2
+    with pytest.raises(InputError, match="warm_up"):
+        AWPDefender(smooth(), 0.1, -1)
+
+
 def test_awp_leaves_a_layer_alone_that_has_no_gradient():
     model = smooth()
     with torch.no_grad():

@@ -28,7 +28,7 @@ def small(folder, name, game, **changes):
 VARIANTS = {
     "trades": {"eps_ramp": 0.5, "attack_steps": 2},
     "free": {"replays": 2},
-    "fast": {"awp": 0.01},
+    "fast": {"awp": 0.01, "awp_start": 0.5},
 }
 
 
@@ -106,6 +106,7 @@ def test_settings_reach_the_game():
     game = built("mart", awp=0.02, true_probability=0.9)
     assert isinstance(game.defender, AWPDefender)
     assert (game.defender.gamma, game.defender.true_probability) == (0.02, 0.9)
+    assert game.defender.warm_up == round(0.3 * 40 * game.steps_per_epoch)
     assert built("feature-scatter").defender.true_probability == 0.5
 
 
@@ -128,6 +129,7 @@ def test_settings_reach_the_game():
             ["--dataset", "cifar10", "--game", "alp", "--preset", "repo"],
             "settings of alp on cifar10",
         ),
+        (["--awp-start", "1"], "awp_start must lie in"),
         (["--eps-ramp", "1"], "eps_ramp must lie in"),
         (["--true-probability", "0"], "label smoothing keeps"),
         (["--eps", "8"], "did you mean 8/255"),

@@ -10,7 +10,7 @@ cancels out: γ is the only knob. It makes the optimiser's step at θ + v and su
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,22 +31,29 @@ class AWPDefender(Defender):
         module: the classifier.
         gamma: γ, size of a layer's perturbation over that of its weight; 0.01 in AT-AWP, 0.005
             in TRADES-AWP.
+        warm_up: descents before the perturbation begins, as TRADES-AWP has it. A network without
+            batch norm may otherwise stay a constant: there the worst weights nearby undo the
+            little that a step gains.
         settings: of `Defender`.
 
     Raises:
-        InputError: γ not above 0.
+        InputError: γ not above 0, a negative warm-up.
     """
 
-    descents: ClassVar[int] = 2
-
-    def __init__(self, module: nn.Module, gamma: float, **settings: Any) -> None:
+    def __init__(self, module: nn.Module, gamma: float, warm_up: int = 0, **settings: Any) -> None:
         if not parse_number(gamma, "gamma") > 0:
             raise InputError(f"gamma must be above 0, not {gamma}")
+        if warm_up < 0:
+            raise InputError(f"warm_up must be 0 or above, not {warm_up}")
         super().__init__(module, **settings)
-        self.gamma = gamma
+        self.gamma, self.warm_up, self.made = gamma, warm_up, 0
 
     def descend(self, loss: DefenderLoss) -> Tensor:
         """Form the gradient at the perturbed weights; returns the loss there (B,)."""
+        self.made += 1
+        self.descents = 1 if self.made <= self.warm_up else 2
+        if self.descents == 1:
+            return super().descend(loss)
         buffers = [buffer.clone() for buffer in self.module.buffers()]
         super().descend(loss)
         weights = [p for p in self.module.parameters() if p.dim() > 1 and p.grad is not None]
@@ -69,3 +76,12 @@ class AWPDefender(Defender):
         direction = weight.grad / weight.grad.abs().max().clamp_min(tiny)  # squares may underflow
         ratio: Tensor = self.gamma * weight.norm() / direction.norm().clamp_min(tiny)
         return direction * ratio
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser state, and how far the warm-up is."""
+        return {**super().state_dict(), "made": self.made}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        super().load_state_dict(state)
+        self.made = state["made"]
