@@ -54,7 +54,11 @@ PANELS: Panels = {
     ),
     "Validation accuracy": (
         "share",
-        {"eval/clean": "clean", "eval/robust": "PGD-10 at ε₀"},
+        {
+            "eval/clean": "clean",
+            "eval/robust": "PGD-10 at ε₀",
+            "eval/fgsm": "FGSM at ε₀",
+        },
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from advgame.errors import InputError
 from advgame.losses import smoothed_cross_entropy
+
+DefenderLoss = Callable[[nn.Module], Tensor]
+"""The classifier, as it is to be called, -> its loss per image (B,)."""
 
 
 class Defender:
@@ -32,6 +36,9 @@ class Defender:
     Raises:
         InputError: another algorithm.
     """
+
+    descents = 1
+    """gradients that the last `descend` formed, each by the passes of its loss"""
 
     def __init__(
         self,
@@ -91,19 +98,30 @@ class Defender:
             sensitivity: s adds s/2 ‖∂loss/∂x‖² of each image to its loss, by a second backward
                 pass through the first; on one device.
         """
+        if not sensitivity:
+            return self.descend(lambda model: self.loss(model(x), y))
         self._wrapped.train()
         self._wrapped_optimizer.zero_grad()
-        x = x.detach().requires_grad_() if sensitivity else x
-        if not sensitivity:
-            losses = self.loss(self._wrapped(x), y)
-            self.fabric.backward(losses.mean())
-            return losses.detach()
+        x = x.detach().requires_grad_()
         # Fabric's wrapper allows one backward pass only
         with self.fabric.autocast():
             losses = self.loss(self.module(x), y)
         (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
         penalty = slope.square().flatten(1).sum(1).mean()
         self.fabric.backward(losses.mean() + sensitivity / 2 * penalty)
+        return losses.detach()
+
+    def descend(self, loss: DefenderLoss) -> Tensor:
+        """Form the gradient of any mean loss in training mode; returns the loss per image (B,).
+
+        Args:
+            loss: maps the classifier to its loss per image; calls it and nothing else that
+                learns, so that it can be asked again at other weights.
+        """
+        self._wrapped.train()
+        self._wrapped_optimizer.zero_grad()
+        losses = loss(self._wrapped)
+        self.fabric.backward(losses.mean())
         return losses.detach()
 
     def look_ahead(self) -> nn.Module:

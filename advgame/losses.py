@@ -13,13 +13,14 @@ from advgame.errors import InputError
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def _full_precision(logits: Tensor) -> Tensor:
+def full_precision(logits: Tensor) -> Tensor:
+    """At least fp32."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log softmax(logits)[y], (B,)."""
-    return F.cross_entropy(_full_precision(logits), y, reduction="none")
+    return F.cross_entropy(full_precision(logits), y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Source: Carlini & Wagner's f6 with κ = ∞ and the sign that an attack maximises.
     """
-    logits = _full_precision(logits)
+    logits = full_precision(logits)
     true = logits.gather(1, y[:, None])[:, 0]
     other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     return other - true
@@ -39,6 +40,36 @@ def clipped_margin(logits: Tensor, y: Tensor, kappa: float) -> Tensor:
     Source: Carlini & Wagner 2017, f6 with confidence κ and the sign that an attack maximises.
     """
     return margin(logits, y).clamp_max(kappa)
+
+
+def divergence(clean: Tensor, logits: Tensor) -> Tensor:
+    """KL( softmax(clean) ‖ softmax(logits) ) of two (B, K), (B,); differentiable in both.
+
+    Source: Zhang et al. 2019 (TRADES).
+    """
+    # in logarithms throughout: the derivative of p log p is infinite where p has underflowed
+    p = F.log_softmax(full_precision(clean), 1)
+    q = F.log_softmax(full_precision(logits), 1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+def divergence_from(clean: Tensor) -> Loss:
+    """`divergence` from known clean logits (B, K), as the loss of an attack.
+
+    What the attack takes for labels are the images' row numbers in ``clean``, so that images may
+    leave the batch early.
+    """
+    return lambda logits, rows: divergence(clean[rows], logits)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor, fit: Loss = cross_entropy) -> Tensor:
+    """``fit``(logits, y) - log(1 - the largest probability of another class), (B,).
+
+    Source: Wang et al. 2020 (MART), eq. 7 ("BCE"), with the constants of the published code.
+    """
+    p = F.softmax(full_precision(logits), 1)
+    other = p.scatter(1, y[:, None], -1.0).amax(1)
+    return fit(logits, y) - torch.log(1.0001 - other + 1e-12)
 
 
 def check_smoothing(true_probability: float, classes: int) -> None:
@@ -66,7 +97,7 @@ def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -
     classes = logits.shape[1]
     check_smoothing(true_probability, classes)
     smoothing = classes * (1 - true_probability) / (classes - 1)
-    return F.cross_entropy(_full_precision(logits), y, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(full_precision(logits), y, reduction="none", label_smoothing=smoothing)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -81,5 +112,5 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     difference = margin(logits, y)
     if logits.shape[1] < 3:
         return difference
-    top = _full_precision(logits).topk(3, dim=1).values
+    top = full_precision(logits).topk(3, dim=1).values
     return difference / (top[:, 0] - top[:, 2] + 1e-12)

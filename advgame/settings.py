@@ -6,10 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
 from advgame.checks import parse_eps
+from advgame.classifiers import Normalise, make_classifier
+from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
-from advgame.seeding import derive_seed
+from advgame.seeding import derive_seed, seeded_init
 from advgame.training import TrainingPlan
 
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
@@ -101,3 +107,25 @@ def check_run(config: RunConfig) -> None:
         raise InputError(f"weight_decay must lie in [0, 1), not {config.weight_decay}")
     derive_seed(config.seed, "check")
     training_plan(config)
+
+
+def make_module(
+    config: RunConfig, data: ImageSet, fabric: Fabric, *, normalise: bool = True
+) -> nn.Module:
+    """The classifier of a run, new, in the memory layout of its device; compiled if asked for.
+
+    Args:
+        config: model, data set and seed.
+        data: for the images' shape and the classes.
+        fabric: for the device.
+        normalise: begin with the data set's mean and deviation, where they are known.
+    """
+    known = normalise and config.dataset in STATISTICS
+    with seeded_init(config.seed, "defender"):
+        layer = Normalise(*STATISTICS[config.dataset]) if known else None
+        module = make_classifier(config.model, data.shape, data.classes, layer)
+    if fabric.device.type == "cuda":
+        module = module.to(memory_format=torch.channels_last)
+    if config.compile:
+        module.compile()
+    return module

@@ -181,4 +181,22 @@ class L2(Threat):
         return (x + direction * per_image(radius, x)).clamp_(0, 1)
 
 
+@dataclass(frozen=True)
+class GaussianStart:
+    """Where TRADES' attack and its kin begin: so near the image that it is hardly noise.
+
+    At the image itself the divergence of both outputs has no gradient.
+
+    Args:
+        deviation: of every pixel.
+    """
+
+    deviation: float = 1e-3
+
+    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Every pixel moves by N(0, deviation²), clipped to [0, 1]."""
+        noise = torch.empty_like(x).normal_(generator=rng)
+        return (x + noise * self.deviation).clamp_(0, 1)
+
+
 THREATS: dict[str, Callable[[float | Tensor], Threat]] = {"Linf": Linf, "L2": L2}

@@ -2,6 +2,7 @@
 
     python scripts/benchmark_games.py       # WRN-28-10, wide attacker; minutes on 2 idle cores
     python scripts/benchmark_games.py --network small_cnn --shape 1 28 28 --width small --batch 64
+    python scripts/benchmark_games.py --family baselines --network wrn-16-4
 
 The contestants take turns in shuffled order. Each game's step counts its own passes (`cost/*` in
 its curves); the prediction is those counts times what a single pass was measured to take in the
@@ -17,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
@@ -26,14 +27,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.autograd import grad
 
-from advgame.attacks import attacked, pgd
+from advgame.attacks import attacked, fast, feature_scatter, pgd
 from advgame.checkpoint import write_atomically
 from advgame.classifiers import make_classifier
 from advgame.cli import run_script
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.free import Free
 from advgame.games.l2l import L2L, Form
+from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.passes import DefenderStep, Passes
 from advgame.games.training import Rules
 from advgame.losses import cross_entropy
@@ -59,6 +62,8 @@ class Config:
     """the defender"""
     width: Width = "wide"
     """of the attacker"""
+    family: Literal["l2l", "baselines"] = "l2l"
+    """which games, beside plain and PGM-10 training"""
     shape: tuple[int, int, int] = (3, 32, 32)
     """channels, height and width of the images"""
     batch: int = 4
@@ -92,6 +97,15 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
         "plain": AdversarialTraining(threat),
         "PGM-10": AdversarialTraining(threat, lambda t: pgd(t, STEPS, t.eps * 7 / 31)),
     }
+    if config.family == "baselines":
+        return found | {
+            "fast": AdversarialTraining(threat, fast),
+            "Free, 4 replays": Free(threat, replays=4),
+            "ALP": LogitPairing(threat),
+            "Feature Scatter": AdversarialTraining(threat, feature_scatter),
+            "TRADES": Trades(threat),
+            "MART": Mart(threat),
+        }
     for name, gradients in GRADIENTS.items():
         for form in get_args(Form):
             with seeded_init(SEED, "attacker"):

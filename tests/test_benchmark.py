@@ -160,6 +160,16 @@ def test_games_are_timed_against_their_own_passes(tmp_path):
         benchmark_games.main(replace(config, batch=1))
 
 
+def test_the_baselines_are_timed_too(tmp_path):
+    out = tmp_path / "games.json"
+    words = ["--network", "small_cnn", "--width", "small", "--shape", "1", "8", "8"]
+    words += ["--family", "baselines", "--repeats", "1", "--out", str(out)]
+    benchmark_games.main(tyro.cli(benchmark_games.Config, args=words))
+    rows = json.loads(out.read_text())["contestants"]
+    assert (rows["TRADES"]["passes"]["forwards"], rows["TRADES"]["passes"]["backwards"]) == (13, 2)
+    assert "grad" not in rows
+
+
 def test_a_prediction_by_hand():
     times = {"F": 1, "F + B_x": 10, "F + B": 100, "SGD step": 1000, "Adam step": 2000}
     times |= {"attacker F": 1e4, "attacker F + B": 1e5}

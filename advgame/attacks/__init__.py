@@ -2,8 +2,9 @@
 
 from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.gradient import GradientAttack
+from advgame.attacks.label_free import LabelFree, feature_scatter, kl_pgd
 from advgame.attacks.modes import BatchNormMode, attacked
-from advgame.attacks.named import fgsm, ifgsm, mim, n_fgsm, pgd
+from advgame.attacks.named import fast, fgsm, ifgsm, mim, n_fgsm, near_pgd, pgd
 from advgame.attacks.slope import Slope
 
 __all__ = [
@@ -11,11 +12,16 @@ __all__ = [
     "AttackResult",
     "BatchNormMode",
     "GradientAttack",
+    "LabelFree",
     "Slope",
     "attacked",
+    "fast",
+    "feature_scatter",
     "fgsm",
     "ifgsm",
+    "kl_pgd",
     "mim",
     "n_fgsm",
+    "near_pgd",
     "pgd",
 ]

@@ -16,7 +16,7 @@ each step works on the prefix that still moves. Nothing is computed only to be m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,14 @@ from advgame.losses import Loss, cross_entropy
 from advgame.threat import Index, Threat, per_image
 
 
+class Start(Protocol):
+    """Where attacks begin: a ball, or noise of another kind."""
+
+    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """A draw around each image of ``x``."""
+        ...
+
+
 @dataclass(frozen=True)
 class GradientAttack:
     """Projected gradient ascent in a threat model.
@@ -37,8 +45,9 @@ class GradientAttack:
         threat: the ball; its radius may be per image, (B,).
         steps: number of steps, int or integer tensor (B,); 0 leaves an image at its start.
         step_size: α in pixel units (L2: the length of a step), float or tensor (B,).
-        start: ball from which the random start is drawn; None starts at the clean image. A ball
-            wider than ``threat`` is pulled in by the first step only, as LAS-AT's code does.
+        start: ball, or noise, from which the random start is drawn; None starts at the clean
+            image. One wider than ``threat`` is pulled in by the first step only, as LAS-AT's
+            code does.
         restarts: independent runs; the one of higher loss is kept, image by image.
         keep: ``"last"`` returns the last iterate, ``"best"`` the iterate of highest loss, which
             costs one more forward.
@@ -57,7 +66,7 @@ class GradientAttack:
     threat: Threat
     steps: int | Tensor
     step_size: float | Tensor
-    start: Threat | None = None
+    start: Start | None = None
     restarts: int = 1
     keep: Literal["last", "best"] = "last"
     loss: Loss = cross_entropy

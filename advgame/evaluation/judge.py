@@ -13,6 +13,7 @@ from advgame.curves import PANELS, Curves, Panels, game_figure, image_strip, sav
 from advgame.data import ImageSet
 from advgame.evaluation.flags import find_flags
 from advgame.evaluation.measure import evaluate
+from advgame.evaluation.overfitting import catastrophic_overfitting
 from advgame.evaluation.report import Report, write_report
 from advgame.evaluation.verdicts import predict, score
 from advgame.runs import Metrics, RunFolder, device_name
@@ -77,6 +78,9 @@ def judge(
         )
         status.update("looking for signs of unreliable numbers")
         flags = find_flags(module, test, threat, verdicts, seed)
+    also: dict[str, Any] = {other: scores, **more}
+    if found := catastrophic_overfitting(Metrics.read(run.path / "metrics.csv")):
+        also["catastrophic_overfitting"] = found
     content = Report(
         dataset,
         threat,
@@ -87,7 +91,7 @@ def judge(
         device_name(test.images.device),
         {"best": "best PGD-10 accuracy on the validation split", "last": "the last"}[which],
         run.about()["command"],
-        {other: scores, **more},
+        also,
     )
     return write_report(run, content)
 

@@ -133,6 +133,13 @@ def as_markdown(content: dict[str, Any]) -> str:
         if other in content:
             scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in content[other].items())
             lines += [f"{words} instead: {scores}.", ""]
+    if found := content.get("catastrophic_overfitting"):
+        lines += [
+            f"**Catastrophic overfitting** in epoch {found['epoch']}: on the validation split "
+            f"PGD-10 fell from {100 * found['best']:.1f} to {100 * found['pgd10']:.1f}, while FGSM "
+            f"stands at {100 * found['fgsm']:.1f}.",
+            "",
+        ]
     if content["flags"]:
         lines += ["**Flags, signs that these numbers may not hold:**", ""]
         lines += [f"- `{flag['name']}`: {flag['meaning']}" for flag in content["flags"]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, attacked, pgd
+from advgame.attacks import Attack, attacked, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.seeding import stream
 from advgame.threat import Threat
@@ -84,7 +84,10 @@ def score(
 def validator(
     data: ImageSet, threat: Threat, seed: int, own: Attack | None = None
 ) -> Callable[[nn.Module], dict[str, float]]:
-    """Scores of a classifier on a validation split: clean, and robust to PGD-10.
+    """Scores of a classifier on a validation split: clean, under PGD-10 and under FGSM.
+
+    ``eval/overfitting`` is how far FGSM's score lies above PGD-10's. A classifier that has learnt
+    to answer single steps only shows in it: `advgame.evaluation.overfitting`.
 
     Every call draws the same random starts, so that epochs are compared on equal terms.
 
@@ -94,15 +97,21 @@ def validator(
         seed: of the random starts.
         own: the game's own attacker, whose score is ``eval/own_attacker``.
     """
+    attacks: dict[str, Attack] = {"eval/robust": pgd(threat, 10), "eval/fgsm": fgsm(threat)}
+    if own is not None:
+        attacks["eval/own_attacker"] = own
 
     def validate(model: nn.Module) -> dict[str, float]:
-        rng = stream(seed, "validate", data.images.device)
-        clean, robust = score(model, data, pgd(threat, 10), rng)
-        found = {"eval/clean": clean, "eval/robust": robust}
-        if own is not None:
-            rng = stream(seed, "validate", data.images.device)
-            found["eval/own_attacker"] = score(model, data, own, rng)[1]
-        return found
+        images = data.floats()
+        with attacked(model):
+            clean = predict(model, images) == data.labels
+            found = {"eval/clean": float(clean.float().mean())}
+            for name, attack in attacks.items():
+                rng = stream(seed, "validate", images.device)
+                x_adv = adversarial(model, images, data.labels, attack, rng)
+                right = clean & (predict(model, x_adv) == data.labels)
+                found[name] = float(right.float().mean())
+        return found | {"eval/overfitting": found["eval/fgsm"] - found["eval/robust"]}
 
     return validate
 

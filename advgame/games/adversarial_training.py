@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advgame.attacks import GradientAttack
+from advgame.attacks import Attack
 from advgame.defender import Defender
 from advgame.games.passes import DefenderStep, Passes, perturbation_stats
 from advgame.threat import Threat
@@ -29,7 +29,7 @@ class AdversarialTraining:
     """
 
     threat: Threat
-    attack: Callable[[Threat], GradientAttack] | None = None
+    attack: Callable[[Threat], Attack] | None = None
 
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
@@ -43,15 +43,15 @@ class AdversarialTraining:
             rng: stream of random starts, on the images' device.
             scale: share of ε that is in use.
         """
-        threat, passes, x_adv = self.threat.scaled(scale), Passes(1, 1), x
+        threat, passes, x_adv = self.threat.scaled(scale), Passes(), x
         if self.attack is not None:
             with defender.fabric.autocast():
                 made = self.attack(threat).run(defender.module, x, y, rng=rng, check=False)
             x_adv = made.x_adv
-            passes.forwards += made.forwards // len(x)
-            passes.input_backwards += made.backwards // len(x)
+            passes.add_attack(made)
         losses = defender.backward(x_adv, y)
         defender.step()
+        passes.add_descent(defender)
         stats = {"game/adversarial_loss": losses.mean()}
         if self.attack is None:
             stats = {"game/clean_loss": losses.mean()}

@@ -181,8 +181,7 @@ class L2L:
         losses = defender.backward(x_adv, y)  # on through x_adv into φ
         defender.step()
         self.attacker.step()
-        passes.forwards += 1
-        passes.backwards += 1
+        passes.add_descent(defender)
         passes.attacker_backwards += self.attacker.cells
         return x_adv.detach(), losses, losses.mean()
 
@@ -202,8 +201,7 @@ class L2L:
         x_adv = made.detach()
         losses = defender.backward(x_adv, y)
         defender.step()
-        passes.forwards += 1
-        passes.backwards += 1
+        passes.add_descent(defender)
         ascended = self._teach(defender, x, y, threat, made if reused else None, passes)
         return x_adv, losses, ascended
 

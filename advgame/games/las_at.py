@@ -153,10 +153,11 @@ class LasAt:
         """
         with defender.fabric.autocast():
             attacked = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
-        cost = (attacked.forwards + attacked.backwards) / len(x) + 3
+        cost = (attacked.forwards + attacked.backwards) / len(x)
         x_adv = attacked.x_adv
         r1 = self._loss_now(defender, x_adv, y) if pay else None
         losses = defender.backward(x_adv, y)
+        cost += 3 * defender.descents
         payoffs = None
         if r1 is not None:
             with defender.fabric.autocast():

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from advgame.attacks import AttackResult
+from advgame.defender import Defender
 from advgame.threat import Threat, per_image
 
 
@@ -42,6 +44,16 @@ class Passes:
     input_backwards: int = 0
     attacker_forwards: int = 0
     attacker_backwards: int = 0
+
+    def add_attack(self, made: AttackResult) -> None:
+        """What an attack spent."""
+        self.forwards += made.forwards // len(made.x_adv)
+        self.input_backwards += made.backwards // len(made.x_adv)
+
+    def add_descent(self, defender: Defender, batches: int = 1) -> None:
+        """What `Defender.descend` spends on a loss of so many batches."""
+        self.forwards += batches * defender.descents
+        self.backwards += batches * defender.descents
 
     def worth(self) -> int:
         """The defender's share, in forwards of the defender."""

@@ -23,6 +23,7 @@ PANELS: Panels = {
             "game/attacker_loss": "what the attacker ascends",
             "game/adversarial_loss": "what the defender descends",
             "game/clean_loss": "clean",
+            "game/pairing_loss": "between clean and adversarial outputs",
         },
     ),
     "Perturbation": (
@@ -38,6 +39,7 @@ PANELS: Panels = {
         {
             "eval/clean": "clean",
             "eval/robust": "PGD-10 at ε₀",
+            "eval/fgsm": "FGSM at ε₀",
             "eval/own_attacker": "its own attacker",
         },
     ),

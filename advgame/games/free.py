@@ -1,0 +1,78 @@
+"""Free adversarial training: one backward pass teaches the classifier and moves the perturbation.
+
+    m times per batch:   θ ← θ - lr · ∇_θ mean loss(f(x + δ), y),   δ ← clip(δ + ε sign ∇_δ)
+
+δ is carried over from batch to batch. Source: Shafahi et al. 2019.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.threat import Linf, Threat
+
+
+class Free:
+    """The rules.
+
+    A batch is replayed m times and the optimiser steps each time, while the learning rate and the
+    epochs count batches: E epochs cost about E·m epochs of plain training, which is why the paper
+    divides the number of epochs by m. The gradients are those of training mode, both.
+
+    Args:
+        threat: an L∞ ball, one radius for all.
+        replays: m.
+
+    Raises:
+        InputError: another ball, or no replay.
+    """
+
+    def __init__(self, threat: Threat, replays: int = 8) -> None:
+        if not isinstance(threat, Linf) or isinstance(threat.eps, Tensor):
+            raise InputError("Free is played in an L∞ ball with one eps for all images")
+        if replays < 1:
+            raise InputError(f"replays must be 1 or above, not {replays}")
+        self.threat, self.replays = threat, replays
+        self.delta: Tensor | None = None  # (B, C, H, W), in the ball
+
+    def step(
+        self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
+    ) -> DefenderStep:
+        """Make m steps of the defender on one batch; what is returned is of the last one.
+
+        See `advgame.games.training.Rules`; nothing is drawn here.
+        """
+        threat, passes, leaves = self.threat.scaled(scale), Passes(), list[Tensor]()
+        eps = float(threat.eps)
+        delta = torch.zeros_like(x) if self.delta is None else self.delta
+
+        def loss(model: nn.Module) -> Tensor:
+            leaves.append((x + delta).clamp_(0, 1).requires_grad_())
+            return defender.loss(model(leaves[-1]), y)
+
+        for _ in range(self.replays):
+            losses = defender.descend(loss)
+            slope = leaves[-1].grad
+            assert slope is not None
+            defender.step()
+            passes.add_descent(defender)
+            delta = (delta + eps * slope.sign()).clamp_(-eps, eps)
+        self.delta = delta
+        x_adv = leaves[-1].detach()
+        stats = {"game/adversarial_loss": losses.mean()}
+        stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
+        return DefenderStep(x_adv, losses, stats)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The perturbation that the next batch begins with."""
+        return {"delta": self.delta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.delta = state["delta"]

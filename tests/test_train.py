@@ -1,0 +1,148 @@
+"""scripts/train.py as a stranger runs it: small runs, interrupts, wrong words, files."""
+
+import json
+import signal
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import train
+from equal_runs import SMALL, assert_equal_runs
+from train import Config, defaults, main
+
+from advgame.cli import make_fabric, run_script
+from advgame.data import load_data
+from advgame.errors import InputError
+from advgame.games.awp import AWPDefender
+from advgame.games.training import DefenderTraining
+from advgame.published import PUBLISHED
+from advgame.runs import Metrics
+from advgame.settings import RunConfig
+
+
+def small(folder, name, game, **changes):
+    settings = {**SMALL, "epochs": 2, "runs_dir": str(folder), "name": name, **changes}
+    return replace(defaults("digits", game), **settings)
+
+
+VARIANTS = {
+    "trades": {"eps_ramp": 0.5, "attack_steps": 2},
+    "free": {"replays": 2},
+    "fast": {"awp": 0.01, "awp_start": 0.5},
+}
+
+
+@pytest.mark.parametrize("game", VARIANTS)
+def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypatch):
+    collapse = {"epoch": 2, "fgsm": 0.9, "pgd10": 0.1, "best": 0.4}
+    monkeypatch.setattr("advgame.evaluation.judge.catastrophic_overfitting", lambda rows: collapse)
+    whole = main(small(tmp_path, "whole", game, **VARIANTS[game]))
+    real, played = DefenderTraining.step, []
+
+    def stopped(self):
+        played.append(0)
+        if len(played) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefenderTraining, "step", stopped)
+        with pytest.raises(SystemExit) as stop:
+            main(small(tmp_path, "cut", game, **VARIANTS[game]))
+    assert stop.value.code == 128 + signal.SIGTERM
+    with pytest.raises(InputError, match=f"was started with game={game}"):
+        main(Config(resume=str(tmp_path / "cut"), game="mart"), ["game"])
+    resumed = main(Config(resume=str(tmp_path / "cut")))
+    assert_equal_runs(whole.path, resumed.path)
+    row = Metrics.read(whole.path / "metrics.csv")[-1]
+    assert {"eval/fgsm", "eval/overfitting", "cost/forwards"} <= row.keys()
+    assert ("game/pairing_loss" in row) == (game == "trades")
+    report = json.loads((whole.path / "report.json").read_text())
+    assert report["catastrophic_overfitting"] == collapse
+    assert "PGD-10 fell from 40.0 to 10.0" in (whole.path / "report.md").read_text()
+
+
+def test_every_game_has_its_settings_and_a_line(capsys, monkeypatch):
+    known = {field.name for field in fields(Config)}
+    for name, game in train.GAMES.items():
+        assert set(game.settings) <= known
+        assert {*set(game.settings) - {one.name for one in fields(RunConfig)}} <= {*train.OPTIONS}
+        for dataset in ("digits", "mnist", "cifar10", "svhn"):
+            config = train.check(defaults(dataset, name))
+            assert (config.game, config.dataset) == (name, dataset)
+    assert defaults("digits", "free").epochs == 40 // 8
+    monkeypatch.setattr(sys, "argv", ["train.py", "--list"])
+    train._from_command_line()
+    said = capsys.readouterr().out
+    assert all(f"{name} " in said for name in train.GAMES)
+    assert "--beta 6.0" in said
+
+
+def test_published_settings_are_those_of_a_game():
+    assert set(PUBLISHED) <= set(train.GAMES)
+    for name, settings in PUBLISHED.items():
+        config = train.check(defaults("cifar10", name, "repo"))
+        for key, value in settings.items():
+            assert getattr(config, key) == value
+    assert not defaults("cifar10", "trades", "repo").normalise
+
+
+def test_settings_reach_the_game():
+    fabric, data = make_fabric("cpu", 1, "32-true"), load_data("digits")
+
+    def built(name, **changes):
+        config = train.check(replace(defaults("digits", name), **changes))
+        return train.build(config, data, fabric)
+
+    rules = built("trades", beta=2.0, attack_steps=3, step_size=0.5, eps="0.1").rules
+    attack = rules.attack(rules.threat).attack
+    assert (rules.beta, attack.steps, attack.step_size) == (2.0, 3, pytest.approx(0.05))
+    rules = built("fast", attack_mode="train", step_size=0.5).rules
+    attack = rules.attack(rules.threat)
+    assert (attack.mode, attack.step_size) == ("train", pytest.approx(0.075))
+    attack = built("n-fgsm", noise=1.0).rules.attack(rules.threat)
+    assert float(attack.threat.eps) == pytest.approx(0.3)
+    assert built("free", replays=3).rules.replays == 3
+    game = built("mart", awp=0.02, true_probability=0.9)
+    assert isinstance(game.defender, AWPDefender)
+    assert (game.defender.gamma, game.defender.true_probability) == (0.02, 0.9)
+    assert game.defender.warm_up == round(0.3 * 40 * game.steps_per_epoch)
+    assert built("feature-scatter").defender.true_probability == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--game", "chess"], "unknown game 'chess': choose from standard"),
+        (["--beta", "3"], "pgd-at has no beta: leave --beta away"),
+        (["--game", "fgsm-at", "--step-size", "2"], "has no step_size: leave --step-size"),
+        (["--game", "trades", "--replays", "2"], "trades has no replays"),
+        (["--game", "trades", "--beta", "None"], "trades needs --beta"),
+        (["--game", "mart", "--beta", "-1"], "beta must be above 0"),
+        (["--game", "free", "--replays", "0"], "replays must be above 0"),
+        (["--attack-steps", "0"], "attack_steps must be above 0"),
+        (["--attack-mode", "sleep"], "invalid choice"),
+        (["--awp", "0"], "awp must be above 0"),
+        (["--awp", "nan"], "awp must be above 0"),
+        (["--preset", "repo"], "no published settings of pgd-at on digits"),
+        (
+            ["--dataset", "cifar10", "--game", "alp", "--preset", "repo"],
+            "settings of alp on cifar10",
+        ),
+        (["--awp-start", "1"], "awp_start must lie in"),
+        (["--eps-ramp", "1"], "eps_ramp must lie in"),
+        (["--true-probability", "0"], "label smoothing keeps"),
+        (["--eps", "8"], "did you mean 8/255"),
+        (["--dataset", "mnist"], "--data-dir"),
+        (["--resume", "/nowhere"], "not a run folder"),
+    ],
+)
+def test_wrong_words_get_one_clear_error_before_any_work(
+    words, answer, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+    with pytest.raises(SystemExit) as stop:
+        run_script(train._from_command_line)
+    assert stop.value.code == 2
+    assert answer in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
