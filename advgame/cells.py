@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from advgame.errors import InputError
+from advgame.statistics import spread
 
 
 def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -104,3 +105,27 @@ def with_earlier(
         new = {(run["method"], run["seed"]) for run in runs}
         kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
     return sorted([*runs, *kept], key=lambda run: run["seed"])
+
+
+def summarise(
+    runs: Sequence[Mapping[str, Any]], control: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """Spread over seeds of every number (a float) that all runs of a method have.
+
+    Args:
+        runs: a ``method`` and ``seed`` each.
+        control: a method; ``worst_minus_control`` is the difference of ``worst_case`` to its run of
+            the same seed.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    partner = {r["seed"]: r["worst_case"] for r in runs if r["method"] == control}
+    for method in dict.fromkeys(r["method"] for r in runs):
+        mine = [r for r in runs if r["method"] == method]
+        numbers = [
+            k for k, v in mine[0].items() if isinstance(v, float) and all(k in r for r in mine)
+        ]
+        summary[method] = {"seeds": len(mine)} | {k: spread([r[k] for r in mine]) for k in numbers}
+        pairs = [r["worst_case"] - partner[r["seed"]] for r in mine if r["seed"] in partner]
+        if pairs and method != control:
+            summary[method]["worst_minus_control"] = spread(pairs)
+    return summary

@@ -28,7 +28,7 @@ def make_player(
     seed: int,
     fabric: Fabric,
     uniform: bool = True,
-    fixed: tuple[float, int, float] = (8, 10, 2),
+    fixed: tuple[float, ...] = (8, 10, 2),
 ) -> StrategyPlayer:
     """A learner or a control for a strategy space.
 
@@ -41,7 +41,8 @@ def make_player(
         seed: of the run.
         fabric: device and processes.
         uniform: start REINFORCE from the uniform policy.
-        fixed: the strategy of ``"fixed"``: ε in units of ε₀/8, steps, step size in the same units.
+        fixed: the strategy of ``"fixed"``: ε in units of ε₀/8, steps, step size in the same units,
+            and β where the space has it.
 
     Raises:
         InputError: PPO on several processes.

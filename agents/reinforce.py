@@ -129,7 +129,7 @@ class Reinforce:
         self.optimizer.step()
         named = {
             f"strategy/entropy_{name}": value.detach()
-            for name, value in zip(CHOICES, entropy, strict=True)
+            for name, value in zip(CHOICES, entropy, strict=False)
         }
         return named | {
             "attacker/policy_loss": loss.detach(),

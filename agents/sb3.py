@@ -161,7 +161,7 @@ class PPOPlayer:
             heads = cast(list[Categorical], self.policy.get_distribution(images).distribution)
         stats = {
             f"strategy/entropy_{name}": one.entropy().mean()
-            for name, one in zip(CHOICES, heads, strict=True)
+            for name, one in zip(CHOICES, heads, strict=False)
         }
         if buffer.full:
             with self._chance:

@@ -43,13 +43,13 @@ class StrategyGame:
         return {**self.env.result.stats, **lesson}
 
     def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
-        """How far the strategies have moved from PGD-10 at ε₀; histograms of the choices."""
+        """How far the strategies are from PGD-10 at ε₀ (and β = 6); histograms of the choices."""
         if not self._chosen:
             return {}
         space, row = self.env.space, {}
         strategies = space.decode(torch.cat(self._chosen))
-        control = {"eps": space.eps0, "steps": 10, "step_size": space.eps0 / 4}
-        for name in CHOICES:
+        control = {"eps": space.eps0, "steps": 10, "step_size": space.eps0 / 4, "beta": 6}
+        for name in CHOICES[: len(space.sizes)]:
             values = getattr(strategies, name).float()
             row[f"strategy/{name}_ratio"] = float(values.mean()) / control[name]
             if curves is not None:

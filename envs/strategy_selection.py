@@ -35,7 +35,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     Action space:
         MultiDiscrete (number of ε values, of step counts, of step sizes) per image, decoded by
-        `advgame.games.strategy.StrategySpace`. Tensors or arrays of integers (B, 3).
+        `advgame.games.strategy.StrategySpace`. Tensors or arrays of integers (B, 3). In LAS-TRADES
+        there is a fourth choice, β.
 
     Observation space:
         Box [0, 1] (C, H, W), the clean image, float32; (B, C, H, W) on the defender's device.
@@ -162,7 +163,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
     def step(
         self, actions: Tensor | np.ndarray[Any, Any]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Play the chosen strategies (B, 3) and move on to the next images.
+        """Play the chosen strategies (B, choices) and move on to the next images.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
@@ -171,9 +172,10 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if self._batches is None:
             raise gym.error.ResetNeeded("call reset() before step()")
         chosen = torch.as_tensor(actions, device=self.defender.device)
-        if chosen.shape != (self.num_envs, 3):
+        if chosen.shape != (self.num_envs, len(self.space.sizes)):
             raise InputError(
-                f"actions must have shape ({self.num_envs}, 3), not {tuple(chosen.shape)}"
+                f"actions must have shape ({self.num_envs}, {len(self.space.sizes)}), "
+                f"not {tuple(chosen.shape)}"
             )
         strategies = self.space.decode(chosen)
         if self.steps < self.ramp_steps:

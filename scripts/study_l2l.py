@@ -26,13 +26,12 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.cells import run_cells, same_flags, summarise, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.runs import Metrics, command, commit, versions
-from advgame.statistics import spread
 
 CONTROL = "pgm"
 # name -> flags of train_l2l.py
@@ -136,22 +135,6 @@ def read(folder: Path) -> dict[str, Any]:
         "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
         **{name: mean(row[name] for row in last) for name in kept if all(name in r for r in last)},
     }
-
-
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Spread over seeds, and the worst case's paired difference to the control."""
-    summary: dict[str, dict[str, Any]] = {}
-    partner = {r["seed"]: r["worst_case"] for r in results if r["method"] == CONTROL}
-    for method in dict.fromkeys(r["method"] for r in results):
-        mine = [r for r in results if r["method"] == method]
-        numbers = [
-            k for k, v in mine[0].items() if isinstance(v, float) and all(k in r for r in mine)
-        ]
-        summary[method] = {"seeds": len(mine)} | {k: spread([r[k] for r in mine]) for k in numbers}
-        pairs = [r["worst_case"] - partner[r["seed"]] for r in mine if r["seed"] in partner]
-        if pairs and method != CONTROL:
-            summary[method]["worst_minus_control"] = spread(pairs)
-    return summary
 
 
 def as_markdown(
@@ -264,7 +247,7 @@ def main(config: Config) -> None:
         "versions": versions(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
         "extra": same(config),
-        "summary": summarise(runs),
+        "summary": summarise(runs, CONTROL),
         "runs": runs,
     }
     write_atomically(out / f"{config.dataset}.json", json.dumps(about) + "\n")

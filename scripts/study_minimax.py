@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.cells import run_cells, same_flags, summarise, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
 from advgame.cli import run_script
@@ -32,7 +32,6 @@ from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.evaluation.lemma import lemma_one
 from advgame.runs import Metrics, command, commit, versions
-from advgame.statistics import spread
 
 # name -> flags of train_minimax.py
 METHODS: dict[str, tuple[str, ...]] = {
@@ -166,17 +165,6 @@ def read(folder: Path) -> dict[str, Any]:
         "curves": {tag: values for tag, values in curves.items() if values},
         "seconds": rows[-1]["time/seconds"],
     }
-
-
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Spread over seeds of every number."""
-    summary: dict[str, dict[str, Any]] = {}
-    for method in dict.fromkeys(r["method"] for r in results):
-        mine = [r for r in results if r["method"] == method]
-        numbers = [k for k, v in mine[0].items() if isinstance(v, float)]
-        shared = [k for k in numbers if all(k in r for r in mine)]
-        summary[method] = {"seeds": len(mine)} | {k: spread([r[k] for r in mine]) for k in shared}
-    return summary
 
 
 def as_markdown(

@@ -17,7 +17,6 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import tyro
@@ -38,11 +37,10 @@ from advgame.attacks import (
 from advgame.checks import parse_eps
 from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
 from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.awp import AWPDefender
+from advgame.games.awp import make_defender
 from advgame.games.free import Free
 from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.training import PANELS, DefenderTraining, Rules
@@ -234,12 +232,10 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
     check_smoothing(config.true_probability, data.train.classes)
     module = make_module(config, data.train, fabric, normalise=config.normalise)
     steps = config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
-    kind: Callable[..., Defender] = Defender
-    if config.awp is not None:
-        start = round(config.awp_start * steps) * (config.replays or 1)
-        kind = partial(AWPDefender, gamma=config.awp, warm_up=start)
-    defender = kind(
+    defender = make_defender(
         module,
+        config.awp,
+        round(config.awp_start * steps) * (config.replays or 1),
         lr=config.lr,
         weight_decay=config.weight_decay,
         true_probability=config.true_probability,

@@ -2,6 +2,8 @@
 
     python scripts/train_las_at.py                                   # digits, minutes on 2 cores
     python scripts/train_las_at.py --agent fixed                     # the control: plain PGD-AT
+    python scripts/train_las_at.py --objective trades                # LAS-TRADES, β chosen too
+    python scripts/train_las_at.py --awp 0.01                        # LAS-AWP
     python scripts/train_las_at.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
     python scripts/train_las_at.py --resume runs/NAME                # go on, to the same bits
 
@@ -17,24 +19,21 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 import tyro
 from lightning_fabric import Fabric
 
 from advgame.checks import parse_eps
-from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
-from advgame.games.las_at import Credit, LasAt
-from advgame.games.strategy import strategy_space
+from advgame.games.awp import make_defender
+from advgame.games.las_at import Credit, LasAt, LasTrades
+from advgame.games.strategy import BETAS, strategy_space
 from advgame.losses import check_smoothing
 from advgame.runs import RunFolder
 from advgame.script import Script
-from advgame.seeding import seeded_init
-from advgame.settings import RunConfig, check_run
+from advgame.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf
 from agents.players import LEARNERS, Agent, make_player
 from agents.reinforce import PRESETS, Baseline
@@ -55,8 +54,18 @@ class Config(RunConfig):
     """default: ours; repo: the published code's settings"""
     agent: Agent = "reinforce"
     """who picks the strategies; random and fixed (PGD-10 at ε₀) are the controls"""
+    objective: Literal["pgd", "trades"] = "pgd"
+    """what attack and defender play for: pgd (cross-entropy), or trades with a β per image"""
+    awp: float | None = None
+    """γ: the defender descends at weights perturbed by this share of each layer's norm"""
+    awp_start: float = 0.3
+    """share of the training before --awp begins"""
+    clamp: bool = False
+    """the defender learns within ε₀ whatever ε was chosen, as LAS-AWP is published"""
     fixed: tuple[float, int, float] = (8, 10, 2)
     """strategy of --agent fixed: ε in units of ε₀/8, steps, step size in units of ε₀/8"""
+    fixed_beta: float = 6.0
+    """β of --agent fixed in --objective trades"""
     credit: Credit = "mixed"
     """who is paid for R2 and R3: mixed, sample or batch"""
     baseline: Baseline = "value"
@@ -145,8 +154,11 @@ def check(config: Config) -> Config:
     for name in ("reward_interval", "policy_lr"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    if not 0 <= config.eps_ramp < 1:
-        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
+    for name in ("eps_ramp", "awp_start"):
+        if not 0 <= getattr(config, name) < 1:
+            raise InputError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
+    if config.awp is not None and not 0 < config.awp < 1:
+        raise InputError(f"awp must lie between 0 and 1, not {config.awp}")
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
     return config
@@ -157,40 +169,38 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
     shape, classes = data.train.shape, data.train.classes
     check_smoothing(config.true_probability, classes)
     colour, repo = config.dataset in STATISTICS, config.preset == "repo"
-    normalise = Normalise(*STATISTICS[config.dataset]) if colour and not repo else None
-    with seeded_init(config.seed, "defender"):
-        module = make_classifier(config.model, shape, classes, normalise)
-    if fabric.device.type == "cuda":
-        module = module.to(memory_format=torch.channels_last)
-    if config.compile:
-        module.compile()
-    defender = Defender(
+    module = make_module(config, data.train, fabric, normalise=not repo)
+    steps = config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
+    defender = make_defender(
         module,
+        config.awp,
+        round(config.awp_start * steps),
         lr=config.lr,
         weight_decay=config.weight_decay,
         true_probability=config.true_probability,
         grad_clip=config.grad_clip,
         fabric=fabric,
     )
-    game = LasAt(
+    trades = config.objective == "trades"
+    game = (LasTrades if trades else LasAt)(
         Linf(parse_eps(config.eps)),
         start="eps0" if repo else "own",
         look_ahead_mode="train" if repo else "eval",
+        clamp=config.clamp,
     )
-    batch = config.batch_size * fabric.world_size
     env = StrategySelectionVectorEnv(
         config.batch_size,
         data=data.train,
         defender=defender,
         game=game,
-        space=strategy_space(config.space, parse_eps(config.eps)),
+        space=strategy_space(config.space, parse_eps(config.eps), BETAS if trades else ()),
         credit=config.credit,
         reward_interval=config.reward_interval
         if config.agent in LEARNERS
         else 0,  # controls save the look-ahead
         crop=colour,
         flip=colour and config.dataset != "svhn",
-        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
+        ramp_steps=round(config.eps_ramp * steps),
     )
     settings = replace(
         PRESETS[config.preset],
@@ -207,7 +217,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         seed=config.seed,
         fabric=fabric,
         uniform=not repo,
-        fixed=config.fixed,
+        fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
     )
     return StrategyGame(env, player, config.seed)
 

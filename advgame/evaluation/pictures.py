@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -128,4 +128,32 @@ def examples_figure(
                 line[2 * k + 1].set_visible(False)
         line[0].set_ylabel(name.replace(":", ":\n"), fontsize=8)
     figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def comparison_figure(
+    summary: Mapping[str, Mapping[str, Any]], also: Sequence[str], title: str
+) -> Figure:
+    """Bars of the worst case, a line per method, with other accuracies as marks; in %.
+
+    Args:
+        summary: method -> number -> ``mean`` and ``sd`` over seeds (NaN of one seed).
+        also: further numbers, e.g. ``accuracy_clean``; those that a method lacks are left out.
+        title: of the figure.
+    """
+    names = list(summary)[::-1]  # the first on top
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
+    means = [100 * summary[name]["worst_case"]["mean"] for name in names]
+    spreads = np.nan_to_num([100 * summary[name]["worst_case"]["sd"] for name in names])
+    axis.barh(names, means, xerr=spreads, color="C0", alpha=0.7, capsize=2, label="worst case")
+    for number, column in enumerate(also):
+        found = [name for name in names if column in summary[name]]
+        values = [100 * summary[name][column]["mean"] for name in found]
+        axis.plot(
+            values, found, "o|sx"[number], color=f"C{number + 1}", label=column.split("_", 1)[1]
+        )
+    axis.set(xlabel="accuracy, %", xlim=(0, 102))
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1 + len(also))
+    axis.set_title(title, fontsize=10)
     return figure

@@ -85,3 +85,12 @@ class AWPDefender(Defender):
         """Go on from a saved place."""
         super().load_state_dict(state)
         self.made = state["made"]
+
+
+def make_defender(
+    module: nn.Module, gamma: float | None, warm_up: int, **settings: Any
+) -> Defender:
+    """A defender of these settings, under adversarial weight perturbation where γ is given."""
+    if gamma is None:
+        return Defender(module, **settings)
+    return AWPDefender(module, gamma, warm_up, **settings)

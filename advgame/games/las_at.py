@@ -15,12 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import BatchNormMode, GradientAttack, pgd
+from advgame.attacks import Attack, BatchNormMode, GradientAttack, LabelFree, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.pairing import Trades
 from advgame.games.strategy import Strategies
 from advgame.losses import Loss, cross_entropy
-from advgame.threat import Threat
+from advgame.threat import GaussianStart, Threat
 
 Credit = Literal["mixed", "sample", "batch"]
 
@@ -91,6 +92,12 @@ class LasAt:
             ball of ε₀ whatever ε was chosen, as the published code does.
         look_ahead_mode: batch-norm mode of the look-ahead attack; the published code's is train.
         loss: what the attack ascends and R1 pays.
+        cap: R1 is at most this, and R2, R3 between its ends; published: 10, LAS-TRADES 20.
+        clamp: pull what the defender learns from back into the ball of ε₀, so that a larger ε
+            changes the attack's path only (LAS-AWP); R1 is paid before that.
+
+    A defender under adversarial weight perturbation (`advgame.games.awp.AWPDefender`) makes it
+    LAS-AWP: its own step and the look-ahead's are then along the gradient at the worst weights.
     """
 
     threat: Threat
@@ -102,12 +109,40 @@ class LasAt:
     start: Literal["own", "eps0"] = "own"
     look_ahead_mode: BatchNormMode = "eval"
     loss: Loss = cross_entropy
+    cap: float = 10.0
+    clamp: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.threat.eps, Tensor):
             raise InputError("the game is judged at one eps: give the threat a float")
 
-    def attack(self, strategies: Strategies) -> GradientAttack:
+    @property
+    def batches(self) -> int:
+        """Batches of images that the objective passes through the classifier."""
+        return 1
+
+    def objective(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        strategies: Strategies,
+        fit: Loss,
+    ) -> Tensor:
+        """What the defender descends, and R1 pays, per image (B,).
+
+        Args:
+            model: the classifier.
+            x: clean images (B, C, H, W).
+            x_adv: adversarial examples, the same shape.
+            y: (B,).
+            strategies: of the attack.
+            fit: of (logits, labels).
+        """
+        return fit(model(x_adv), y)
+
+    def attack(self, strategies: Strategies) -> Attack:
         """PGD with each image's own strategy."""
         ball = self.threat.with_radii(strategies.eps)
         return GradientAttack(
@@ -155,24 +190,29 @@ class LasAt:
             attacked = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
         cost = (attacked.forwards + attacked.backwards) / len(x)
         x_adv = attacked.x_adv
-        r1 = self._loss_now(defender, x_adv, y) if pay else None
-        losses = defender.backward(x_adv, y)
-        cost += 3 * defender.descents
+        r1 = self._loss_now(defender, x, x_adv, y, strategies) if pay else None
+        x_adv = self.threat.project(x_adv, x) if self.clamp else x_adv
+        losses = defender.descend(
+            lambda model: self.objective(model, x, x_adv, y, strategies, defender.loss)
+        )
+        cost += 3 * self.batches * defender.descents
         payoffs = None
         if r1 is not None:
             with defender.fabric.autocast():
                 payoffs, spent = self._pay(defender.look_ahead(), r1, x, y, rng)
-            cost += spent + 1
+            cost += spent + self.batches
         defender.step()
         stats = self._stats(losses, payoffs, strategies)
         stats["attacker/forwards_per_image"] = torch.tensor(cost, device=x.device)
         return StepResult(x_adv, losses, payoffs, stats)
 
-    def _loss_now(self, defender: Defender, x_adv: Tensor, y: Tensor) -> Tensor:
-        """The defender's loss on the adversarial examples before it learns from them, (B,)."""
+    def _loss_now(
+        self, defender: Defender, x: Tensor, x_adv: Tensor, y: Tensor, strategies: Strategies
+    ) -> Tensor:
+        """The objective before the defender learns, in evaluation mode, (B,)."""
         defender.module.eval()
         with torch.no_grad(), defender.fabric.autocast():
-            return self.loss(defender.module(x_adv), y)
+            return self.objective(defender.module, x, x_adv, y, strategies, self.loss)
 
     def _pay(
         self, ahead: nn.Module, r1: Tensor, x: Tensor, y: Tensor, rng: torch.Generator
@@ -186,11 +226,10 @@ class LasAt:
                 spent += 1
             else:
                 robust = ~attacked.fooled
-        # the published code clamps R1 to [0, 10] and R2, R3 to [-10, 10]
         payoffs = Payoffs(
-            self.a * r1.clamp(0, 10),
-            self.b * (self.r2_weight * robust.float()).clamp(-10, 10),
-            self.c * (self.r3_weight * clean.float()).clamp(-10, 10),
+            self.a * r1.clamp(0, self.cap),
+            self.b * (self.r2_weight * robust.float()).clamp(-self.cap, self.cap),
+            self.c * (self.r3_weight * clean.float()).clamp(-self.cap, self.cap),
         )
         return payoffs, spent
 
@@ -203,6 +242,8 @@ class LasAt:
             "strategy/steps": strategies.steps.float().mean(),
             "strategy/step_size": strategies.step_size.mean(),
         }
+        if strategies.beta is not None:
+            stats["strategy/beta"] = strategies.beta.mean()
         if payoffs is not None:
             stats |= {
                 "game/r1_loss": payoffs.r1.mean(),
@@ -211,3 +252,42 @@ class LasAt:
                 "game/attacker_reward": payoffs.reward("batch").mean(),
             }
         return stats
+
+
+@dataclass(frozen=True)
+class LasTrades(LasAt):
+    """LAS-TRADES: the policy also weighs, image by image, TRADES' divergence from clean outputs.
+
+    The attack ascends that divergence, from 0.001 N(0, 1) beside the image, with the clean logits
+    formed once. R1 is the whole objective, β and all: a policy can raise it by a larger β alone.
+    The published code forms it in training mode, which moves batch norm's statistics; ours does
+    not.
+    """
+
+    cap: float = 20.0
+
+    @property
+    def batches(self) -> int:
+        """Clean images and adversarial examples."""
+        return 2
+
+    def attack(self, strategies: Strategies) -> Attack:
+        """KL-PGD with each image's own strategy."""
+        ball = self.threat.with_radii(strategies.eps)
+        steps, size = strategies.steps, strategies.step_size
+        return LabelFree(GradientAttack(ball, steps, size, start=GaussianStart()))
+
+    def objective(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        strategies: Strategies,
+        fit: Loss,
+    ) -> Tensor:
+        """CE(f(x), y) + β KL(f(x) ‖ f(x'))."""
+        if strategies.beta is None:
+            raise InputError("LAS-TRADES' strategies have a beta: give the space its choices")
+        own, pairing = Trades(self.threat).terms(model(x), model(x_adv), y, fit)
+        return own + strategies.beta * pairing

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from advgame.errors import InputError
 
-CHOICES = ("eps", "steps", "step_size")
-"""What a strategy consists of, in the order of an action's columns."""
+CHOICES = ("eps", "steps", "step_size", "beta")
+"""What a strategy consists of, in the order of an action's columns; β in LAS-TRADES only."""
 
 EPS_CAP = 0.5
 """From ε = 0.5 on, every image can become the same grey, and nothing is left to learn."""
@@ -25,11 +25,13 @@ class Strategies:
         eps: (B,) radius in pixel units.
         steps: (B,) int64 number of steps.
         step_size: (B,) step in pixel units.
+        beta: (B,) weight of TRADES' divergence, in LAS-TRADES.
     """
 
     eps: Tensor
     steps: Tensor
     step_size: Tensor
+    beta: Tensor | None = None
 
     def scaled(self, factor: float) -> Strategies:
         """The same strategies with ε and step size times ``factor``."""
@@ -48,6 +50,7 @@ class StrategySpace:
         eps_units: choices of ε; those that reach `EPS_CAP` in pixels are left out.
         steps: choices of the number of steps.
         step_size_units: choices of the step size.
+        betas: choices of β; empty where the game has none.
 
     Raises:
         InputError: an empty list, or a number that no attack can use.
@@ -57,64 +60,68 @@ class StrategySpace:
     eps_units: tuple[float, ...] = tuple(range(3, 16))
     steps: tuple[int, ...] = tuple(range(3, 15))
     step_size_units: tuple[float, ...] = tuple(range(1, 6))
+    betas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.eps0 <= 0:
             raise InputError(f"eps must be above 0, not {self.eps0}")
         kept = tuple(u for u in self.eps_units if u * self.eps0 / 8 < EPS_CAP)
         object.__setattr__(self, "eps_units", kept)
-        for name in ("eps_units", "steps", "step_size_units"):
+        for name in ("eps_units", "steps", "step_size_units", "betas"):
             values = getattr(self, name)
-            if not values or min(values) <= 0:
+            if (not values and name != "betas") or any(value <= 0 for value in values):
                 raise InputError(f"{name} must be a list of numbers above 0, not {values}")
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Number of choices of ε, steps and step size."""
-        return len(self.eps_units), len(self.steps), len(self.step_size_units)
+    def lists(self) -> tuple[tuple[float, ...], ...]:
+        """What each column of an action chooses from."""
+        lists = (self.eps_units, self.steps, self.step_size_units)
+        return (*lists, self.betas) if self.betas else lists
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of choices of ε, steps and step size, and of β where there is one."""
+        return tuple(len(values) for values in self.lists)
 
     def decode(self, actions: Tensor) -> Strategies:
-        """Indices (B, 3) -> strategies, on the actions' device.
+        """Indices (B, 3), or (B, 4) with β -> strategies, on the actions' device.
 
         Raises:
             InputError: wrong shape or type, or an index outside its list.
         """
         integral = not actions.is_floating_point() and actions.dtype != torch.bool
-        if actions.dim() != 2 or actions.shape[1] != 3 or not integral:
+        if actions.dim() != 2 or actions.shape[1] != len(self.sizes) or not integral:
             raise InputError(
-                f"actions must be integer indices (B, 3), not {tuple(actions.shape)} "
-                f"of {actions.dtype}"
+                f"actions must be integer indices (B, {len(self.sizes)}), not "
+                f"{tuple(actions.shape)} of {actions.dtype}"
             )
         actions = actions.long()
         limit = torch.tensor(self.sizes, device=actions.device)
         if not bool(((actions >= 0) & (actions < limit)).all()):
             raise InputError(f"actions must lie in 0..n-1 with n = {self.sizes} per column")
         unit = self.eps0 / 8
-        eps, steps, size = (
+        eps, steps, size, *beta = (
             torch.tensor(values, device=actions.device)[actions[:, column]]
-            for column, values in enumerate((self.eps_units, self.steps, self.step_size_units))
+            for column, values in enumerate(self.lists)
         )
-        return Strategies(eps.float() * unit, steps, size.float() * unit)
+        beta_ = beta[0].float() if beta else None
+        return Strategies(eps.float() * unit, steps, size.float() * unit, beta_)
 
-    def index(self, eps_units: float, steps: int, step_size_units: float) -> tuple[int, int, int]:
-        """Indices of one configuration.
+    def index(self, *wanted: float) -> tuple[int, ...]:
+        """Indices of one configuration: ε in units of ε₀/8, steps, step size, and β if any.
 
         Raises:
             InputError: a value that is not in its list.
         """
-        wanted = (eps_units, steps, step_size_units)
-        lists = (self.eps_units, self.steps, self.step_size_units)
-        for name, value, values in zip(CHOICES, wanted, lists, strict=True):
+        if len(wanted) != len(self.lists):
+            raise InputError(f"a strategy has {len(self.lists)} numbers here, not {len(wanted)}")
+        for name, value, values in zip(CHOICES, wanted, self.lists, strict=False):
             if value not in values:
                 raise InputError(
                     f"no {name} of {value:g} in this strategy space: it has "
                     f"{', '.join(f'{v:g}' for v in values)}"
                 )
-        return (
-            self.eps_units.index(eps_units),
-            self.steps.index(steps),
-            self.step_size_units.index(step_size_units),
-        )
+        return tuple(values.index(value) for value, values in zip(wanted, self.lists, strict=True))
 
 
 def _upto(low: int, high: int) -> tuple[int, ...]:
@@ -135,22 +142,26 @@ SPACES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
-def strategy_space(preset: str, eps0: float) -> StrategySpace:
-    """The published space ``preset`` at the radius ``eps0``.
+BETAS = _upto(5, 9)
+"""LAS-TRADES' choices of β, on all data sets."""
+
+
+def strategy_space(preset: str, eps0: float, betas: tuple[float, ...] = ()) -> StrategySpace:
+    """The published space ``preset`` at the radius ``eps0``, with choices of β if there are any.
 
     Raises:
         InputError: unknown preset.
     """
     if preset not in SPACES:
         raise InputError(f"unknown strategy space {preset!r}: choose one of {', '.join(SPACES)}")
-    return StrategySpace(eps0, *SPACES[preset])
+    return StrategySpace(eps0, *SPACES[preset], betas)
 
 
 class StrategyPlayer(Protocol):
     """Whoever chooses the strategies: a learner, or a control that never learns."""
 
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
-        """Choose for each image (B, C, H, W); returns indices (B, 3) on its device.
+        """Choose for each image (B, C, H, W); returns indices (B, choices) on its device.
 
         Args:
             images: the clean images.

@@ -1,0 +1,320 @@
+"""Games on equal terms: the same data, network, schedule and seeds, judged by the same attacks.
+
+    python scripts/compare.py                                        # digits, all games, 3 seeds
+    python scripts/compare.py --games pgd-at trades las-trades --seeds 5
+    python scripts/compare.py --budget compute                       # as many passes as PGD-AT has
+    python scripts/compare.py --dataset mnist --data-dir DIR --extra="--train-n 10000 --epochs 6"
+
+A cell is a training run (game x seed) and an evaluation of its selected weights by `evaluate.py`:
+the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAttack, and the worst
+case over all of them. Finished cells are kept and interrupted ones resumed, so that the command can
+be given again. With --budget compute a game's epochs are PGD-AT's times the ratio of what a step
+costs, forwards of the defender as counted in the runs of equal epochs, which must be there.
+
+Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; cells that the results already
+hold stay there, also where their folders are gone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import tyro
+
+from advgame.cells import run_cells, same_flags, summarise, with_earlier
+from advgame.checkpoint import write_atomically
+from advgame.cli import run_script
+from advgame.curves import save_figure
+from advgame.errors import InputError
+from advgame.evaluation.pictures import comparison_figure
+from advgame.runs import Metrics, command, commit, versions
+
+CONTROL, SURROGATE_SEED = "pgd-at", 1000
+_LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"
+# name -> script and flags
+GAMES: dict[str, tuple[str, str]] = {
+    "standard": ("train.py", "--game standard"),
+    "fgsm-at": ("train.py", "--game fgsm-at"),
+    "fast": ("train.py", "--game fast"),
+    "n-fgsm": ("train.py", "--game n-fgsm"),
+    "free": ("train.py", "--game free"),
+    CONTROL: ("train.py", "--game pgd-at"),
+    "alp": ("train.py", "--game alp"),
+    "feature-scatter": ("train.py", "--game feature-scatter --true-probability 0.5"),
+    "trades": ("train.py", "--game trades"),
+    "mart": ("train.py", "--game mart"),
+    "awp": ("train.py", "--game pgd-at --awp 0.01"),
+    "trades-awp": ("train.py", "--game trades --awp 0.005"),
+    "las-at": (_LAS, ""),
+    "las-at-random": (_LAS, "--agent random"),
+    "las-trades": (_LAS, "--objective trades --space las-trades-cifar10"),
+    "las-trades-random": (_LAS, "--objective trades --space las-trades-cifar10 --agent random"),
+    "las-awp": (_LAS, "--awp 0.01 --clamp --space las-awp-cifar10"),
+    "las-awp-random": (_LAS, "--awp 0.01 --clamp --space las-awp-cifar10 --agent random"),
+    "l2l-grad": (_L2L, "--attacker grad"),
+    "l2l-two-step": (_L2L, "--attacker two-step"),
+    "adt-exp": (_ADT, "--method exp"),
+    "adt-exp-am": (_ADT, "--method exp-am"),
+    "adt-imp-am": (_ADT, "--method imp-am"),
+}
+# what all games share on a data set, whatever their scripts' defaults
+_SHARED = "--schedule onecycle --weight-decay 5e-4 --true-probability 1"
+RECIPES = {
+    "digits": f"--model small_cnn --eps 0.15 --epochs 40 --batch-size 64 --lr 0.1 {_SHARED}",
+    "mnist": "--model small_cnn --eps 0.3 --eps-ramp 0.4 --epochs 10 --batch-size 128 --lr 0.1 "
+    f"{_SHARED}",
+    "cifar10": "--model preact_resnet18 --eps 8/255 --epochs 30 --batch-size 128 --lr 0.1 "
+    f"--ema 0.999 {_SHARED}",
+}
+COLUMNS = (
+    "adt:fgsm", "adt:pgd20", "adt:pgd100", "adt:mim20", "adt:cw30", "fea", "transfer", "spsa",
+    "autoattack",
+)  # fmt: skip
+# the ADT poster, CIFAR-10, WRN-28-10, ε 8/255: clean, FGSM, PGD-20, PGD-100, MIM, C&W, Fea, worst
+POSTER: dict[str, tuple[float, ...]] = {
+    "standard": (94.81, 12.05, 0, 0, 0, 0, 0, 0),
+    "fgsm-at": (93.80, 79.86, 0.12, 0.04, 0.06, 0.13, 0.01, 0.01),
+    CONTROL: (86.91, 58.30, 50.03, 49.40, 51.40, 50.23, 50.46, 48.26),
+    "alp": (86.81, 56.83, 48.97, 48.60, 50.13, 49.10, 48.51, 47.90),
+    "feature-scatter": (89.98, 77.40, 70.85, 68.81, 72.74, 58.46, 37.45, 37.40),
+    "adt-exp": (86.89, 60.41, 52.18, 51.69, 53.27, 52.49, 52.38, 50.56),
+    "adt-exp-am": (87.82, 62.42, 51.95, 51.26, 52.99, 51.75, 52.04, 50.04),
+    "adt-imp-am": (88.00, 64.89, 52.28, 51.23, 52.64, 52.65, 51.89, 49.81),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare games on equal terms."""
+
+    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
+    """data set"""
+    games: tuple[str, ...] = tuple(GAMES)
+    """which games"""
+    seeds: int = 3
+    """seeds 0, 1, … per game"""
+    budget: Literal["epochs", "compute"] = "epochs"
+    """what is equal: passes over the training images, or passes through the classifier"""
+    attacks: tuple[str, ...] = COLUMNS
+    """of the evaluations, see evaluate.py --list"""
+    eval_n: int = 360
+    """test images"""
+    finished_only: bool = False
+    """train and evaluate nothing: write the results of the cells that are finished"""
+    jobs: int = 2
+    """processes at a time, one thread each"""
+    runs_dir: str = "runs/compare"
+    """run folders; not committed"""
+    out: str = "results/compare"
+    """where the results go"""
+    extra: str = ""
+    """further flags of every training, e.g. --extra="--epochs 5" """
+    data_dir: str | None = None
+    """data folder (all but digits)"""
+
+
+def same(config: Config) -> str:
+    """What the cells of one table share."""
+    judged = ["--attacks", ",".join(config.attacks), "--n", str(config.eval_n)]
+    return shlex.join([*judged, *shlex.split(config.extra)])
+
+
+def data(config: Config) -> list[str]:
+    """The data set's flags."""
+    folder = ["--data-dir", config.data_dir] if config.data_dir else []
+    return ["--dataset", config.dataset, *folder]
+
+
+def shared(config: Config) -> list[str]:
+    """Flags of every training; of a flag that comes twice the last counts."""
+    # a training's own report is not looked at
+    report = ["--attacks", "fgsm", "--eval-n", "20"]
+    words = [*shlex.split(RECIPES[config.dataset]), *shlex.split(config.extra)]
+    return [*data(config), *report, *words]
+
+
+def epochs(config: Config) -> dict[str, int]:
+    """Passes over the training images, by game.
+
+    Raises:
+        InputError: equal compute without the runs of equal epochs that say what a step costs.
+    """
+    words = shared(config)
+    whole = int(words[len(words) - words[::-1].index("--epochs")])
+    if config.budget == "epochs":  # Free teaches eight times per pass
+        return {game: max(1, whole // 8) if game == "free" else whole for game in config.games}
+    path = Path(config.out) / f"{config.dataset}-epochs.json"
+    if not path.exists():
+        raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
+    runs = json.loads(path.read_text())["runs"]
+    cost = {run["method"]: run["forwards_per_image"] * run["epochs"] for run in runs}
+    spent = {run["method"]: run["epochs"] for run in runs}
+    if missing := [game for game in (CONTROL, *config.games) if game not in cost]:
+        raise InputError(f"{path} does not hold {missing[0]}: run it with --budget epochs first")
+    return {game: max(1, round(spent[game] * cost[CONTROL] / cost[game])) for game in config.games}
+
+
+def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
+    """Script -> folder -> flags of every training, the surrogate's first."""
+    made: dict[str, dict[str, list[str]]] = {}
+    whole = epochs(replace(config, budget="epochs", games=(CONTROL,)))[CONTROL]
+    cells = [(CONTROL, SURROGATE_SEED, whole)]
+    for seed in range(config.seeds):
+        cells += [(game, seed, length) for game, length in epochs(config).items()]
+    for game, seed, length in cells:
+        script, flags = GAMES[game]
+        words = [*shared(config), *shlex.split(flags), "--epochs", str(length), "--seed", str(seed)]
+        made.setdefault(script, {})[f"{game}-seed{seed}"] = words
+    return made
+
+
+def evaluations(config: Config, root: Path) -> dict[str, list[str]]:
+    """Folder -> flags of every evaluation."""
+    judged = [*data(config), "--attacks", ",".join(config.attacks), "--n", str(config.eval_n)]
+    judged += ["--surrogate", str(root / f"{CONTROL}-seed{SURROGATE_SEED}")]
+    return {
+        f"{game}-seed{seed}": [str(root / f"{game}-seed{seed}"), *judged]
+        for seed in range(config.seeds)
+        for game in config.games
+    }
+
+
+def read(root: Path, name: str) -> dict[str, Any]:
+    """What a finished cell found."""
+    report = json.loads((root / "judged" / name / "report.json").read_text())
+    about = json.loads((root / name / "config.json").read_text())
+    rows, settings = Metrics.read(root / name / "metrics.csv"), about["config"]
+    overfitting = json.loads((root / name / "report.json").read_text())
+    return {
+        "method": name.rsplit("-seed", 1)[0],
+        "seed": settings["seed"],
+        "n": report["n"],
+        "eps": report["threat"]["eps"],
+        "epochs": float(settings["epochs"]),
+        "train_n": settings["train_n"],
+        "commit": about["commit"],
+        **{f"accuracy_{attack}": value for attack, value in report["accuracy"].items()},
+        "worst_case": report["worst_case"],
+        "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
+        "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in rows),
+        "flags": [flag["name"] for flag in report["flags"]]
+        + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in overfitting),
+    }
+
+
+def table(config: Config, summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Header and rows: everything in % but cost."""
+    columns = {f"accuracy_{name}": name for name in ("clean", *config.attacks)}
+    columns["worst_case"] = "worst case"
+    head = ["game", "seeds", "epochs", *columns.values(), f"worst − {CONTROL}, paired, 95 %"]
+    lines = [[*head, "s per epoch", "F per image and step"]]
+    for game, row in summary.items():
+        cells = [game, str(row["seeds"]), f"{row['epochs']['mean']:.0f}"]
+        for column in columns:
+            spread_ = f" ± {100 * row[column]['sd']:.1f}" if row["seeds"] > 1 else ""
+            cells.append(f"{100 * row[column]['mean']:.1f}{spread_}" if column in row else "–")
+        pair = row.get("worst_minus_control")
+        cells.append(
+            f"{100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}"
+            if pair and row["seeds"] > 1
+            else "–"
+        )
+        cells.append(f"{row['seconds_per_epoch']['mean']:.2f}")
+        cells.append(f"{row['forwards_per_image']['mean']:.1f}")
+        lines.append(cells)
+    return lines
+
+
+def as_markdown(
+    config: Config, results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> str:
+    """The comparison for people."""
+    first = results[0]
+    equal = {
+        "epochs": "equal epochs",
+        "compute": f"epochs such that all make as many passes as {CONTROL}",
+    }[config.budget]
+    head, *rows = table(config, about["summary"])
+    lines = [
+        f"# Games on {config.dataset}, {equal}",
+        "",
+        f"ε = {first['eps']:.3g}, {first['n']} test images, training images: "
+        f"{first['train_n'] or 'all'}; mean ± sd over seeds, in %. Weights selected by PGD-10 on "
+        "the validation split. Worst case: over all attacks of the table, per image. F: forwards "
+        "of the classifier (input-backward 1, backward with weights 2), without networks of the "
+        "attacker. Transfer: PGD-20 made on another PGD-AT classifier.",
+        "",
+        f"| {' | '.join(head)} | flags |",
+        "|---" * (len(head) + 1) + "|",
+    ]
+    for row in rows:
+        raised = sorted({f for r in results if r["method"] == row[0] for f in r["flags"]})
+        lines.append(f"| {' | '.join(row)} | {', '.join(raised) or 'none'} |")
+    names = ("clean", "FGSM", "PGD-20", "PGD-100", "MIM", "C&W", "FeaAttack", "worst of these")
+    lines += [
+        "",
+        "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255:",
+        "",
+        f"| game | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(f"| {game} | {' | '.join(f'{v:g}' for v in row)} |" for game, row in POSTER.items()),
+    ]
+    made = ", ".join(sorted({r["commit"][:12] for r in results}))
+    lines += ["", f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
+    lines += [f"Command: `{about['command']}`.", ""]
+    return "\n".join(lines)
+
+
+def as_csv(config: Config, summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same table for programs."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table(config, summary))
+    return text.getvalue()
+
+
+def main(config: Config) -> None:
+    """Train and evaluate what is missing, then write the results."""
+    if unknown := [name for name in config.games if name not in GAMES]:
+        raise InputError(f"unknown game {unknown[0]!r}: choose from {', '.join(GAMES)}")
+    name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
+    root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
+    with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
+    same_flags(root, same(config))
+    judged = evaluations(config, root)
+    if not config.finished_only:
+        for script, cells in todo.items():
+            run_cells(scripts / script, root, cells, config.jobs)
+        run_cells(scripts / "evaluate.py", root / "judged", judged, config.jobs)
+    done = [cell for cell in judged if (root / "judged" / cell / "report.json").exists()]
+    if not done:
+        raise InputError(f"{root} holds no finished cell: leave --finished-only away")
+    runs = with_earlier([read(root, cell) for cell in done], out / f"{name}.json", same(config))
+    runs.sort(key=lambda run: list(GAMES).index(run["method"]))
+    summary = summarise(runs, CONTROL)
+    about = {
+        "command": command(),
+        "commit": commit(),
+        "versions": versions(),
+        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "extra": same(config),
+        "summary": summary,
+        "runs": runs,
+    }
+    write_atomically(out / f"{name}.json", json.dumps(about) + "\n")
+    write_atomically(out / f"{name}.md", as_markdown(config, runs, about))
+    write_atomically(out / f"{name}.csv", as_csv(config, summary))
+    figure = comparison_figure(summary, ("accuracy_clean", "accuracy_adt:pgd20"), name)
+    save_figure(figure, out / f"{name}.png")
+    print(f"{len(done)} of {len(judged)} cells, {len(runs)} in all; {out}/{name}.md")
+
+
+if __name__ == "__main__":
+    run_script(lambda: main(tyro.cli(Config)))

@@ -1,0 +1,108 @@
+"""scripts/compare.py: what is equal, what is read, what is refused."""
+
+import csv
+import json
+from dataclasses import replace
+
+import compare
+import pytest
+
+from advgame.cells import summarise
+from advgame.errors import InputError
+
+TINY = "--train-n 100 --epochs 8 --batch-size 50 --validate-every 8"
+
+
+def config(tmp_path, **changes):
+    base = compare.Config(
+        games=("standard", "free", "pgd-at", "trades"),
+        seeds=1,
+        attacks=("adt:fgsm", "adt:pgd20", "transfer"),
+        eval_n=20,
+        runs_dir=str(tmp_path / "runs"),
+        out=str(tmp_path / "results"),
+        extra=TINY,
+    )
+    return replace(base, **changes)
+
+
+def flags(words, name):
+    """The value that counts: the last one."""
+    return words[len(words) - words[::-1].index(name)]
+
+
+def test_equal_epochs_and_equal_terms(tmp_path):
+    made = compare.trainings(config(tmp_path, games=tuple(compare.GAMES), seeds=2))
+    cells = {name: words for cells in made.values() for name, words in cells.items()}
+    assert len(cells) == 2 * len(compare.GAMES) + 1  # and the surrogate
+    for name, words in cells.items():
+        assert flags(words, "--epochs") == ("1" if name.startswith("free") else "8"), name
+        for flag, value in (("--lr", "0.1"), ("--weight-decay", "5e-4"), ("--model", "small_cnn")):
+            assert flags(words, flag) == value
+        smoothing = "0.5" if name.startswith("feature-scatter") else "1"
+        assert flags(words, "--true-probability") == smoothing
+    assert flags(cells["pgd-at-seed1000"], "--seed") == "1000"
+    judged = compare.evaluations(config(tmp_path), tmp_path)
+    assert flags(judged["trades-seed0"], "--surrogate").endswith("pgd-at-seed1000")
+
+
+def test_equal_compute_scales_epochs_by_what_a_step_costs(tmp_path):
+    with pytest.raises(InputError, match="is missing"):
+        compare.trainings(config(tmp_path, budget="compute"))
+    runs = [
+        {"method": name, "epochs": float(epochs), "forwards_per_image": cost}
+        for name, epochs, cost in (("pgd-at", 8, 23.0), ("standard", 8, 3.0), ("free", 1, 24.0))
+    ]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "digits-epochs.json").write_text(json.dumps({"runs": runs}))
+    found = compare.epochs(config(tmp_path, budget="compute", games=("standard", "free", "pgd-at")))
+    assert found == {"standard": 61, "free": 8, "pgd-at": 8}  # 8 · 23 / 3, 8 · 23 / 24, 8
+    with pytest.raises(InputError, match="does not hold trades"):
+        compare.epochs(config(tmp_path, budget="compute", games=("trades",)))
+
+
+def test_words_that_cannot_work_are_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown game"):
+        compare.main(config(tmp_path, games=("strong",)))
+    with pytest.raises(InputError, match="no finished cell"):
+        compare.main(config(tmp_path, finished_only=True))
+    assert set(compare.POSTER) <= set(compare.GAMES)
+
+
+def test_summaries_are_paired_by_seed():
+    runs = [
+        {"method": m, "seed": s, "worst_case": w, "n": 9}
+        for m, s, w in (("a", 0, 0.5), ("a", 1, 0.7), ("b", 1, 0.6), ("b", 0, 0.2))
+    ]
+    found = summarise(runs, "a")
+    assert found["a"]["worst_case"]["mean"] == pytest.approx(0.6)
+    assert "worst_minus_control" not in found["a"]
+    assert found["b"]["worst_minus_control"]["mean"] == pytest.approx(-0.2)
+    assert "n" not in found["b"]  # a count is not averaged
+    assert "worst_minus_control" not in summarise(runs)["b"]
+
+
+@pytest.mark.slow
+def test_the_whole_of_a_small_comparison(tmp_path):
+    asked = config(tmp_path)
+    compare.main(asked)
+    path = tmp_path / "results" / "digits-epochs.json"
+    made = json.loads(path.read_text())
+    assert [run["method"] for run in made["runs"]] == list(asked.games)
+    folder = tmp_path / "runs" / "digits-epochs"
+    report = json.loads((folder / "judged" / "trades-seed0" / "report.json").read_text())
+    assert made["runs"][3]["accuracy_transfer"] == report["accuracy"]["transfer"]
+    costs = {run["method"]: run["forwards_per_image"] for run in made["runs"]}
+    assert costs == {"standard": 3, "free": 24, "pgd-at": 23, "trades": 27}
+    rows = list(csv.reader((tmp_path / "results" / "digits-epochs.csv").open()))
+    assert [row[0] for row in rows] == ["game", *asked.games]
+    text = path.with_suffix(".md").read_text()
+    assert f"| trades | 1 | 8 | {100 * report['accuracy']['clean']:.1f} |" in text
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    compare.main(replace(asked, games=("standard",), finished_only=True))
+    assert json.loads(path.read_text())["runs"] == made["runs"]
+    with pytest.raises(InputError, match="other flags"):
+        compare.main(replace(asked, eval_n=10))
+    compare.main(replace(asked, budget="compute", games=("standard", "pgd-at")))
+    again = json.loads((tmp_path / "results" / "digits-compute.json").read_text())
+    assert [run["epochs"] for run in again["runs"]] == [61, 8]
