@@ -6,13 +6,13 @@
     python scripts/compare.py --dataset mnist --data-dir DIR --extra="--train-n 10000 --epochs 6"
 
 A cell is a training run (game x seed) and an evaluation of its selected weights by `evaluate.py`:
-the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAttack, and the worst
-case over all of them. Finished cells are kept and interrupted ones resumed, so that the command can
-be given again. With --budget compute a game's epochs are PGD-AT's times the ratio of what a step
-costs, forwards of the defender as counted in the runs of equal epochs, which must be there.
+the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAttack, the worst case.
+Finished cells are kept, interrupted ones resumed: the command can be given again. With --budget
+compute a game's epochs are PGD-AT's times the ratio of what a step costs, forwards of the defender
+as counted in the runs of equal epochs, which must be there.
 
-Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; cells that the results already
-hold stay there, also where their folders are gone.
+Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; cells that the results
+already hold stay there, also where their folders are gone.
 """
 
 from __future__ import annotations
@@ -151,8 +151,7 @@ def epochs(config: Config) -> dict[str, int]:
     whole = int(words[len(words) - words[::-1].index("--epochs")])
     if config.budget == "epochs":  # Free teaches eight times per pass
         return {game: max(1, whole // 8) if game == "free" else whole for game in config.games}
-    path = Path(config.out) / f"{config.dataset}-epochs.json"
-    if not path.exists():
+    if not (path := Path(config.out) / f"{config.dataset}-epochs.json").exists():
         raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
     runs = json.loads(path.read_text())["runs"]
     cost = {run["method"]: run["forwards_per_image"] * run["epochs"] for run in runs}
@@ -165,12 +164,13 @@ def epochs(config: Config) -> dict[str, int]:
 def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
     """Script -> folder -> flags of every training, the surrogate's first."""
     made: dict[str, dict[str, list[str]]] = {}
-    whole = epochs(replace(config, budget="epochs", games=(CONTROL,)))[CONTROL]
-    cells = [(CONTROL, SURROGATE_SEED, whole)]
+    equal = replace(config, budget="epochs", games=(CONTROL,))
+    cells = [(CONTROL, SURROGATE_SEED, epochs(equal)[CONTROL])]
     for seed in range(config.seeds):
         cells += [(game, seed, length) for game, length in epochs(config).items()]
     for game, seed, length in cells:
         script, flags = GAMES[game]
+        flags += " --reward-interval 10" * (script == _LAS and config.dataset == "cifar10")
         words = [*shared(config), *shlex.split(flags), "--epochs", str(length), "--seed", str(seed)]
         made.setdefault(script, {})[f"{game}-seed{seed}"] = words
     return made

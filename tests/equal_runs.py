@@ -2,12 +2,19 @@
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 SMALL = {"train_n": 200, "epochs": 3, "batch_size": 32, "eval_n": 20, "attacks": ("fgsm",)}
+
+
+def slow_but(quick: str, names: Iterable[str]) -> list[object]:
+    """Parameters of a test: the default suite runs one of them."""
+    return [pytest.param(n, marks=[] if n == quick else pytest.mark.slow) for n in names]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -48,6 +48,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_quick_run_writes_every_figure(tmp_path):
     out = tmp_path / "benchmark.json"
     done = run("--quick", "--threads", "1", "--out", str(out))

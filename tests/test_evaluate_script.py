@@ -180,6 +180,7 @@ def test_softmax_outputs_are_refused(root, monkeypatch, capsys):
     assert "remove the final softmax" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_verdicts_of_one(root):
     """Fabric's launcher and one shared folder."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

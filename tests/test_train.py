@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 import train
-from equal_runs import SMALL, assert_equal_runs
+from equal_runs import SMALL, assert_equal_runs, slow_but
 from train import Config, defaults, main
 
 from advgame.cli import make_fabric, run_script
@@ -32,7 +32,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("game", VARIANTS)
+@pytest.mark.parametrize("game", slow_but("free", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypatch):
     collapse = {"epoch": 2, "fgsm": 0.9, "pgd10": 0.1, "best": 0.4}
     monkeypatch.setattr("advgame.evaluation.judge.catastrophic_overfitting", lambda rows: collapse)

@@ -9,7 +9,7 @@ import evaluate
 import pytest
 import torch
 import train_adt
-from equal_runs import SMALL, assert_equal_runs
+from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
 from train_adt import ADT_PANELS, Config, defaults, main
 
@@ -35,7 +35,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("method", VARIANTS)
+@pytest.mark.parametrize("method", slow_but("imp-am", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkeypatch):
     changes = {"method": method, **VARIANTS[method]}
     whole = main(small(tmp_path, "whole", **changes))
@@ -69,7 +69,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkey
 def _what_a_run_leaves(run, method):
     rows = Metrics.read(run / "metrics.csv")
     for _, columns in ADT_PANELS.values():
-        assert set(columns) <= set(rows[-1])
+        assert set(columns) - {"game/pairing_loss"} <= set(rows[-1])
     assert rows[-1]["cost/input_backwards"] == (4 if method == "exp" else 2)
     report = json.loads((run / "report.json").read_text())
     assert list(report["accuracy"]) == ["clean", "fgsm", f"learned:{method}-worst-of-3"]

@@ -190,6 +190,7 @@ def test_any_task_with_its_own_demonstrations(tmp_path):
     assert json.loads((folder / "report.json").read_text())["eval/return"] == -500
 
 
+@pytest.mark.slow
 def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
     flags = "--episodes 8 --envs 4 --n-steps 16"
     study = gail_stability.Config(

@@ -10,7 +10,7 @@ import pytest
 import study_l2l
 import torch
 import train_l2l
-from equal_runs import SMALL, assert_equal_runs
+from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
 from train_l2l import Config, defaults, main
 
@@ -37,7 +37,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but("grad", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(variant, tmp_path):
     changes = VARIANTS[variant]
     whole = main(small(tmp_path, "whole", **changes))
@@ -76,7 +76,7 @@ def test_a_run_leaves_its_curves(runs):
     rows = Metrics.read(runs / "grad-seed0" / "metrics.csv")
     assert [row["epoch"] for row in rows] == [1, 2]
     for _, columns in PANELS.values():
-        assert set(columns) <= set(rows[-1])
+        assert set(columns) - {"game/pairing_loss"} <= set(rows[-1])
     assert rows[-1]["attacker/forwards_per_image"] == 4 + 3 + 2
     assert (runs / "grad-seed0" / "curves.png").stat().st_size > 10_000
     plain = Metrics.read(runs / "plain-seed0" / "metrics.csv")

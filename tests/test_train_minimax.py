@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import study_minimax
 import train_minimax
-from equal_runs import SMALL, assert_equal_runs
+from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
 from torch import Generator
 from train_minimax import Config, defaults, main
@@ -46,10 +46,7 @@ VARIANTS = {
 }
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("optimistic", "sens")]
-
-
-@pytest.mark.parametrize("defence", ["minimax", "mixture", *SLOW])
+@pytest.mark.parametrize("defence", slow_but("mixture", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
     changes = {"defence": defence, **VARIANTS[defence]}
     whole = main(small(tmp_path, "whole", **changes))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from equal_runs import SMALL, assert_equal_runs
+from equal_runs import SMALL, assert_equal_runs, slow_but
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_las_at import Config, defaults, main
 
@@ -55,7 +55,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_but("reinforce", VARIANTS))
 def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
     variant, tmp_path, stop_at, monkeypatch
 ):
