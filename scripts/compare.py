@@ -35,6 +35,7 @@ from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.evaluation.pictures import comparison_figure
+from advgame.published import POSTER
 from advgame.runs import Metrics, command, commit, versions
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
@@ -78,17 +79,6 @@ COLUMNS = (
     "adt:fgsm", "adt:pgd20", "adt:pgd100", "adt:mim20", "adt:cw30", "fea", "transfer", "spsa",
     "autoattack",
 )  # fmt: skip
-# the ADT poster, CIFAR-10, WRN-28-10, ε 8/255: clean, FGSM, PGD-20, PGD-100, MIM, C&W, Fea, worst
-POSTER: dict[str, tuple[float, ...]] = {
-    "standard": (94.81, 12.05, 0, 0, 0, 0, 0, 0),
-    "fgsm-at": (93.80, 79.86, 0.12, 0.04, 0.06, 0.13, 0.01, 0.01),
-    CONTROL: (86.91, 58.30, 50.03, 49.40, 51.40, 50.23, 50.46, 48.26),
-    "alp": (86.81, 56.83, 48.97, 48.60, 50.13, 49.10, 48.51, 47.90),
-    "feature-scatter": (89.98, 77.40, 70.85, 68.81, 72.74, 58.46, 37.45, 37.40),
-    "adt-exp": (86.89, 60.41, 52.18, 51.69, 53.27, 52.49, 52.38, 50.56),
-    "adt-exp-am": (87.82, 62.42, 51.95, 51.26, 52.99, 51.75, 52.04, 50.04),
-    "adt-imp-am": (88.00, 64.89, 52.28, 51.23, 52.64, 52.65, 51.89, 49.81),
-}
 
 
 @dataclass(frozen=True)
@@ -107,6 +97,8 @@ class Config:
     """of the evaluations, see evaluate.py --list"""
     eval_n: int = 360
     """test images"""
+    judged: str = "judged"
+    """folder of the evaluations within the runs': other attacks or images need another"""
     finished_only: bool = False
     """train and evaluate nothing: write the results of the cells that are finished"""
     jobs: int = 2
@@ -121,10 +113,14 @@ class Config:
     """data folder (all but digits)"""
 
 
+def judging(config: Config) -> list[str]:
+    """Flags of every evaluation."""
+    return ["--attacks", ",".join(config.attacks), "--n", str(config.eval_n)]
+
+
 def same(config: Config) -> str:
     """What the cells of one table share."""
-    judged = ["--attacks", ",".join(config.attacks), "--n", str(config.eval_n)]
-    return shlex.join([*judged, *shlex.split(config.extra)])
+    return shlex.join([*judging(config), *shlex.split(config.extra)])
 
 
 def data(config: Config) -> list[str]:
@@ -178,18 +174,18 @@ def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
 
 def evaluations(config: Config, root: Path) -> dict[str, list[str]]:
     """Folder -> flags of every evaluation."""
-    judged = [*data(config), "--attacks", ",".join(config.attacks), "--n", str(config.eval_n)]
-    judged += ["--surrogate", str(root / f"{CONTROL}-seed{SURROGATE_SEED}")]
+    words = [*data(config), *judging(config)]
+    words += ["--surrogate", str(root / f"{CONTROL}-seed{SURROGATE_SEED}")]
     return {
-        f"{game}-seed{seed}": [str(root / f"{game}-seed{seed}"), *judged]
+        f"{game}-seed{seed}": [str(root / f"{game}-seed{seed}"), *words]
         for seed in range(config.seeds)
         for game in config.games
     }
 
 
-def read(root: Path, name: str) -> dict[str, Any]:
+def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
     """What a finished cell found."""
-    report = json.loads((root / "judged" / name / "report.json").read_text())
+    report = json.loads((judged / name / "report.json").read_text())
     about = json.loads((root / name / "config.json").read_text())
     rows, settings = Metrics.read(root / name / "metrics.csv"), about["config"]
     overfitting = json.loads((root / name / "report.json").read_text())
@@ -287,16 +283,19 @@ def main(config: Config) -> None:
     name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
     with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
-    same_flags(root, same(config))
-    judged = evaluations(config, root)
+    same_flags(root, config.extra)
+    same_flags(root / config.judged, shlex.join(judging(config)))
+    judged, found = evaluations(config, root), root / config.judged
     if not config.finished_only:
         for script, cells in todo.items():
             run_cells(scripts / script, root, cells, config.jobs)
-        run_cells(scripts / "evaluate.py", root / "judged", judged, config.jobs)
-    done = [cell for cell in judged if (root / "judged" / cell / "report.json").exists()]
+        run_cells(scripts / "evaluate.py", found, judged, config.jobs)
+    done = [cell for cell in judged if (found / cell / "report.json").exists()]
     if not done:
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
-    runs = with_earlier([read(root, cell) for cell in done], out / f"{name}.json", same(config))
+    runs = with_earlier(
+        [read(root, found, cell) for cell in done], out / f"{name}.json", same(config)
+    )
     runs.sort(key=lambda run: list(GAMES).index(run["method"]))
     summary = summarise(runs, CONTROL)
     about = {

@@ -161,6 +161,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     names = ("plain-seed0", "plain-seed1", "grad-seed0")
     config = sweeps.Config(

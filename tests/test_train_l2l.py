@@ -151,6 +151,7 @@ def test_the_study_reads_finished_cells(runs, tmp_path):
     assert set(study_l2l.PAPER) <= set(study_l2l.METHODS)
 
 
+@pytest.mark.slow
 def test_the_study_draws_sparse_validations_and_refuses_other_flags(tmp_path):
     extra = "--train-n 100 --epochs 3 --batch-size 50 --eval-n 20 --validate-every 2"
     config = study_l2l.Config(
