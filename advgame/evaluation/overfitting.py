@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_FALL = 0.20  # of PGD-10's accuracy below its best so far; 20 points, as Wong et al. stop at
-_WIDENED = (
-    0.20  # of the gap to FGSM's accuracy since that best: a collapse of both is another thing
-)
+# of PGD-10's accuracy below its best so far; 20 points, as Wong et al. stop at
+_FALL = 0.20
+# of the gap to FGSM's accuracy since that best: a collapse of both is another thing
+_WIDENED = 0.20
 
 
 def catastrophic_overfitting(rows: Sequence[Mapping[str, float]]) -> dict[str, Any] | None:
