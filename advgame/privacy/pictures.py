@@ -22,7 +22,7 @@ def trade_off_figure(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, str]
     Args:
         rows: ``keep``, ``filter``, ``dim``, ``rho``, ``solver``, and spreads ``useful``,
             ``private``, ``private_guess``, ``private_floor``. Those of plain descent and ascent
-            are left out; a filter's ρ beside 1 are a line of small points.
+            and of a ρ other than 1 are left out.
         tasks: what is kept -> title.
     """
     shown = {keep: title for keep, title in tasks.items() if any(r["keep"] == keep for r in rows)}
@@ -37,9 +37,8 @@ def trade_off_figure(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, str]
         sharey=True,
     )
     for axis, (keep, title) in zip(axes[0], shown.items(), strict=True):
-        mine = [row for row in rows if row["keep"] == keep and row["solver"] == "minimax"]
+        mine = [r for r in rows if (r["keep"], r["solver"], r["rho"]) == (keep, "minimax", 1)]
         for row in mine:
-            small = row["rho"] != 1
             spread = {
                 name: 0 if row["seeds"] < 2 else 100 * row[name]["sd"]
                 for name in ("private", "useful")
@@ -50,17 +49,11 @@ def trade_off_figure(rows: Sequence[Mapping[str, Any]], tasks: Mapping[str, str]
                 100 * row["useful"]["mean"],
                 xerr=spread["private"],
                 yerr=spread["useful"],
-                fmt="." if small else _MARKERS[number % len(_MARKERS)],
+                fmt=_MARKERS[number % len(_MARKERS)],
                 color=f"C{kinds.index(row['filter'])}",
                 capsize=2,
                 elinewidth=0.8,
             )
-            if small:
-                axis.annotate(
-                    f" ρ {row['rho']:g}",
-                    (100 * row["private"]["mean"], 100 * row["useful"]["mean"]),
-                    fontsize=6,
-                )
         for name, style in (("private_guess", ":"), ("private_floor", "--")):
             axis.axvline(100 * mine[0][name]["mean"], color="black", lw=0.9, ls=style)
         axis.set(title=title, xlabel="private label, accuracy of the strongest, %")
