@@ -24,16 +24,19 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import grad
 
 from advgame.attacks import attacked, fast, feature_scatter, pgd
+from advgame.attacks.distributional import DistributionalAttack
 from advgame.checkpoint import write_atomically
 from advgame.classifiers import make_classifier
 from advgame.cli import run_script
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.adt import Amortised, Explicit
 from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.awp import AWPDefender
 from advgame.games.free import Free
 from advgame.games.l2l import L2L, Form
 from advgame.games.pairing import LogitPairing, Mart, Trades
@@ -44,12 +47,14 @@ from advgame.runs import command, commit, cpu_name, device_name, versions
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 from advgame.timing import Play, compare
+from agents.adt import ADTNetwork
+from agents.adt_players import ExplicitPlayer
 from agents.attacker_networks import Width
 from agents.l2l import GRADIENTS, L2LNetwork, L2LPlayer
 
 CLASSES, SEED, STEPS, OFTEN = 10, 0, 10, 4
 PER_TURN = ("median_s", "min_s", "max_s", "times_ours")
-PUBLISHED = "published PGM-10"
+PUBLISHED, AWP, ADT = "published PGM-10", "PGM-10, AWP", "ADT-EXP-AM"
 # the L2L paper's table 3, CIFAR-10 on one 2080 Ti, over its PGM-10
 PAPER = {"plain": 0.08, PUBLISHED: 1.0, "naive": 0.22, "grad": 0.47, "two-step": 0.61}
 
@@ -61,7 +66,7 @@ class Config:
     network: str = "wrn-28-10"
     """the defender"""
     width: Width = "wide"
-    """of the attacker"""
+    """of L2L's attacker"""
     family: Literal["l2l", "baselines"] = "l2l"
     """which games, beside plain and PGM-10 training"""
     shape: tuple[int, int, int] = (3, 32, 32)
@@ -105,6 +110,9 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
             "Feature Scatter": AdversarialTraining(threat, feature_scatter),
             "TRADES": Trades(threat),
             "MART": Mart(threat),
+            AWP: found["PGM-10"],
+            "ADT-EXP": Explicit(DistributionalAttack(threat)),
+            ADT: Amortised(threat, ExplicitPlayer(generator(config))),
         }
     for name, gradients in GRADIENTS.items():
         for form in get_args(Form):
@@ -115,12 +123,27 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
     return found
 
 
+def generator(config: Config) -> ADTNetwork:
+    """ADT's small one."""
+    with seeded_init(SEED, "attacker"):
+        return ADTNetwork(config.shape)
+
+
+def networks(config: Config) -> dict[str, tuple[nn.Module, int]]:
+    """The family's attackers: name -> a network like theirs, and the images that it looks at."""
+    if config.family == "baselines":
+        return {"attacker": (generator(config).body, 3)}
+    with seeded_init(SEED, "attacker"):
+        pair = [L2LNetwork(config.shape, n, config.width).body for n in (1, 0)]
+    return {"attacker": (pair[0], 2), "naive attacker": (pair[1], 1)}
+
+
 def single_passes(
-    defender: Defender, network: L2LNetwork, naive: L2LNetwork, x: Tensor, y: Tensor
+    defender: Defender, attackers: Mapping[str, tuple[nn.Module, int]], x: Tensor, y: Tensor
 ) -> dict[str, Play]:
     """One pass of each kind that `Passes` counts, and the optimisers' steps."""
     model = defender.module
-    leaf, information = x.clone().requires_grad_(), torch.cat([x, x], 1)
+    leaf = x.clone().requires_grad_()
 
     def forward() -> None:
         with torch.no_grad():
@@ -130,32 +153,34 @@ def single_passes(
         with attacked(model):
             grad(cross_entropy(model(leaf), y).sum(), leaf)
 
-    def attack(body: torch.nn.Module, given: Tensor) -> None:
+    def attack(body: nn.Module, given: Tensor) -> None:
         with torch.no_grad():
             body(given)
 
-    def learn(body: torch.nn.Module, given: Tensor) -> None:
+    def learn(body: nn.Module, given: Tensor) -> None:
         body(given).sum().backward()
 
-    player, weights = L2LPlayer(network), list(network.parameters())
+    weights = list(next(iter(attackers.values()))[0].parameters())
+    optimizer = torch.optim.Adam(weights, fused=True)
     gradients = [torch.full_like(weight, 1e-3) for weight in weights]
 
     def adam() -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
-        player.step()
+        optimizer.step()
 
-    return {
+    found: dict[str, Play] = {
         "F": forward,
         "F + B_x": to_input,
         "F + B": lambda: defender.backward(x, y),
         "SGD step": defender.step,
         "Adam step": adam,
-        "attacker F": lambda: attack(network.body, information),
-        "attacker F + B": lambda: learn(network.body, information),
-        "naive attacker F": lambda: attack(naive.body, x),
-        "naive attacker F + B": lambda: learn(naive.body, x),
     }
+    for name, (body, images) in attackers.items():
+        given = torch.cat([x] * images, 1)
+        found[f"{name} F"] = partial(attack, body.train(), given)
+        found[f"{name} F + B"] = partial(learn, body, given)
+    return found
 
 
 def often(play: Play) -> None:
@@ -169,15 +194,16 @@ def predict(passes: Passes, times: dict[str, float], naive: bool) -> float:
     kind = "naive attacker" if naive else "attacker"
     alone = passes.forwards - passes.input_backwards - passes.backwards
     attacking = passes.attacker_forwards - passes.attacker_backwards
-    return (
+    seconds = (
         alone * times["F"]
         + passes.input_backwards * times["F + B_x"]
         + passes.backwards * times["F + B"]
         + times["SGD step"]
-        + (times["Adam step"] if passes.attacker_backwards else 0.0)
-        + attacking * times[f"{kind} F"]
-        + passes.attacker_backwards * times[f"{kind} F + B"]
     )
+    if passes.attacker_forwards:
+        seconds += attacking * times[f"{kind} F"]
+        seconds += passes.attacker_backwards * times[f"{kind} F + B"] + times["Adam step"]
+    return seconds
 
 
 def counted(stats: Mapping[str, Tensor]) -> Passes:
@@ -187,20 +213,21 @@ def counted(stats: Mapping[str, Tensor]) -> Passes:
 
 def measure(config: Config) -> dict[str, Any]:
     """All contestants in one run."""
-    with seeded_init(SEED):
-        defender = Defender(make_classifier(config.network, config.shape, CLASSES), lr=1e-4)
+    defenders: list[Defender] = []
+    for kind in (Defender, partial(AWPDefender, gamma=0.01)):
+        with seeded_init(SEED):
+            defenders.append(kind(make_classifier(config.network, config.shape, CLASSES), lr=1e-4))
+    defender, perturbed = defenders
     rng = stream(SEED, "images")
     x = torch.rand(config.batch, *config.shape, generator=rng)
     y = torch.randint(CLASSES, (config.batch,), generator=rng)
     threat, start = Linf(0.031), stream(SEED, "start")
     steps: dict[str, Callable[[], DefenderStep]] = {
-        name: partial(rules.step, defender, x, y, start)
+        name: partial(rules.step, perturbed if name == AWP else defender, x, y, start)
         for name, rules in games(config, threat).items()
     }
     passes = {name: counted(step().stats) for name, step in steps.items()}
-    with seeded_init(SEED, "attacker"):
-        network, naive = (L2LNetwork(config.shape, n, config.width).train() for n in (1, 0))
-    singles = single_passes(defender, network, naive, x, y)
+    singles = single_passes(defender, networks(config), x, y)
     plays: dict[str, Play] = {
         **{name: partial(often, one) for name, one in singles.items()},
         PUBLISHED: partial(published_pgm, defender, x, y, 0.031, start),
@@ -220,7 +247,8 @@ def measure(config: Config) -> dict[str, Any]:
 def as_markdown(config: Config, about: dict[str, Any]) -> str:
     """The table for people."""
     lines = [
-        f"# A step of each game: {config.network}, {config.width} attacker, batch {config.batch}",
+        f"# A step of each game: {config.network}, batch {config.batch}"
+        + f", {config.width} attacker" * (config.family == "l2l"),
         "",
         "Predicted: the step's own counts of passes times what single passes took in the same "
         "run. F: forwards of the defender, B_x: backwards to the input only, B: with weight "

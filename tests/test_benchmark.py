@@ -168,7 +168,11 @@ def test_the_baselines_are_timed_too(tmp_path):
     benchmark_games.main(tyro.cli(benchmark_games.Config, args=words))
     rows = json.loads(out.read_text())["contestants"]
     assert (rows["TRADES"]["passes"]["forwards"], rows["TRADES"]["passes"]["backwards"]) == (13, 2)
-    assert "grad" not in rows
+    assert not {"grad", "naive attacker F"} & set(rows)
+    counts = {name: row["passes"] for name, row in rows.items() if "passes" in row}
+    assert [counts[name]["forwards"] for name in ("PGM-10", "PGM-10, AWP")] == [11, 12]
+    assert counts["ADT-EXP"]["forwards"] == 36  # the paper's 7 steps of 5 samples, and the defender
+    assert (counts["ADT-EXP-AM"]["forwards"], counts["ADT-EXP-AM"]["attacker_forwards"]) == (3, 1)
 
 
 def test_a_prediction_by_hand():
