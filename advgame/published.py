@@ -58,3 +58,10 @@ POSTER: dict[str, tuple[float, ...]] = {
 }
 """The ADT poster's table, CIFAR-10, WRN-28-10, ε 8/255, accuracy in %: clean, FGSM, PGD-20,
 PGD-100, MIM, C&W, FeaAttack, worst of these."""
+
+
+def poster_table() -> list[str]:
+    """`POSTER` as lines of markdown."""
+    head = ("game", "clean", "FGSM", "PGD-20", "PGD-100", "MIM", "C&W", "FeaAttack", "worst")
+    rows = [(game, *(f"{value:g}" for value in row)) for game, row in POSTER.items()]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

@@ -35,7 +35,7 @@ from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.evaluation.pictures import comparison_figure
-from advgame.published import POSTER
+from advgame.published import poster_table
 from advgame.runs import Metrics, command, commit, versions
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
@@ -99,6 +99,8 @@ class Config:
     """test images"""
     judged: str = "judged"
     """folder of the evaluations within the runs': other attacks or images need another"""
+    missing_only: bool = False
+    """leave out what the results hold already, also where its folders are gone"""
     finished_only: bool = False
     """train and evaluate nothing: write the results of the cells that are finished"""
     jobs: int = 2
@@ -254,15 +256,8 @@ def as_markdown(
     for row in rows:
         raised = sorted({f for r in results if r["method"] == row[0] for f in r["flags"]})
         lines.append(f"| {' | '.join(row)} | {', '.join(raised) or 'none'} |")
-    names = ("clean", "FGSM", "PGD-20", "PGD-100", "MIM", "C&W", "FeaAttack", "worst of these")
-    lines += [
-        "",
-        "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255:",
-        "",
-        f"| game | {' | '.join(names)} |",
-        "|---" * (len(names) + 1) + "|",
-        *(f"| {game} | {' | '.join(f'{v:g}' for v in row)} |" for game, row in POSTER.items()),
-    ]
+    lines += ["", "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:", ""]
+    lines += poster_table()
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
     lines += ["", f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
     lines += [f"Command: `{about['command']}`.", ""]
@@ -282,16 +277,17 @@ def main(config: Config) -> None:
         raise InputError(f"unknown game {unknown[0]!r}: choose from {', '.join(GAMES)}")
     name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
-    with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
+    held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
+    known = {f"{run['method']}-seed{run['seed']}" for run in held if config.missing_only}
     same_flags(root, config.extra)
     same_flags(root / config.judged, shlex.join(judging(config)))
     judged, found = evaluations(config, root), root / config.judged
     if not config.finished_only:
-        for script, cells in todo.items():
-            run_cells(scripts / script, root, cells, config.jobs)
-        run_cells(scripts / "evaluate.py", found, judged, config.jobs)
+        for script, cells in (todo | {"evaluate.py": judged}).items():
+            lacking = {cell: flags for cell, flags in cells.items() if cell not in known}
+            run_cells(scripts / script, found if cells is judged else root, lacking, config.jobs)
     done = [cell for cell in judged if (found / cell / "report.json").exists()]
-    if not done:
+    if not (done or known):
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
     runs = with_earlier(
         [read(root, found, cell) for cell in done], out / f"{name}.json", same(config)

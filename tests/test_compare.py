@@ -9,6 +9,7 @@ import pytest
 
 from advgame.cells import summarise
 from advgame.errors import InputError
+from advgame.published import POSTER
 
 TINY = "--train-n 100 --epochs 8 --batch-size 50 --validate-every 8"
 
@@ -66,7 +67,7 @@ def test_words_that_cannot_work_are_refused(tmp_path):
         compare.main(config(tmp_path, games=("strong",)))
     with pytest.raises(InputError, match="no finished cell"):
         compare.main(config(tmp_path, finished_only=True))
-    assert set(compare.POSTER) <= set(compare.GAMES)
+    assert set(POSTER) <= set(compare.GAMES)
 
 
 def test_summaries_are_paired_by_seed():
@@ -103,6 +104,11 @@ def test_the_whole_of_a_small_comparison(tmp_path):
     assert json.loads(path.read_text())["runs"] == made["runs"]
     with pytest.raises(InputError, match="other flags"):
         compare.main(replace(asked, eval_n=10))
+    elsewhere = replace(asked, runs_dir=str(tmp_path / "later"), missing_only=True)
+    compare.main(replace(elsewhere, games=("standard",), seeds=2))
+    later = {path.name for path in (tmp_path / "later" / "digits-epochs").glob("*-seed*")}
+    assert later == {"pgd-at-seed1000", "standard-seed1"}
+    assert len(json.loads(path.read_text())["runs"]) == len(asked.games) + 1
     compare.main(replace(asked, budget="compute", games=("standard", "pgd-at")))
     again = json.loads((tmp_path / "results" / "digits-compute.json").read_text())
     assert [run["epochs"] for run in again["runs"]] == [61, 8]
