@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -49,7 +50,12 @@ def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs
         root: where their folders go.
         cells: name of the folder -> flags.
         jobs: processes at a time.
+
+    Raises:
+        InputError: fewer than one process, or a cell that failed.
     """
+    if jobs < 1:
+        raise InputError(f"jobs must be 1 or above, not {jobs}")
     console = Console(stderr=True)
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {
@@ -58,6 +64,23 @@ def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs
         for number, (name, future) in enumerate(waiting.items(), 1):
             future.result()
             console.print(f"{number}/{len(waiting)} {name}")
+
+
+def whole_number(words: Sequence[str], flag: str) -> int:
+    """The value of ``--flag 5`` or ``--flag=5``; of several the last counts.
+
+    Raises:
+        InputError: no whole number above 0.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(flag, dest="value", type=int)
+    try:
+        value: int = parser.parse_known_args(list(words))[0].value
+    except argparse.ArgumentError as error:
+        raise InputError(str(error)) from error
+    if value < 1:
+        raise InputError(f"{flag} must be 1 or above, not {value}")
+    return value
 
 
 def same_flags(root: Path, flags: str) -> None:

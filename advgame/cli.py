@@ -91,7 +91,7 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
 def typed_options(kind: type) -> set[str]:
     """The fields of a settings class that stand on the command line."""
     words = {word.split("=")[0].lstrip("-").replace("-", "_") for word in sys.argv[1:]}
-    return {field.name for field in fields(kind) if field.name in words}
+    return {f.name for f in fields(kind) if {f.name, f"no_{f.name}"} & words}  # --no-FLAG, too
 
 
 def resume_settings(

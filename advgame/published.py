@@ -14,9 +14,10 @@ _NEAR: dict[str, Any] = {**_STEPS, "eps": "0.031", "step_size": 7 / 31}
 PUBLISHED: dict[str, dict[str, Any]] = {
     # Rice et al. 2020, robust_overfitting: the last weights overfit, the best are near epoch 106
     "pgd-at": {**_STEPS, "epochs": 200, "attack_mode": "train"},
-    # Wong et al. 2020, fast_adversarial: a cyclic schedule, and Free beside it
+    # Wong et al. 2020, fast_adversarial: epochs and rates, its
+    # schedule is a triangle, ours one cycle; Free beside it
     "fast": {"ema": None, "lr": 0.2, "epochs": 15, "attack_mode": "train"},
-    "free": {"ema": None, "lr": 0.04},
+    "free": {"ema": None, "lr": 0.04, "epochs": 11},
     # Zhang et al. 2019: 76 epochs and one drop before the last are its early stopping
     "trades": {
         **_NEAR,
@@ -30,10 +31,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mart": {
         **_NEAR,
         "model": "resnet18",
+        "normalise": False,
         "lr": 0.01,
         "weight_decay": 3.5e-3,
         "epochs": 120,
-        "milestones": (75 / 120, 90 / 120),
+        "milestones": (75 / 120, 90 / 120, 100 / 120),
     },
     # Zhang & Wang 2019
     "feature-scatter": {

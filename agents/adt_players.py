@@ -143,11 +143,11 @@ class ImplicitPlayer:
         seen = value.view_as(value)  # what the encoder sees, with a gradient of its own
         nll = self.encoder.nll(seen, z)
         pushed = (nll.detach() > self.threshold).to(nll.dtype)
-        bonus = -self.lam * nll
         if self.lazy:
-            bonus = bonus * pushed
-        else:
-            seen.register_hook(lambda gradient: gradient * pushed)
+            bonus = -self.lam * nll * pushed
+        else:  # λ and the threshold are G's: the encoder learns without them
+            bonus = -nll
+            seen.register_hook(lambda gradient: gradient * self.lam * pushed)
         stats = {
             "game/entropy": LOG_2 - nll.detach(),
             "attacker/nll": nll.detach(),

@@ -1,8 +1,8 @@
 """Games on equal terms: the same data, network, schedule and seeds, judged by the same attacks.
 
-    python scripts/compare.py                                        # digits, all games, 3 seeds
-    python scripts/compare.py --games pgd-at trades las-trades --seeds 5
-    python scripts/compare.py --budget compute                       # as many passes as PGD-AT has
+    python scripts/compare.py --out runs/results                     # digits, all games, 3 seeds
+    python scripts/compare.py --out runs/results --games pgd-at trades las-trades --seeds 5
+    python scripts/compare.py --out runs/results --budget compute    # as many passes as PGD-AT has
     python scripts/compare.py --dataset mnist --data-dir DIR --extra="--train-n 10000 --epochs 6"
 
 A cell is a training run (game x seed) and an evaluation of its selected weights by `evaluate.py`:
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags, summarise, with_earlier
+from advgame.cells import run_cells, same_flags, summarise, whole_number, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import save_figure
@@ -145,8 +145,7 @@ def epochs(config: Config) -> dict[str, int]:
     Raises:
         InputError: equal compute without the runs of equal epochs that say what a step costs.
     """
-    words = shared(config)
-    whole = int(words[len(words) - words[::-1].index("--epochs")])
+    whole = whole_number(shared(config), "--epochs")
     if config.budget == "epochs":  # Free teaches eight times per pass
         return {game: max(1, whole // 8) if game == "free" else whole for game in config.games}
     if not (path := Path(config.out) / f"{config.dataset}-epochs.json").exists():
@@ -199,6 +198,7 @@ def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
         "epochs": float(settings["epochs"]),
         "train_n": settings["train_n"],
         "commit": about["commit"],
+        "device": about["device"],
         **{f"accuracy_{attack}": value for attack, value in report["accuracy"].items()},
         "worst_case": report["worst_case"],
         "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
@@ -259,8 +259,9 @@ def as_markdown(
     lines += ["", "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:", ""]
     lines += poster_table()
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
-    lines += ["", f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
-    lines += [f"Command: `{about['command']}`.", ""]
+    device = ", ".join(sorted({r["device"] for r in results}))
+    lines += ["", f"Hardware: {device}, {about['jobs']} at a time. Cells made at commit {made}."]
+    lines += ["", f"Command: `{about['command']}`.", ""]
     return "\n".join(lines)
 
 
@@ -275,6 +276,8 @@ def main(config: Config) -> None:
     """Train and evaluate what is missing, then write the results."""
     if unknown := [name for name in config.games if name not in GAMES]:
         raise InputError(f"unknown game {unknown[0]!r}: choose from {', '.join(GAMES)}")
+    if config.seeds < 1:
+        raise InputError(f"seeds must be 1 or above, not {config.seeds}")
     name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
     held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
@@ -282,6 +285,8 @@ def main(config: Config) -> None:
     same_flags(root, config.extra)
     same_flags(root / config.judged, shlex.join(judging(config)))
     judged, found = evaluations(config, root), root / config.judged
+    if known.issuperset(judged):
+        known.add(f"{CONTROL}-seed{SURROGATE_SEED}")
     if not config.finished_only:
         for script, cells in (todo | {"evaluate.py": judged}).items():
             lacking = {cell: flags for cell, flags in cells.items() if cell not in known}
@@ -298,7 +303,7 @@ def main(config: Config) -> None:
         "command": command(),
         "commit": commit(),
         "versions": versions(),
-        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "jobs": config.jobs,
         "extra": same(config),
         "summary": summary,
         "runs": runs,

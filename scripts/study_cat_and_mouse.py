@@ -1,7 +1,7 @@
 """The cat-and-mouse game over seeds: does it settle, and what does it leave?
 
-    python scripts/study_cat_and_mouse.py --seeds 3
-    python scripts/study_cat_and_mouse.py --dataset mnist --data-dir DIR --eps 0.15 0.2
+    python scripts/study_cat_and_mouse.py --out runs/results --seeds 3
+    python scripts/study_cat_and_mouse.py --out runs/results --dataset mnist --data-dir DIR
 
 Each cell is one run of `cat_and_mouse.py` (variant x ε x seed) in its own process; finished cells
 are kept and interrupted ones resumed, so that the command can be given again. Variants: `fgsm`, the

@@ -1,7 +1,7 @@
 """The tables of Machine vs Machine: defences against fresh attackers, AutoAttack among them.
 
-    python scripts/study_minimax.py                                            # digits
-    python scripts/study_minimax.py --dataset mnist --data-dir DIR --eps 0.15 --extra="--epochs 5"
+    python scripts/study_minimax.py --out runs/results                         # digits
+    python scripts/study_minimax.py --out runs/results --dataset mnist --data-dir DIR --eps 0.15
 
 Each cell is one run of `train_minimax.py` (defence x seed) in its own process; finished cells are
 kept and interrupted ones resumed, so that the command can be given again. Numbers are error rates,
@@ -152,6 +152,7 @@ def read(folder: Path) -> dict[str, Any]:
     worst = {
         name: 1 - sum(all(row[a] for a in ("clean", *attacks)) for row in verdicts) / report["n"]
         for name, attacks in WORST.items()
+        if verdicts[0].keys() >= set(attacks)  # a run may have made no fresh AttNet
     }
     return {
         "method": folder.name.rsplit("-seed", 1)[0],

@@ -30,7 +30,6 @@ from advgame.attacks import Attack
 from advgame.attacks.distributional import DistributionalAttack, Sampler
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
@@ -43,7 +42,7 @@ from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, command, commit
 from advgame.script import Script
 from advgame.seeding import seeded_init
-from advgame.settings import RunConfig, check_run
+from advgame.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf
 from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling, beside
 from agents.adt_networks import Body
@@ -155,6 +154,14 @@ _REPO_COLOUR: dict[str, Any] = {
 }
 
 
+_EXP = ("inner_steps", "samples", "inner_lr", "inner_betas", "accumulate", "batch_mean")
+_AM = ("generator", "ngf", "gradient_scaling", "attacker_lr")
+_IMP = ("latent", "threshold", "lazy_encoder", "encoder_lr")
+OF_OTHERS: dict[Method, tuple[str, ...]] = {
+    "exp": _AM + _IMP, "exp-am": _EXP + _IMP, "imp-am": _EXP
+}  # fmt: skip
+
+
 def defaults(dataset: str = "digits", preset: str = "default", method: str = "exp") -> Config:
     """The settings of a data set and a method under a preset."""
     changes = RECIPES.get(dataset, {})
@@ -179,6 +186,10 @@ def check(config: Config) -> Config:
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     fitting(config, Linf(parse_eps(config.eps)), config.draws)
+    usual = defaults(config.dataset, config.preset, config.method)
+    for name in OF_OTHERS[config.method]:
+        if getattr(config, name) != getattr(usual, name):
+            raise InputError(f"--method {config.method} has no {name}: see --help for whose it is")
     return config
 
 
@@ -224,18 +235,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
     shape, classes = data.train.shape, data.train.classes
     check_smoothing(config.true_probability, classes)
     colour = config.dataset in STATISTICS
-    normalise = colour and config.preset != "repo"
-    with seeded_init(config.seed, "defender"):
-        module = make_classifier(
-            config.model,
-            shape,
-            classes,
-            Normalise(*STATISTICS[config.dataset]) if normalise else None,
-        )
-    if fabric.device.type == "cuda":
-        module = module.to(memory_format=torch.channels_last)
-    if config.compile:
-        module.compile()
+    module = make_module(config, data.train, fabric, normalise=config.preset != "repo")
     defender = Defender(
         module,
         lr=config.lr,

@@ -159,6 +159,10 @@ def check(config: Config) -> Config:
             raise InputError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
     if config.awp is not None and not 0 < config.awp < 1:
         raise InputError(f"awp must lie between 0 and 1, not {config.awp}")
+    if config.preset == "repo" and (config.objective == "trades" or config.awp is not None):
+        raise InputError(
+            "--preset repo is LAS-PGD-AT's: leave it away with --objective trades or --awp"
+        )
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
     return config

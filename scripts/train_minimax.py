@@ -84,7 +84,9 @@ class Config(RunConfig):
     ascent_steps: int = 1
     """of the attacker per step of the defender"""
     unroll: int = 1
-    """unrolled: ascents that the defender sees through, at --attacker-lr"""
+    """unrolled: ascents that the defender sees through"""
+    look_ahead_lr: float = 0.5
+    """unrolled, extragradient: rate of the plain steps looked ahead; 0.5 goes with γ = 1"""
     attacker_lr: float = 1e-3
     """of Adam on AttNet"""
     hidden: int = 300
@@ -133,9 +135,9 @@ def check(config: Config) -> Config:
         raise InputError("these solvers differentiate gradients, which --compile cannot")
     if config.precision != "32-true":
         raise InputError("these solvers differentiate gradients: they run in full precision only")
-    if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens"):
+    if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
         raise InputError("solvers take their own steps: --grad-clip is not for them")
-    for name in ("attacker_lr", "ascent_steps", "restarts"):
+    for name in ("attacker_lr", "look_ahead_lr", "ascent_steps", "restarts"):
         if not getattr(config, name) > 0:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
     for name in ("response_steps", "unroll", "gap_steps"):
@@ -157,8 +159,8 @@ def direction(config: Config) -> solvers.Direction:
         "alt": lambda: solvers.simultaneous,
         "minimax": lambda: solvers.sensitivity(config.gamma),
         "maximin": lambda: solvers.maximin(solvers.sensitivity(config.gamma)),
-        "unrolled": lambda: solvers.unrolled(config.unroll, config.attacker_lr),
-        "extragradient": lambda: solvers.extragradient(config.lr, config.attacker_lr),
+        "unrolled": lambda: solvers.unrolled(config.unroll, config.look_ahead_lr),
+        "extragradient": lambda: solvers.extragradient(config.look_ahead_lr, config.look_ahead_lr),
         "optimistic": solvers.Optimistic,
     }
     return made[config.defence]()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from advgame.evaluation.measure import counted
 from advgame.evaluation.sweeps import differences
 from advgame.frozen import shipped
 from advgame.games.adt import Amortised, Explicit
+from advgame.games.awp import AWPDefender
 from advgame.losses import cross_entropy, margin
 from advgame.seeding import seeded_init
 from advgame.threat import L2, Linf
@@ -354,7 +356,7 @@ def test_one_backward_holds_both_players_gradients(case, digits):
     for got, want in zip(keep[0], phi, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
     if encoder is not None:
-        psi = torch.autograd.grad(0.7 * entropy, list(encoder.parameters()))
+        psi = torch.autograd.grad(entropy, list(encoder.parameters()))  # without λ: it is G's
         for got, want in zip(keep[1], psi, strict=True):
             want = want * (case != "imp-am, lazy")
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
@@ -370,6 +372,19 @@ def test_one_backward_holds_both_players_gradients(case, digits):
     assert defender.module.net[1].num_batches_tracked == 1
     norms = [m for m in own.module.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(m.num_batches_tracked == 1 for m in norms)
+
+
+def test_under_awp_the_generator_follows_the_gradient_at_the_perturbed_weights(digits):
+    x, y = digits.train.floats(slice(16)), digits.train.labels[:16]
+    found = {}
+    for name, kind in (("plain", Defender), ("awp", partial(AWPDefender, gamma=1e-6))):
+        found[name], defender = [], kind(normed(), lr=0.1)
+        result = Amortised(Linf(EPS), player("exp-am", found[name])).step(defender, x, y, seeded())
+        descents = 1 + (name == "awp")
+        assert float(result.stats["cost/forwards"]) == 2 + descents
+        assert float(result.stats["cost/backwards"]) == descents
+    for got, want in zip(found["awp"][0], found["plain"][0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-5)
 
 
 def test_a_step_of_exp_trains_on_a_fresh_sample(digits):

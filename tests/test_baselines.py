@@ -388,7 +388,7 @@ REFERENCE = {
     "alp": 36,
     "feature-scatter": 7,
     "trades": 39,
-    "mart": 36,
+    "mart": 26,
 }
 
 

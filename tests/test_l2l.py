@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from advgame.data import Batches
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.awp import AWPDefender
 from advgame.games.l2l import L2L, Modes
 from advgame.games.passes import perturbation_stats
 from advgame.losses import cross_entropy
@@ -332,6 +334,17 @@ def test_shared_gradients_equal_separate_ones(gradients, batch, rng):
         moved[largest][clear], torch.full_like(moved[largest][clear], 1e-3), rtol=1e-2, atol=1e-6
     )
     assert float(result.stats["game/attacker_loss"]) == float(result.losses.mean())
+
+
+def test_a_shared_step_under_awp_follows_the_gradient_at_the_perturbed_weights(batch, rng):
+    found = {}
+    for name, kind in (("plain", Defender), ("awp", partial(AWPDefender, gamma=1e-6))):
+        found[name] = []
+        game = L2L(Linf(EPS), player(1, found[name]), "shared")
+        result = game.step(kind(normed(), lr=0.1), *batch, rng)
+        assert float(result.stats["cost/backwards"]) == 1 + (name == "awp")
+    for got, want in zip(found["awp"][0], found["plain"][0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("learning", ["eval", "train"])

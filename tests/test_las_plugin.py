@@ -205,6 +205,7 @@ def test_a_policy_paid_by_r1_alone_raises_beta(digits):
     ("words", "answer"),
     [
         (["--awp", "0"], "awp must lie between"),
+        (["--preset", "repo", "--objective", "trades"], "--preset repo is LAS-PGD-AT's"),
         (["--objective", "mart"], "invalid choice"),
         (["--objective", "trades", "--agent", "fixed", "--fixed-beta", "4"], "no beta of 4"),
     ],

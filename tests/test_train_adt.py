@@ -157,6 +157,8 @@ def test_settings_reach_the_game():
         (["--attacker-lr", "0"], "attacker_lr must be above 0"),
         (["--method", "imp-am", "--latent", "0"], "latent must be above 0"),
         (["--threshold", "nan"], "threshold must be a number"),
+        (["--latent", "8"], "--method exp has no latent"),
+        (["--method", "imp-am", "--samples", "3"], "--method imp-am has no samples"),
         (["--method", "imp-am", "--generator", "resnet-3blocks"], "20 pixels"),
         (["--eps-ramp", "1"], "eps_ramp"),
         (["--dataset", "cifar10"], "--data-dir"),

@@ -181,6 +181,7 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--gamma", "-1"], "gamma must be 0 or above"),
         (["--defence", "sens", "--penalty", "-1"], "penalty must be 0 or above"),
         (["--ascent-steps", "0"], "ascent_steps must be above 0"),
+        (["--look-ahead-lr", "0"], "look_ahead_lr must be above 0"),
         (["--restarts", "0"], "restarts must be above 0"),
         (["--response-steps", "-1"], "response_steps must be 0"),
         (["--hidden", "0"], "hidden must be 1"),

@@ -45,8 +45,8 @@ def lemma_one(
             reached = maximin["game/error_defender_responds"]
             others = (r for name, r in games.items() if name != "maximin")
             fourth += [reached - r["game/error_defender_responds"] for r in others]
-            if minimax and worst in minimax:
-                fifth.append(minimax[worst] - reached)
+            if game := games.get("minimax"):
+                fifth.append(game["game/error_attacker_responds"] - reached)
     return [
         (name, sum(v >= 0 for v in values), len(values), max(0.0, -min(values)))
         for name, values in items.items()

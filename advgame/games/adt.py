@@ -52,11 +52,12 @@ class Explicit:
         with defender.fabric.autocast():
             fitted = attack.fit(defender.module, x, y, rng)
         made = attack.steps * attack.samples
-        passes = Passes(made + 1, 1, made)
+        passes = Passes(forwards=made, input_backwards=made)
         draw = fitted.distribution.sample(rng)
         x_adv = attack.place(draw.value, x)
         losses = defender.backward(x_adv, y)
         defender.step()
+        passes.add_descent(defender)
         stats = {
             "game/adversarial_loss": losses.mean(),
             "game/attacker_loss": fitted.losses.mean(),
@@ -148,13 +149,18 @@ class Amortised:
         self.attacker.module.train()
         with defender.fabric.autocast():
             sampled = self.attacker.sample(x, threat, slope, rng)
-        x_adv = sampled.x_adv.detach().requires_grad_()
-        losses = defender.backward(x_adv, y)
+        x_adv, leaves = sampled.x_adv.detach(), list[Tensor]()
+
+        def loss(model: nn.Module) -> Tensor:  # asked twice where weights are perturbed
+            leaves.append(x_adv.clone().requires_grad_())
+            return defender.loss(model(leaves[-1]), y)
+
+        losses = defender.descend(loss)
         defender.step()
-        torch.autograd.backward((sampled.x_adv, sampled.bonus), (x_adv.grad, None))
+        torch.autograd.backward((sampled.x_adv, sampled.bonus), (leaves[-1].grad, None))
         self.attacker.step()
-        passes = Passes(slope.calls + 1, 1, slope.calls, 1, 1)
-        x_adv = x_adv.detach()
+        passes = Passes(slope.calls, 0, slope.calls, 1, 1)
+        passes.add_descent(defender)
         stats = {"game/adversarial_loss": losses.mean(), "game/attacker_loss": losses.mean()}
         if slope.clean_losses is not None:
             stats["game/clean_loss"] = slope.clean_losses.mean()

@@ -50,7 +50,7 @@ class Free:
         """
         threat, passes, leaves = self.threat.scaled(scale), Passes(), list[Tensor]()
         eps = float(threat.eps)
-        delta = torch.zeros_like(x) if self.delta is None else self.delta
+        delta = torch.zeros_like(x) if self.delta is None else self.delta.to(x)
 
         def loss(model: nn.Module) -> Tensor:
             leaves.append((x + delta).clamp_(0, 1).requires_grad_())

@@ -178,8 +178,15 @@ class L2L:
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.attacker.module.train()
         x_adv = self._perturb(defender, x, threat, slope, passes)
-        losses = defender.backward(x_adv, y)  # on through x_adv into φ
+        leaves: list[Tensor] = []
+
+        def loss(model: nn.Module) -> Tensor:  # asked twice where weights are perturbed
+            leaves.append(x_adv.detach().clone().requires_grad_())
+            return defender.loss(model(leaves[-1]), y)
+
+        losses = defender.descend(loss)
         defender.step()
+        x_adv.backward(leaves[-1].grad)  # on into φ
         self.attacker.step()
         passes.add_descent(defender)
         passes.attacker_backwards += self.attacker.cells
