@@ -86,7 +86,7 @@ class Config(RunConfig):
     unroll: int = 1
     """unrolled: ascents that the defender sees through"""
     look_ahead_lr: float = 0.5
-    """unrolled, extragradient: rate of the plain steps looked ahead; 0.5 goes with γ = 1"""
+    """unrolled, extragradient: rate of the attacker's imagined plain steps; 0.5 goes with γ = 1"""
     attacker_lr: float = 1e-3
     """of Adam on AttNet"""
     hidden: int = 300
@@ -160,7 +160,7 @@ def direction(config: Config) -> solvers.Direction:
         "minimax": lambda: solvers.sensitivity(config.gamma),
         "maximin": lambda: solvers.maximin(solvers.sensitivity(config.gamma)),
         "unrolled": lambda: solvers.unrolled(config.unroll, config.look_ahead_lr),
-        "extragradient": lambda: solvers.extragradient(config.look_ahead_lr, config.look_ahead_lr),
+        "extragradient": lambda: solvers.extragradient(config.lr, config.look_ahead_lr),
         "optimistic": solvers.Optimistic,
     }
     return made[config.defence]()
