@@ -14,8 +14,8 @@ _NEAR: dict[str, Any] = {**_STEPS, "eps": "0.031", "step_size": 7 / 31}
 PUBLISHED: dict[str, dict[str, Any]] = {
     # Rice et al. 2020, robust_overfitting: the last weights overfit, the best are near epoch 106
     "pgd-at": {**_STEPS, "epochs": 200, "attack_mode": "train"},
-    # Wong et al. 2020, fast_adversarial: epochs and rates, its
-    # schedule is a triangle, ours one cycle; Free beside it
+    # Wong et al. 2020, fast_adversarial, and Free beside it: epochs and rates. The learning rate
+    # goes up and down in straight lines there, in one cycle of cosines here
     "fast": {"ema": None, "lr": 0.2, "epochs": 15, "attack_mode": "train"},
     "free": {"ema": None, "lr": 0.04, "epochs": 11},
     # Zhang et al. 2019: 76 epochs and one drop before the last are its early stopping

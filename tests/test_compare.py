@@ -7,7 +7,7 @@ from dataclasses import replace
 import compare
 import pytest
 
-from advgame.cells import summarise
+from advgame.cells import summarise, whole_number
 from advgame.errors import InputError
 from advgame.published import POSTER
 
@@ -68,6 +68,27 @@ def test_words_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(InputError, match="no finished cell"):
         compare.main(config(tmp_path, finished_only=True))
     assert set(POSTER) <= set(compare.GAMES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"seeds": 0}, "seeds must be 1"),
+        ({"jobs": 0}, "jobs must be 1"),
+        ({"extra": "--epochs=five"}, "invalid int"),
+        ({"extra": "--epochs"}, "expected one argument"),
+        ({"extra": "--epochs 0"}, "must be 1 or above"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(changes, answer, tmp_path):
+    with pytest.raises(InputError, match=answer):
+        compare.main(config(tmp_path, **changes))
+    assert not list((tmp_path).glob("runs/*/*-seed*"))
+
+
+def test_the_last_of_several_values_counts_in_either_spelling():
+    assert whole_number(["--epochs", "40", "--lr", "0.1", "--epochs=5"], "--epochs") == 5
+    assert whole_number(["--epochs=40", "--epochs", "7"], "--epochs") == 7
 
 
 def test_summaries_are_paired_by_seed():

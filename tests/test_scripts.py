@@ -13,7 +13,7 @@ import train_las_at
 from conftest import ROOT
 from equal_runs import assert_equal_runs
 
-from advgame.cli import run_script
+from advgame.cli import run_script, typed_options
 
 TRAIN = [sys.executable, "scripts/train_las_at.py"]
 TINY = ["--train-n", "200", "--batch-size", "32", "--eval-n", "30", "--attacks", "fgsm"]
@@ -157,3 +157,9 @@ def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
     done = run(*TRAIN, "--resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert_equal_runs(tmp_path / "whole", folder)
+
+
+def test_a_flag_that_is_switched_off_counts_as_typed(monkeypatch):
+    words = ["--no-clamp", "--lr=0.1", "--eps-ramp", "0.2"]
+    monkeypatch.setattr(sys, "argv", ["x.py", *words])
+    assert typed_options(train_las_at.Config) == {"clamp", "lr", "eps_ramp"}

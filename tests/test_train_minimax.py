@@ -192,6 +192,7 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--eps-ramp", "1"], "eps_ramp must lie in"),
         (["--devices", "2"], "one device only"),
         (["--grad-clip", "1"], "not for them"),
+        (["--grad-clip", "1", "--defence", "pgd", "--eps-ramp", "1"], "eps_ramp must lie in"),
         (["--gap-steps", "9", "--defence", "mixture"], "mixture has none"),
         (["--gap-steps", "-1"], "gap_steps must be 0"),
         (["--mixture", "fgsm", "strong"], "unknown attack 'strong'"),

@@ -154,6 +154,6 @@ def comparison_figure(
         )
     axis.set(xlabel="accuracy, %", xlim=(0, 102))
     axis.grid(alpha=0.3, axis="x")
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1 + len(also))
+    figure.legend(fontsize=8, loc="outside lower center", ncols=1 + len(also))
     axis.set_title(title, fontsize=10)
     return figure
