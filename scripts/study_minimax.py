@@ -103,6 +103,8 @@ class Config:
     """which methods"""
     attacks: tuple[str, ...] = ATTACKS
     """attacks of the reports"""
+    missing_only: bool = False
+    """leave out what the results hold already, also where its folders are gone"""
     finished_only: bool = False
     """train nothing: write the results of the cells that are finished"""
     jobs: int = 2
@@ -269,14 +271,17 @@ def main(config: Config) -> None:
         raise InputError(f"the tables need {missing[0]} among --attacks")
     name = stem(config)
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), cells(config)
-    with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
+    held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
     same_flags(root, same(config))
+    if config.missing_only:
+        known = {f"{run['method']}-seed{run['seed']}" for run in held}
+        todo = {cell: flags for cell, flags in todo.items() if cell not in known}
     if config.finished_only:
         todo = {cell: todo[cell] for cell in todo if (root / cell / "report.json").exists()}
     else:
         run_cells(Path(__file__).with_name("train_minimax.py"), root, todo, config.jobs)
     results = [read(root / cell) for cell in todo]
-    if not results:
+    if not (results or held):
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
     runs = with_earlier(results, out / f"{name}.json", same(config))
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))

@@ -155,6 +155,13 @@ def test_the_study_writes_the_tables_of_the_paper(tmp_path):
     study_minimax.main(replace(config, methods=("plain",), finished_only=True))
     again = json.loads((tmp_path / "results" / "digits-small_cnn-0.15.json").read_text())
     assert again["runs"] == made["runs"]
+    later = replace(config, runs_dir=str(tmp_path / "later"), methods=("plain",), seeds=2)
+    study_minimax.main(replace(later, missing_only=True))
+    cells = (tmp_path / "later" / "digits-small_cnn-0.15").glob("*-seed*")
+    assert [folder.name for folder in cells] == ["plain-seed1"]
+    again = json.loads((tmp_path / "results" / "digits-small_cnn-0.15.json").read_text())
+    assert [run for run in again["runs"] if run["seed"] == 0] == made["runs"]
+    assert len(again["runs"]) == len(made["runs"]) + 1
     for changes, answer in (
         ({"methods": ("strong",)}, "unknown method"),
         ({"attacks": ("pgd20",)}, "need mvm:fgsm"),
