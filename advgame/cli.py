@@ -8,15 +8,29 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
+from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.errors import InputError
 from advgame.runs import RunFolder
 
 ConfigT = TypeVar("ConfigT")
+# An option that takes names, with spaces or commas between: --attacks fgsm,pgd20 autoattack
+Names = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME [NAME ...]",
+        instance_from_str=lambda words: tuple(
+            name for word in words for part in word.split(",") if (name := part.strip())
+        ),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
+    ),
+]
 _FREE = ("resume", "name", "runs_dir", "data_dir", "download")  # may differ when a run goes on
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
+from advgame.cli import Names
 from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
@@ -57,7 +58,7 @@ class RunConfig:
     """largest gradient norm of the defender"""
     validate_every: int = 1
     """epochs between validations"""
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "autoattack")
+    attacks: Names = ("fgsm", "pgd20", "autoattack")
     """attacks of the final report"""
     eval_n: int | None = None
     """test images in the report; None takes all"""

@@ -31,7 +31,7 @@ from advgame.attacks import Attack
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import peek, run_script, typed_options
+from advgame.cli import Names, peek, run_script, typed_options
 from advgame.curves import game_figure, matrix_figure, save_figure
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
@@ -65,7 +65,7 @@ class Config(RunConfig):
     """weight decay of the defender"""
     schedule: Literal["onecycle", "multistep", "constant"] = "constant"
     """learning-rate schedule, per step, over all rounds"""
-    attacks: tuple[str, ...] = ("mvm:fgsm", "pgd20", "autoattack")
+    attacks: Names = ("mvm:fgsm", "pgd20", "autoattack")
     """attacks on the last classifier, for the report"""
     attack: str = "mvm:fgsm"
     """what each round attacks with and retrains on, a name as in --attacks"""

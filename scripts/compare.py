@@ -31,7 +31,7 @@ import tyro
 
 from advgame.cells import run_cells, same_flags, summarise, whole_number, with_earlier
 from advgame.checkpoint import write_atomically
-from advgame.cli import run_script
+from advgame.cli import Names, run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.evaluation.pictures import comparison_figure
@@ -93,7 +93,7 @@ class Config:
     """seeds 0, 1, … per game"""
     budget: Literal["epochs", "compute"] = "epochs"
     """what is equal: passes over the training images, or passes through the classifier"""
-    attacks: tuple[str, ...] = COLUMNS
+    attacks: Names = COLUMNS
     """of the evaluations, see evaluate.py --list"""
     eval_n: int = 360
     """test images"""

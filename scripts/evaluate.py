@@ -34,7 +34,7 @@ from advgame.classifiers.saved import (
     load_classifier,
     run_classifier,
 )
-from advgame.cli import make_fabric, resume_settings, run_script, typed_options
+from advgame.cli import Names, make_fabric, resume_settings, run_script, typed_options
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.evaluation import (
@@ -53,7 +53,7 @@ from advgame.settings import Dataset
 from advgame.threat import THREATS
 from agents.attackers import learned_name, load_any_attacker
 
-USUAL = "fgsm,pgd20,autoattack"
+USUAL = ("fgsm", "pgd20", "autoattack")
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Config:
     """norm of the ball"""
     eps: str = ""
     """radius of the ball, e.g. 0.15 or 8/255; a run folder knows its own"""
-    attacks: str = USUAL
-    """names with commas between; --list shows them all"""
-    attackers: str = ""
-    """learned attackers: runs of train_attacker.py, train_l2l.py, … or their files, with commas"""
+    attacks: Names = USUAL
+    """names, with spaces or commas between; --list shows them all"""
+    attackers: Names = ()
+    """learned attackers: runs of train_attacker.py, train_l2l.py, … or their files"""
     queries: int = 10
     """of a learned attacker: forwards per image"""
     surrogate: str = ""
@@ -111,7 +111,9 @@ class Config:
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work; fill in what a run folder knows."""
     if bool(config.what) == bool(config.import_):
-        raise InputError("say what to evaluate: a run folder, a weights file, or --import")
+        raise InputError(
+            "say what to evaluate: a run folder, a weights file, or --import; it comes first"
+        )
     if config.what and not Path(config.what).exists():
         raise InputError(f"{config.what} does not exist")
     if config.what and Path(config.what).is_dir():
@@ -138,17 +140,16 @@ def check(config: Config) -> Config:
 
 def names(config: Config) -> tuple[str, ...]:
     """The attacks asked for; the clean images always come first and need no name."""
-    words = (word.strip() for word in config.attacks.split(","))
-    return tuple(word for word in words if word and word != "clean")
+    return tuple(name for name in config.attacks if name != "clean")
 
 
 def learned(config: Config) -> dict[str, Attack]:
     """The learned attackers asked for, by name."""
     threat = THREATS[config.norm](parse_eps(config.eps))
-    paths = [Path(word.strip()) for word in config.attackers.split(",") if word.strip()]
+    paths = map(Path, config.attackers)
     made = [(path, load_any_attacker(path)(threat, config.queries)) for path in paths]
     found = {learned_name(path, attack): attack for path, attack in made}
-    if len(found) < len(paths):
+    if len(found) < len(made):
         raise InputError("two learned attackers have the same name: rename a file")
     return dict(found)
 

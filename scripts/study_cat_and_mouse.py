@@ -26,7 +26,7 @@ import tyro
 
 from advgame.cells import run_cells, same_flags, with_earlier
 from advgame.checkpoint import write_atomically
-from advgame.cli import run_script
+from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.runs import Metrics, command, commit, versions
@@ -80,7 +80,7 @@ class Config:
     """fgsm, scratch or ifgsm"""
     seeds: int = 3
     """seeds 0, 1, … each"""
-    attacks: tuple[str, ...] = ATTACKS
+    attacks: Names = ATTACKS
     """attacks on the last classifiers"""
     finished_only: bool = False
     """play nothing: write the results of the cells that are finished"""

@@ -28,7 +28,7 @@ import tyro
 
 from advgame.cells import run_cells, same_flags, summarise, with_earlier
 from advgame.checkpoint import write_atomically
-from advgame.cli import run_script
+from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.runs import Metrics, command, commit, versions
@@ -76,7 +76,7 @@ class Config:
     """seeds 0, 1, … per method"""
     methods: tuple[str, ...] = tuple(METHODS)
     """which methods"""
-    attacks: tuple[str, ...] = ATTACKS
+    attacks: Names = ATTACKS
     """attacks of the reports"""
     finished_only: bool = False
     """train nothing: write the results of the cells that are finished"""

@@ -27,7 +27,7 @@ import tyro
 from advgame.cells import run_cells, same_flags, summarise, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import run_script
+from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.evaluation.lemma import lemma_one
@@ -101,7 +101,7 @@ class Config:
     """seeds 0, 1, … per method"""
     methods: tuple[str, ...] = tuple(METHODS)
     """which methods"""
-    attacks: tuple[str, ...] = ATTACKS
+    attacks: Names = ATTACKS
     """attacks of the reports"""
     missing_only: bool = False
     """leave out what the results hold already, also where its folders are gone"""

@@ -18,12 +18,14 @@ import evaluate
 import tyro
 from rich.console import Console
 
-from advgame.cli import run_script
+from advgame.cli import Names, run_script
 from advgame.errors import InputError
 from advgame.runs import command, commit, versions
 from advgame.statistics import wilson
 
-POSTER = "adt:fgsm,adt:pgd20,adt:pgd100,adt:mim20,adt:cw30,adt:fea,autoattack"
+POSTER = (
+    "adt:fgsm", "adt:pgd20", "adt:pgd100", "adt:mim20", "adt:cw30", "adt:fea", "autoattack",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Config:
     """run folders of the classifiers"""
     title: str = "referee"
     """name of the table's files"""
-    attacks: str = POSTER
-    """names with commas between, see evaluate.py --list"""
+    attacks: Names = POSTER
+    """names, see evaluate.py --list"""
     n: int | None = None
     """test images; None takes all"""
     data_dir: str | None = None

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from advgame.attacks import Attack, attacked, fgsm, pgd
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import make_fabric, run_script
+from advgame.cli import Names, make_fabric, run_script
 from advgame.curves import save_figure
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -59,7 +59,7 @@ class Config:
 
     what: Annotated[tuple[str, ...], tyro.conf.Positional]
     """run folders of classifiers"""
-    attackers: str = ""
+    attackers: Names = ()
     """learned attackers for examples and smoothness, as evaluate.py takes them"""
     queries: int = 10
     """of a learned attacker that was trained for a budget"""

@@ -99,7 +99,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     assert survive == pytest.approx(report["worst_case"])
     assert (root / "runs" / "a" / "accuracy.png").stat().st_size > 5000
     file = ["weights.safetensors", "--model", "small_cnn", "--eps", "0.1"]
-    answer([*file, *QUICK, "--name", "b"], root, monkeypatch)
+    answer([*file, "--attacks", "fgsm", "pgd20", "--n", "50", "--name", "b"], root, monkeypatch)
     again = json.loads((root / "runs" / "b" / "report.json").read_text())
     assert again["accuracy"] == report["accuracy"]
     own = ["--import", "my_code:linear", "--data-import", "my_code:images", "--eps", "20/255"]
@@ -117,6 +117,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     [
         ([], "say what to evaluate"),
         (["run", "--import", "my_code:linear"], "say what to evaluate"),
+        (["--attacks", "fgsm", "run"], "it comes first"),
         (["nowhere"], "nowhere does not exist"),
         (["unfinished"], "is it finished"),
         (["weights.safetensors"], "--model"),

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import train_las_at
+import tyro
 from conftest import ROOT
 from equal_runs import assert_equal_runs
 
@@ -157,6 +158,12 @@ def test_killed_at_random_moments_and_resumed_is_the_same_to_the_bit(tmp_path):
     done = run(*TRAIN, "--resume", str(folder))
     assert done.returncode == 0, done.stderr
     assert_equal_runs(tmp_path / "whole", folder)
+
+
+@pytest.mark.parametrize("words", [["fgsm", "pgd20"], ["fgsm,pgd20"], ["fgsm,", "pgd20"]])
+def test_names_stand_with_spaces_or_commas_between(words):
+    config = tyro.cli(train_las_at.Config, args=["--attacks", *words, "--eval-n", "30"])
+    assert (config.attacks, config.eval_n) == (("fgsm", "pgd20"), 30)
 
 
 def test_a_flag_that_is_switched_off_counts_as_typed(monkeypatch):

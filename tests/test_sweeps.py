@@ -166,7 +166,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     names = ("plain-seed0", "plain-seed1", "grad-seed0")
     config = sweeps.Config(
         tuple(str(folder / name) for name in names),
-        attackers=str(folder / "grad-seed1"),
+        attackers=(str(folder / "grad-seed1"),),
         n=20,
         out=str(tmp_path),
     )
