@@ -285,16 +285,19 @@ def test_loss_that_falls_with_eps_is_flagged():
     assert "loss_falls_with_eps" in names(Detector(), data)
 
 
-def test_a_gap_to_autoattack_beyond_chance_is_flagged(honest, test_images):
-    def found(broken):
+@pytest.mark.parametrize("name", ["pgd20", "adt:pgd20", "las:pgd50", "madry:pgd40"])
+def test_a_gap_to_autoattack_beyond_chance_is_flagged(name, honest, test_images):
+    def found(broken, *longer):
         pgd = torch.ones(60, dtype=torch.bool)
         strong = pgd.clone()
         strong[:broken] = False
-        verdicts = Verdicts({"clean": pgd, "pgd20": pgd, "autoattack": strong}, {}, {})
+        correct = {"clean": pgd, name: pgd, "autoattack": strong} | dict.fromkeys(longer, strong)
+        verdicts = Verdicts(correct, {}, {})
         return {f.name for f in find_flags(honest, test_images, BALL, verdicts)}
 
     assert "pgd_far_above_autoattack" in found(20)
     assert "pgd_far_above_autoattack" not in found(7), "12 % of 60 images may be chance"
+    assert "pgd_far_above_autoattack" not in found(20, "pgd100"), "more steps were all it took"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advgame.attacks import attacked
 from advgame.data import ImageSet
@@ -19,7 +19,10 @@ from advgame.statistics import beats
 from advgame.threat import Threat
 
 _SLACK = 1e-5  # rounding of x + δ in fp32, with room for AutoAttack's own
-_WHITE = ("pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgm20", "l2l:pgm100")
+_PGD = (
+    "pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgm20", "l2l:pgm40", "l2l:pgm100",
+    "las:pgd20", "las:pgd50", "madry:pgd40", "madry:pgd100",
+)  # fmt: skip
 _TRANSFER = ("transfer", "transfer-mim", "l2l:transfer-fgsm", "l2l:transfer-pgm10")
 _BLACK = (*_TRANSFER, "spsa", "adt:spsa", "aa:square")
 
@@ -85,25 +88,24 @@ def _range(verdicts: Verdicts, threat: Threat) -> dict[str, str]:
 
 
 def _gap(verdicts: Verdicts) -> dict[str, str]:
-    """PGD-20 far above AutoAttack: 10 points more than chance explains."""
-    if not {"pgd20", "autoattack"} <= set(verdicts.correct):
+    """PGD, all that was run, far above AutoAttack: 10 points more than chance explains."""
+    weak, strong = _after_pgd(verdicts), verdicts.correct.get("autoattack")
+    if weak is None or strong is None:
         return {}
-    weak, strong = verdicts.correct["pgd20"], verdicts.correct["autoattack"]
     n = len(weak)
     gap = float((weak & ~strong).float().mean())
     noise = 2 * (gap * (1 - gap) / n) ** 0.5
     if gap - noise <= 0.10:
         return {}
-    meaning = f"AutoAttack breaks {gap:.0%} of the images that PGD-20 leaves: gradients are masked"
+    meaning = f"AutoAttack breaks {gap:.0%} of the images that PGD leaves: gradients are masked"
     return {"pgd_far_above_autoattack": meaning}
 
 
 def _black_box(verdicts: Verdicts) -> dict[str, str]:
     """An attack that sees no gradient of this classifier must not beat those that do."""
-    white = [verdicts.correct[name] for name in _WHITE if name in verdicts.correct]
-    if not white:
+    best = _after_pgd(verdicts)
+    if best is None:
         return {}
-    best = torch.stack(white).all(0)
     found = {}
     for name in _BLACK:
         if name in verdicts.correct and beats(verdicts.correct[name], best):
@@ -112,3 +114,9 @@ def _black_box(verdicts: Verdicts) -> dict[str, str]:
                 f"{name} breaks more images than PGD with the gradients: they are masked"
             )
     return found
+
+
+def _after_pgd(verdicts: Verdicts) -> Tensor | None:
+    """The images that survive PGD in every form that was run; None where none was."""
+    pgd = [verdicts.correct[name] for name in _PGD if name in verdicts.correct]
+    return torch.stack(pgd).all(0) if pgd else None
