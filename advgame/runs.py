@@ -79,6 +79,11 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def made_by() -> dict[str, Any]:
+    """What every results file says of its making: command, commit, versions."""
+    return {"command": command(), "commit": commit(), "versions": versions()}
+
+
 class RunFolder:
     """``config.json``, ``metrics.csv``, ``checkpoints/``, TensorBoard events, report, pictures.
 

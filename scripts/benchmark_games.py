@@ -43,7 +43,7 @@ from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.passes import DefenderStep, Passes
 from advgame.games.training import Rules
 from advgame.losses import cross_entropy
-from advgame.runs import command, commit, cpu_name, device_name, versions
+from advgame.runs import cpu_name, device_name, made_by
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 from advgame.timing import Play, compare
@@ -291,9 +291,7 @@ def main(config: Config) -> None:
         raise InputError("repeats must be 1 or above, batch 2 or above, threads 0 or above")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": device_name(torch.device("cpu")),
         "cpu": cpu_name(),
         **asdict(config),

@@ -36,7 +36,7 @@ from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.evaluation.pictures import comparison_figure
 from advgame.published import poster_table
-from advgame.runs import Metrics, command, commit, versions
+from advgame.runs import Metrics, made_by
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"
@@ -300,9 +300,7 @@ def main(config: Config) -> None:
     runs.sort(key=lambda run: list(GAMES).index(run["method"]))
     summary = summarise(runs, CONTROL)
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "jobs": config.jobs,
         "extra": same(config),
         "summary": summary,

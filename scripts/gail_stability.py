@@ -35,7 +35,7 @@ from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import provenance, slug
 from advgame.imitation.stability import as_rows, judged, pairwise, score, summarise
-from advgame.runs import Metrics, command, commit, versions
+from advgame.runs import Metrics, made_by
 from advgame.seeding import stream
 from envs.tasks import make_task, play
 
@@ -299,9 +299,7 @@ def main(config: Config) -> None:
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     summary = summarise(runs)
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
         "extra": config.extra,
         "references": ends,

@@ -37,7 +37,7 @@ from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run
 from advgame.losses import margin
-from advgame.runs import RunFolder, command, commit, device_name, versions
+from advgame.runs import RunFolder, device_name, made_by
 from advgame.seeding import derive_seed, stream
 from advgame.statistics import spread
 from advgame.threat import Threat
@@ -277,9 +277,7 @@ def main(config: Config) -> None:
             cells += measure(name, contestant, victim, test, config)
         screen.print(f"measured {name}")
     about: dict[str, Any] = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": device_name(torch.device("cpu")),
         "dataset": dataset,
         "attackers": [RunFolder.open(one).report() for one in folders],

@@ -28,7 +28,7 @@ from advgame.checks import parse_eps
 from advgame.cli import make_fabric, run_script
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
-from advgame.runs import RunFolder, command, commit, device_name, versions
+from advgame.runs import RunFolder, device_name, made_by
 from advgame.statistics import spread
 from advgame.threat import Linf
 
@@ -186,9 +186,7 @@ def main(config: Config) -> None:
         )
         rows.append({**names, "n": len(data), **verdicts.accuracy()})
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": device_name(device),
         "dataset": dataset,
         "eps": eps,

@@ -29,7 +29,7 @@ from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.errors import InputError
-from advgame.runs import Metrics, command, commit, versions
+from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
 
 # name -> flags of cat_and_mouse.py
@@ -296,9 +296,7 @@ def main(config: Config) -> None:
     runs = with_earlier(results, path, same(config))
     runs.sort(key=lambda run: (list(VARIANTS).index(run["method"].split(",")[0]), run["eps"]))
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": f"cpu, {config.jobs} process(es) of 1 thread",
         "extra": same(config),
         "summary": summarise(runs),

@@ -31,7 +31,7 @@ from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
-from advgame.runs import Metrics, command, commit, versions
+from advgame.runs import Metrics, made_by
 
 CONTROL = "pgm"
 # name -> flags of train_l2l.py
@@ -242,9 +242,7 @@ def main(config: Config) -> None:
     runs = with_earlier(results, out / f"{config.dataset}.json", same(config))
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
         "extra": same(config),
         "summary": summarise(runs, CONTROL),

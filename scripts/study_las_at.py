@@ -32,7 +32,7 @@ from advgame.cells import run_cells, same_flags
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
-from advgame.runs import Metrics, command, commit, versions
+from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
 
 _COST = "attacker/forwards_per_image"
@@ -267,9 +267,7 @@ def main(config: Config) -> None:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
         "summary": summarise(results),
         "cells": results,

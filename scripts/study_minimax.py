@@ -31,7 +31,7 @@ from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.evaluation.lemma import lemma_one
-from advgame.runs import Metrics, command, commit, versions
+from advgame.runs import Metrics, made_by
 
 # name -> flags of train_minimax.py
 METHODS: dict[str, tuple[str, ...]] = {
@@ -286,9 +286,7 @@ def main(config: Config) -> None:
     runs = with_earlier(results, out / f"{name}.json", same(config))
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": f"cpu, {config.jobs} processes of 1 thread",
         "extra": same(config),
         "summary": summarise(runs),

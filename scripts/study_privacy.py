@@ -34,7 +34,7 @@ from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.privacy import FILTERS
 from advgame.privacy.pictures import trade_off_figure
-from advgame.runs import command, commit, cpu_name, versions
+from advgame.runs import cpu_name, made_by
 from advgame.statistics import spread
 
 TASKS = {
@@ -226,9 +226,7 @@ def main(config: Config) -> None:
         raise InputError(f"{root} holds no finished cell: leave --finished-only away")
     runs = [read(root / name) for name in todo]
     about: dict[str, Any] = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": f"cpu, one thread ({cpu_name()})",
         "cells": len(cells(config)),
         "summary": summarise(runs),

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from advgame.cli import Names, run_script
 from advgame.errors import InputError
-from advgame.runs import command, commit, versions
+from advgame.runs import made_by
 from advgame.statistics import wilson
 
 POSTER = (
@@ -101,7 +101,7 @@ def main(config: Config) -> None:
         raise InputError("the classifiers are of different data sets or radii: one table for each")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    about = {"command": command(), "commit": commit(), "versions": versions()}
+    about = made_by()
     content = {**about, "reports": reports}
     (out / f"{config.title}.json").write_text(json.dumps(content, indent=1) + "\n")
     (out / f"{config.title}.md").write_text(as_markdown(reports, about))

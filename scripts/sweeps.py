@@ -43,7 +43,7 @@ from advgame.evaluation.sweeps import (
 )
 from advgame.evaluation.verdicts import adversarial
 from advgame.games.passes import perturbation_stats
-from advgame.runs import RunFolder, command, commit, device_name, versions
+from advgame.runs import RunFolder, device_name, made_by
 from advgame.seeding import stream
 from advgame.settings import Dataset
 from advgame.threat import Linf, Threat
@@ -214,9 +214,7 @@ def main(config: Config) -> None:
         name = "examples.png" if len(one_each) == 1 else f"examples-{g}.png"
         save_figure(examples_figure(x, made, words, threat, title), out / name)
     about = {
-        "command": command(),
-        "commit": commit(),
-        "versions": versions(),
+        **made_by(),
         "device": device_name(data.images.device),
         "n": len(data),
         "eps": float(threat.eps),
