@@ -17,8 +17,6 @@ already hold stay there, also where their folders are gone.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -34,6 +32,7 @@ from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
+from advgame.evaluation.comparison import PGD, as_csv, signs, table, with_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.published import poster_table
 from advgame.runs import Metrics, made_by
@@ -208,29 +207,6 @@ def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
     }
 
 
-def table(config: Config, summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Header and rows: everything in % but cost."""
-    columns = {f"accuracy_{name}": name for name in ("clean", *config.attacks)}
-    columns["worst_case"] = "worst case"
-    head = ["game", "seeds", "epochs", *columns.values(), f"worst − {CONTROL}, paired, 95 %"]
-    lines = [[*head, "s per epoch", "F per image and step"]]
-    for game, row in summary.items():
-        cells = [game, str(row["seeds"]), f"{row['epochs']['mean']:.0f}"]
-        for column in columns:
-            spread_ = f" ± {100 * row[column]['sd']:.1f}" if row["seeds"] > 1 else ""
-            cells.append(f"{100 * row[column]['mean']:.1f}{spread_}" if column in row else "–")
-        pair = row.get("worst_minus_control")
-        cells.append(
-            f"{100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}"
-            if pair and row["seeds"] > 1
-            else "–"
-        )
-        cells.append(f"{row['seconds_per_epoch']['mean']:.2f}")
-        cells.append(f"{row['forwards_per_image']['mean']:.1f}")
-        lines.append(cells)
-    return lines
-
-
 def as_markdown(
     config: Config, results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
 ) -> str:
@@ -240,7 +216,7 @@ def as_markdown(
         "epochs": "equal epochs",
         "compute": f"epochs such that all make as many passes as {CONTROL}",
     }[config.budget]
-    head, *rows = table(config, about["summary"])
+    head, *rows = table(about["summary"], config.attacks, CONTROL)
     lines = [
         f"# Games on {config.dataset}, {equal}",
         "",
@@ -253,9 +229,10 @@ def as_markdown(
         f"| {' | '.join(head)} | flags |",
         "|---" * (len(head) + 1) + "|",
     ]
-    for row in rows:
-        raised = sorted({f for r in results if r["method"] == row[0] for f in r["flags"]})
-        lines.append(f"| {' | '.join(row)} | {', '.join(raised) or 'none'} |")
+    lines += [
+        f"| {' | '.join(row)} | {signs(row[0], results, about['summary'], CONTROL)} |"
+        for row in rows
+    ]
     lines += ["", "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:", ""]
     lines += poster_table()
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
@@ -263,13 +240,6 @@ def as_markdown(
     lines += ["", f"Hardware: {device}, {about['jobs']} at a time. Cells made at commit {made}."]
     lines += ["", f"Command: `{about['command']}`.", ""]
     return "\n".join(lines)
-
-
-def as_csv(config: Config, summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The same table for programs."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table(config, summary))
-    return text.getvalue()
 
 
 def main(config: Config) -> None:
@@ -297,6 +267,7 @@ def main(config: Config) -> None:
     runs = with_earlier(
         [read(root, found, cell) for cell in done], out / f"{name}.json", same(config)
     )
+    runs = [with_gap(run) for run in runs]
     runs.sort(key=lambda run: list(GAMES).index(run["method"]))
     summary = summarise(runs, CONTROL)
     about = {
@@ -308,8 +279,8 @@ def main(config: Config) -> None:
     }
     write_atomically(out / f"{name}.json", json.dumps(about) + "\n")
     write_atomically(out / f"{name}.md", as_markdown(config, runs, about))
-    write_atomically(out / f"{name}.csv", as_csv(config, summary))
-    figure = comparison_figure(summary, ("accuracy_clean", "accuracy_adt:pgd20"), name)
+    write_atomically(out / f"{name}.csv", as_csv(table(summary, config.attacks, CONTROL)))
+    figure = comparison_figure(summary, ("accuracy_clean", PGD), name)
     save_figure(figure, out / f"{name}.png")
     print(f"{len(done)} of {len(judged)} cells, {len(runs)} in all; {out}/{name}.md")
 

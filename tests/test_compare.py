@@ -9,6 +9,7 @@ import pytest
 
 from advgame.cells import summarise, whole_number
 from advgame.errors import InputError
+from advgame.evaluation.comparison import AUTOATTACK, PGD, signs, table, with_gap
 from advgame.published import POSTER
 
 TINY = "--train-n 100 --epochs 8 --batch-size 50 --validate-every 8"
@@ -102,6 +103,28 @@ def test_summaries_are_paired_by_seed():
     assert found["b"]["worst_minus_control"]["mean"] == pytest.approx(-0.2)
     assert "n" not in found["b"]  # a count is not averaged
     assert "worst_minus_control" not in summarise(runs)["b"]
+
+
+def test_a_gap_to_autoattack_that_the_control_has_not_is_a_sign():
+    def found(gap, seeds=3, control="pgd-at", **more):
+        base = {"n": 200, "flags": [], "epochs": 1.0, "worst_case": 0.1}
+        base |= {"seconds_per_epoch": 1.0, "forwards_per_image": 3.0}
+        runs = [
+            with_gap({**base, "method": m, "seed": s, PGD: 0.8, AUTOATTACK: 0.8 - g, **more})
+            for m, g in (("pgd-at", 0.02), ("masked", gap))
+            for s in range(seeds)
+        ]
+        summary = summarise(runs, control)
+        rows = table(summary, ("adt:pgd20", "autoattack"), control)
+        assert rows[2][rows[0].index("PGD-20 − AutoAttack")].startswith(f"{100 * gap:.1f}")
+        return signs("masked", runs, summary, control)
+
+    assert found(0.12) == "wider_gap_than_pgd-at"
+    assert found(0.06) == "none", "4 points more is no sign"
+    assert found(0.09, seeds=1) == "none", "7 points more may be chance on 200 images"
+    assert found(0.02, flags=["saturated_loss"]) == "saturated_loss"
+    assert found(0.12, control="trades") == "none", "nothing to compare with"
+    assert "gap" not in with_gap({PGD: 0.8})
 
 
 @pytest.mark.slow

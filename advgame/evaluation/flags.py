@@ -116,6 +116,25 @@ def _black_box(verdicts: Verdicts) -> dict[str, str]:
     return found
 
 
+def wider_gap(gap: float, n: int, control: float, control_n: int) -> bool:
+    """Whether AutoAttack takes more from what PGD-20 leaves than from a control's: masking.
+
+    Every classifier has a gap between the two. A comparison with an honest control says how wide it
+    is there, and need not leave the 10 points that `find_flags` does: 5 points are, here.
+
+    Args:
+        gap: accuracy under PGD-20 less that under AutoAttack.
+        n: images that it was measured on.
+        control: the same of PGD-AT.
+        control_n: images of that.
+
+    Returns:
+        whether the difference is more than 0.05 beyond two standard errors.
+    """
+    noise: float = 2 * (gap * (1 - gap) / n + control * (1 - control) / control_n) ** 0.5
+    return gap - control - noise > 0.05
+
+
 def _after_pgd(verdicts: Verdicts) -> Tensor | None:
     """The images that survive PGD in every form that was run; None where none was."""
     pgd = [verdicts.correct[name] for name in _PGD if name in verdicts.correct]

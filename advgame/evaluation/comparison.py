@@ -1,0 +1,73 @@
+"""The table of a comparison: a row per game, its numbers over seeds, its signs beside a control."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advgame.evaluation.flags import wider_gap
+
+PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
+Summary = Mapping[str, Mapping[str, Any]]
+
+
+def with_gap(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A cell with what AutoAttack takes from what PGD-20 leaves, where both were asked for."""
+    return {**run, "gap": run[PGD] - run[AUTOATTACK]} if {PGD, AUTOATTACK} <= run.keys() else run
+
+
+def signs(game: str, runs: Sequence[Mapping[str, Any]], summary: Summary, control: str) -> str:
+    """The flags of a game's cells, and what shows beside the control only; "none" without.
+
+    Args:
+        game: a method of the runs.
+        runs: cells with ``method``, ``n`` test images and ``flags``.
+        summary: of `advgame.cells.summarise`, made of runs `with_gap`.
+        control: a method too; where it is missing, nothing is compared with it.
+    """
+    raised = {flag for run in runs if run["method"] == game for flag in run["flags"]}
+    n, row, honest = runs[0]["n"], summary[game], summary.get(control, {})
+    if "gap" in row and "gap" in honest:
+        mine, its = row["gap"]["mean"], honest["gap"]["mean"]
+        if wider_gap(mine, n * row["seeds"], its, n * honest["seeds"]):
+            raised.add(f"wider_gap_than_{control}")
+    return ", ".join(sorted(raised)) or "none"
+
+
+def table(summary: Summary, attacks: Sequence[str], control: str) -> list[list[str]]:
+    """Header and rows: everything in % but cost; "–" where a number is missing.
+
+    Args:
+        summary: of `advgame.cells.summarise`, made with the control.
+        attacks: a column each, after clean images.
+        control: whose worst case is subtracted, seed by seed.
+    """
+    columns = {f"accuracy_{name}": name for name in ("clean", *attacks)}
+    columns |= {"worst_case": "worst case", "gap": "PGD-20 − AutoAttack"}
+    head = ["game", "seeds", "epochs", *columns.values(), f"worst − {control}, paired, 95 %"]
+    lines = [[*head, "s per epoch", "F per image and step"]]
+    for game, row in summary.items():
+        cells = [game, str(row["seeds"]), f"{row['epochs']['mean']:.0f}"]
+        cells += [_cell(row.get(column), row["seeds"], "sd") for column in columns]
+        pair = row.get("worst_minus_control") if row["seeds"] > 1 else None
+        cells.append(_cell(pair, row["seeds"], "half_interval", "+"))
+        cells.append(f"{row['seconds_per_epoch']['mean']:.2f}")
+        cells.append(f"{row['forwards_per_image']['mean']:.1f}")
+        lines.append(cells)
+    return lines
+
+
+def _cell(found: Mapping[str, float] | None, seeds: int, width: str, sign: str = "") -> str:
+    if found is None:
+        return "–"
+    spread = f" ± {100 * found[width]:.1f}" if seeds > 1 else ""
+    return f"{100 * found['mean']:{sign}.1f}{spread}"
+
+
+def as_csv(rows: Sequence[Sequence[str]]) -> str:
+    """The same table for programs."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
