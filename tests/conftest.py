@@ -11,6 +11,7 @@ from advgame.data import Batches, Splits, load_data
 from advgame.defender import Defender
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
+from advgame.losses import cross_entropy
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 
@@ -62,6 +63,11 @@ def honest(digits):
     return defender.module.eval()
 
 
+@pytest.fixture
+def batch(digits):
+    return digits.train.floats(slice(16)), digits.train.labels[:16]
+
+
 @pytest.fixture(scope="session")
 def test_images(digits):
     return digits.test.subset(slice(60))
@@ -95,3 +101,44 @@ class BatchNormNet(nn.Module):
 
     def forward(self, x):
         return self.net(x)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normed() -> BatchNormNet:
+    """A classifier with batch norm, without dropout's chance."""
+    with seeded_init(0):
+        model = BatchNormNet()
+    model.net[3].p = 0.0
+    return model
+
+
+def undefended(digits: Splits, **settings: int) -> SmallCNN:
+    """A digits classifier that knows nothing of attacks."""
+    with seeded_init(0):
+        model = SmallCNN((1, 8, 8), 10, **settings)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    x, y = digits.train.floats(), digits.train.labels
+    for part in torch.arange(len(y)).repeat(8).split(64):
+        optimizer.zero_grad()
+        cross_entropy(model(x[part]), y[part]).mean().backward()
+        optimizer.step()
+    return model.eval()
+
+
+def multiplications(model: nn.Module, *given: torch.Tensor) -> int:
+    """Of one image's forward; shapes alone are computed."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        maps = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+        total += module.weight.numel() * (maps[0, 0].numel() if maps.dim() == 4 else 1)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            module.register_forward_hook(count)
+    model.to("meta").eval()(*(one.to("meta") for one in given))
+    return total
