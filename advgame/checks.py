@@ -105,12 +105,15 @@ def looks_like_probabilities(logits: Tensor) -> bool:
     return inside and bool(((rows.sum(1) - 1).abs() < 1e-4).all())
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
+def check_logits(logits: Tensor, y: Tensor) -> int:
     """Refuse classifier outputs that an attack on logits cannot use.
 
     Args:
         logits: (B, K) classifier outputs.
         y: (B,) labels.
+
+    Returns:
+        K, the number of classes.
 
     Raises:
         InputError: wrong shape, softmax outputs, or labels outside the K classes.
@@ -132,3 +135,4 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
             "the classifier returns probabilities: return logits (remove the final softmax), "
             "since saturated softmax hides gradients and fakes robustness"
         )
+    return int(logits.shape[1])

@@ -50,6 +50,7 @@ class ImageSet:
         if not len(self.images):
             raise InputError("the data set is empty")
         check_labels(self.labels, len(self.images), self.classes)
+        object.__setattr__(self, "labels", self.labels.long())  # as torch's losses need them
 
     @classmethod
     def from_floats(cls, images: Tensor, labels: Tensor, classes: int) -> ImageSet:

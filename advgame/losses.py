@@ -20,7 +20,7 @@ def full_precision(logits: Tensor) -> Tensor:
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log softmax(logits)[y], (B,)."""
-    return F.cross_entropy(full_precision(logits), y, reduction="none")
+    return F.cross_entropy(full_precision(logits), y.long(), reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Source: Carlini & Wagner's f6 with κ = ∞ and the sign that an attack maximises.
     """
-    logits = full_precision(logits)
-    true = logits.gather(1, y[:, None])[:, 0]
-    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    logits, rows = full_precision(logits), y.long()[:, None]
+    true = logits.gather(1, rows)[:, 0]
+    other = logits.scatter(1, rows, -torch.inf).amax(1)
     return other - true
 
 
@@ -68,7 +68,7 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor, fit: Loss = cross_entropy) 
     Source: Wang et al. 2020 (MART), eq. 7 ("BCE"), with the constants of the published code.
     """
     p = F.softmax(full_precision(logits), 1)
-    other = p.scatter(1, y[:, None], -1.0).amax(1)
+    other = p.scatter(1, y.long()[:, None], -1.0).amax(1)
     return fit(logits, y) - torch.log(1.0001 - other + 1e-12)
 
 
@@ -97,7 +97,9 @@ def smoothed_cross_entropy(logits: Tensor, y: Tensor, true_probability: float) -
     classes = logits.shape[1]
     check_smoothing(true_probability, classes)
     smoothing = classes * (1 - true_probability) / (classes - 1)
-    return F.cross_entropy(full_precision(logits), y, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(
+        full_precision(logits), y.long(), reduction="none", label_smoothing=smoothing
+    )
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:

@@ -285,7 +285,7 @@ class KBeam:
 
 
 def _params(optimizer: Optimizer) -> Params:
-    return tuple(p for group in optimizer.param_groups for p in group["params"])
+    return tuple(p for g in optimizer.param_groups for p in g["params"] if p.requires_grad)
 
 
 def _apply(optimizer: Optimizer, params: Params, grads: Params, up: bool = False) -> None:

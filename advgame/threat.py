@@ -153,7 +153,7 @@ class L2(Threat):
         Scaled by the largest entry first: gradients of confident networks are small enough
         for their squares to underflow in fp32.
         """
-        tiny = torch.finfo(grad.dtype).tiny
+        tiny, grad = torch.finfo(grad.dtype).tiny, grad.nan_to_num()  # as sign: NaN points nowhere
         largest = grad.abs().flatten(1).amax(1).clamp_min(tiny)
         scaled = grad / per_image(largest, grad)
         return scaled / per_image(self.size(scaled).clamp_min(tiny), grad)

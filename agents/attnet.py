@@ -70,7 +70,7 @@ class AttNet(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] and labels (B,) -> (B, C, H, W) in [-1, 1]."""
-        label = one_hot(y, self.classes).to(x.dtype)
+        label = one_hot(y.long(), self.classes).to(x.dtype)
         moved = self.layers(torch.cat([2 * x.flatten(1) - 1, label], 1)).view_as(x)
         bounded: Tensor = moved.tanh() if self.bound == "tanh" else moved.clamp(-1, 1)
         return bounded

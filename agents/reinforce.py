@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -23,7 +23,7 @@ class ReinforceConfig:
     """Settings of `Reinforce`.
 
     Args:
-        optimizer: Adam, or plain SGD.
+        optimizer: Adam, or SGD.
         lr: learning rate.
         baseline: what is taken off the reward. ``"none"`` (published); ``"loo"`` the mean reward
             of the other images in the batch, which removes every term that they share;
@@ -31,6 +31,8 @@ class ReinforceConfig:
         scale_advantage: divide advantages by a moving root mean square.
         entropy_coef: weight of the entropy bonus, per choice in nats.
         grad_clip: largest gradient norm.
+        momentum: of SGD.
+        weight_decay: of either optimiser.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -39,12 +41,17 @@ class ReinforceConfig:
     scale_advantage: bool = True
     entropy_coef: float = 0.1
     grad_clip: float = 1.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
 
 
-# `repo`: LAS-AT's CIFAR-10 settings (reward without baseline, no bonus, SGD at 1e-4, clip 1)
+# `repo`: LAS-AT's CIFAR-10 settings (reward without baseline, no bonus, SGD at 1e-4, clip 1);
+# `repo-momentum`: the policy's optimiser of its CIFAR-100 and TRADES scripts
+_REPO = ReinforceConfig("sgd", 1e-4, "none", scale_advantage=False, entropy_coef=0.0)
 PRESETS = {
     "default": ReinforceConfig(),
-    "repo": ReinforceConfig("sgd", 1e-4, "none", scale_advantage=False, entropy_coef=0.0),
+    "repo": _REPO,
+    "repo-momentum": replace(_REPO, momentum=0.9, weight_decay=5e-4),
 }
 _MEMORY = 0.95  # of the moving averages
 
@@ -85,8 +92,14 @@ class Reinforce:
             raise InputError("REINFORCE needs lr > 0, grad_clip > 0 and entropy_coef >= 0")
         self.policy, self.config, self.rng = policy, config, rng
         self.synchronise = synchronise
-        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.SGD
-        self.optimizer = kind(policy.parameters(), lr=config.lr)
+        weights, decay = policy.parameters(), config.weight_decay
+        self.optimizer: torch.optim.Optimizer
+        if config.optimizer == "adam":
+            self.optimizer = torch.optim.Adam(weights, config.lr, weight_decay=decay)
+        else:
+            self.optimizer = torch.optim.SGD(
+                weights, config.lr, config.momentum, weight_decay=decay
+            )
         self.value = value
         if (value is None) == (config.baseline == "value"):
             raise InputError("REINFORCE takes a ValueNet exactly when its baseline is 'value'")

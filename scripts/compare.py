@@ -150,11 +150,13 @@ def epochs(config: Config) -> dict[str, int]:
     if not (path := Path(config.out) / f"{config.dataset}-epochs.json").exists():
         raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
     runs = json.loads(path.read_text())["runs"]
-    cost = {run["method"]: run["forwards_per_image"] * run["epochs"] for run in runs}
-    spent = {run["method"]: run["epochs"] for run in runs}
+    cost: dict[str, list[float]] = {}
+    for run in runs:
+        cost.setdefault(run["method"], []).append(run["forwards_per_image"])
     if missing := [game for game in (CONTROL, *config.games) if game not in cost]:
         raise InputError(f"{path} does not hold {missing[0]}: run it with --budget epochs first")
-    return {game: max(1, round(spent[game] * cost[CONTROL] / cost[game])) for game in config.games}
+    step = mean(cost[CONTROL])
+    return {game: max(1, round(whole * step / mean(cost[game]))) for game in config.games}
 
 
 def trainings(config: Config) -> dict[str, dict[str, list[str]]]:

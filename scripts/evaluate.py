@@ -118,12 +118,17 @@ def check(config: Config) -> Config:
         raise InputError(f"{config.what} does not exist")
     if config.what and Path(config.what).is_dir():
         own = RunFolder.open(Path(config.what)).about()["config"]
-        dataset, eps = config.dataset or own.get("dataset"), config.eps or own.get("eps", "")
+        # its ε is of an L∞ ball: as a length it would hold next to nothing
+        known = own.get("eps", "") if config.norm == "Linf" else ""
+        dataset, eps = config.dataset or own.get("dataset"), config.eps or known
         config = replace(config, dataset=dataset, eps=eps)
     elif config.what and not config.model:
         raise InputError("a weights file needs --model, the network that it belongs to")
     if not config.eps:
-        raise InputError("say how far an attack may go: --eps, e.g. 0.15 or 8/255")
+        raise InputError(
+            f"say how far an attack may go in {config.norm}: --eps, e.g. "
+            f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
+        )
     if parse_eps(config.eps) >= 1 and config.norm == "Linf":
         raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
     check_attacks(names(config))

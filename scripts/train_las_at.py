@@ -206,8 +206,9 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         flip=colour and config.dataset != "svhn",
         ramp_steps=round(config.eps_ramp * steps),
     )
+    with_momentum = repo and (trades or config.dataset == "cifar100")
     settings = replace(
-        PRESETS[config.preset],
+        PRESETS["repo-momentum" if with_momentum else config.preset],
         lr=config.policy_lr,
         baseline=config.baseline,
         entropy_coef=config.entropy_coef,

@@ -50,7 +50,7 @@ from agents.attacker_file import NAME
 from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, Bound
 from agents.best_response import AttNets, Effort, Family, L2Ls, kept_response
-from agents.exploitability import best_defence, duality_gap, exploitability
+from agents.exploitability import best_defence, duality_gap, exploitability, strongest
 from agents.l2l import L2LNetwork
 
 OneNetwork = Literal["alt", "minimax", "maximin", "unrolled", "extragradient", "optimistic"]
@@ -255,10 +255,8 @@ def watch(config: Config, game: DefenderTraining, data: Splits, threat: Linf) ->
 def families(config: Config, data: Splits) -> dict[Responder, Family]:
     """Whose fresh networks respond."""
     shape, classes = data.train.shape, data.train.classes
-    return {
-        "attnet": AttNets(lambda: fresh(config, shape, classes)),
-        "l2l": L2Ls(lambda: L2LNetwork(shape)),
-    }
+    attnets = AttNets(lambda: fresh(config, shape, classes))
+    return {"attnet": attnets, "l2l": L2Ls(lambda: L2LNetwork(shape))}
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
@@ -289,11 +287,13 @@ def finish(
 
     def measure(module: nn.Module) -> dict[str, Any]:
         response = run.path / "attnet-curr.safetensors"
-        if own is None or not response.exists():
+        if own is None or config.judged == "best" or not response.exists():
             return {}
         effort = Effort(config.response_steps, lr=config.lr)
         defence = best_defence(module, own, data.train, data.validation, effort, seed=seed)
-        best = load_any_attacker(response)(threat, 1)
+        # the game's own attacker competes, on the images that chose among the fresh ones
+        among = (load_any_attacker(response)(threat, 1), own)
+        best = strongest(module, among, data.validation, seed=seed)
         return {"game": exploitability(module, own, best, defence, test, seed=seed)}
 
     return judge(

@@ -53,12 +53,19 @@ def test_equal_compute_scales_epochs_by_what_a_step_costs(tmp_path):
         compare.trainings(config(tmp_path, budget="compute"))
     runs = [
         {"method": name, "epochs": float(epochs), "forwards_per_image": cost}
-        for name, epochs, cost in (("pgd-at", 8, 23.0), ("standard", 8, 3.0), ("free", 1, 24.0))
+        for name, epochs, cost in (
+            ("pgd-at", 8, 22.0),
+            ("pgd-at", 8, 24.0),
+            ("standard", 8, 3.0),
+            ("free", 1, 24.0),
+        )  # the mean over seeds counts
     ]
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "digits-epochs.json").write_text(json.dumps({"runs": runs}))
     found = compare.epochs(config(tmp_path, budget="compute", games=("standard", "free", "pgd-at")))
     assert found == {"standard": 61, "free": 8, "pgd-at": 8}  # 8 · 23 / 3, 8 · 23 / 24, 8
+    shorter = config(tmp_path, budget="compute", games=("standard",), extra="--epochs 4")
+    assert compare.epochs(shorter) == {"standard": 31}  # 4 · 23 / 3
     with pytest.raises(InputError, match="does not hold trades"):
         compare.epochs(config(tmp_path, budget="compute", games=("trades",)))
 
@@ -119,11 +126,13 @@ def test_a_gap_to_autoattack_that_the_control_has_not_is_a_sign():
         assert rows[2][rows[0].index("PGD-20 − AutoAttack")].startswith(f"{100 * gap:.1f}")
         return signs("masked", runs, summary, control)
 
-    assert found(0.12) == "wider_gap_than_pgd-at"
+    assert found(0.14) == "wider_gap_than_pgd-at"
     assert found(0.06) == "none", "4 points more is no sign"
-    assert found(0.09, seeds=1) == "none", "7 points more may be chance on 200 images"
+    for seeds in (1, 3):  # all on the same 200 images
+        assert found(0.09, seeds) == "none", "7 points more may be chance on 200 images"
+    assert found(-0.01) == "none", "AutoAttack does not run PGD-20 and may find less"
     assert found(0.02, flags=["saturated_loss"]) == "saturated_loss"
-    assert found(0.12, control="trades") == "none", "nothing to compare with"
+    assert found(0.14, control="trades") == "none", "nothing to compare with"
     assert "gap" not in with_gap({PGD: 0.8})
 
 

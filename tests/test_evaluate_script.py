@@ -133,6 +133,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--attackers", "nowhere"], "no attacker file"),
         (["run", "--queries", "0"], "queries must be above 0"),
         (["run", "--eps", "8"], "did you mean 8/255"),
+        (["run", "--norm", "L2"], "how far an attack may go in L2"),
         (["run", "--n", "0"], "n must be above 0"),
         (["run", "--batch-size", "0"], "batch_size must be above 0"),
         (["run", "--dataset", "cifar10"], "--data-dir"),

@@ -1,17 +1,24 @@
 """The evaluation's cells: interrupted, short of memory or shared out, the verdicts are the same."""
 
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import Linear
+from conftest import Linear, seeded
 from torch import nn
 
-from advgame.attacks import AttackResult, fgsm
+from advgame.attacks import AttackResult, fgsm, near_pgd, pgd
+from advgame.attacks.blackbox import SPSA, EoT, Transfer
+from advgame.attacks.carlini_wagner import CarliniWagnerLinf
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
+from advgame.evaluation.cells import describe
 from advgame.evaluation.measure import counted
+from advgame.losses import clipped_margin, divergence_from, margin
 from advgame.statistics import wilson
 from advgame.threat import Linf
 
@@ -87,6 +94,49 @@ def test_a_folder_of_another_evaluation_is_refused(honest, test_images, tmp_path
         evaluate(honest, data, BALL, ("fgsm",), folder=tmp_path / "e")
     cell.unlink()
     evaluate(honest, data, BALL, ("fgsm", "pgd10"), folder=tmp_path / "e")
+
+
+def attacks_that_differ():
+    """Pairs of attacks that differ in one thing, whatever it is and wherever it stands."""
+    base, near = pgd(BALL, 20), near_pgd(BALL, 2)
+    radii = torch.full((4,), 0.1)
+    weights = torch.randn(10, 64, generator=seeded())
+    return {
+        "loss": (base, replace(base, loss=margin)),
+        "an argument of the loss": [
+            replace(base, loss=partial(clipped_margin, kappa=k)) for k in (1.0, 2.0)
+        ],
+        "what the loss encloses": [replace(base, loss=divergence_from(w)) for w in (radii, -radii)],
+        "start": (near, replace(near, start=Linf(0.2))),
+        "radius per image": (pgd(Linf(radii), 2), pgd(Linf(2 * radii), 2)),
+        "the attack within": [EoT(pgd(BALL, steps)) for steps in (2, 100)],
+        "a surrogate within": [EoT(Transfer(base, Linear(w))) for w in (weights, -weights)],
+        "an array": [SimpleNamespace(noise=np.full(3, v)) for v in (1.0, 2.0)],
+        "kind": (SPSA(BALL), CarliniWagnerLinf(BALL)),
+    }
+
+
+@pytest.mark.parametrize("what", attacks_that_differ())
+def test_attacks_are_the_same_in_words_only_where_they_are_the_same(what):
+    one, two = attacks_that_differ()[what]
+    again, _ = attacks_that_differ()[what]
+    assert describe(one) == describe(again), "a new process goes on with its folder"
+    assert describe(one) != describe(two)
+
+
+def test_an_attack_that_holds_itself_is_described():
+    one = SimpleNamespace(steps=1)
+    one.me = one
+    assert describe(one) == describe(one)
+
+
+def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_path):
+    data, mine = test_images.subset(slice(4)), pgd(BALL, 3)
+    for attack in (mine, replace(mine)):
+        evaluate(honest, data, BALL, ("a",), extra={"a": attack}, folder=tmp_path)
+    other = {"a": replace(mine, loss=margin)}
+    with pytest.raises(InputError, match="other weights, images or settings"):
+        evaluate(honest, data, BALL, ("a",), extra=other, folder=tmp_path)
 
 
 class Small(nn.Module):

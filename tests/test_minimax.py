@@ -100,6 +100,24 @@ def game_of(direction, seed=0, dropout=0.0, **settings):
     return Minimax(Linf(0.1), player, direction, **settings)
 
 
+@pytest.mark.parametrize("threat", [L2(0.5), Linf(torch.full((8,), 0.1))])
+def test_sens_is_for_one_radius_in_the_maximum_norm(threat):
+    with pytest.raises(InputError, match="L∞ ball with one eps"):
+        SensitivityTraining(threat)
+
+
+def test_a_partly_frozen_classifier_is_fine_tuned():
+    (x, y), model = batch(), smooth()
+    model[1].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    defender = Defender(model, lr=0.1, momentum=0.0, weight_decay=0.0)
+    network = AttNet(SHAPE, 3, hidden=8).double()
+    Minimax(Linf(0.1), AttNetPlayer(network)).step(defender, x, y, torch.Generator())
+    after = model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {"3.weight", "3.bias"}
+
+
 @pytest.mark.parametrize("name", ["minimax", "alt", "maximin"])
 def test_a_step_is_algorithm_1(name):
     """From the same old point: v up along ∂f/∂v, u down along ∂(f + γ/2 ‖∂f/∂v‖²)/∂u."""

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -127,6 +128,24 @@ def test_the_published_settings_hardly_move():
     moved = torch.nn.utils.parameters_to_vector(policy.parameters()).detach() - before
     assert 0 < float(moved.norm()) <= 300 * 1e-4 * 1.0001
     assert sum(rewards[-20:]) / 20 < 1.6
+
+
+@pytest.mark.parametrize(
+    ("preset", "peer"),
+    [
+        ("repo", partial(torch.optim.SGD, lr=1e-4)),
+        ("repo-momentum", partial(torch.optim.SGD, lr=1e-4, momentum=0.9, weight_decay=5e-4)),
+        ("default", partial(torch.optim.Adam, lr=1e-3)),
+    ],
+)
+def test_the_published_optimisers_are_torchs(preset, peer):
+    with seeded_init(0):
+        policy = StrategyPolicy(SHAPE, SIZES, uniform=False)
+    config = replace(PRESETS[preset], baseline="none")
+    ours = Reinforce(policy, config, stream(0, "policy")).optimizer
+    theirs = peer(policy.parameters())
+    assert type(ours) is type(theirs)
+    assert ours.defaults == theirs.defaults
 
 
 @pytest.mark.parametrize("make", [reinforce, ppo])

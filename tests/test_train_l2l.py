@@ -103,7 +103,8 @@ def test_its_attacker_is_an_attack_on_any_classifier(runs, monkeypatch):
         standing = round(40 * report["accuracy"]["clean"])
         assert report["calls"]["learned:grad-seed0"]["backwards"] == standing
     settings = json.loads((runs / "runs/plain/evaluation/settings.json").read_text())
-    assert len(settings["networks"]) == 2, "the attacker's weights are part of what was measured"
+    (network,) = settings["extra"].values()
+    assert "L2LNetwork" in network, "the attacker's weights are part of what was measured"
 
 
 def test_the_repo_preset_and_every_data_set_have_settings_of_their_own(tmp_path):
@@ -118,6 +119,8 @@ def test_the_repo_preset_and_every_data_set_have_settings_of_their_own(tmp_path)
     assert (defaults("cifar10").width, defaults("cifar10").eps) == ("slim", "0.031")
     repo = defaults("cifar10", "repo")
     assert (repo.width, repo.scaling, repo.gradient_mode) == ("wide-repo", "paper", "repo")
+    assert repo.epochs == 76
+    assert [round(share * 76) for share in repo.milestones] == [30, 60]
     assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.modes import attacked
-from advgame.checks import check_images, check_labels
+from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
 from advgame.losses import clipped_margin
 from advgame.threat import Threat
@@ -54,6 +54,8 @@ class SPSA:
             check_images(x)
             check_labels(y, len(x))
         with attacked(model), torch.no_grad():
+            if check:  # one forward that is not counted
+                check_labels(y, len(x), check_logits(model(x[:1]), y[:1]))
             parts = [self._one(model, x[i : i + 1], y[i : i + 1], i, rng) for i in range(len(x))]
         x_adv = torch.cat([part[0] for part in parts])
         fooled = torch.tensor([part[1] for part in parts], device=x.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from advgame.attacks.attack import AttackResult
 from advgame.attacks.modes import attacked
-from advgame.checks import check_images, check_labels
+from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.threat import Linf, per_image
@@ -61,7 +61,7 @@ class CarliniWagnerLinf:
             check_images(x)
             check_labels(y, len(x))
         with attacked(model):
-            return _Search(self, model, x, y).run()
+            return _Search(self, model, x, y).run(check)
 
 
 class _Search:
@@ -72,14 +72,17 @@ class _Search:
         eps = torch.as_tensor(attack.threat.eps).to(x)
         self.eps = eps.expand(len(x))
         self.adv = x.clone()  # where each image's search stands
-        self.tau = torch.ones(len(x), device=x.device)
-        self.c = torch.full((len(x),), attack.first_c, device=x.device)
+        self.tau = x.new_ones(len(x))
+        self.c = x.new_full((len(x),), attack.first_c)
         self.within = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.forwards = self.backwards = 0
 
-    def run(self) -> AttackResult:
+    def run(self, check: bool) -> AttackResult:
         with torch.no_grad():
-            self.within = self.model(self.x).argmax(1) != self.y
+            logits = self.model(self.x)
+        if check:
+            check_logits(logits, self.y)
+        self.within = logits.argmax(1) != self.y
         self.forwards += len(self.x)
         rows = (~self.within).nonzero()[:, 0]
         while len(rows):

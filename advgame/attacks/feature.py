@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from advgame.attacks.attack import AttackResult
 from advgame.attacks.modes import attacked
-from advgame.checks import check_images, check_labels
+from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
-from advgame.threat import Threat
+from advgame.threat import Threat, per_image
 
 
 @contextlib.contextmanager
@@ -94,12 +94,15 @@ class FeatureAttack:
                     model(self.pool[chosen])
                     goal = seen[0]
                 forwards += len(rows)
-                x_adv = self.threat.select(rows).random_start(x, rng)[rows]
+                x_adv = self.threat.random_start(x, rng)[rows]
                 for step in range(self.steps + 1):
                     leaf = x_adv.detach().requires_grad_()
                     with torch.enable_grad():
-                        hit = model(leaf).argmax(1) != y[rows]
+                        logits = model(leaf)
+                        hit = logits.argmax(1) != y[rows]
                         alike = F.cosine_similarity(seen[0].flatten(1), goal.flatten(1))
+                    if check and not backwards:
+                        check_logits(logits, y[rows])
                     forwards += len(rows)
                     best[rows[hit]], fooled[rows[hit]] = leaf.detach()[hit], True
                     if step == self.steps or bool(hit.all()):
@@ -119,6 +122,5 @@ class FeatureAttack:
 
     def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         ball = self.threat.select(rows)
-        size = float(torch.as_tensor(self.threat.eps).max()) / 8
-        size = self.step_size if self.step_size is not None else size
-        return ball.project(x_adv + size * ball.steepest(grad), x)
+        size = ball.eps / 8 if self.step_size is None else self.step_size
+        return ball.project(x_adv + per_image(size, x) * ball.steepest(grad), x)

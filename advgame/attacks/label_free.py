@@ -14,7 +14,7 @@ from advgame.attacks.attack import AttackResult
 from advgame.attacks.gradient import GradientAttack
 from advgame.attacks.modes import attacked
 from advgame.attacks.named import near_pgd
-from advgame.checks import check_images
+from advgame.checks import check_images, check_logits
 from advgame.losses import Loss, divergence_from, full_precision
 from advgame.threat import Threat
 
@@ -46,6 +46,8 @@ class LabelFree:
         with attacked(model, self.attack.mode), torch.no_grad():
             clean = model(x)
         rows = torch.arange(len(x), device=x.device)
+        if check:
+            check_logits(clean, torch.zeros_like(rows))
         steps = replace(self.attack, loss=self.loss_from(clean))
         made = steps.run(model, x, rows, rng=rng, check=False)
         return replace(made, forwards=made.forwards + len(x))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks import AttackResult, attacked
+from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
 from advgame.threat import Threat
 
@@ -102,6 +103,9 @@ class AutoAttackPart:
             warnings.simplefilter("ignore")  # its checks are among our flags
             with torch.enable_grad():
                 logits = model(x[:2].clone().requires_grad_())
+            if check:
+                check_images(x)
+                check_labels(y, len(x), check_logits(logits, y[:2]))
             self.check_task(logits.shape[1], (x.shape[1], x.shape[2], x.shape[3]))
             if self.part != "square" and not logits.requires_grad:
                 # no gradient to follow: it finds nothing, and the flags say why
@@ -122,5 +126,5 @@ class AutoAttackPart:
             # nine targets in AutoAttack standard; fewer classes have fewer wrong ones
             judge.apgd_targeted.n_target_classes = min(9, classes - 1)
             judge.fab.n_target_classes = min(9, classes - 1)
-            x_adv, said = judge.run_standard_evaluation(x, y, batch_size=len(x))
+            x_adv, said = judge.run_standard_evaluation(x, y.long(), batch_size=len(x))
         return AttackResult(x_adv, None, said != y, 0, 0)

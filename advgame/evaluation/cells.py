@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
+from types import FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,10 +102,10 @@ def fingerprint(
         threat: the ball.
         seed: of the attacks.
         batch_size: images at a time.
-        more: further networks that attacks make use of.
+        more: further networks that attacks by name make use of.
     """
     return {
-        "format": 1,
+        "format": 2,
         "networks": [_network(module) for module in (model, *more)],
         "images": _digest(data.images, data.labels),
         "threat": [threat.norm, float(threat.eps)],
@@ -110,11 +114,44 @@ def fingerprint(
     }
 
 
-def describe(attack: object) -> str:
-    """An attack's kind and its plain settings, in words."""
-    fields = getattr(attack, "__dict__", {}).items()
-    plain = {k: v for k, v in fields if isinstance(v, str | int | float | bool | tuple | Threat)}
-    return f"{type(attack).__qualname__}({plain})"
+def describe(value: object, above: tuple[object, ...] = ()) -> str:
+    """An attack and all that it holds, in words: the same for the same settings and weights only.
+
+    Attacks within attacks, losses, radii per image and networks are looked into, and what a loss
+    has enclosed. Of anything else without attributes the kind is all that is seen.
+
+    Args:
+        value: the attack, or a part of it.
+        above: what it is part of: nothing is looked into within itself.
+    """
+    if any(value is one for one in above):
+        return "itself"
+
+    def parts(*held: object) -> list[str]:
+        return [describe(one, (*above, value)) for one in held]
+
+    match value:
+        case None | str() | int() | float() | PurePath() | torch.dtype() | torch.device():
+            return repr(value)
+        case nn.Module():
+            return _network(value)
+        case Tensor() | np.ndarray() | np.generic():
+            return _digest(torch.as_tensor(value))
+        case Mapping():
+            return str(parts(*value.keys(), *value.values()))
+        case tuple() | list() | set() | frozenset():
+            return str(parts(*value))
+        case partial():
+            return f"partial {parts(value.func, value.args, value.keywords)}"
+        case MethodType():
+            return f"method {parts(value.__func__, value.__self__)}"
+        case FunctionType():
+            held = [cell.cell_contents for cell in value.__closure__ or ()]
+            named = f"{value.__module__}.{value.__qualname__}"
+            return f"{named} {parts(held, value.__defaults__, value.__kwdefaults__)}"
+        case type():
+            return f"{value.__module__}.{value.__qualname__}"
+    return str(parts(type(value), getattr(value, "__dict__", None)))
 
 
 def _network(module: nn.Module) -> str:

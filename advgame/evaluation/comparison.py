@@ -29,10 +29,9 @@ def signs(game: str, runs: Sequence[Mapping[str, Any]], summary: Summary, contro
     """
     raised = {flag for run in runs if run["method"] == game for flag in run["flags"]}
     n, row, honest = runs[0]["n"], summary[game], summary.get(control, {})
-    if "gap" in row and "gap" in honest:
-        mine, its = row["gap"]["mean"], honest["gap"]["mean"]
-        if wider_gap(mine, n * row["seeds"], its, n * honest["seeds"]):
-            raised.add(f"wider_gap_than_{control}")
+    measured = "gap" in row and "gap" in honest
+    if measured and wider_gap(row["gap"]["mean"], honest["gap"]["mean"], n):
+        raised.add(f"wider_gap_than_{control}")
     return ", ".join(sorted(raised)) or "none"
 
 

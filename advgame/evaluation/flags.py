@@ -116,23 +116,23 @@ def _black_box(verdicts: Verdicts) -> dict[str, str]:
     return found
 
 
-def wider_gap(gap: float, n: int, control: float, control_n: int) -> bool:
+def wider_gap(gap: float, control: float, n: int) -> bool:
     """Whether AutoAttack takes more from what PGD-20 leaves than from a control's: masking.
 
     Every classifier has a gap between the two. A comparison with an honest control says how wide it
     is there, and need not leave the 10 points that `find_flags` does: 5 points are, here.
 
     Args:
-        gap: accuracy under PGD-20 less that under AutoAttack.
-        n: images that it was measured on.
+        gap: accuracy under PGD-20 less that under AutoAttack; a little below 0 is possible, since
+            AutoAttack does not run PGD-20.
         control: the same of PGD-AT.
-        control_n: images of that.
+        n: different images that both were measured on; the same ones for several seeds count once.
 
     Returns:
         whether the difference is more than 0.05 beyond two standard errors.
     """
-    noise: float = 2 * (gap * (1 - gap) / n + control * (1 - control) / control_n) ** 0.5
-    return gap - control - noise > 0.05
+    variance = sum(share * (1 - share) / n for share in (max(gap, 0.0), max(control, 0.0)))
+    return bool(gap - control - 2 * variance**0.5 > 0.05)
 
 
 def _after_pgd(verdicts: Verdicts) -> Tensor | None:

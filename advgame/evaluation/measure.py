@@ -84,9 +84,7 @@ def evaluate(
     for attack in every:
         if isinstance(attack, AutoAttackPart):
             attack.check_task(classes, data.shape)
-    # surrogates and learned attackers: verdicts depend on their weights too
-    held = [value for attack in every for value in getattr(attack, "__dict__", {}).values()]
-    more = [value for value in held if isinstance(value, nn.Module)]
+    more = [surrogate] if surrogate is not None else []
     rank = fabric.global_rank if fabric is not None else 0
 
     def barrier() -> None:
@@ -128,9 +126,9 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
             f"the classifier cannot take images of this shape, {data.shape}, on "
             f"{images.device}: {reason}"
         ) from error
-    check_logits(logits, data.labels[:8])
-    check_labels(data.labels, len(data), logits.shape[1])
-    return int(logits.shape[1])
+    classes = check_logits(logits, data.labels[:8])
+    check_labels(data.labels, len(data), classes)
+    return classes
 
 
 @dataclass

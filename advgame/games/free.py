@@ -53,8 +53,9 @@ class Free:
         delta = torch.zeros_like(x) if self.delta is None else self.delta.to(x)
 
         def loss(model: nn.Module) -> Tensor:
-            leaves.append((x + delta).clamp_(0, 1).requires_grad_())
-            return defender.loss(model(leaves[-1]), y)
+            # through the clip: where x + δ is no pixel, δ does not matter and stays
+            leaves.append(delta.clone().requires_grad_())
+            return defender.loss(model((x + leaves[-1]).clamp(0, 1)), y)
 
         for _ in range(self.replays):
             losses = defender.descend(loss)
@@ -64,7 +65,7 @@ class Free:
             passes.add_descent(defender)
             delta = (delta + eps * slope.sign()).clamp_(-eps, eps)
         self.delta = delta
-        x_adv = leaves[-1].detach()
+        x_adv = (x + leaves[-1].detach()).clamp_(0, 1)
         stats = {"game/adversarial_loss": losses.mean()}
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)

@@ -49,7 +49,7 @@ class SensitivityTraining:
         penalty: s over the ball's ε; the paper's γ is 0.5, LWA (Huang et al. 2015) 0.
 
     Raises:
-        InputError: a negative penalty.
+        InputError: a negative penalty, or another ball than L∞ with one radius.
     """
 
     threat: Threat
@@ -58,6 +58,10 @@ class SensitivityTraining:
     def __post_init__(self) -> None:
         if not self.penalty >= 0:
             raise InputError(f"penalty must be 0 or above, not {self.penalty}")
+        if not isinstance(self.threat, Linf) or isinstance(self.threat.eps, Tensor):
+            raise InputError(
+                "the sensitivity penalty is for an L∞ ball with one eps for all images"
+            )
 
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0

@@ -75,9 +75,10 @@ def perturbation_stats(delta: Tensor, threat: Threat) -> dict[str, Tensor]:
     - ``attacker/on_face``: share of the pixels that the ball's face holds.
     """
     scaled = delta / per_image(threat.eps, delta)
-    across, down = scaled.diff(dim=3).abs(), scaled.diff(dim=2).abs()
+    # a side of one pixel has no neighbours
+    sides = [one.mean() for dim in (2, 3) if (one := scaled.diff(dim=dim).abs()).numel()]
     return {
         "attacker/size": scaled.abs().mean(),
-        "attacker/variation": (across.mean() + down.mean()) / 2,
+        "attacker/variation": torch.stack(sides).mean() if sides else scaled.new_zeros(()),
         "attacker/on_face": threat.on_face(delta).mean(),
     }
