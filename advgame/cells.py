@@ -39,7 +39,9 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     if done.returncode:
-        raise InputError(f"{folder.name} failed, its last words: {done.stderr[-500:]}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        said = errors[-1].removeprefix("error: ") if errors else done.stderr[-500:]
+        raise InputError(f"{folder.name} failed, its last words: {said}")
 
 
 def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs: int) -> None:

@@ -64,7 +64,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(f"no weights file {path}") from error
     except (safetensors.SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise InputError(f"{path} does not hold this network's weights ({reason})") from error
 
 

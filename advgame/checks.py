@@ -129,10 +129,16 @@ def check_logits(logits: Tensor, y: Tensor) -> int:
         )
     if not bool(torch.isfinite(logits).all()):
         raise InputError("the classifier returns NaN or infinite logits: its weights are broken")
-    check_labels(y, logits.shape[0], logits.shape[1])
+    classes = int(logits.shape[1])
+    check_labels(y, logits.shape[0])
+    if int(y.max()) >= classes:
+        raise InputError(
+            f"the classifier has {classes} outputs, so that labels must lie in 0..{classes - 1}, "
+            f"found {int(y.max())}"
+        )
     if looks_like_probabilities(logits):
         raise InputError(
             "the classifier returns probabilities: return logits (remove the final softmax), "
             "since saturated softmax hides gradients and fakes robustness"
         )
-    return int(logits.shape[1])
+    return classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,13 +10,14 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from advgame.checkpoint import Checkpoints, write_atomically
 from advgame.errors import InputError
@@ -158,6 +160,25 @@ class RunFolder:
                 f"{FORMAT}: resume with the version of advgame that wrote it"
             )
         return cls(path)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While this process writes the run; released also by a kill.
+
+        Raises:
+            InputError: another process is writing it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"{self.path} is being written by another process: let it end, or stop it first"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def about(self) -> dict[str, Any]:
         """What ``config.json`` says: settings, command, versions, commit, device."""

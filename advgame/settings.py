@@ -17,6 +17,7 @@ from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.seeding import derive_seed, seeded_init
+from advgame.threat import Linf
 from advgame.training import TrainingPlan
 
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
@@ -97,9 +98,13 @@ def check_run(config: RunConfig) -> None:
     Raises:
         InputError: what is wrong, in one line.
     """
-    if parse_eps(config.eps) >= 1:
-        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
+    Linf(parse_eps(config.eps))
     check_attacks(config.attacks)
+    if wants := [name for name in config.attacks if "transfer" in name]:
+        raise InputError(
+            f"{wants[0]} needs another classifier, which a training has not: leave it away, and "
+            "give it to evaluate.py with --surrogate afterwards"
+        )
     for name in ("lr", "batch_size", "eval_n", "devices", "grad_clip"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:

@@ -6,9 +6,10 @@ Its radius is a float or one number per image, a tensor (B,).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Self, overload
 
 import torch
@@ -68,8 +69,12 @@ class Threat(ABC):
         return ball
 
     def scaled(self, factor: float) -> Self:
-        """The ball of ``factor`` times the radius."""
-        return replace(self, eps=self.eps * factor)
+        """The ball of ``factor`` times the radius, however large that is."""
+        if not 0 < factor < math.inf:
+            raise InputError(f"a ball is scaled by a factor above 0, not {factor}")
+        ball = object.__new__(type(self))
+        object.__setattr__(ball, "eps", self.eps * factor)
+        return ball
 
     @abstractmethod
     def size(self, delta: Tensor) -> Tensor:
@@ -102,9 +107,14 @@ class Threat(ABC):
 
 @dataclass(frozen=True)
 class Linf(Threat):
-    """Every pixel may change by at most ε."""
+    """Every pixel may change by at most ε, which is 1 at most."""
 
     norm: ClassVar[str] = "Linf"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.eps, Tensor) and self.eps > 1:
+            raise InputError(f"eps is in [0, 1] pixels: did you mean {self.eps:g}/255?")
 
     def size(self, delta: Tensor) -> Tensor:
         """Max |δ| of each image."""

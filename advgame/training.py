@@ -7,13 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -22,6 +21,7 @@ from advgame.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.curves import Curves, means
 from advgame.errors import InputError
 from advgame.interrupt import Interrupt
+from advgame.progress import TrainingProgress
 from advgame.runs import Metrics, RunFolder
 
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -174,24 +174,25 @@ class Trainer:
 
         Raises:
             SystemExit: interrupted, after a checkpoint was written (128 + the signal's number).
-            InputError: nothing to resume.
+            InputError: nothing to resume, or another process is writing the run.
         """
+        with self.run.held() if self.chief else nullcontext():
+            self._fit(resume)
+
+    def _fit(self, resume: bool) -> None:
         rows = self._restore() if resume else 0
         if self.chief:
             self.metrics = Metrics(self.run.path / "metrics.csv", rows)
             self.curves = Curves(self.run.path, purge_step=self.step + 1 if resume else None)
         try:
             with Interrupt() as interrupt, self._progress() as progress:
-                bar = progress.add_task("", total=self.total, completed=self.step, note="")
                 while self.step < self.total:
                     began = time.perf_counter()
                     self._one_step()
                     self.seconds += time.perf_counter() - began
                     note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else ""
-                    progress.update(bar, completed=self.step)
+                    progress.step(self.step, note)
                     due = bool(note) and self._save_due()
-                    if note:
-                        progress.update(bar, note=note)
                     if due:
                         self._save()
                     if number := self._asked_to_stop(interrupt.signal):
@@ -303,16 +304,8 @@ class Trainer:
         print(f"\nstopped by {name} {place}", file=sys.stderr)
         raise SystemExit(128 + number)
 
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not self.chief,
-        )
+    def _progress(self) -> TrainingProgress:
+        return TrainingProgress(self.run.path, self.total, self.step, self.chief)
 
 
 def load_best(run: RunFolder, module: nn.Module, which: Literal["best", "last"] = "best") -> None:

@@ -33,6 +33,9 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
-        raise InputError(f"no attacker file {path}") from error
+        raise InputError(
+            f"no attacker file {path}: ADT-EXP and games without a network leave none "
+            "(--attacks adt:exp-worst-of-10 is ADT-EXP's)"
+        ) from error
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a safetensors file ({error})") from error

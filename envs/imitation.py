@@ -242,6 +242,15 @@ class ImitationEnv(gym.Env[np.ndarray[Any, Any], Any]):
         self.observation_space = self.core.single_observation_space
         self.action_space = self.core.single_action_space
 
+    @property
+    def theta(self) -> Tensor:
+        """The discriminator's parameters (m,), which whoever trains it sets."""
+        return self.core.theta
+
+    @theta.setter
+    def theta(self, theta: Tensor) -> None:
+        self.core.theta = theta
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advgame.checks import check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.evaluation import check_classifier
 from advgame.losses import margin
 from advgame.seeding import stream
 
@@ -24,14 +24,13 @@ class Pool:
         data: images and labels, on its device.
 
     Raises:
-        InputError: logits that cannot be attacked, or no image that is classified correctly.
+        InputError: images that the classifier cannot take, logits that cannot be attacked, or no
+            image that is classified correctly.
     """
 
     def __init__(self, model: nn.Module, data: ImageSet) -> None:
+        check_classifier(model, data)
         with torch.no_grad():
-            logits = model(data.floats(slice(2)))
-            check_logits(logits, data.labels[:2])
-            check_labels(data.labels, len(data), logits.shape[1])
             parts = torch.arange(len(data), device=data.images.device).split(500)
             margins = torch.cat(
                 [margin(model(data.floats(part)), data.labels[part]) for part in parts]

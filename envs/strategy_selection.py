@@ -94,6 +94,11 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             )
         if credit not in ("mixed", "sample", "batch"):
             raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
+        if defender is not None and not isinstance(defender, Defender):
+            raise InputError(
+                "defender is a classifier with its optimiser, Defender(module, lr=0.1), not a "
+                f"{type(defender).__name__}"
+            )
         data = data if data is not None else load_data("digits").train
         self.game = game or LasAt(Linf(0.15))
         self.space = space or StrategySpace(float(self.game.threat.eps))

@@ -32,6 +32,7 @@ from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
+from advgame.evaluation import check_attacks
 from advgame.evaluation.comparison import PGD, as_csv, signs, table, with_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.published import poster_table
@@ -250,6 +251,9 @@ def main(config: Config) -> None:
         raise InputError(f"unknown game {unknown[0]!r}: choose from {', '.join(GAMES)}")
     if config.seeds < 1:
         raise InputError(f"seeds must be 1 or above, not {config.seeds}")
+    check_attacks(config.attacks)
+    if config.dataset != "digits" and not config.data_dir:
+        raise InputError(f"{config.dataset} needs --data-dir, the folder with its files")
     name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
     held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training

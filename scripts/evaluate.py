@@ -129,8 +129,7 @@ def check(config: Config) -> Config:
             f"say how far an attack may go in {config.norm}: --eps, e.g. "
             f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
         )
-    if parse_eps(config.eps) >= 1 and config.norm == "Linf":
-        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
+    THREATS[config.norm](parse_eps(config.eps))
     check_attacks(names(config))
     wants = [name for name in names(config) if "transfer" in name]
     if wants and not config.surrogate:
@@ -146,6 +145,14 @@ def check(config: Config) -> Config:
 def names(config: Config) -> tuple[str, ...]:
     """The attacks asked for; the clean images always come first and need no name."""
     return tuple(name for name in config.attacks if name != "clean")
+
+
+def weights_in_words(config: Config) -> str:
+    """Whose weights were judged, and whether their run has ended."""
+    path = Path(config.what)
+    if not (config.what and path.is_dir()):
+        return config.what or config.import_
+    return config.weights + ("" if (path / "report.json").exists() else " of an unfinished run")
 
 
 def learned(config: Config) -> dict[str, Attack]:
@@ -274,7 +281,7 @@ def _report(
             flags,
             config.seed,
             device_name(fabric.device),
-            config.weights if Path(config.what).is_dir() else config.what or config.import_,
+            weights_in_words(config),
             run.about()["command"],
             also,
         ),

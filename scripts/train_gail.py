@@ -166,7 +166,10 @@ def check(config: Config) -> Config:
     if config.settle < 0 or (config.settle and config.algorithm != "trpo"):
         raise InputError(f"settle must be 0 or above, and is for trpo, not {config.algorithm}")
     if config.iterations % config.evaluate_every:
-        raise InputError("iterations must be a multiple of evaluate_every")
+        raise InputError(
+            f"--iterations {config.iterations} must be a multiple of --evaluate-every "
+            f"{config.evaluate_every}"
+        )
     if config.updater not in UPDATERS:
         raise InputError(f"unknown updater {config.updater!r}: one of {', '.join(UPDATERS)}")
     if config.updater_lr is not None and not 0 < config.updater_lr < math.inf:

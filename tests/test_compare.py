@@ -75,6 +75,10 @@ def test_words_that_cannot_work_are_refused(tmp_path):
         compare.main(config(tmp_path, games=("strong",)))
     with pytest.raises(InputError, match="no finished cell"):
         compare.main(config(tmp_path, finished_only=True))
+    with pytest.raises(InputError, match="unknown attack 'nosuch'"):
+        compare.main(config(tmp_path, attacks=("fgsm", "nosuch")))
+    with pytest.raises(InputError, match="mnist needs --data-dir"):
+        compare.main(config(tmp_path, dataset="mnist"))
     assert set(POSTER) <= set(compare.GAMES)
 
 

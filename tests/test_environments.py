@@ -275,6 +275,8 @@ def test_wrong_actions_are_refused_and_change_nothing(action):
 
 
 def test_other_misuse_is_refused():
+    with pytest.raises(InputError, match=r"Defender\(module, lr=0.1\), not a Linear"):
+        StrategySelectionVectorEnv(8, defender=torch.nn.Linear(1, 1))
     with pytest.raises(gym.error.ResetNeeded):
         StrategySelectionVectorEnv(4).step(np.zeros((4, 3), int))
     single = StrategySelectionEnv()

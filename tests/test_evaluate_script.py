@@ -88,6 +88,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     answer(["run", *QUICK, "--name", "a"], root, monkeypatch)
     report = json.loads((root / "runs" / "a" / "report.json").read_text())
     assert report["threat"] == {"norm": "Linf", "eps": 0.1}, "the run knows its own ε"
+    assert report["weights"] == "best of an unfinished run"
     assert report["n"] == 50
     assert list(report["accuracy"]) == ["clean", "fgsm", "pgd20"]
     assert report["worst_case"] <= min(report["accuracy"].values())
@@ -140,7 +141,8 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["--import", "my_code", "--eps", "0.1"], "package.module:function"),
         (["--import", "my_code:nothing", "--eps", "0.1"], "AttributeError"),
         (["--import", "no_such_code:f", "--eps", "0.1"], "ModuleNotFoundError"),
-        (["--import", "my_code:broken", "--eps", "0.1"], "ZeroDivisionError: mine"),
+        (["--import", "my_code:broken", "--eps", "0.1"], "ZeroDivisionError: mine, "),
+        (["--import", "my_code:broken", "--eps", "0.1"], "my_code.py:"),
         (["--import", "my_code:number", "--eps", "0.1"], "must return a torch.nn.Module"),
         (["--import", "my_code:linear", "--eps", "0.1"], "images of this shape"),
         (["run", "--data-import", "my_code:number"], "ImageSet"),
@@ -172,7 +174,8 @@ def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
     # six queries per image at most, then the verdict's own
     assert report["calls"]["learned:mine"]["forwards"] <= 7 * standing
     settings = json.loads((root / "runs" / "learned" / "evaluation" / "settings.json").read_text())
-    assert len(settings["networks"]) == 2, "the attacker's weights are part of what was measured"
+    weights = settings["extra"]["learned:mine"]
+    assert "FeaturePolicy" in weights, "the attacker's weights are part of what was measured"
 
 
 def test_softmax_outputs_are_refused(root, monkeypatch, capsys):

@@ -49,6 +49,19 @@ def test_zeros_pay_the_same_for_all():
         assert env.step(LEFT)[1].tolist() == [0.0] * 4
 
 
+def test_every_form_is_paid_by_the_theta_that_was_set():
+    single = gym.make("advgame/GAILCartPole-v0")
+    arrays = NumpyVectorEnv(gym.make_vec("advgame/GAILCartPole-v0", num_envs=2))
+    for env, action in ((single, 0), (arrays, np.zeros(2, dtype=np.int64))):
+        env.reset(seed=0)
+        before = env.step(action)[1]
+        env.unwrapped.theta = torch.zeros_like(env.unwrapped.theta)
+        env.reset(seed=0)
+        after = env.step(action)[1]
+        assert np.all(before != after)
+        assert np.all(env.step(action)[1] == after), "zeros pay the same for all"
+
+
 def test_the_task_ends_its_episodes():
     env = ImitationVectorEnv(4, horizon="task")
     env.reset(seed=0)

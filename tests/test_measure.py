@@ -139,6 +139,23 @@ def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_pat
         evaluate(honest, data, BALL, ("a",), extra=other, folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"threat": 0.1}, "Linf"),
+        ({"threat": Linf(torch.full((4,), 0.1))}, "one radius"),
+        ({"attacks": "pgd10"}, "tuple of names"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"model": Linear(torch.randn(3, 64))}, "3 outputs"),
+        ({"model": Linear(torch.randn(10, 9))}, "images of this shape"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(changes, words, honest, test_images):
+    given = {"model": honest, "data": test_images, "threat": BALL, "attacks": ("fgsm",)}
+    with pytest.raises(InputError, match=words):
+        evaluate(**{**given, **changes})
+
+
 class Small(nn.Module):
     """A machine that holds so many images only."""
 

@@ -88,6 +88,16 @@ def test_bad_radii_are_refused(bad):
         Linf(bad)
 
 
+def test_a_radius_in_levels_is_refused_where_it_cannot_be_meant():
+    with pytest.raises(InputError, match="did you mean 8/255"):
+        Linf(8)
+    assert Linf(1.0).scaled(2.0).eps == 2, "a sweep may go farther"
+    assert L2(8).eps == 8
+    for factor in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="factor above 0"):
+            Linf(0.1).scaled(factor)
+
+
 def test_eps_is_typed_as_a_fraction():
     assert parse_eps("8/255") == 8 / 255
     assert parse_eps(" 0.3 ") == 0.3

@@ -230,6 +230,7 @@ def test_epsilon_grows_from_nothing_to_its_full_size(digits):
         (["--batch-size", "100000"], "batch size"),
         (["--dataset", "cifar10"], "--data-dir"),
         (["--attacks", "pgd21"], "unknown attack"),
+        (["--attacks", "fgsm", "l2l:transfer-fgsm"], "evaluate.py with --surrogate"),
         (["--resume", "/nowhere"], "not a run folder"),
     ],
 )

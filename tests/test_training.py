@@ -135,6 +135,29 @@ def test_data_that_moved_is_found_again(tmp_path):
     assert settings.agent == "random"
 
 
+def test_a_run_that_is_being_written_is_left_alone(tmp_path, stop_at):
+    """A second process, here a second holder of the lock, must not write the same files."""
+    said = []
+
+    def resume_too():
+        with pytest.raises(InputError, match="another process") as refused:
+            main(Config(resume=str(tmp_path / "a")))
+        said.append(refused)
+
+    stop_at(3, resume_too)
+    whole = main(small(tmp_path, "a", epochs=1))
+    assert len(said) == 1
+    assert len(Metrics.read(whole.path / "metrics.csv")) == 1
+
+
+def test_without_a_terminal_a_run_says_a_line_per_epoch(tmp_path, capsys):
+    main(small(tmp_path, "a", epochs=2))
+    folder, *lines = capsys.readouterr().err.splitlines()
+    assert folder == f"{tmp_path / 'a'}: step 0 of 12"
+    assert [line.split(": epoch")[0] for line in lines] == ["step 6 of 12", "step 12 of 12"]
+    assert all("robust 0." in line for line in lines)
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     run = main(small(tmp_path, "one", agent="random", epochs=1))
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,13 @@ def imported(name: str) -> object:
     try:
         return getattr(importlib.import_module(module_name), function_name)()
     except Exception as error:  # a stranger's code may raise anything
-        raise InputError(f"{name} failed: {type(error).__name__}: {error}") from error
+        own = [
+            f", {frame.filename}:{frame.lineno}"
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename != __file__ and "importlib" not in frame.filename
+        ]
+        place = own[-1] if own else ""
+        raise InputError(f"{name} failed: {type(error).__name__}: {error}{place}") from error
     finally:
         sys.path.remove(str(Path.cwd()))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -66,11 +66,7 @@ def evaluate(
             of another evaluation.
     """
     extra = dict(extra or {})
-    check_attacks(tuple(name for name in attacks if name not in extra))
-    if isinstance(threat.eps, Tensor):
-        raise InputError("an evaluation has one radius: give the threat a float")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or above, not {batch_size}")
+    _check_settings(threat, attacks, extra, batch_size)
     world = fabric.world_size if fabric is not None else 1
     if world > 1 and folder is None:
         raise InputError("several processes meet in a folder: give one")
@@ -105,6 +101,18 @@ def evaluate(
     barrier()
     cells.reload()
     return _gather(cells, plan, starts, batch_size)
+
+
+def _check_settings(
+    threat: object, attacks: Sequence[str], extra: Container[str], batch_size: int
+) -> None:
+    if not isinstance(threat, Threat) or isinstance(threat.eps, Tensor):
+        raise InputError(f"threat is a ball with one radius, e.g. Linf(8 / 255), not {threat!r}")
+    if isinstance(attacks, str):
+        raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
+    check_attacks(tuple(name for name in attacks if name not in extra))
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or above, not {batch_size}")
 
 
 def check_classifier(model: nn.Module, data: ImageSet) -> int:

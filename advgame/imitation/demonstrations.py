@@ -168,7 +168,7 @@ def provenance(env_id: str) -> dict[str, Any]:
     if env_id not in about:
         raise InputError(
             f"no demonstrations of {env_id!r} come with the package, only of {', '.join(about)}: "
-            "record your own with scripts/train_experts.py"
+            "record your own policy, docs/imitation.md, Demonstrations, and give the file"
         )
     return about[env_id]
 
