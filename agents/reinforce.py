@@ -46,7 +46,7 @@ class ReinforceConfig:
 
 
 # `repo`: LAS-AT's CIFAR-10 settings (reward without baseline, no bonus, SGD at 1e-4, clip 1);
-# `repo-momentum`: the policy's optimiser of its CIFAR-100 and TRADES scripts
+# `repo-momentum`: the policy's optimiser of its CIFAR-100 script
 _REPO = ReinforceConfig("sgd", 1e-4, "none", scale_advantage=False, entropy_coef=0.0)
 PRESETS = {
     "default": ReinforceConfig(),

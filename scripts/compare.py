@@ -169,7 +169,8 @@ def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
         cells += [(game, seed, length) for game, length in epochs(config).items()]
     for game, seed, length in cells:
         script, flags = GAMES[game]
-        flags += " --reward-interval 10" * (script == _LAS and config.dataset == "cifar10")
+        learns = script == _LAS and "--agent random" not in flags
+        flags += " --reward-interval 10" * (learns and config.dataset == "cifar10")
         words = [*shared(config), *shlex.split(flags), "--epochs", str(length), "--seed", str(seed)]
         made.setdefault(script, {})[f"{game}-seed{seed}"] = words
     return made

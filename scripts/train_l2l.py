@@ -141,6 +141,8 @@ def check(config: Config) -> Config:
         raise InputError(
             f"attacker_weight_decay must lie in [0, 1), not {config.attacker_weight_decay}"
         )
+    if config.attacker != "k-step" and config.steps != Config.steps:
+        raise InputError(f"--attacker {config.attacker} has no --steps: k-step has")
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     return config

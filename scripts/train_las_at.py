@@ -165,7 +165,22 @@ def check(config: Config) -> Config:
         )
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
+    usual = defaults(config.dataset, config.preset)
+    for name in idle(config):
+        if getattr(config, name) != getattr(usual, name):
+            word = f"--{name.replace('_', '-')}"
+            raise InputError(f"--agent {config.agent} makes no use of {word}: leave it away")
     return config
+
+
+def idle(config: Config) -> tuple[str, ...]:
+    """Options that change nothing for this agent."""
+    fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
+    if config.agent == "reinforce":
+        return fixed
+    if config.agent == "ppo":
+        return (*fixed, "baseline")
+    return (*fixed, "credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
 
 
 def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
@@ -206,7 +221,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         flip=colour and config.dataset != "svhn",
         ramp_steps=round(config.eps_ramp * steps),
     )
-    with_momentum = repo and (trades or config.dataset == "cifar100")
+    with_momentum = repo and config.dataset == "cifar100"
     settings = replace(
         PRESETS["repo-momentum" if with_momentum else config.preset],
         lr=config.policy_lr,

@@ -223,6 +223,7 @@ def test_epsilon_grows_from_nothing_to_its_full_size(digits):
         (["--attacker-lr-factor", "-1"], "attacker_lr_factor must be above 0"),
         (["--attacker-weight-decay", "1"], "attacker_weight_decay"),
         (["--attacker", "k-step", "--steps", "0"], "steps must be above 0"),
+        (["--attacker", "grad", "--steps", "2"], "has no --steps"),
         (["--attacker-steps", "0"], "attacker_steps must be above 0"),
         (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
         (["--eps-ramp", "1"], "eps_ramp"),
