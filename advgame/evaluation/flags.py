@@ -129,10 +129,10 @@ def wider_gap(gap: float, control: float, n: int) -> bool:
         n: different images that both were measured on; the same ones for several seeds count once.
 
     Returns:
-        whether the difference is more than 0.05 beyond two standard errors.
+        whether the difference is 0.05 or more, and more than two standard errors.
     """
     variance = sum(share * (1 - share) / n for share in (max(gap, 0.0), max(control, 0.0)))
-    return bool(gap - control - 2 * variance**0.5 > 0.05)
+    return bool(gap - control >= max(0.05, 2 * variance**0.5))
 
 
 def _after_pgd(verdicts: Verdicts) -> Tensor | None:
