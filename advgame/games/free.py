@@ -25,6 +25,11 @@ class Free:
     epochs count batches: E epochs cost about E·m epochs of plain training, which is why the paper
     divides the number of epochs by m. The gradients are those of training mode, both.
 
+    ∇_δ is taken at the image, clip(x + δ). The published code takes it through the clip, where it
+    is 0 for what would leave [0, 1]: there δ is stuck for as long as the next batches are as black
+    as this one. On CIFAR-10 few pixels are; on digits, where a third of x + δ lies outside,
+    AutoAttack leaves that form 34 % and this one 58 % (results/compare).
+
     Args:
         threat: an L∞ ball, one radius for all.
         replays: m.
@@ -53,9 +58,8 @@ class Free:
         delta = torch.zeros_like(x) if self.delta is None else self.delta.to(x)
 
         def loss(model: nn.Module) -> Tensor:
-            # through the clip: where x + δ is no pixel, δ does not matter and stays
-            leaves.append(delta.clone().requires_grad_())
-            return defender.loss(model((x + leaves[-1]).clamp(0, 1)), y)
+            leaves.append((x + delta).clamp_(0, 1).requires_grad_())
+            return defender.loss(model(leaves[-1]), y)
 
         for _ in range(self.replays):
             losses = defender.descend(loss)
@@ -65,7 +69,7 @@ class Free:
             passes.add_descent(defender)
             delta = (delta + eps * slope.sign()).clamp_(-eps, eps)
         self.delta = delta
-        x_adv = (x + leaves[-1].detach()).clamp_(0, 1)
+        x_adv = leaves[-1].detach()
         stats = {"game/adversarial_loss": losses.mean()}
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
