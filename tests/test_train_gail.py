@@ -43,7 +43,7 @@ def config(tmp_path, name="run", **settings):
         (["--updater-lr", "0"], "updater_lr"),
         (["--settle", "-1"], "settle must be 0"),
         (["--settle", "100", "--algorithm", "ppo"], "is for trpo, not ppo"),
-        (["--iterations", "15"], "multiple of evaluate_every"),
+        (["--iterations", "15"], "multiple of --evaluate-every"),
         (["--episodes", "1"], "standard error"),
         (["--n-steps", "1", "--envs", "1"], "too few pairs"),
         (["--demonstrations", "/nowhere.npz"], "/nowhere.npz"),
