@@ -109,7 +109,7 @@ def test_carlini_wagner_finds_what_the_ball_allows_and_returns_clean_elsewhere(p
     assert torch.equal(result.x_adv[~result.fooled], x[~result.fooled])
     assert torch.equal(model(result.x_adv).argmax(1) != y, result.fooled)
     assert float((result.x_adv - x).abs().max()) <= eps + 1e-6
-    blind = Linear(torch.zeros(2, 16), torch.tensor([1.0, 0.0]))
+    blind = Linear(torch.zeros(2, 16), torch.tensor([2.0, 0.0]))
     hopeless = CarliniWagnerLinf(Linf(eps)).run(blind, x, torch.zeros_like(y))
     assert hopeless.backwards == 10 * 8 * 50, "eight constants from 1e-5 to 100"
     with pytest.raises(InputError, match="Linf"):
