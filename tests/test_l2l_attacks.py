@@ -11,6 +11,7 @@ from torch import nn
 
 from advgame.attacks import Slope
 from advgame.losses import cross_entropy
+from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.l2l import L2LAttack, scaled
 
