@@ -17,7 +17,6 @@ from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.seeding import derive_seed, seeded_init
-from advgame.threat import Linf
 from advgame.training import TrainingPlan
 
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
@@ -98,7 +97,8 @@ def check_run(config: RunConfig) -> None:
     Raises:
         InputError: what is wrong, in one line.
     """
-    Linf(parse_eps(config.eps))
+    if parse_eps(config.eps) >= 1:  # `Linf` allows 1, every image
+        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
     check_attacks(config.attacks)
     if wants := [name for name in config.attacks if "transfer" in name]:
         raise InputError(

@@ -129,7 +129,8 @@ def check(config: Config) -> Config:
             f"say how far an attack may go in {config.norm}: --eps, e.g. "
             f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
         )
-    THREATS[config.norm](parse_eps(config.eps))
+    if parse_eps(config.eps) >= 1 and config.norm == "Linf":
+        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
     check_attacks(names(config))
     wants = [name for name in names(config) if "transfer" in name]
     if wants and not config.surrogate:

@@ -219,6 +219,7 @@ def test_epsilon_grows_from_nothing_to_its_full_size(digits):
         (["--attacker", "strong"], "strong"),
         (["--width", "huge"], "huge"),
         (["--eps", "8"], "did you mean 8/255"),
+        (["--eps", "1"], "did you mean 1/255"),
         (["--attacker-lr", "0"], "attacker_lr must be above 0"),
         (["--attacker-lr-factor", "-1"], "attacker_lr_factor must be above 0"),
         (["--attacker-weight-decay", "1"], "attacker_weight_decay"),
