@@ -1,7 +1,9 @@
-"""How far a training is, on a terminal as a bar, in a file as a line per epoch."""
+"""How far a job is: on a terminal what changes in place, in a file a line at a time."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -51,3 +53,26 @@ class TrainingProgress:
         if self._lines is not None:
             line = f"step {done} of {self._total}: {note}"
             self._lines.print(line, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def telling(begin: str) -> Iterator[Callable[[str], None]]:
+    """Tell on stderr what an evaluation is at.
+
+    Args:
+        begin: the first line, which stays, e.g. the folder that ``--resume`` takes.
+
+    Yields:
+        what takes the next line: on a terminal it stands in the place of the last one.
+    """
+    console = Console(stderr=True)
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    line(begin)
+    if not console.is_terminal:
+        yield line
+        return
+    with console.status("") as status:
+        yield status.update

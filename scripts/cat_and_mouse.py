@@ -40,6 +40,7 @@ from advgame.evaluation import Report, check_attacks, evaluate, find_flags, writ
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
 from advgame.losses import check_smoothing
+from advgame.progress import telling
 from advgame.runs import Metrics, RunFolder, device_name
 from advgame.script import Script
 from advgame.seeding import seeded_init
@@ -196,7 +197,7 @@ def finish(
     module = game.defender.module
     load_best(run, module, "last")
     test = data.test if config.eval_n is None else data.test.first(config.eval_n)
-    with Console(stderr=True).status("") as status:
+    with telling(f"{run.path}: {len(test)} test images") as tell:
         verdicts = evaluate(
             module,
             test,
@@ -204,9 +205,9 @@ def finish(
             config.attacks,
             seed=config.seed,
             folder=run.path / "evaluation",
-            progress=status.update,
+            progress=tell,
         )
-        status.update("looking for signs of unreliable numbers")
+        tell("looking for signs of unreliable numbers")
         flags = find_flags(module, test, ball, verdicts, config.seed)
     return write_report(
         run,

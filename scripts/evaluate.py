@@ -47,6 +47,7 @@ from advgame.evaluation import (
     find_flags,
     write_report,
 )
+from advgame.progress import telling
 from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed, stream
 from advgame.settings import Dataset
@@ -253,7 +254,7 @@ def _report(
 ) -> None:
     """Attack, look for flags, write the folder."""
     threat = THREATS[config.norm](parse_eps(config.eps))
-    with Console(stderr=True).status("") as status:
+    with telling(f"{run.path}: {len(data)} images") as tell:
         verdicts = evaluate(
             module,
             data,
@@ -265,11 +266,11 @@ def _report(
             extra=extra,
             folder=run.path / "evaluation",
             fabric=fabric,
-            progress=status.update,
+            progress=tell,
         )
         if fabric.global_rank:
             return
-        status.update("looking for signs of unreliable numbers")
+        tell("looking for signs of unreliable numbers")
         flags = find_flags(module, data, threat, verdicts, config.seed)
     also = {"what": config.what or config.import_, "batch_size": config.batch_size}
     content = write_report(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from rich.console import Console
 from torch import nn
 
 from advgame.attacks import Attack, attacked, pgd
@@ -16,6 +15,7 @@ from advgame.evaluation.measure import evaluate
 from advgame.evaluation.overfitting import catastrophic_overfitting
 from advgame.evaluation.report import Report, write_report
 from advgame.evaluation.verdicts import predict, score
+from advgame.progress import telling
 from advgame.runs import Metrics, RunFolder, device_name
 from advgame.seeding import stream
 from advgame.threat import Threat
@@ -63,7 +63,9 @@ def judge(
     load_best(run, module, which)
     module.eval()  # as it is to be used; training has left it in the other mode
     _pictures(run, module, test.subset(slice(10)), threat, seed, title, panels)
-    with Console(stderr=True).status("training a fresh attacker" if respond else "") as status:
+    with telling(f"{run.path}: {len(test)} test images") as tell:
+        if respond:
+            tell("training a fresh attacker")
         extra = dict(respond(module)) if respond else {}
         more = dict(measure(module))
         verdicts = evaluate(
@@ -74,9 +76,9 @@ def judge(
             seed=seed,
             extra=extra,
             folder=run.path / "evaluation",
-            progress=status.update,
+            progress=tell,
         )
-        status.update("looking for signs of unreliable numbers")
+        tell("looking for signs of unreliable numbers")
         flags = find_flags(module, test, threat, verdicts, seed)
     also: dict[str, Any] = {other: scores, **more}
     if found := catastrophic_overfitting(Metrics.read(run.path / "metrics.csv")):
