@@ -103,6 +103,23 @@ class BatchNormNet(nn.Module):
         return self.net(x)
 
 
+class Counting(nn.Module):
+    """Counts images forward, and images whose gradient comes back."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.forwards, self.backwards = inner, 0, 0
+
+    def forward(self, x):
+        self.forwards += len(x)
+        if x.requires_grad:
+            x.register_hook(self._note)
+        return self.inner(x)
+
+    def _note(self, grad):
+        self.backwards += len(grad)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

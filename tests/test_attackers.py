@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import train_attacker
-from conftest import Linear
+from conftest import Counting, Linear
 from gymnasium.vector import VectorEnv
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
@@ -173,21 +173,6 @@ def attacker():
 @pytest.fixture(scope="module")
 def images(digits):
     return digits.validation.floats()[:60], digits.validation.labels[:60]
-
-
-class Counting(torch.nn.Module):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.forwards, self.backwards = inner, 0, 0
-
-    def forward(self, x):
-        self.forwards += len(x)
-        if x.requires_grad:
-            x.register_hook(self._note)
-        return self.inner(x)
-
-    def _note(self, grad):
-        self.backwards += len(grad)
 
 
 @pytest.mark.parametrize("ball", [Linf(0.3), L2(1.2)])

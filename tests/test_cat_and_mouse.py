@@ -1,39 +1,21 @@
-"""The cat-and-mouse game: its batches, its attacks, its matrix of errors, and its script."""
+"""The cat-and-mouse game: its batches, its attacks, its retraining."""
 
-import json
-import shutil
-import signal
-import sys
 from dataclasses import replace
 
-import cat_and_mouse
-import numpy as np
 import pytest
-import study_cat_and_mouse
 import torch
-from cat_and_mouse import Config, defaults, main
 from conftest import BatchNormNet
-from equal_runs import SMALL, assert_equal_runs
 
 from advgame.attacks import fgsm, pgd
 from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
-from advgame.cli import run_script
-from advgame.data import Splits, load_data
+from advgame.data import Splits
 from advgame.defender import Defender
-from advgame.errors import InputError
 from advgame.games.cat_and_mouse import CatAndMouse, attack_images, classifier_file, error
-from advgame.runs import Metrics
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 
 EPS, STEPS = 0.15, 3
-TINY = {**SMALL, "epochs": 0, "rounds": 4, "round_steps": 8, "clean_rounds": 1, "test_n": 40}
-
-
-def settings(folder, name, **changes):
-    words = {**TINY, "runs_dir": str(folder), "name": name, **changes}
-    return replace(Config(), **words)
 
 
 def network(number=0):
@@ -50,12 +32,6 @@ def game(folder, data, attack=None, seed=0, *, lr=1e-3, **changes):
 @pytest.fixture(scope="module")
 def few(digits):
     return Splits("digits", digits.train.first(200), digits.validation, digits.test.first(50))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished run of the script."""
-    return main(settings(tmp_path_factory.mktemp("runs"), "whole"))
 
 
 def play(one, rounds):
@@ -215,208 +191,3 @@ def test_retraining_averts_the_attack_and_not_the_next(digits, tmp_path):
         for name in ("", "validation_"):
             assert row[f"game/{name}attack_error"] > 0.5
             assert row[f"game/{name}defence_error"] < row[f"game/{name}attack_error"] / 2
-
-
-def place(folder, number):
-    module = SmallCNN((1, 8, 8), 10)
-    load_weights(module, classifier_file(folder / "rounds", number))
-    return module.eval()
-
-
-def test_the_matrix_is_what_a_few_lines_of_torch_find(whole):
-    """Every entry, and the curves are its diagonals."""
-    found = json.loads((whole.path / "matrix.json").read_text())
-    test = load_data("digits").test.first(40)
-    x, y = test.floats(), test.labels
-
-    def wrong(model, images):
-        return float((model(images).argmax(1) != y).float().mean())
-
-    classifiers = [place(whole.path, number) for number in range(5)]
-    assert np.shape(found["errors"]) == (5, 5)
-    assert found["n"] == 40
-    assert found["clean"] == pytest.approx([wrong(model, x) for model in classifiers])
-    for number, source in enumerate(classifiers):  # attack number + 1
-        leaf = x.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(source(leaf), y), leaf)
-        made = (x + EPS * slope.sign()).clamp(0, 1)
-        column = [row[number] for row in found["errors"]]
-        assert column == pytest.approx([wrong(model, made) for model in classifiers])
-    rows = Metrics.read(whole.path / "metrics.csv")
-    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4]
-    errors = np.array(found["errors"])
-    assert [row["game/clean_error"] for row in rows] == found["clean"]
-    assert [r["game/attack_error"] for r in rows[1:]] == errors.diagonal()[:4].tolist()
-    assert [r["game/defence_error"] for r in rows[1:]] == errors.diagonal(-1).tolist()
-
-
-def test_the_table_is_the_papers_cut(whole):
-    found = json.loads((whole.path / "matrix.json").read_text())
-    text = (whole.path / "matrix.md").read_text()
-    assert "| defence | clean | attack 1 | attack 2 | attack 4 | attack-curr |" in text
-    for row, label in ((0, "No defence"), (1, "Adv 1"), (2, "Adv 2"), (4, "Adv 4")):
-        errors = found["errors"][row]
-        shown = [found["clean"][row], *(errors[k - 1] for k in (1, 2, 4)), errors[row]]
-        assert f"| {label} | {' | '.join(f'{value:.3f}' for value in shown)} |" in text
-    assert "weights: of the last round, 4" in (whole.path / "report.md").read_text()
-    assert whole.report()["n"] == 20
-    for picture in ("curves.png", "matrix.png"):
-        assert (whole.path / picture).stat().st_size
-
-
-def interrupted(folder, after, **changes):
-    """A run that SIGTERM stops after so many steps, and its resumption."""
-    real, played = CatAndMouse.step, []
-
-    def stopped(self):
-        played.append(0)
-        if len(played) == after:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CatAndMouse, "step", stopped)
-        with pytest.raises(SystemExit) as stop:
-            main(settings(folder, "cut", **changes))
-    assert stop.value.code == 128 + signal.SIGTERM
-    assert len(played) == after
-    return main(Config(resume=str(folder / "cut")))
-
-
-def assert_equal_games(one, two, rounds):
-    assert_equal_runs(one, two)
-    names = [f"rounds/classifier_{number:03d}.safetensors" for number in range(rounds + 1)]
-    for name in ("matrix.json", *names):
-        first, second = ((run / name).read_bytes() for run in (one, two))
-        assert first.replace(b"--name whole", b"--name cut") == second
-
-
-def test_stopped_between_rounds_and_resumed_is_the_same_to_the_bit(whole, tmp_path):
-    assert_equal_games(whole.path, interrupted(tmp_path, 24).path, 4)
-
-
-def test_stopped_within_a_round_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch):
-    """With random starts, dropout, and weights that began the round anew."""
-    monkeypatch.setattr(cat_and_mouse, "find_flags", lambda *_: [])  # they take the longest
-    sizes = {"batch_size": 16, "round_steps": 3, "rounds": 2, "validate_every": 3}
-    changes = {"attack": "pgd10", "restart_weights": True, "model": "minimax_cnn", **sizes}
-    run = main(settings(tmp_path, "whole", **changes))
-    assert_equal_games(run.path, interrupted(tmp_path, 5, **changes).path, 2)
-
-
-def test_an_interrupted_matrix_goes_on_where_it_was(whole, tmp_path, monkeypatch):
-    folder = tmp_path / "copy"
-    shutil.copytree(whole.path, folder)
-    (folder / "report.json").unlink()
-    (folder / "matrix" / "attack_002.json").unlink()
-    monkeypatch.setattr(cat_and_mouse, "find_flags", lambda *_: [])
-    real, asked = cat_and_mouse.errors_under, []
-    monkeypatch.setattr(
-        cat_and_mouse, "errors_under", lambda n, *rest: (asked.append(n), real(n, *rest))[1]
-    )
-    main(Config(resume=str(folder)))
-    assert asked == [2]
-    assert (folder / "matrix.json").read_bytes() == (whole.path / "matrix.json").read_bytes()
-
-
-def test_a_run_is_not_overwritten_and_every_data_set_has_settings(tmp_path):
-    for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
-        config = cat_and_mouse.check(replace(defaults(name), epochs=1))
-        assert config.dataset == name
-    (tmp_path / "one").mkdir()
-    with pytest.raises(InputError, match="never overwritten"):
-        main(settings(tmp_path, "one"))
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--attack", "strong"], "unknown attack"),
-        (["--attack", "transfer"], "needs another classifier"),
-        (["--attack", "autoattack"], "plays one attack"),
-        (["--batch-size", "33"], "batch_size must be even"),
-        (["--rounds", "0"], "rounds must be 1"),
-        (["--round-steps", "0"], "round_steps must be 1"),
-        (["--clean-rounds", "0"], "clean_rounds must be 1"),
-        (["--test-n", "0"], "test_n must be 1"),
-        (["--epochs", "3"], "epochs"),
-        (["--devices", "2"], "one device"),
-        (["--compile"], "--compile"),
-        (["--ema", "0.9"], "--ema"),
-        (["--eps", "8"], "did you mean 8/255"),
-        (["--dataset", "mnist"], "--data-dir"),
-        (["--resume", "/nowhere"], "not a run folder"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(cat_and_mouse._from_command_line)
-    assert stop.value.code == 2
-    assert answer in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_answers_of_a_game_that_is_known():
-    """Two classifiers in turn: each falls to the attack on its own kind, and the first returns."""
-    rounds = 8
-    kind = [k % 2 for k in range(rounds + 1)]
-    errors = [
-        [float(kind[row] == kind[column]) for column in range(rounds + 1)] for row in range(9)
-    ]
-    found = study_cat_and_mouse.answers({"errors": errors})
-    assert found["mean"] == 1
-    assert found["swing"] == 0
-    assert found["trend"] == pytest.approx(0, abs=1e-9)
-    assert found["defended"] == 0
-    assert found["before_last"] == 1
-    assert found["first"] == pytest.approx(4 / 7), "even classifiers, of 2 to 8"
-    assert found["first_worst"] == 1
-    for k in range(1, rounds + 2):  # attack k on classifier k-1: 0.2, 0.6, 0.2, …
-        errors[k - 1][k - 1] = 0.6 if k % 2 else 0.2
-    found = study_cat_and_mouse.answers({"errors": errors})
-    assert found["swing"] == pytest.approx(0.4)
-    assert found["turns"] == 1
-
-
-def test_the_study_writes_its_tables_and_pictures(whole, tmp_path):
-    """Two cells, the second a copy in which every attack fools half of the images."""
-    for seed in range(2):
-        folder = tmp_path / "digits" / f"fgsm-0.15-seed{seed}"
-        shutil.copytree(whole.path, folder)
-        about = json.loads((folder / "config.json").read_text())
-        about["config"]["seed"] = seed
-        (folder / "config.json").write_text(json.dumps(about))
-    matrix = json.loads((folder / "matrix.json").read_text())
-    matrix["errors"] = [[0.5] * 5] * 5
-    (folder / "matrix.json").write_text(json.dumps(matrix))
-    config = study_cat_and_mouse.Config(
-        seeds=2, attacks=("fgsm",), finished_only=True, runs_dir=str(tmp_path), out=str(tmp_path)
-    )
-    study_cat_and_mouse.main(config)
-    name = tmp_path / "cat_and_mouse_digits"
-    content = json.loads(name.with_suffix(".json").read_text())
-    assert [run["seed"] for run in content["runs"]] == [0, 1]
-    row = content["summary"]["fgsm, ε 0.15"]
-    first = json.loads((whole.path / "matrix.json").read_text())["errors"]
-    assert row["errors"][1][0] == pytest.approx((first[1][0] + 0.5) / 2)
-    wrong = 1 - whole.report()["accuracy"]["fgsm"]
-    assert row["last"]["fgsm"] == {"mean": pytest.approx(wrong), "sd": 0, "half_interval": 0}
-    text = name.with_suffix(".md").read_text()
-    assert "Table 3, fgsm, ε 0.15 (η 0.3)" in text
-    shown = [f"{row['errors'][1][k]:.3f}" for k in (0, 1, 3, 1)]
-    assert f"| Adv 1 | {row['clean'][1]:.3f} | {' | '.join(shown)} |" in text
-    for picture in ("cat_and_mouse_digits.png", "cat_and_mouse_digits_matrix.png"):
-        assert (tmp_path / picture).stat().st_size
-
-
-def test_the_papers_numbers_stand_beside_ours():
-    row = {"clean": [0.1] * 5, "errors": [[0.2] * 5] * 5}
-    text = "\n".join(study_cat_and_mouse._table_3("fgsm, ε 0.15", row, True))
-    assert (
-        "| Adv 4 | 0.100 [.009] | 0.200 [.335] | 0.200 [.273] | 0.200 [.009] | 0.200 [.442] |"
-        in text
-    )
-    assert "[" not in "".join(study_cat_and_mouse._table_3("fgsm, ε 0.15", row, False))
