@@ -1,5 +1,8 @@
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from gymnasium.utils import seeding
 from torch import nn
 
 from advgame.classifiers import SmallCNN
+from advgame.cli import run_script
 from advgame.data import Batches, Splits, load_data
 from advgame.defender import Defender
 from advgame.games.las_at import LasAt
@@ -71,6 +75,24 @@ def batch(digits):
 @pytest.fixture(scope="session")
 def test_images(digits):
     return digits.test.subset(slice(60))
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Asserts that a script refuses words in one clear error, before it makes any folder."""
+
+    def check(script: ModuleType, words: Sequence[str], answer: str) -> None:
+        there = sorted(tmp_path.iterdir())
+        monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+        with pytest.raises(SystemExit) as stop:
+            run_script(script._from_command_line)
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert answer in said
+        assert said.startswith("error: ") == (said.count("\n") == 1), "tyro's own errors are boxes"
+        assert sorted(tmp_path.iterdir()) == there
+
+    return check
 
 
 class Linear(nn.Module):

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import sys
 from dataclasses import replace
 
 import cat_and_mouse
@@ -16,7 +15,6 @@ from equal_runs import SMALL, assert_equal_runs
 
 from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
-from advgame.cli import run_script
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.games.cat_and_mouse import CatAndMouse, classifier_file
@@ -170,15 +168,8 @@ def test_a_run_is_not_overwritten_and_every_data_set_has_settings(tmp_path):
         (["--resume", "/nowhere"], "not a run folder"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(cat_and_mouse._from_command_line)
-    assert stop.value.code == 2
-    assert answer in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(cat_and_mouse, words, answer)
 
 
 def test_answers_of_a_game_that_is_known():

@@ -1,7 +1,6 @@
 """scripts/privacy_filter.py and study_privacy.py as a stranger runs them."""
 
 import json
-import sys
 from dataclasses import replace
 
 import privacy_filter
@@ -11,7 +10,6 @@ from privacy_filter import Config, main
 from safetensors.torch import load_file
 
 from advgame.checkpoint import load_weights
-from advgame.cli import run_script
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.privacy import Inference, PrivacyGame, make_filter, make_task
@@ -106,15 +104,8 @@ def test_settings_reach_the_game(tmp_path):
         (["--resume", "/nowhere"], "not a run folder"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(privacy_filter._from_command_line)
-    assert stop.value.code == 2
-    assert answer in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(privacy_filter, words, answer)
 
 
 def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch):

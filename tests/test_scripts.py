@@ -14,7 +14,7 @@ import tyro
 from conftest import ROOT
 from equal_runs import assert_equal_runs
 
-from advgame.cli import run_script, typed_options
+from advgame.cli import typed_options
 
 TRAIN = [sys.executable, "scripts/train_las_at.py"]
 TINY = ["--train-n", "200", "--batch-size", "32", "--eval-n", "30", "--attacks", "fgsm"]
@@ -83,17 +83,8 @@ def test_help_shows_the_data_sets_own_defaults(monkeypatch, capsys):
         (["--epoch", "3"], "epoch"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(train_las_at._from_command_line)
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert answer in said
-    assert said.startswith("error: ") == (said.count("\n") == 1), "tyro's own errors are boxes"
-    assert not (tmp_path / "runs").exists()
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(train_las_at, words, answer)
 
 
 def test_an_error_is_one_line_and_exit_code_2():

@@ -10,7 +10,7 @@ import train
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from train import Config, defaults, main
 
-from advgame.cli import make_fabric, run_script
+from advgame.cli import make_fabric
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.games.awp import AWPDefender
@@ -137,12 +137,5 @@ def test_settings_reach_the_game():
         (["--resume", "/nowhere"], "not a run folder"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(train._from_command_line)
-    assert stop.value.code == 2
-    assert answer in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(train, words, answer)

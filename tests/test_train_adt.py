@@ -165,14 +165,5 @@ def test_settings_reach_the_game():
         (["--resume", "/nowhere"], "not a run folder"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(train_adt._from_command_line)
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert answer in said
-    assert said.startswith("error: ") == (said.count("\n") == 1), "tyro's own errors are boxes"
-    assert not list(tmp_path.iterdir())
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(train_adt, words, answer)

@@ -16,7 +16,6 @@ from conftest import ROOT
 from equal_runs import assert_equal_metrics, weights
 from test_scripts import run
 
-from advgame.cli import run_script
 from advgame.errors import InputError
 from advgame.runs import Metrics
 from advgame.training import Trainer
@@ -52,15 +51,8 @@ def config(tmp_path, name="run", **settings):
         (["--name", "a/b"], "plain folder name"),
     ],
 )
-def test_wrong_words_are_refused_in_one_line(tmp_path, words, answer, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_gail.py", "--runs-dir", str(tmp_path), *words])
-    with pytest.raises(SystemExit) as stopped:
-        run_script(train_gail._from_command_line)
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2
-    assert answer in said
-    assert len(said.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(train_gail, words, answer)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 from dataclasses import replace
 
 import pytest
@@ -16,7 +15,7 @@ from train_minimax import Config, defaults, main
 import agents.best_response
 from advgame.attacks import fgsm
 from advgame.classifiers import make_classifier
-from advgame.cli import make_fabric, run_script
+from advgame.cli import make_fabric
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.evaluation import score
@@ -210,12 +209,5 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--resume", "/nowhere"], "not a run folder"),
     ],
 )
-def test_wrong_words_get_one_clear_error_before_any_work(
-    words, answer, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(train_minimax._from_command_line)
-    assert stop.value.code == 2
-    assert answer in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
+    refused(train_minimax, words, answer)
