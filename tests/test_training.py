@@ -152,10 +152,15 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path, stop_at):
 
 def test_without_a_terminal_a_run_says_a_line_per_epoch(tmp_path, capsys):
     main(small(tmp_path, "a", epochs=2))
-    folder, *lines = capsys.readouterr().err.splitlines()
+    folder, first, second, *report = capsys.readouterr().err.splitlines()
     assert folder == f"{tmp_path / 'a'}: step 0 of 12"
-    assert [line.split(": epoch")[0] for line in lines] == ["step 6 of 12", "step 12 of 12"]
-    assert all("robust 0." in line for line in lines)
+    assert [line.split(": epoch")[0] for line in (first, second)] == [
+        "step 6 of 12",
+        "step 12 of 12",
+    ]
+    assert "robust 0." in first
+    assert report[0] == f"{tmp_path / 'a'}: 20 test images"
+    assert [line.split(" on images")[0] for line in report[1:3]] == ["clean", "fgsm"]
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
