@@ -102,6 +102,12 @@ def same_flags(root: Path, flags: str) -> None:
     note.write_text(flags)
 
 
+def hardware(runs: Sequence[Mapping[str, Any]], jobs: int) -> str:
+    """What cells were made on, in words; those that note no ``device`` are older, of the CPU."""
+    devices = ", ".join(sorted({run.get("device", "cpu") for run in runs}))
+    return f"{devices}; {jobs} process(es), a thread each"
+
+
 def with_earlier(
     runs: Sequence[Mapping[str, Any]], path: Path, flags: str
 ) -> list[Mapping[str, Any]]:

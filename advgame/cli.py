@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.errors import InputError
@@ -79,22 +80,41 @@ def _exit(problem: Exception | str, code: int) -> None:
     raise SystemExit(code) from None
 
 
+class _Bf16Mixed(MixedPrecision):
+    """bf16 where autocast says so. Fabric's own also rounds the images, by up to 0.5/255.
+
+    The classifier would then not learn from the images that the attack made.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", device)
+
+    def convert_input(self, data: Any) -> Any:
+        """As it is."""
+        return data
+
+
 def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
     """Launch Lightning Fabric.
 
     ``accelerator="auto"`` is CUDA where there is one, else the CPU; ``precision="auto"`` is
-    bf16-mixed on CUDA, else 32-true.
+    bf16-mixed on CUDA, else 32-true. What is not bf16 is fp32: cuDNN's TF32, with three digits,
+    is switched off for the process.
 
     Raises:
         InputError: a device or precision that is not there.
     """
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False
     try:
+        kind = Fabric(accelerator=accelerator, devices=devices).device.type
         if precision == "auto":
-            device = Fabric(accelerator=accelerator, devices=devices).device
-            precision = "bf16-mixed" if device.type == "cuda" else "32-true"
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)  # type: ignore[arg-type]
+            precision = "bf16-mixed" if kind == "cuda" else "32-true"
+        how: Any = (
+            {"plugins": _Bf16Mixed(kind)} if precision == "bf16-mixed" else {"precision": precision}
+        )
+        fabric = Fabric(accelerator=accelerator, devices=devices, **how)
         fabric.launch()
     except Exception as error:  # Fabric raises its own kinds for devices that are not there
         reason = str(error).splitlines()[0]

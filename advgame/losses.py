@@ -13,9 +13,9 @@ from advgame.errors import InputError
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def full_precision(logits: Tensor) -> Tensor:
+def full_precision(values: Tensor) -> Tensor:
     """At least fp32."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
 def seeded_init(seed: int, name: str = "init") -> Iterator[None]:
     """Draw module initialisations from a named stream and leave torch's global one untouched."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, name))
+        torch.default_generator.manual_seed(derive_seed(seed, name))
         yield
 
 

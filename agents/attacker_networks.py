@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.errors import InputError
+from advgame.losses import full_precision
 
 Width = Literal["wide", "wide-repo", "slim", "two-block", "small"]
 WIDTHS: tuple[Width, ...] = get_args(Width)
@@ -59,6 +60,11 @@ class GeneratorBlock(nn.Module):
         return joined
 
 
+def bounded(raised: Tensor) -> Tensor:
+    """Hyperbolic tangent in full precision: in bf16 its slope is 0 from 3.5 on."""
+    return torch.tanh(full_precision(raised))
+
+
 def _trunk(inputs: int, stem: int, blocks: Sequence[int], stride: int = 1) -> nn.Sequential:
     """3x3 conv, BN, ReLU, the blocks, and a last BN without affine part."""
     widths = (stem, *blocks)
@@ -87,7 +93,7 @@ class PlainBody(nn.Module):
 
     def forward(self, information: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, C, H, W) in [-1, 1]."""
-        return torch.tanh(self.last(self.trunk(information)))
+        return bounded(self.last(self.trunk(information)))
 
 
 class SlimBody(nn.Module):
@@ -120,7 +126,7 @@ class SlimBody(nn.Module):
         height, side = information.shape[2:]
         raised = self.up(self.trunk(information))[:, :, :height, :side]  # odd sizes come out larger
         together = torch.cat([raised, information], 1)
-        return torch.tanh(self.factor * self.last(together))
+        return bounded(self.factor * self.last(together))
 
 
 class PatchBody(nn.Module):
@@ -164,7 +170,7 @@ class PatchBody(nn.Module):
 
     def forward(self, information: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, C, H, W) in [-1, 1]."""
-        return torch.tanh(self.unbounded(information))
+        return bounded(self.unbounded(information))
 
 
 def small_body(inputs: int, outputs: int, shape: tuple[int, int, int]) -> PatchBody:

@@ -123,6 +123,10 @@ class GailTraining:
         self.env, self.player, self.game, self.updater = env, player, game, updater
         if not 0 <= replay < 1:
             raise InputError(f"replay must lie in [0, 1), not {replay}")
+        if env.device.type != "cpu":
+            raise InputError(
+                f"GAIL's players learn on the CPU: make the environment there, not on {env.device}"
+            )
         self.source, self.replay, self.steps_per_epoch = source, replay, iterations
         self._memory = torch.zeros(0, env.code.pair_size)
         self.learner: Learner = _PolicyAsLearner(player.policy)

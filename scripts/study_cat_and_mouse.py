@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.cells import hardware, run_cells, same_flags, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
@@ -133,6 +133,7 @@ def read(folder: Path) -> dict[str, Any]:
         "test_n": matrix["n"],
         "n": report["n"],
         "commit": about["commit"],
+        "device": about["device"],
         "clean": [round(value, 4) for value in matrix["clean"]],
         "errors": [[round(value, 4) for value in row] for row in matrix["errors"]],
         "last": {name: 1 - value for name, value in report["accuracy"].items()},
@@ -297,7 +298,7 @@ def main(config: Config) -> None:
     runs.sort(key=lambda run: (list(VARIANTS).index(run["method"].split(",")[0]), run["eps"]))
     about = {
         **made_by(),
-        "device": f"cpu, {config.jobs} process(es) of 1 thread",
+        "device": hardware(runs, config.jobs),
         "extra": same(config),
         "summary": summarise(runs),
         "runs": runs,

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags, summarise, with_earlier
+from advgame.cells import hardware, run_cells, same_flags, summarise, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
@@ -127,6 +127,7 @@ def read(folder: Path) -> dict[str, Any]:
         "eps": report["threat"]["eps"],
         "train_n": settings["train_n"],
         "commit": about["commit"],
+        "device": about["device"],
         **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
         "worst_case": report["worst_case"],
         **{f"last_{name}": value for name, value in report["last"].items()},
@@ -243,7 +244,7 @@ def main(config: Config) -> None:
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {
         **made_by(),
-        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "device": hardware(runs, config.jobs),
         "extra": same(config),
         "summary": summarise(runs, CONTROL),
         "runs": runs,

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags
+from advgame.cells import hardware, run_cells, same_flags
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
@@ -119,6 +119,7 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
         "eps0": report["threat"]["eps"],
         "train_n": about["config"]["train_n"],
         "commit": about["commit"],
+        "device": about["device"],
         "validation_pgd10": max(row.get("eval/robust", 0.0) for row in rows),
         **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
         "worst_case": report["worst_case"],
@@ -268,7 +269,7 @@ def main(config: Config) -> None:
     out.mkdir(parents=True, exist_ok=True)
     about = {
         **made_by(),
-        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "device": hardware(results, config.jobs),
         "summary": summarise(results),
         "cells": results,
     }

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags, summarise, with_earlier
+from advgame.cells import hardware, run_cells, same_flags, summarise, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
 from advgame.cli import Names, run_script
@@ -165,6 +165,7 @@ def read(folder: Path) -> dict[str, Any]:
         "response_steps": settings["response_steps"],
         "restarts": settings["restarts"],
         "commit": about["commit"],
+        "device": about["device"],
         **{f"error_{name}": 1 - value for name, value in report["accuracy"].items()},
         **{f"error_{name}": value for name, value in worst.items()},
         **{f"best_{name}": 1 - value for name, value in report["best"].items()},
@@ -287,7 +288,7 @@ def main(config: Config) -> None:
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))
     about = {
         **made_by(),
-        "device": f"cpu, {config.jobs} processes of 1 thread",
+        "device": hardware(runs, config.jobs),
         "extra": same(config),
         "summary": summarise(runs),
         "lemma": lemma_one(runs, f"error_{CURR}"),

@@ -9,6 +9,7 @@ import envs  # noqa: F401
 from advgame.errors import InputError
 from advgame.imitation.discriminator import REWARDS, Discriminator
 from envs.arrays import NumpyVectorEnv
+from envs.gail import GailTraining
 from envs.imitation import ImitationEnv, ImitationVectorEnv
 from envs.sb3 import ImitationVecEnv
 
@@ -208,3 +209,12 @@ def test_bad_actions_are_refused():
             env.step(bad)
     with pytest.raises(InputError, match="one integer seed"):
         env.reset(seed=[1, 2])
+
+
+def test_pairs_are_encoded_where_the_observations_lie():
+    """The constants lie on the CPU; `meta` stands for a GPU here."""
+    env = ImitationVectorEnv(2)
+    assert env.code.observe(torch.zeros(3, 4, device="meta")).device.type == "meta"
+    env.device = torch.device("meta")
+    with pytest.raises(InputError, match="learn on the CPU"):
+        GailTraining(env, None, None, None)

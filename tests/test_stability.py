@@ -3,7 +3,7 @@ import json
 import pytest
 from scipy import stats
 
-from advgame.cells import with_earlier
+from advgame.cells import hardware, with_earlier
 from advgame.errors import InputError
 from advgame.imitation.stability import as_rows, judged, score, stability
 from advgame.statistics import permutation_test
@@ -105,3 +105,10 @@ def test_permutation_test_limits():
     assert permutation_test([1, 1], [1, 1]) == 1
     with pytest.raises(InputError, match="two groups"):
         permutation_test([], [1])
+
+
+def test_a_table_names_every_device_that_its_cells_were_made_on():
+    assert (
+        hardware([{"device": "cuda (H100)"}, {}], 2)
+        == "cpu, cuda (H100); 2 process(es), a thread each"
+    )

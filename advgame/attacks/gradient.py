@@ -158,7 +158,7 @@ class _Ascent:
         self.order: Tensor | None = None
         if isinstance(attack.steps, Tensor):
             self.order = attack.steps.to(x.device).argsort(descending=True, stable=True)
-            # the one host synchronisation of the attack: how many images move at each step
+            # waits for the device, once: how many images move at each step
             steps = sorted(attack.steps.tolist(), reverse=True)
             self.moving = [sum(own > tick for own in steps) for tick in range(steps[0])]
         else:
@@ -202,7 +202,7 @@ class _Ascent:
         best = x_adv.clone() if self.attack.keep == "best" else x_adv
         self.gathered = torch.zeros_like(x_adv) if self.attack.momentum is not None else None
         for n in self.moving:
-            rows: Index = self.standing[self.standing < n] if self._stops else slice(n)
+            rows: Index = self._standing_below(n) if self._stops else slice(n)
             leaf = x_adv[rows].detach().requires_grad_()
             if not len(leaf):
                 break
@@ -257,14 +257,23 @@ class _Ascent:
         direction = self.threat.steepest(grad)
         return self.project(direction.mul_(per_image(size, grad)).add_(x_adv), rows)
 
+    def _standing_below(self, n: int) -> Tensor:
+        """The rows below ``n`` that are not fooled yet."""
+        return self.standing[: int((self.standing < n).sum())]  # they ascend
+
     def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
-        """Retire the rows that are fooled; returns which rows stay, as a mask over ``rows``."""
+        """Retire the rows that are fooled; returns which of ``rows`` stay, as places in it.
+
+        ``rows`` are the first of those that stand. Integers in place of masks: each mask that
+        picks rows makes the host wait for the device.
+        """
         assert isinstance(rows, Tensor)
         hit = logits.detach().argmax(1) == self.y[rows]
         fooled = hit if self.attack.targeted else ~hit
-        objective[rows[fooled]] = torch.inf
-        self.standing = self.standing[~torch.isin(self.standing, rows[fooled])]
-        return ~fooled
+        objective[rows] = objective[rows].masked_fill(fooled, torch.inf)
+        kept = (~fooled).nonzero()[:, 0]
+        self.standing = torch.cat([rows[kept], self.standing[len(rows) :]])
+        return kept
 
     def _score_last(self, x_adv: Tensor, best: Tensor, objective: Tensor) -> None:
         """One more forward, at the last iterates."""

@@ -80,7 +80,10 @@ def transport_from(clean: Tensor, regularisation: float = 0.01, iterations: int 
     there = F.normalize(full_precision(clean), dim=1)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
-        cost = 1 - F.normalize(full_precision(logits), dim=1) @ there.T
+        here = F.normalize(full_precision(logits), dim=1)
+        # the cost is divided by 0.01: half precision's third digit would be its first
+        with torch.autocast(here.device.type, enabled=False):
+            cost = 1 - here @ there.T
         return (sinkhorn(cost.detach(), regularisation, iterations) * cost).sum(1)
 
     return loss

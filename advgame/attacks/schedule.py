@@ -31,8 +31,9 @@ Start = Literal["clean", "random"]
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(B, …), (B, …) -> (B,)."""
-    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    """(B, …), (B, …) -> (B,); never in half precision, which is no measure of an angle."""
+    with torch.autocast(a.device.type, enabled=False):
+        product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return product
 
 

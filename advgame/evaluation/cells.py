@@ -105,7 +105,8 @@ def fingerprint(
         more: further networks that attacks by name make use of.
     """
     return {
-        "format": 2,
+        "format": 3,
+        "device": data.images.device.type,
         "networks": [_network(module) for module in (model, *more)],
         "images": _digest(data.images, data.labels),
         "threat": [threat.norm, float(threat.eps)],

@@ -52,7 +52,8 @@ class PairCode:
         Returns:
             float32 (B, observation_size).
         """
-        seen = ((raw - self.shift) / self.scale).float()
+        shift, scale = self.shift.to(raw.device), self.scale.to(raw.device)
+        seen = ((raw - shift) / scale).float()
         if not self.absorbing:
             return seen
         flag = torch.zeros(len(raw), 1, device=raw.device) if over is None else over[:, None]
