@@ -5,13 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+HEADER = Path(sysconfig.get_paths()["include"]) / "Python.h"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler"),
+    pytest.mark.skipif(
+        not (shutil.which("c++") and HEADER.exists()), reason="no C++ compiler or Python.h"
+    ),
 ]
 TINY = "--train-n 96 --batch-size 32 --eval-n 20 --attacks fgsm"
 TRAININGS = {
