@@ -39,6 +39,18 @@ def parse_eps(text: str | float) -> float:
     return eps
 
 
+def parse_linf_eps(text: str | float) -> float:
+    """The radius of an L∞ ball as a person types it; 1 and above are levels of 255, not pixels.
+
+    Raises:
+        InputError: as `parse_eps`, or 1 and above, which holds every image.
+    """
+    eps = parse_eps(text)
+    if eps >= 1:
+        raise InputError(f"eps is in [0, 1] pixels: did you mean {text}/255?")
+    return eps
+
+
 def check_known_shape(x: Tensor, shape: Sequence[int]) -> None:
     """Refuse images that a learned attacker was not made for.
 

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from advgame.checks import parse_eps
+from advgame.checks import parse_linf_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import Names
 from advgame.data import STATISTICS, ImageSet
@@ -97,8 +97,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         InputError: what is wrong, in one line.
     """
-    if parse_eps(config.eps) >= 1:  # `Linf` allows 1, every image
-        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
+    parse_linf_eps(config.eps)
     check_attacks(config.attacks)
     if wants := [name for name in config.attacks if "transfer" in name]:
         raise InputError(

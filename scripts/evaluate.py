@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import nn
 
 from advgame.attacks import Attack, attacked
-from advgame.checks import parse_eps
+from advgame.checks import parse_eps, parse_linf_eps
 from advgame.classifiers.saved import (
     imported,
     imported_classifier,
@@ -130,8 +130,7 @@ def check(config: Config) -> Config:
             f"say how far an attack may go in {config.norm}: --eps, e.g. "
             f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
         )
-    if parse_eps(config.eps) >= 1 and config.norm == "Linf":
-        raise InputError(f"eps is in [0, 1] pixels: did you mean {config.eps}/255?")
+    {"Linf": parse_linf_eps, "L2": parse_eps}[config.norm](config.eps)
     check_attacks(names(config))
     wants = [name for name in names(config) if "transfer" in name]
     if wants and not config.surrogate:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from advgame.attacks.features import feature_names
 from advgame.attacks.menu import CHOICES, MOVES, Menu
-from advgame.checks import parse_eps
+from advgame.checks import parse_linf_eps
 from advgame.cli import make_fabric, resume_settings, run_script, typed_options
 from advgame.curves import Panels, game_figure, save_figure, shares_figure
 from advgame.data import Splits, load_data
@@ -132,7 +132,7 @@ def targets(config: Config) -> list[Frozen]:
         raise InputError("the classifiers are of different data sets: train on one")
     if config.eps is None:
         return found
-    return [replace(one, threat=Linf(parse_eps(config.eps))) for one in found]
+    return [replace(one, threat=Linf(parse_linf_eps(config.eps))) for one in found]
 
 
 def build(

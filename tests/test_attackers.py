@@ -338,6 +338,7 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
         ({"seed": -1}, "seed"),
         ({"moves": ("back",)}, "moves"),
         ({"eps": "8/0"}, "eps"),
+        ({"eps": "1"}, "did you mean 1/255"),
         ({"classifier": ("/nowhere",)}, "not a run folder"),
         ({"accelerator": "abacus"}, "accelerator"),
     ],

@@ -130,6 +130,14 @@ def test_an_attack_that_holds_itself_is_described():
     assert describe(one) == describe(one)
 
 
+def test_another_device_is_refused(honest, test_images, tmp_path):
+    evaluate(honest, test_images, BALL, ("fgsm",), folder=tmp_path)
+    path = tmp_path / "settings.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(InputError, match="other weights, images or settings"):
+        evaluate(honest, test_images, BALL, ("fgsm",), folder=tmp_path)
+
+
 def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_path):
     data, mine = test_images.subset(slice(4)), pgd(BALL, 3)
     for attack in (mine, replace(mine)):

@@ -16,6 +16,7 @@ from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
 from advgame.cli import resume_settings
 from advgame.errors import InputError
+from advgame.progress import telling
 from advgame.runs import Metrics
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.training import TrainingPlan
@@ -161,6 +162,15 @@ def test_without_a_terminal_a_run_says_a_line_per_epoch(tmp_path, capsys):
     assert "robust 0." in first
     assert report[0] == f"{tmp_path / 'a'}: 20 test images"
     assert [line.split(" on images")[0] for line in report[1:3]] == ["clean", "fgsm"]
+
+
+def test_on_a_terminal_an_evaluation_keeps_one_line_that_changes(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal for rich
+    with telling("runs/a: 20 images") as tell:
+        tell("fgsm on images 0 to 19")
+    said = capsys.readouterr().err
+    assert said.startswith("runs/a: 20 images\n")
+    assert "\x1b[2K" in said, "the line is taken back"
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
