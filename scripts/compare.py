@@ -7,9 +7,11 @@
 
 A cell is a training run (game x seed) and an evaluation of its selected weights by `evaluate.py`:
 the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAttack, the worst case.
-Finished cells are kept, interrupted ones resumed: the command can be given again. With --budget
-compute a game's epochs are PGD-AT's times the ratio of what a step costs, forwards of the defender
-as counted in the runs of equal epochs, which must be there.
+(FeaAttack aims at 20 images, the poster's at 200: `adt:fea`.) Finished cells are kept, interrupted
+ones resumed: the command can be given again. With --budget compute a game's epochs are PGD-AT's
+times the ratio of what a step costs, forwards of the defender as counted in the runs of equal
+epochs, which must be there. A learned attack's cost depends on how long it has learned: the column
+"passes" tells what came out, and `--counted` takes the costs from another file, e.g. a first try's.
 
 Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; cells that the results
 already hold stay there, also where their folders are gone.
@@ -93,6 +95,8 @@ class Config:
     """seeds 0, 1, … per game"""
     budget: Literal["epochs", "compute"] = "epochs"
     """what is equal: passes over the training images, or passes through the classifier"""
+    counted: str | None = None
+    """of equal compute: results whose runs say what a step costs (<out>/<dataset>-epochs.json)"""
     attacks: Names = COLUMNS
     """of the evaluations, see evaluate.py --list"""
     eval_n: int = 360
@@ -148,16 +152,31 @@ def epochs(config: Config) -> dict[str, int]:
     whole = whole_number(shared(config), "--epochs")
     if config.budget == "epochs":  # Free teaches eight times per pass
         return {game: max(1, whole // 8) if game == "free" else whole for game in config.games}
-    if not (path := Path(config.out) / f"{config.dataset}-epochs.json").exists():
+    path = Path(config.counted or Path(config.out) / f"{config.dataset}-epochs.json")
+    if not path.exists():
         raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
     runs = json.loads(path.read_text())["runs"]
     cost: dict[str, list[float]] = {}
     for run in runs:
         cost.setdefault(run["method"], []).append(run["forwards_per_image"])
     if missing := [game for game in (CONTROL, *config.games) if game not in cost]:
-        raise InputError(f"{path} does not hold {missing[0]}: run it with --budget epochs first")
+        raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
     step = mean(cost[CONTROL])
     return {game: max(1, round(whole * step / mean(cost[game]))) for game in config.games}
+
+
+def same_lengths(config: Config, held: Sequence[Mapping[str, Any]], root: Path) -> None:
+    """Raises InputError where a game has a cell of other epochs than it is asked for now."""
+    asked, cells = epochs(config), [(run["method"], run["epochs"]) for run in held]
+    for path in root.glob("*-seed*/config.json"):
+        settings = json.loads(path.read_text())["config"]
+        cells.append((path.parent.name.rsplit("-seed", 1)[0], settings["epochs"]))
+    for game, length in cells:
+        if length != asked.get(game, length):
+            raise InputError(
+                f"{game} has cells of {length:.0f} epochs in the results or in {root}, not "
+                f"{asked[game]}: choose another --out and --runs-dir"
+            )
 
 
 def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
@@ -228,7 +247,8 @@ def as_markdown(
         f"{first['train_n'] or 'all'}; mean ± sd over seeds, in %. Weights selected by PGD-10 on "
         "the validation split. Worst case: over all attacks of the table, per image. F: forwards "
         "of the classifier (input-backward 1, backward with weights 2), without networks of the "
-        "attacker. Transfer: PGD-20 made on another PGD-AT classifier.",
+        f"attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on another PGD-AT "
+        "classifier. `fea` aims at 20 images, the poster's FeaAttack at 200.",
         "",
         f"| {' | '.join(head)} | flags |",
         "|---" * (len(head) + 1) + "|",
@@ -258,6 +278,7 @@ def main(config: Config) -> None:
     name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
     held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
+    same_lengths(config, held, root)
     known = {f"{run['method']}-seed{run['seed']}" for run in held if config.missing_only}
     same_flags(root, config.extra)
     same_flags(root / config.judged, shlex.join(judging(config)))

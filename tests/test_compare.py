@@ -70,6 +70,40 @@ def test_equal_compute_scales_epochs_by_what_a_step_costs(tmp_path):
         compare.epochs(config(tmp_path, budget="compute", games=("trades",)))
 
 
+def test_costs_may_come_from_another_file_and_lengths_are_not_mixed(tmp_path):
+    cells = [
+        {"method": name, "seed": 0, "epochs": 8.0, "forwards_per_image": cost}
+        for name, cost in (("pgd-at", 20.0), ("standard", 4.0))
+    ]
+    first = tmp_path / "first.json"
+    first.write_text(json.dumps({"runs": cells}))
+    again = config(tmp_path, budget="compute", games=("standard",), counted=str(first))
+    assert compare.epochs(again) == {"standard": 40}  # 8 · 20 / 4
+    held = {"extra": compare.same(again), "runs": [{**cells[1], "epochs": 61.0}]}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "digits-compute.json").write_text(json.dumps(held))
+    with pytest.raises(InputError, match=r"standard has cells of 61 epochs .* not 40"):
+        compare.main(again)
+    folder = tmp_path / "runs" / "digits-compute" / "standard-seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": {"epochs": 7}}))
+    with pytest.raises(InputError, match="standard has cells of 7 epochs"):
+        compare.main(replace(again, out=str(tmp_path / "elsewhere")))
+    assert not (folder / "report.json").exists()
+
+
+def test_the_table_tells_the_passes_of_the_whole_training():
+    rows = [("pgd-at", 40.0, 23.0), ("las-at", 16.0, 51.5)]
+    runs = [
+        {"method": m, "seed": 0, "worst_case": 0.5, "epochs": e, "forwards_per_image": f}
+        | {"seconds_per_epoch": 1.0}
+        for m, e, f in rows
+    ]
+    found = table(summarise(runs, "pgd-at"), (), "pgd-at")
+    assert [row[-1] for row in found] == ["passes, pgd-at = 1", "1.00", "0.90"]
+    assert table(summarise(runs[1:], "pgd-at"), (), "pgd-at")[1][-1] == "–"
+
+
 def test_words_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown game"):
         compare.main(config(tmp_path, games=("strong",)))

@@ -46,7 +46,8 @@ def table(summary: Summary, attacks: Sequence[str], control: str) -> list[list[s
     columns = {f"accuracy_{name}": name for name in ("clean", *attacks)}
     columns |= {"worst_case": "worst case", "gap": "PGD-20 − AutoAttack"}
     head = ["game", "seeds", "epochs", *columns.values(), f"worst − {control}, paired, 95 %"]
-    lines = [[*head, "s per epoch", "F per image and step"]]
+    lines = [[*head, "s per epoch", "F per image and step", f"passes, {control} = 1"]]
+    full = _passes(summary[control]) if control in summary else None
     for game, row in summary.items():
         cells = [game, str(row["seeds"]), f"{row['epochs']['mean']:.0f}"]
         cells += [_cell(row.get(column), row["seeds"], "sd") for column in columns]
@@ -54,8 +55,15 @@ def table(summary: Summary, attacks: Sequence[str], control: str) -> list[list[s
         cells.append(_cell(pair, row["seeds"], "half_interval", "+"))
         cells.append(f"{row['seconds_per_epoch']['mean']:.2f}")
         cells.append(f"{row['forwards_per_image']['mean']:.1f}")
+        cells.append(f"{_passes(row) / full:.2f}" if full else "–")
         lines.append(cells)
     return lines
+
+
+def _passes(row: Mapping[str, Any]) -> float:
+    """Forwards per training image in a whole training."""
+    passes: float = row["epochs"]["mean"] * row["forwards_per_image"]["mean"]
+    return passes
 
 
 def _cell(found: Mapping[str, float] | None, seeds: int, width: str, sign: str = "") -> str:
