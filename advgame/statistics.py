@@ -53,6 +53,25 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
+def paired_interval(differences: Tensor) -> tuple[float, float]:
+    """The 95 % interval of the mean of paired differences of 0 and 1, each -1, 0 or 1.
+
+    Half an image is added to each of the four cells of the paired table: where no image differs
+    the interval still has a width, about 1.96 / n to either side.
+
+    Args:
+        differences: (n,).
+
+    Source: Agresti & Min 2005, Simple improved confidence intervals for comparing matched
+    proportions.
+    """
+    n, up, down = len(differences) + 2, int((differences > 0).sum()), int((differences < 0).sum())
+    centre = (up - down) / n
+    half = float(norm.ppf(0.975)) * (up + down + 1 - (up - down) ** 2 / n) ** 0.5 / n
+    middle = (up - down) / len(differences)  # near 1 and -1 it may lie outside, by rounding
+    return max(-1.0, min(middle, centre - half)), min(1.0, max(middle, centre + half))
+
+
 def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:
     """Two-sided p-value for a difference of means, over all ways to share out the values.
 

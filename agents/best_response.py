@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from advgame.attacks import Attack, Slope, attacked
 from advgame.data import Batches, ImageSet, Splits
 from advgame.errors import InputError
-from advgame.evaluation import score
+from advgame.evaluation import predict, score
+from advgame.evaluation.verdicts import adversarial
 from advgame.losses import cross_entropy
 from advgame.seeding import OwnChance, derive_seed, seeded_init, stream
 from advgame.threat import Threat
 from agents.attnet import AttNet, AttNetAttack, AttNetAttacker
 from agents.l2l import L2LAttack, L2LAttacker, L2LNetwork
+
+Count = Literal["survivors", "errors"]
 
 
 class Family(Protocol):
@@ -138,12 +141,27 @@ class BestResponse:
 
     Args:
         network: the attacker.
-        restarts: accuracy of the classifier on the held-out images under each; those from scratch
-            come first.
+        restarts: accuracy of the classifier on the held-out images under each, as counted; those
+            from scratch come first.
     """
 
     network: Any
     restarts: tuple[float, ...]
+
+
+def errors(model: nn.Module, attack: Attack, data: ImageSet, seed: int = 0) -> Tensor:
+    """1 where the classifier is wrong on the attacked image, else 0: fp64 (N,) on the CPU.
+
+    Args:
+        model: in evaluation mode meanwhile.
+        attack: v.
+        data: on the model's device.
+        seed: of the attack's chance.
+    """
+    rng = stream(seed, "errors", data.images.device)
+    with attacked(model):
+        x_adv = adversarial(model, data.floats(), data.labels, attack, rng)
+        return (predict(model, x_adv) != data.labels).double().cpu()
 
 
 def best_response(
@@ -156,6 +174,7 @@ def best_response(
     seed: int = 0,
     family: Family | None = None,
     known: nn.Module | None = None,
+    count: Count = "survivors",
 ) -> BestResponse:
     """Train attackers on a frozen classifier, and keep the strongest.
 
@@ -169,6 +188,9 @@ def best_response(
         family: of the attackers; the paper's AttNet when None.
         known: an attacker that competes as it is, and as a copy that learns on; the other
             attackers are trained from scratch.
+        count: what the choice goes by, as what is reported of it: ``"survivors"`` are right on the
+            clean image and on the attacked one, as in an evaluation; ``"errors"`` are wrong on the
+            attacked one, f of `errors`. They differ where an attack puts an image right.
 
     Source: Machine vs Machine, eq. 9.
     """
@@ -186,8 +208,12 @@ def best_response(
         networks.append(copy.deepcopy(known))
     accuracies = []
     for network in networks:
-        rng = stream(seed, "best response", device)
-        accuracies.append(score(model, held_out, family.attack(network, threat), rng)[1])
+        attack = family.attack(network, threat)
+        if count == "errors":
+            accuracies.append(1 - float(errors(model, attack, held_out, seed).mean()))
+        else:
+            rng = stream(seed, "best response", device)
+            accuracies.append(score(model, held_out, attack, rng)[1])
     strongest = networks[accuracies.index(min(accuracies))]
     return BestResponse(strongest.eval(), tuple(accuracies))
 

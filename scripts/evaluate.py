@@ -47,6 +47,7 @@ from advgame.evaluation import (
     find_flags,
     write_report,
 )
+from advgame.evaluation.attacks import Context, make_suite
 from advgame.progress import telling
 from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed, stream
@@ -230,6 +231,9 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     data, module = data.to(fabric.device), module.to(fabric.device)
     surrogate = None if surrogate is None else surrogate.to(fabric.device)
     check_classifier(module, data)
+    threat = THREATS[config.norm](parse_eps(config.eps))
+    for name in names(config):  # refuses what is not for this norm
+        make_suite(name, Context(threat, data, config.seed, surrogate))
     try_out(extra, module, data, config.seed)
     if not resume and fabric.global_rank == 0:
         RunFolder.create(path, asdict(config), device_name(fabric.device))

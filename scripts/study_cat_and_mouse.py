@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from advgame.cells import hardware, run_cells, same_flags, with_earlier
+from advgame.cells import hardware, run_cells, same_flags, whole_number, with_earlier
 from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
@@ -282,6 +282,9 @@ def main(config: Config) -> None:
     """Play what is missing, then write the results."""
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise InputError(f"unknown variant {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
+    words = shlex.split(config.extra)
+    if "--rounds" in config.extra and whole_number(words, "--rounds") < 4:
+        raise InputError("the answers need 4 rounds or more")
     root, todo = Path(config.runs_dir) / config.dataset, cells(config)
     out = Path(config.out)
     path = out / f"cat_and_mouse_{config.dataset}.json"

@@ -94,7 +94,7 @@ class Config:
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     """data set"""
     model: str = "small_cnn"
-    """classifier; minimax_cnn is the paper's"""
+    """classifier; minimax_cnn is the paper's on MNIST"""
     eps: str = "0.15"
     """ε in [0, 1] pixels, half of the paper's η"""
     seeds: int = 3
@@ -270,6 +270,8 @@ def main(config: Config) -> None:
         raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
     if missing := [name for name in (FGSM, "pgd20") if name not in config.attacks]:
         raise InputError(f"the tables need {missing[0]} among --attacks")
+    if any(word.startswith("--judged") for word in shlex.split(config.extra)):
+        raise InputError("the tables are about the last weights: leave --judged out of --extra")
     name = stem(config)
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), cells(config)
     held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training

@@ -49,7 +49,7 @@ from advgame.training import Validate
 from agents.attacker_file import NAME
 from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, Bound
-from agents.best_response import AttNets, Effort, Family, L2Ls, kept_response
+from agents.best_response import AttNets, Effort, Family, L2Ls, errors, kept_response
 from agents.exploitability import best_defence, duality_gap, exploitability, strongest
 from agents.l2l import L2LNetwork
 
@@ -129,12 +129,11 @@ def defaults(dataset: str = "digits") -> Config:
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
     check_run(config)
-    if config.devices > 1:
-        raise InputError("these solvers differentiate gradients: one device only")
-    if config.compile:
-        raise InputError("these solvers differentiate gradients, which --compile cannot")
-    if config.precision != "32-true":
-        raise InputError("these solvers differentiate gradients: they run in full precision only")
+    if config.devices > 1 or config.compile or config.precision != "32-true":
+        raise InputError(
+            "these solvers differentiate gradients, which --compile cannot: one device only, "
+            "full precision only"
+        )
     if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
         raise InputError("solvers take their own steps: --grad-clip is not for them")
     for name in ("attacker_lr", "look_ahead_lr", "ascent_steps", "restarts"):
@@ -147,6 +146,8 @@ def check(config: Config) -> Config:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     if config.gap_steps and config.defence not in get_args(OneNetwork):
         raise InputError(f"--gap-steps needs one attacker network: {config.defence} has none")
+    if config.gap_steps and config.ema is not None:
+        raise InputError("--gap-steps is about the defender that played, --ema about its average")
     check_mixture(config.mixture)
     rules(config, (1, 2, 2), 2, "cpu")  # these refuse what is left
     fresh(config, (1, 2, 2), 2)
@@ -238,15 +239,11 @@ def watch(config: Config, game: DefenderTraining, data: Splits, threat: Linf) ->
         attack = own_attacker(game, threat)
         if not config.gap_steps or attack is None:
             return {}
+        family, seed = families(config, data)["attnet"], derive_seed(config.seed, "gap")
+        attacker = Effort(config.gap_steps, 1, lr=config.attacker_lr)
+        defender = Effort(config.gap_steps, lr=config.lr)
         return duality_gap(
-            module,
-            attack,
-            families(config, data)["attnet"],
-            data.train,
-            data.validation,
-            Effort(config.gap_steps, 1, lr=config.attacker_lr),
-            Effort(config.gap_steps, lr=config.lr),
-            seed=derive_seed(config.seed, "gap"),
+            module, attack, family, data.train, data.validation, attacker, defender, seed=seed
         )
 
     return gap
@@ -287,14 +284,17 @@ def finish(
 
     def measure(module: nn.Module) -> dict[str, Any]:
         response = run.path / "attnet-curr.safetensors"
-        if own is None or config.judged == "best" or not response.exists():
+        # u as v has met it: no average, no earlier one
+        if own is None or config.judged == "best" or config.ema or not response.exists():
             return {}
         effort = Effort(config.response_steps, lr=config.lr)
         defence = best_defence(module, own, data.train, data.validation, effort, seed=seed)
         # the game's own attacker competes, on the images that chose among the fresh ones
-        among = (load_any_attacker(response)(threat, 1), own)
-        best = strongest(module, among, data.validation, seed=seed)
-        return {"game": exploitability(module, own, best, defence, test, seed=seed)}
+        fresh_one = load_any_attacker(response)(threat, 1)
+        best = strongest(module, (fresh_one, own), data.validation, seed=seed)
+        found = exploitability(module, own, best, defence, test, seed=seed)
+        found["game/error_fresh"] = float(errors(module, fresh_one, test, seed).mean())
+        return {"game": found}
 
     return judge(
         run,

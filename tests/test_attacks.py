@@ -1,6 +1,7 @@
 """The attacks beside the PGD family, and every attack that an evaluation knows by name."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -166,6 +167,28 @@ def test_spsa_fools_without_gradients_and_stops_there(pair, rng):
     assert result.forwards < 10 * 60 * 64
     held = SPSA(Linf(0.02), iterations=8, samples=16).run(model, x[:2], y[:2], rng=rng)
     assert 0.019 < float((held.x_adv - x[:2]).abs().max()) <= 0.02 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"iterations": 0},
+        {"samples": 1},
+        {"batch": 1},
+        {"delta": 0.0},
+        {"lr": -1.0},
+        {"lr": math.inf},
+    ],
+)
+def test_an_spsa_that_would_hang_or_see_nothing_is_refused(settings):
+    with pytest.raises(InputError, match="SPSA"):
+        SPSA(Linf(0.1), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"targets": 0}, {"steps": 0}, {"step_size": -0.01}])
+def test_a_feature_attack_that_does_nothing_is_refused(settings, digits):
+    with pytest.raises(InputError, match="not"):
+        FeatureAttack(Linf(0.1), digits.test.floats(), digits.test.labels, **settings)
 
 
 def test_transfer_asks_the_target_nothing(pair, rng):

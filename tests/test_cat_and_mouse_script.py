@@ -194,6 +194,15 @@ def test_answers_of_a_game_that_is_known():
     assert found["turns"] == 1
 
 
+def test_a_study_of_too_few_rounds_is_refused_before_any_training(tmp_path):
+    config = study_cat_and_mouse.Config(
+        extra="--rounds 3", out=str(tmp_path), runs_dir=str(tmp_path)
+    )
+    with pytest.raises(InputError, match="4 rounds or more"):
+        study_cat_and_mouse.main(config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_study_writes_its_tables_and_pictures(whole, tmp_path):
     """Two cells, the second a copy in which every attack fools half of the images."""
     for seed in range(2):

@@ -112,22 +112,32 @@ def test_one_kind_of_attack_will_do(learned):
     assert float(result.stats[f"game/lead_{game.names[0]}"]) == 1.0
 
 
-def test_against_two_opposite_pushes_it_learns_the_middle():
-    """One pixel decides; FGSM and a network both push it: the boundary must stay between."""
+@pytest.mark.parametrize("per", ["sample", "batch"])
+def test_it_learns_from_the_attack_that_does_most(per):
+    """Three weak pixels, ±0.05, and one that ε = 0.1 cannot turn, ±0.12.
+
+    Who learns from clean images weighs them by their size and falls to FGSM; so does who learns
+    from an attacker that does nothing, the milder of the two. FGSM teaches to trust the last.
+    """
     labels = torch.arange(40) % 2
-    x = (0.35 + 0.3 * labels).view(-1, 1, 1, 1).expand(-1, *SHAPE).double().clone()
-    module = Linear(torch.zeros(2, 4), torch.zeros(2)).double()
-    module.requires_grad_(True)
-    defender = Defender(module, lr=0.5, momentum=0.0, weight_decay=0.0)
-    torch.manual_seed(0)
-    nets = {"attnet": AttNet(SHAPE, 2, hidden=8, dropout=0.0).double()}
-    game = Mixture(THREAT, ["fgsm"], nets, lr=1e-2)
-    rng = torch.Generator()
-    for _ in range(200):
-        game.step(defender, x, labels, rng)
-    for attack in (fgsm(THREAT), pgd(THREAT, 10)):
-        x_adv = attack.perturb(module, x, labels, rng=rng)
-        assert bool((module(x_adv).argmax(1) == labels).all())
+    size = torch.tensor([0.05, 0.05, 0.05, 0.12]).double().view(1, *SHAPE)
+    x = 0.5 + size * (2 * labels - 1).view(-1, 1, 1, 1)
+
+    def robust(fixed):
+        module = Linear(torch.zeros(2, 4), torch.zeros(2)).double().requires_grad_(True)
+        defender = Defender(module, lr=0.5, momentum=0.0, weight_decay=0.0)
+        nothing = AttNet(SHAPE, 2, hidden=8, dropout=0.0).double()
+        nn.init.zeros_(nothing.layers[-1].weight)
+        nn.init.zeros_(nothing.layers[-1].bias)
+        game, rng = Mixture(THREAT, fixed, {"attnet": nothing}, lr=1e-9, per=per), torch.Generator()
+        for _ in range(300):
+            game.step(defender, x, labels, rng)
+        assert bool((module(x).argmax(1) == labels).all())
+        x_adv = pgd(THREAT, 10).perturb(module, x, labels, rng=rng)
+        return float((module(x_adv).argmax(1) == labels).double().mean())
+
+    assert robust(["fgsm"]) == 1
+    assert robust([]) <= 0.5
 
 
 def test_names_and_balls_that_cannot_be_played_are_refused():

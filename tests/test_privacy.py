@@ -323,6 +323,8 @@ def test_measures_are_cross_entropies_of_the_best_adversary():
         ({"solver": "best"}, "unknown solver"),
         ({"adversary": "human"}, "linear or mlp"),
         ({"lr": 0.0}, "lr and adversary_lr"),
+        ({"lr": math.inf}, "lr and adversary_lr"),
+        ({"rho": math.inf}, "rho and weight_decay"),
         ({"beams": 0}, "beams must be 1"),
         ({"batch_size": 601}, "batch size must lie in 2..600"),
         ({"ascent_steps": 0}, "ascent_steps must be 1"),
@@ -333,6 +335,13 @@ def test_wrong_games_are_refused(changes, answer):
     task = toy()
     with pytest.raises(InputError, match=answer):
         PrivacyGame(task, make_filter("linear", task.train.x, 2, 0), **changes)
+
+
+def test_a_game_that_diverges_says_so():
+    task = toy()
+    game = PrivacyGame(task, make_filter("mlp", task.train.x, 2, 0), solver="alt", lr=1e12)
+    with pytest.raises(InputError, match="training diverged"):
+        all(game.step() for _ in range(50))
 
 
 def test_wrong_words_are_refused(digits):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import study_minimax
+import torch
 import train_minimax
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.games.training import DefenderTraining
 from advgame.runs import Metrics
-from advgame.solvers import Optimistic
+from advgame.solvers import Optimistic, Solver
 from advgame.threat import Linf
 from advgame.training import load_best
 
@@ -117,6 +118,29 @@ def test_settings_reach_the_game():
         assert game.penalty == penalty
 
 
+def test_every_defence_goes_where_its_formula_says():
+    """One step on f = uv from (1, 0.5), rate 0.1, by hand; every setting at its own value."""
+    u, v = 1.0, 0.5
+    wanted = {
+        "alt": (u - 0.1 * v, v + 0.1 * u),
+        "minimax": (u - 0.1 * (v + 0.3 * u), v + 0.1 * u),
+        "maximin": (u - 0.1 * v, v + 0.1 * (u - 0.3 * v)),
+        "unrolled": (u - 0.1 * (v + 2 * 3 * 0.2 * u), v + 0.1 * u),
+        "extragradient": (u - 0.1 * (v + 0.2 * u), v + 0.1 * (u - 0.4 * v)),
+        "optimistic": (u - 0.1 * v, v + 0.1 * u),
+    }
+    config = replace(Config(), gamma=0.3, unroll=3, look_ahead_lr=0.2, lr=0.4)
+    for defence, end in wanted.items():
+        at = [torch.tensor([one], dtype=torch.float64).requires_grad_() for one in (u, v)]
+        found = train_minimax.direction(replace(config, defence=defence))
+        player, opponent = (torch.optim.SGD([one], 0.1) for one in at)
+        Solver(found, player, opponent).step(lambda a, b: (a[0] * b[0]).sum())
+        assert [one.item() for one in at] == pytest.approx(end), defence
+    mixture = replace(config, defence="mixture", mixture=("fgsm", "attnet"), per="batch")
+    game = train_minimax.rules(mixture, (1, 8, 8), 10, "cpu")
+    assert (game.names, game.per) == (["fgsm", "attnet"], "batch")
+
+
 @pytest.mark.parametrize("judged", ["last", "best"])
 def test_the_report_is_about_the_weights_that_were_asked_for(judged, tmp_path):
     run = main(small(tmp_path, judged, defence="plain", response_steps=0, judged=judged))
@@ -128,6 +152,13 @@ def test_the_report_is_about_the_weights_that_were_asked_for(judged, tmp_path):
     assert ("best" in report) == (judged == "last") != ("last" in report)
     words = {"last": "weights: the last", "best": "weights: best PGD-10"}[judged]
     assert words in (run.path / "report.md").read_text()
+
+
+def test_a_study_of_earlier_weights_is_refused_before_any_training(tmp_path):
+    config = study_minimax.Config(extra="--judged best", out=str(tmp_path), runs_dir=str(tmp_path))
+    with pytest.raises(InputError, match="about the last weights"):
+        study_minimax.main(config)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -201,6 +232,7 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--grad-clip", "1", "--defence", "pgd", "--eps-ramp", "1"], "eps_ramp must lie in"),
         (["--gap-steps", "9", "--defence", "mixture"], "mixture has none"),
         (["--gap-steps", "-1"], "gap_steps must be 0"),
+        (["--gap-steps", "9", "--ema", "0.9"], "--ema about its average"),
         (["--mixture", "fgsm", "strong"], "unknown attack 'strong'"),
         (["--mixture", "fgsm", "fgsm"], "each of its attacks once"),
         (["--judged", "first"], "invalid choice"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ class SPSA:
         delta: distance of the samples, in pixels.
         lr: of Adam.
         batch: forwards at a time.
+
+    Raises:
+        InputError: no iteration, no pair of samples, or a distance or rate that is not above 0.
     """
 
     threat: Threat
@@ -37,6 +41,17 @@ class SPSA:
     delta: float = 1e-3
     lr: float = 0.01
     batch: int = 512
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or min(self.samples, self.batch) < 2:
+            raise InputError(
+                "SPSA needs 1 iteration and a pair of samples in each batch, not iterations "
+                f"{self.iterations}, samples {self.samples}, batch {self.batch}"
+            )
+        if not (0 < self.delta < math.inf and 0 < self.lr < math.inf):
+            raise InputError(
+                f"SPSA's delta and lr must be finite and above 0, not {self.delta} and {self.lr}"
+            )
 
     def run(
         self,

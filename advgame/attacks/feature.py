@@ -7,6 +7,7 @@ breaks a defence whose loss is masked at the output, Feature Scatter.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,9 @@ class FeatureAttack:
         targets: how many target images each image tries, one after another.
         steps: steps per target.
         step_size: in pixel units; ε/8 (1/255 at 8/255) when None.
+
+    Raises:
+        InputError: no target, no step, or a step size that is not above 0.
     """
 
     threat: Threat
@@ -65,6 +69,14 @@ class FeatureAttack:
     targets: int = 200
     steps: int = 50
     step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.targets, self.steps) < 1:
+            raise InputError(
+                f"FeaAttack needs 1 target and 1 step or more, not {self.targets} and {self.steps}"
+            )
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            raise InputError(f"step_size must be finite and above 0, not {self.step_size}")
 
     def run(
         self,

@@ -17,7 +17,9 @@ def lemma_one(
 
     Args:
         results: a ``method`` and ``seed`` each, the error under a fresh attacker, and for games
-            with an attacker network what `agents.exploitability.exploitability` found;
+            with an attacker network what `agents.exploitability.exploitability` found, and
+            ``game/error_fresh``, the error under a fresh attacker on all images (cells without had
+            no other response than that);
             ``"minimax"`` and ``"maximin"`` are the methods that items 2, 4 and 5 are about.
         worst: key of the error under a fresh attacker.
 
@@ -36,7 +38,10 @@ def lemma_one(
     for seed in dict.fromkeys(r["seed"] for r in results):
         cells = {r["method"]: r for r in results if r["seed"] == seed}
         games = {name: r for name, r in cells.items() if "game/error" in r}
-        first += [r["game/error_attacker_responds"] - r["game/error"] for r in games.values()]
+        first += [
+            r.get("game/error_fresh", r["game/error_attacker_responds"]) - r["game/error"]
+            for r in games.values()
+        ]
         third += [r["game/error"] - r["game/error_defender_responds"] for r in games.values()]
         if minimax := cells.get("minimax"):
             others = (r for name, r in cells.items() if name != "minimax" and worst in r)

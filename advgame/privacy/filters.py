@@ -38,14 +38,23 @@ class Whiten(nn.Module):
         self.register_buffer("root", torch.eye(dim))
 
     def forward(self, z: Tensor) -> Tensor:
-        """(n, d) -> (n, d)."""
+        """(n, d) -> (n, d).
+
+        Raises:
+            InputError: z cannot be whitened, since it is not finite or does not vary.
+        """
         if self.training:
             self.mean = z.mean(0)
             centred = z - self.mean
             covariance = centred.T @ centred / len(z)
             # relative to the mean variance, so that the scale of z does not matter
             ridge = 1e-5 * covariance.diagonal().mean() * torch.eye(z.shape[1]).to(z)
-            self.root = torch.linalg.cholesky(covariance + ridge)
+            try:
+                self.root = torch.linalg.cholesky(covariance + ridge)
+            except torch.linalg.LinAlgError as error:
+                raise InputError(
+                    "training diverged: what the filter gives out is not finite or a constant"
+                ) from error
         white: Tensor = torch.linalg.solve_triangular(self.root, (z - self.mean).T, upper=False).T
         return white
 

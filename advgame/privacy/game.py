@@ -10,6 +10,7 @@ Source: Hamm 2016, Minimax filter; Hamm & Mehra 2018, Machine vs Machine, sectio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -126,7 +127,11 @@ class PrivacyGame:
         return self.rho * useful - private
 
     def step(self) -> dict[str, Tensor]:
-        """One step of both players on a batch; see the solver's."""
+        """One step of both players on a batch; see the solver's.
+
+        Raises:
+            InputError: training diverged: the filter gives out what is not finite or a constant.
+        """
         train = self.task.train
         drawn = torch.randperm(len(train.x), generator=self.rng)[: self.batch_size].to(
             train.x.device
@@ -192,9 +197,13 @@ def check_game(
         raise InputError(f"unknown solver {solver!r}: choose from {', '.join(SOLVERS)}")
     if adversary not in ("linear", "mlp"):
         raise InputError(f"adversary must be linear or mlp, not {adversary!r}")
-    if not (rho >= 0 and weight_decay >= 0):
-        raise InputError(f"rho and weight_decay must be 0 or above, not {rho} and {weight_decay}")
-    if not (lr > 0 and adversary_lr > 0):
-        raise InputError(f"lr and adversary_lr must be above 0, not {lr} and {adversary_lr}")
+    if not (0 <= rho < math.inf and 0 <= weight_decay < math.inf):
+        raise InputError(
+            f"rho and weight_decay must be finite and 0 or above, not {rho} and {weight_decay}"
+        )
+    if not (0 < lr < math.inf and 0 < adversary_lr < math.inf):
+        raise InputError(
+            f"lr and adversary_lr must be finite and above 0, not {lr} and {adversary_lr}"
+        )
     if beams < 1:
         raise InputError(f"beams must be 1 or above, not {beams}")
