@@ -50,8 +50,10 @@ class ADTNetwork(nn.Module):
         scaling: of the gradient channels. ``"image"`` divides each image's by its own largest
             entry: what says where to push does not depend on how sure the classifier is (the raw
             gradient of a confident one is many orders below the pixels beside it), on the batch
-            size or on the other images. ``"raw"`` has the gradient of the batch's mean loss, as
+            size or on the other images. ``"raw"`` has the gradient of a batch's mean loss, as
             published.
+        batch: images in the batch of ``"raw"``, those of a training step: a finished generator
+            sees gradients of the size that it learned from, however many images it attacks.
 
     Raises:
         InputError: an unknown word, or a size below 1.
@@ -65,18 +67,19 @@ class ADTNetwork(nn.Module):
         ngf: int = 256,
         latent: int = 64,
         scaling: GradientScaling = "image",
+        batch: int = 64,
     ) -> None:
         super().__init__()
         for name, value, known in (("kind", kind, Kind), ("scaling", scaling, GradientScaling)):
             if value not in get_args(known):
                 raise InputError(f"unknown {name} {value!r}: choose {' or '.join(get_args(known))}")
-        if latent < 1:
-            raise InputError(f"latent must be 1 or above, not {latent}")
-        self.shape, self.kind, self.scaling = shape, kind, scaling
-        self.settings = [shape, kind, body, ngf, latent, scaling]
+        if min(latent, batch) < 1:
+            raise InputError(f"latent and batch must be 1 or above, not {latent} and {batch}")
+        self.shape, self.kind, self.scaling, self.batch = shape, kind, scaling, batch
+        self.settings = [shape, kind, body, ngf, latent, scaling, batch]
         self.latent, self.body_name = latent, body
         implicit, colours = kind == "imp-am", shape[0]
-        self.latent_map = LatentMap(latent, shape) if implicit else None
+        self.latent_map = LatentMap(latent, shape, body) if implicit else None
         inputs, outputs = 3 * colours + implicit, colours * (1 if implicit else 2)
         self.body = make_generator(body, inputs, outputs, shape, ngf)
 
@@ -91,7 +94,7 @@ class ADTNetwork(nn.Module):
         first = slope.at_clean()
         second = slope(threat.project(x + threat.steepest(first) * per_image(threat.eps, x), x))
         if self.scaling == "raw":
-            return torch.cat([x, first / len(x), second / len(x)], 1)
+            return torch.cat([x, first / self.batch, second / self.batch], 1)
         return torch.cat([x, scaled(first, "image"), scaled(second, "image")], 1)
 
     def distribution(self, information: Tensor) -> TanhNormal:

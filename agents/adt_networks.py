@@ -49,6 +49,19 @@ class ResidualBlock(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
+def begin_as_published(generator: nn.Module) -> None:
+    """Weights ~ N(0, 0.02), batch norm's ~ N(1, 0.02), biases 0."""
+    for module in generator.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, 0, 0.02)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1, 0.02)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class ResNetBody(nn.Sequential):
     """The published generator: 3x3 conv, blocks of 2·ngf, 2·ngf and ngf channels, 3x3 conv.
 
@@ -66,9 +79,7 @@ class ResNetBody(nn.Sequential):
             *(ResidualBlock(a, b) for a, b in pairwise((ngf, 2 * ngf, 2 * ngf, ngf))),
             nn.Conv2d(ngf, outputs, 3, padding=1, bias=False),
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, 0.02)
+        begin_as_published(self)
 
 
 class SmallBody(nn.Module):
@@ -127,9 +138,11 @@ class LatentMap(nn.Sequential):
     Args:
         latent: Z.
         shape: (C, H, W) of the images.
+        body: the generator's; beside the published one it begins as published, where z moves the
+            channel a seventh as much as with torch's own initial weights.
     """
 
-    def __init__(self, latent: int, shape: tuple[int, int, int]) -> None:
+    def __init__(self, latent: int, shape: tuple[int, int, int], body: Body = "small") -> None:
         _, height, side = shape
         super().__init__(
             nn.Linear(latent, 4 * latent),
@@ -138,6 +151,8 @@ class LatentMap(nn.Sequential):
             nn.ReLU(),
             nn.Unflatten(1, (1, height, side)),
         )
+        if body != "small":
+            begin_as_published(self)
 
 
 class Encoder(nn.Module):
@@ -173,13 +188,19 @@ class Encoder(nn.Module):
             kernels = ((32, 5, 1), (64, 4, 2), (128, 4, 1), (256, 4, 2))
             for out, kernel, stride in kernels:
                 layers += [
-                    nn.Conv2d(channels, out, kernel, stride=stride),
+                    nn.Conv2d(channels, out, kernel, stride=stride, bias=False),
                     nn.BatchNorm2d(out),
                     nn.LeakyReLU(),
                 ]
                 channels = out
             self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(width, 2 * latent)
+        if body == "small":
+            return
+        nn.init.zeros_(self.head.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # variance 2 / (k² out)
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def nll(self, a: Tensor, z: Tensor) -> Tensor:
         """-log q(z | a), mean over dimensions and batch, in nats.

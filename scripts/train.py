@@ -66,7 +66,7 @@ class Config(RunConfig):
     game: str = "pgd-at"
     """see --list"""
     preset: Preset = "default"
-    """default: ours; repo: the published code's settings, for colour images"""
+    """default: ours; repo: the published code's settings, for CIFAR"""
     attack_steps: int | None = None
     """gradient steps of the attack that the classifier learns from"""
     step_size: float | None = None
@@ -210,7 +210,8 @@ def check(config: Config) -> Config:
     check_run(config)
     if config.game not in GAMES:
         raise InputError(f"unknown game {config.game!r}: choose from {', '.join(GAMES)}")
-    if config.preset == "repo" and not (config.game in PUBLISHED and config.dataset in STATISTICS):
+    published = config.game in PUBLISHED and config.dataset in ("cifar10", "cifar100")
+    if config.preset == "repo" and not published:
         raise InputError(
             f"no published settings of {config.game} on {config.dataset} here: leave --preset away"
         )

@@ -214,8 +214,9 @@ def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:
     if config.method == "exp":
         return Explicit(fitting(config, threat))
     with seeded_init(config.seed, "attacker"):
-        body: Any = (config.generator, config.ngf, config.latent, config.gradient_scaling)
-        network = ADTNetwork(shape, config.method, *body).to(fabric.device)
+        body: Any = (config.generator, config.ngf, config.latent)
+        told: Any = (config.gradient_scaling, config.batch_size)
+        network = ADTNetwork(shape, config.method, *body, *told).to(fabric.device)
         encoder = beside(network).to(fabric.device) if config.method == "imp-am" else None
     if fabric.device.type == "cuda":
         network = network.to(memory_format=torch.channels_last)

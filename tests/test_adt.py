@@ -83,13 +83,13 @@ def test_a_generator_is_told_two_gradients(digits, victim):
     leaf = (x + EPS * first.sign()).clamp(0, 1).requires_grad_()
     (second,) = torch.autograd.grad(cross_entropy(victim(leaf), y).sum(), leaf)
     largest = [g.abs().flatten(1).amax(1).view(-1, 1, 1, 1) for g in (first, second)]
-    for scaling, by in (("image", largest), ("raw", [8, 8])):
+    for scaling, by in (("image", largest), ("raw", [32, 32])):  # as in training, not 8
+        told = network(scaling=scaling, batch=32)
         wanted = torch.cat([x, first / by[0], second / by[1]], 1)
-        got = network(scaling=scaling).information(x, Linf(EPS), Slope(victim, x, y))
+        got = told.information(x, Linf(EPS), Slope(victim, x, y))
         torch.testing.assert_close(got, wanted)
-    alone = network().information(x[:1], Linf(EPS), Slope(victim, x[:1], y[:1]))
-    whole = network().information(x, Linf(EPS), Slope(victim, x, y))
-    torch.testing.assert_close(alone, whole[:1], rtol=1e-4, atol=1e-5)
+        alone = told.information(x[:1], Linf(EPS), Slope(victim, x[:1], y[:1]))
+        torch.testing.assert_close(alone, got[:1], rtol=1e-4, atol=1e-5)
 
 
 CASES = {

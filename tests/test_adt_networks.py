@@ -23,7 +23,7 @@ from advgame.losses import margin
 from advgame.seeding import seeded_init
 from advgame.threat import L2, Linf
 from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, load_adt
-from agents.adt_networks import PRIOR_NLL, Encoder, make_generator
+from agents.adt_networks import PRIOR_NLL, Encoder, LatentMap, make_generator
 from agents.adt_players import ImplicitPlayer
 from agents.attacker import load_attacker
 from agents.attackers import learned_name, load_any_attacker
@@ -47,7 +47,22 @@ def test_the_published_sizes():
     assert multiplications(encoder, x) < 0.01 * multiplications(wide, x)
     with seeded_init(0):
         small = make_generator("resnet-3blocks", 9, 6, (3, 32, 32), ngf=16)
+        latent, encoder = (
+            LatentMap(64, (3, 32, 32), "resnet-3blocks"),
+            Encoder((3, 32, 32), 64, "resnet-3blocks"),
+        )
     assert float(small[3].conv1.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    norms = [m.weight.detach() for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
+    scales = torch.cat(norms)
+    assert float(scales.mean()) == pytest.approx(1, abs=0.01)
+    assert float(scales.std()) == pytest.approx(0.02, rel=0.2)
+    for number in (0, 2):
+        assert float(latent[number].weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+        assert not latent[number].bias.any()
+    assert encoder.features[3].bias is None
+    wanted = (2 / (16 * 64)) ** 0.5  # 4x4 to 64 channels
+    assert float(encoder.features[3].weight.detach().std()) == pytest.approx(wanted, rel=0.05)
+    assert not encoder.head.bias.any()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28)])

@@ -138,7 +138,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--queries", "0"], "queries must be above 0"),
         (["run", "--eps", "8"], "did you mean 8/255"),
         (["run", "--norm", "L2"], "how far an attack may go in L2"),
-        (["run", "--norm", "L2", "--eps", "1", "--attacks", "fgsm,cw-adam"], "L∞"),
+        (["run", "--norm", "L2", "--eps", "1", "--attacks", "fgsm,cw-adam"], "Linf norm only"),
         (["run", "--norm", "L2", "--eps", "1", "--attacks", "adt:exp-worst-of-10"], "L∞"),
         (["run", "--n", "0"], "n must be above 0"),
         (["run", "--batch-size", "0"], "batch_size must be above 0"),

@@ -78,13 +78,33 @@ def test_every_game_has_its_settings_and_a_line(capsys, monkeypatch):
     assert "--beta 6.0" in said
 
 
-def test_published_settings_are_those_of_a_game():
-    assert set(PUBLISHED) <= set(train.GAMES)
-    for name, settings in PUBLISHED.items():
-        config = train.check(defaults("cifar10", name, "repo"))
-        for key, value in settings.items():
-            assert getattr(config, key) == value
-    assert not defaults("cifar10", "trades", "repo").normalise
+def test_published_settings_are_the_papers():
+    """Epochs, learning rate, weight decay, batch size, ε, as the published code has them."""
+    said = {
+        "pgd-at": (200, 0.1, 5e-4, 128, "8/255"),
+        "fast": (15, 0.2, 5e-4, 128, "8/255"),
+        "free": (11, 0.04, 5e-4, 128, "8/255"),
+        "trades": (76, 0.1, 2e-4, 128, "0.031"),
+        "mart": (120, 0.01, 3.5e-3, 128, "0.031"),
+        "feature-scatter": (200, 0.1, 2e-4, 60, "8/255"),
+    }
+    assert set(PUBLISHED) == set(said) <= set(train.GAMES)
+    found = {name: train.check(defaults("cifar10", name, "repo")) for name in said}
+    for name, c in found.items():
+        assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.eps) == said[name], name
+        assert c.ema is None
+        assert set(PUBLISHED[name]) <= {field.name for field in fields(Config)}
+    drops = {"trades": [75], "mart": [75, 90, 100], "feature-scatter": [60, 90]}
+    for name, epochs in drops.items():
+        config = found[name]
+        assert [round(one * config.epochs) for one in config.milestones] == epochs
+    assert [found[name].model for name in drops] == ["wrn-34-10", "resnet18", "wrn-28-10"]
+    assert [found[name].beta for name in ("trades", "mart")] == [6.0, 5.0]
+    assert [found[name].normalise for name in ("pgd-at", "trades", "mart")] == [True, False, False]
+    for name in ("trades", "mart"):
+        assert found[name].step_size * 0.031 == pytest.approx(0.007)
+    assert (found["free"].replays, found["fast"].step_size) == (8, 1.25)
+    assert [found[name].attack_mode for name in ("pgd-at", "fast")] == ["train", "train"]
 
 
 def test_settings_reach_the_game():
@@ -125,6 +145,7 @@ def test_settings_reach_the_game():
         (["--awp", "0"], "awp must be above 0"),
         (["--awp", "nan"], "awp must be above 0"),
         (["--preset", "repo"], "no published settings of pgd-at on digits"),
+        (["--dataset", "svhn", "--preset", "repo"], "no published settings of pgd-at on svhn"),
         (
             ["--dataset", "cifar10", "--game", "alp", "--preset", "repo"],
             "settings of alp on cifar10",

@@ -25,10 +25,12 @@ class Free:
     epochs count batches: E epochs cost about E·m epochs of plain training, which is why the paper
     divides the number of epochs by m. The gradients are those of training mode, both.
 
-    ∇_δ is taken at the image, clip(x + δ). The published code takes it through the clip, where it
-    is 0 for what would leave [0, 1]: there δ is stuck for as long as the next batches are as black
-    as this one. On CIFAR-10 few pixels are; on digits, where a third of x + δ lies outside,
-    AutoAttack leaves that form 34 % and this one 58 % (results/compare).
+    ∇_δ is taken at the image, clip(x + δ). The authors' PyTorch code (FreeAdversarialTraining)
+    takes it through the clip, where it is 0 for what would leave [0, 1]: there δ is stuck for as
+    long as the next batches are as black as this one. On CIFAR-10 few pixels are; on digits, where
+    a third of x + δ lies outside, AutoAttack leaves that form 34 % and this one 58 %
+    (results/compare). fast_adversarial's Free, whose epochs and rate ``--preset repo`` has, does
+    not clip, and projects x + δ on [0, 1] after each replay, not on the next batch's x.
 
     Args:
         threat: an L∞ ball, one radius for all.

@@ -49,12 +49,11 @@ class Whiten(nn.Module):
             covariance = centred.T @ centred / len(z)
             # relative to the mean variance, so that the scale of z does not matter
             ridge = 1e-5 * covariance.diagonal().mean() * torch.eye(z.shape[1]).to(z)
-            try:
-                self.root = torch.linalg.cholesky(covariance + ridge)
-            except torch.linalg.LinAlgError as error:
+            self.root, failed = torch.linalg.cholesky_ex(covariance + ridge)
+            if failed:
                 raise InputError(
                     "training diverged: what the filter gives out is not finite or a constant"
-                ) from error
+                )
         white: Tensor = torch.linalg.solve_triangular(self.root, (z - self.mean).T, upper=False).T
         return white
 
