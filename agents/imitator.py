@@ -43,11 +43,14 @@ class PolicySettings:
     """TRPO, near to Ho & Ermon's settings (their code's classic-control pipeline).
 
     Not theirs: the value network learns by Adam (theirs takes natural-gradient steps) and sees
-    no time. With Adam at 1e-3, SB3's default, and 2,048 steps the policy stuck at −130 on
-    MountainCar even with the true reward. λ is theirs in the presets that follow them, 0.97.
+    no time; observations are scaled by constants, not by running normalisers; the output layers
+    do not begin at zero; the line search is sb3-contrib's; time limits are bootstrapped. (And
+    their discriminator has a logit per action, ours sees a one-hot action.) With Adam at 1e-3,
+    SB3's default, and 2,048 steps the policy stuck at −130 on MountainCar even with the true
+    reward. λ is theirs in the presets that follow them, 0.97.
 
     Args:
-        algorithm: trpo, or ppo with SB3's defaults.
+        algorithm: trpo, or ppo; what is not here is SB3's default.
         hidden: widths of policy and value network, tanh; (64, 32) as the L2L paper's.
         n_steps: steps per environment and iteration.
         gamma: discount.
@@ -61,7 +64,7 @@ class PolicySettings:
         fisher_every: the Fisher matrix sees every so many pairs (Ho & Ermon: 10); the gradient
             and the check of the trust region see all.
         value_lr: of Adam on the value network; PPO's learning rate.
-        value_epochs: passes over the batch for the value network.
+        value_epochs: passes over the batch for the value network; PPO's own number of epochs stays.
         value_batches: minibatches of each pass.
     """
 
@@ -86,6 +89,9 @@ class Rollout:
 
     observations: Tensor
     actions: Tensor
+    """the policy's own draws, of which it knows the probabilities"""
+    executed: Tensor
+    """what the environment was given and paid for: the draws, brought into the action space"""
     rewards: Tensor
     true_rewards: Tensor
     terminated: Tensor
@@ -180,18 +186,19 @@ class Imitator:
             for t in range(self.settings.n_steps):
                 seen = env.observations
                 actions = self._sample(seen)
-                _, reward, terminated, truncated, info = env.step(self._inside(actions))
-                kept.append((seen, actions, reward, info["true_reward"], terminated, truncated))
+                executed = self._inside(actions)
+                _, reward, terminated, truncated, info = env.step(executed)
+                paid = (reward, info["true_reward"])
+                kept.append((seen, actions, executed, *paid, terminated, truncated))
                 if "final_obs" in info:
                     final[t] = info["final_obs"]
                     returns.append(info["final_info"]["true_return"][info["_final_obs"]])
-        seen, actions, reward, true, terminated, truncated = (
+        seen, actions, executed, reward, true, terminated, truncated = (
             torch.stack(column) for column in zip(*kept, strict=True)
         )
         ended = torch.cat(returns) if returns else torch.zeros(0)
-        return Rollout(
-            seen, actions, reward, true, terminated, truncated, final, env.observations, ended
-        )
+        ends = (terminated, truncated, final, env.observations, ended)
+        return Rollout(seen, actions, executed, reward, true, *ends)
 
     def learn(self, rollout: Rollout, rewards: Tensor) -> dict[str, float]:
         """One update of policy and values.

@@ -144,7 +144,7 @@ class GailTraining:
         stats = {"policy/reward": float(rewards.mean())}
         if self.source == "discriminator":
             pairs = self.env.code.pairs(
-                rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1)
+                rollout.observations.flatten(0, 1), rollout.executed.flatten(0, 1)
             )
             self.env.theta, watched = self.game.step(
                 self.env.theta, self._remembered(pairs), self.updater, self._rng

@@ -34,7 +34,7 @@ from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import provenance, slug
-from advgame.imitation.stability import as_rows, judged, pairwise, score, summarise
+from advgame.imitation.stability import as_rows, judged, pairs_as_lines, pairwise, score, summarise
 from advgame.runs import Metrics, made_by
 from advgame.seeding import stream
 from envs.tasks import make_task, play
@@ -186,6 +186,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
         "method": method,
         "seed": seed,
         "iterations": steps[-1],
+        "asked": about["config"]["iterations"],
         "diverged": report["diverged"],
         "standard_errors": [round(e / (ends["expert"] - ends["random"]), 4) for e in errors],
         "logit_gap": mean(abs(gap) for gap in gaps) if gaps else None,
@@ -210,7 +211,8 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
         f"standard error is {median(errors):.3f} (median), at most {max(errors):.3f}, and above "
         f"0.02 in {mean(e > 0.02 for e in errors):.0%} of them. After a run first reaches 0.95: "
         "share of evaluations below 0.90, falls below 0.70, worst; last: the last 50 iterations. "
-        "A run that never reaches 0.95 counts as below 0.90 throughout. Settled: the same share "
+        "A run that never reaches 0.95 counts as below 0.90 throughout, one that diverges from "
+        "there on. Settled: the same share "
         "after five evaluations of 0.95 or more in a row, and the runs that got there.",
         "",
         "| method | what it is | iterations | reached 0.95 | first (median) | "
@@ -235,12 +237,7 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
             f"{row['reached']} of {row['seeds']}{ended} | {first} | {dips} | {falls} | {worst} | "
             f"{settled} | {last} |"
         )
-    if about["tests"]:
-        lines += ["", "Two-sided permutation tests, p for the share below 0.90 / for last:"]
-    lines += [
-        f"- {t['pair'][0]} against {t['pair'][1]}: {t['dips']:.3f} / {t['last']:.3f}"
-        for t in about["tests"]
-    ]
+    lines += pairs_as_lines(about["tests"])
     lines += ["", f"Hardware: {about['device']}. Command: `{about['command']}`.", ""]
     return "\n".join(lines)
 
@@ -304,7 +301,7 @@ def main(config: Config) -> None:
         "extra": config.extra,
         "references": ends,
         "summary": summary,
-        "tests": pairwise(summary, (*UPDATERS, "true")),
+        "tests": pairwise(runs, (*UPDATERS, "true")),
         "runs": runs,
     }
     write_atomically(out / "stability.json", json.dumps(about) + "\n")

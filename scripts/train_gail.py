@@ -1,7 +1,7 @@
 """Imitate an expert: GAIL with any updater of the discriminator, by hand or learned.
 
     python scripts/train_gail.py                                          # CartPole, ours
-    python scripts/train_gail.py --preset paper --updater mlp-narrow      # L2L's setting
+    python scripts/train_gail.py --preset paper --updater mlp-narrow      # near to L2L's setting
     python scripts/train_gail.py --env MountainCar-v0 --source true       # control: true reward
     python scripts/train_gail.py --env Pendulum-v1 --demonstrations my.npz
     python scripts/train_gail.py --resume runs/NAME                       # go on, to the same bits
@@ -44,6 +44,12 @@ Preset = Literal["default", "paper", "ho-ermon"]
 Pay = Literal["discriminator", "constant", "random", "true", "cloning"]
 
 
+# options of the discriminator's half, which the controls have not
+GAMES_OWN = (
+    "updater", "updater_lr", "entropy", "penalty", "penalty_target", "replay", "discriminator_steps"
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config:
     """Imitate an expert by GAIL, and evaluate by the true return.
@@ -54,7 +60,7 @@ class Config:
     env: str = "CartPole-v1"
     """Gymnasium id; CartPole-v1 and MountainCar-v0 run in tensors and have demonstrations"""
     preset: Preset = "default"
-    """default: ours; paper: L2L's, with the task's own termination; ho-ermon: as their code"""
+    """paper: near to L2L's, ho-ermon: near to their code; what differs: docs/imitation.md"""
     updater: str = "adam"
     """of the discriminator: adam, sgd, mlp, mlp-stable, mlp-narrow, coordinatewise"""
     updater_lr: float | None = None
@@ -144,16 +150,9 @@ def defaults(env: str = "CartPole-v1", preset: str = "default") -> Config:
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
     counts = (
-        "trajectories",
-        "every",
-        "discriminator_steps",
-        "envs",
-        "n_steps",
-        "value_epochs",
-        "iterations",
-        "evaluate_every",
-        "save_every",
-    )
+        "trajectories", "every", "discriminator_steps", "envs", "n_steps", "value_epochs",
+        "iterations", "evaluate_every", "save_every",
+    )  # fmt: skip
     for name in counts:
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
@@ -175,6 +174,12 @@ def check(config: Config) -> Config:
     if config.updater_lr is not None and not 0 < config.updater_lr < math.inf:
         raise InputError(f"updater_lr must be above 0, not {config.updater_lr}")
     derive_seed(config.seed, "check")
+    usual, plays = defaults(config.env, config.preset), config.source == "discriminator"
+    idle = [(f"--source {config.source}", name) for name in GAMES_OWN if not plays]
+    idle += [("--algorithm ppo", "value_epochs")] * (config.algorithm == "ppo")
+    for whose, name in idle:
+        if getattr(config, name) != getattr(usual, name):
+            raise InputError(f"{whose} makes no use of --{name.replace('_', '-')}: leave it away")
     return config
 
 
@@ -285,7 +290,9 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     else:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
     check(config)
-    tried, _, _ = build(replace(config, updater="adam"))
+    tried, expert, _ = build(replace(config, updater="adam"))
+    if config.source == "cloning":
+        tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
     updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
     check_room(updater, tried.game.discriminator.size, path)
     if not resume:

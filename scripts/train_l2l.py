@@ -55,6 +55,13 @@ CONTROLS = {
 }
 
 
+# options of a network that learns, which the controls have not
+LEARNERS_OWN = (
+    "width", "scaling", "form", "attacker_steps", "attacker_lr", "attacker_lr_factor",
+    "attacker_weight_decay", "gradient_mode", "attacker_mode", "learning_mode",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config(RunConfig):
     """Train a classifier by L2L and report its robustness.
@@ -145,6 +152,11 @@ def check(config: Config) -> Config:
         raise InputError(f"--attacker {config.attacker} has no --steps: k-step has")
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
+    usual = defaults(config.dataset, config.preset)
+    for name in LEARNERS_OWN if config.attacker in CONTROLS else ():
+        if getattr(config, name) != getattr(usual, name):
+            word = f"--{name.replace('_', '-')}"
+            raise InputError(f"--attacker {config.attacker} makes no use of {word}: leave it away")
     return config
 
 

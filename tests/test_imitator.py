@@ -5,6 +5,8 @@ import torch
 from sb3_contrib import TRPO
 
 from agents.imitator import Imitator, PolicySettings, SubsampledTRPO
+from agents.updaters import make_updater
+from envs.gail import GailTraining
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import play
 
@@ -137,7 +139,30 @@ def test_actions_of_a_box_stay_inside():
     assert actions.abs().max() <= 2
     rollout = imitator.collect(env)
     assert rollout.actions.abs().max() > 2  # the policy's own draw is what it learns from
+    assert torch.equal(rollout.executed, rollout.actions.clamp(-2, 2))
     imitator.learn(rollout, rollout.rewards)
+
+
+def test_the_discriminator_is_shown_what_the_environment_did():
+    """A draw outside the action space is not what was paid for, and no expert ever draws one."""
+    env = ImitationVectorEnv(2, env_id="Pendulum-v1")
+    imitator = Imitator(env, 0, PolicySettings(n_steps=16, value_epochs=1))
+    with torch.no_grad():
+        imitator.policy.log_std.fill_(3.0)
+    shown, before = [], env.theta
+
+    class Game:
+        def step(self, theta, pairs, updater, rng):
+            shown.append(pairs)
+            return theta, {}
+
+    played = []
+    collect = imitator.collect
+    imitator.collect = lambda env: played.append(collect(env)) or played[-1]
+    GailTraining(env, imitator, Game(), make_updater("adam", lr=None, seed=0)).step()
+    assert played[0].actions.abs().max() > 2
+    paid = env.discriminator.logits(before, shown[0]).detach().view(16, 2)
+    torch.testing.assert_close(paid, played[0].rewards)
 
 
 def test_the_global_streams_are_left_alone():

@@ -5,7 +5,16 @@ from scipy import stats
 
 from advgame.cells import hardware, with_earlier
 from advgame.errors import InputError
-from advgame.imitation.stability import as_rows, judged, score, stability
+from advgame.imitation.stability import (
+    as_rows,
+    below,
+    judged,
+    pairs_as_lines,
+    pairwise,
+    score,
+    stability,
+    summarise,
+)
 from advgame.statistics import permutation_test
 
 
@@ -65,6 +74,42 @@ def test_runs_whose_folders_are_gone_stay_in_the_results(tmp_path):
     path.write_text(json.dumps({"runs": [other]}))
     with pytest.raises(InputError, match="choose another --out"):
         with_earlier([one], path, "--entropy 0")
+
+
+def run_of(method, seed, scores, **more):
+    run = {"method": method, "seed": seed, "every": 10, "scores": scores, "diverged": None}
+    return judged({**run, "iterations": 10 * len(scores), **more})
+
+
+def test_a_run_that_diverges_is_not_steady():
+    """It reached 0.95 at 20, stayed for two evaluations, and had six more to come."""
+    calm = {"scores": [0.2, 0.96, 1.0, 1.0], "asked": 100}
+    died = run_of("a", 0, **calm, diverged={"iteration": 43})
+    assert below(run_of("a", 0, **calm)) == 0
+    assert below(died) == pytest.approx(6 / 8)
+    assert below(died, 3) == 0
+    assert below(died, 5) == pytest.approx(1 / 3)
+    assert below(run_of("a", 0, [0.5], diverged={"iteration": 12})) == 1
+    assert summarise([died])["a"]["dips"] == [pytest.approx(6 / 8)]
+
+
+def test_who_arrives_last_has_no_dip_and_who_never_arrives_all():
+    found = summarise([run_of("a", 0, [0.1, 0.97]), run_of("a", 1, [0.1, 0.9])])["a"]
+    assert found["dips"] == [0.0, 1.0]
+
+
+def test_pairs_are_compared_for_as_long_as_the_shorter_ran():
+    """Equal in the first 60 iterations; after that the longer one has no dip any more."""
+    early = [1.0, 0.5, 1.0, 0.5, 1.0, 1.0]
+    long = [run_of("long", seed, early + [1.0] * 40) for seed in range(3)]
+    short = [run_of("short", seed, early) for seed in range(3)]
+    few = [run_of("few", seed, early) for seed in range(2)]
+    (test,) = pairwise([*long, *short, *few], ("long", "short", "few", "absent"))
+    assert (test["pair"], test["iterations"]) == (["long", "short"], 60)
+    assert test["shares"] == [pytest.approx(2 / 5)] * 2
+    assert test["dips"] == 1
+    assert "| long, short | 60 | 0.400, 0.400 | 1.000 |" in pairs_as_lines([test])[-1]
+    assert pairs_as_lines([]) == []
 
 
 def test_a_run_as_rows():

@@ -227,6 +227,8 @@ def test_epsilon_grows_from_nothing_to_its_full_size(digits):
         (["--attacker", "grad", "--steps", "2"], "has no --steps"),
         (["--attacker-steps", "0"], "attacker_steps must be above 0"),
         (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
+        (["--attacker", "pgm", "--form", "shared"], "pgm makes no use of --form"),
+        (["--attacker", "plain", "--width", "slim"], "plain makes no use of --width"),
         (["--eps-ramp", "1"], "eps_ramp"),
         (["--true-probability", "0"], "probability"),
         (["--batch-size", "100000"], "batch size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -51,8 +52,12 @@ class ImitationGame:
     all_expert: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.entropy < 0 or self.penalty < 0:
-            raise InputError("steps must be 1 or above, weights 0 or above")
+        weights = (self.entropy, self.penalty, self.penalty_target)
+        if self.steps < 1 or not all(0 <= one < math.inf for one in weights):
+            raise InputError(
+                "steps must be 1 or above, entropy, penalty and penalty_target finite and 0 or "
+                f"above, not {self.steps}, {weights}"
+            )
 
     def objective(self, policy: Tensor, expert: Tensor, mix: Tensor) -> Callable[[Tensor], Tensor]:
         """What the discriminator minimises, as a function of θ_D.

@@ -126,6 +126,10 @@ class PairCode:
         for number, length in enumerate(demonstrations.lengths.tolist()):
             raw, actions = demonstrations.trajectory(number)
             self._check(raw, actions)
+            if every > length:
+                raise InputError(
+                    f"trajectory {number} has {length} steps: every {every}th of it cannot be kept"
+                )
             chosen = _thinned(length, every, rng)
             parts.append((self.observe(raw[chosen]), actions[chosen]))
         lengths = torch.tensor([len(one) for one, _ in parts])

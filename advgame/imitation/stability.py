@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -111,14 +112,39 @@ def as_rows(run: Mapping[str, Any]) -> list[dict[str, float]]:
     ]
 
 
+def below(run: Mapping[str, Any], evaluations: int | None = None) -> float:
+    """Share of evaluations below 0.90 after a run first reached 0.95; 1 where it never did.
+
+    A run that diverged counts as below 0.90 from there to its end. One that first reaches 0.95 at
+    its last evaluation has none after it, and no dip.
+
+    Args:
+        run: ``every``, ``scores``, ``diverged``, ``dips``, and ``asked``, how many iterations it
+            was to have (those that it had where it does not say).
+        evaluations: look at the first of them only; all when None.
+    """
+    if evaluations is None and run["diverged"] is None and run["dips"] is not None:
+        return float(run["dips"])  # of scores that are not rounded
+    missing = 0
+    if run["diverged"] is not None:
+        missing = max(1, run.get("asked", 0) // run["every"] - len(run["scores"]))
+    scores = [*run["scores"], *[-math.inf] * missing][:evaluations]
+    start = next((i for i, one in enumerate(scores) if one >= REACHED), None)
+    if start is None:
+        return 1.0
+    later = scores[start + 1 :]
+    return mean(one < DIP for one in later) if later else 0.0
+
+
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Over the seeds of each method.
 
     Args:
-        results: a run each: ``method``, ``iterations``, ``diverged`` and `Stability`'s fields.
+        results: a run each: ``method``, ``iterations``, `Stability`'s fields, and what `below`
+            asks for.
 
     Returns:
-        method -> numbers; a run that never reached 0.95 counts as below 0.90 throughout.
+        method -> numbers; ``dips`` is `below`.
     """
     summary = {}
     for method in dict.fromkeys(r["method"] for r in results):
@@ -130,7 +156,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
             "reached": len(reached),
             "diverged": sum(r["diverged"] is not None for r in mine),
             "first": median(r["first"] for r in reached) if reached else None,
-            "dips": [1.0 if r["dips"] is None else r["dips"] for r in mine],
+            "dips": [below(r) for r in mine],
             "drops": [r["drops"] for r in mine],
             "settled": sum(r["settled"] is not None for r in mine),
             "settled_dips": [r["settled_dips"] for r in mine],
@@ -141,24 +167,57 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     return summary
 
 
-def pairwise(
-    summary: Mapping[str, Mapping[str, Any]], methods: Sequence[str]
-) -> list[dict[str, Any]]:
+def pairwise(results: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Is the difference between two methods more than that between seeds?
 
+    Dips become rarer as a run goes on, so both methods are looked at for as long as the shorter
+    of them ran.
+
     Args:
-        summary: of `summarise`.
+        results: as of `summarise`.
         methods: those to compare; left out where they have fewer than three seeds.
 
     Returns:
-        a permutation test per pair: p for the share below 0.90 and for the last 50 iterations.
+        per pair the number of ``iterations`` that are compared, the mean shares below 0.90 there,
+        and a permutation test: p of these shares and, for the last 50 iterations of the whole
+        runs, p of the mean score.
     """
-    enough = [m for m in summary if summary[m]["seeds"] >= 3 and m in methods]
-    return [
-        {
-            "pair": [one, other],
-            "dips": permutation_test(summary[one]["dips"], summary[other]["dips"]),
-            "last": permutation_test(summary[one]["last"], summary[other]["last"]),
-        }
-        for one, other in combinations(enough, 2)
+    runs = {m: [r for r in results if r["method"] == m] for m in methods}
+    found = []
+    for one, other in combinations([m for m in runs if len(runs[m]) >= 3], 2):
+        both = (runs[one], runs[other])
+        length = min(max(r.get("asked", r["iterations"]) for r in side) for side in both)
+        shares = [
+            [below(r, length // r["every"] if r["iterations"] > length else None) for r in side]
+            for side in both
+        ]
+        last = [[r["last"] for r in side] for side in both]
+        found.append(
+            {
+                "pair": [one, other],
+                "iterations": length,
+                "shares": [mean(side) for side in shares],
+                "dips": permutation_test(*shares),
+                "last": permutation_test(*last),
+            }
+        )
+    return found
+
+
+def pairs_as_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `pairwise` found, as lines of markdown."""
+    if not tests:
+        return []
+    lines = [
+        "",
+        "Two-sided permutation tests. Dips become rarer as a run goes on, so the share below 0.90 "
+        "is of the first iterations, as many as the shorter method had; last is of whole runs:",
+        "",
+        "| pair | iterations | below 0.90 | p | p of last |",
+        "|---|---|---|---|---|",
     ]
+    for one in tests:
+        shares = ", ".join(f"{share:.3f}" for share in one["shares"])
+        cells = (", ".join(one["pair"]), str(one["iterations"]), shares)
+        lines.append(f"| {' | '.join(cells)} | {one['dips']:.3f} | {one['last']:.3f} |")
+    return lines
