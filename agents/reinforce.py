@@ -152,7 +152,11 @@ class Reinforce:
         }
 
     def _baseline(self, images: Tensor, reward: Tensor) -> Tensor:
-        """What is taken off the reward, (B,); it never depends on the image's own action."""
+        """What is taken off the reward, (B,).
+
+        It does not depend on the image's own action, but where the reward has a part that the
+        batch shares, as R2 and R3 of mixed credit: leave-one-out then cancels that part.
+        """
         kind = self.config.baseline
         if kind == "none":
             return torch.zeros_like(reward)

@@ -41,8 +41,9 @@ class AttackVectorEnv(QueryVectorEnv[Ascent]):
         ``reset()`` goes on to other images.
 
     End:
-        ``terminated`` where the classifier is fooled, ``truncated`` where the budget is spent
-        without that. Autoreset is NEXT_STEP: the next step's forward is the new image's.
+        ``terminated`` where the classifier is fooled or the budget is spent, which is part of what
+        is seen; ``info["fooled"]`` tells the two apart. ``truncated`` never. Autoreset is
+        NEXT_STEP: the next step's forward is the new image's.
 
     Args:
         num_envs: B, images attacked side by side.

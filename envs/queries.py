@@ -93,7 +93,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         price: float,
         images: bool,
     ) -> None:
-        budgets = (queries,) if isinstance(queries, int) else tuple(queries)
+        budgets = tuple(np.atleast_1d(queries).tolist())
         if num_envs < 1 or not budgets or min(budgets) < 2:
             raise InputError("num_envs must be 1 or above, queries 2 or above")
         if threat is not None and isinstance(threat.eps, Tensor):
@@ -173,19 +173,22 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
                 f"not {tuple(chosen.shape)}"
             )
         check_actions(chosen, self.sizes)
+        chosen = chosen.long()
         before, played = self.siege.best_margin, ~self.done
         rows = self.done.nonzero()[:, 0]
         if len(rows):
             self._play(self.siege, chosen, rows, self._draw(len(rows)))
         else:
             self._play(self.siege, chosen, None, ())
-        terminated = self.siege.fooled & played
-        truncated = (self.siege.used >= self.siege.budget) & played & ~terminated
+        fooled = self.siege.fooled & played
+        # the queries left are seen, so that a spent budget is an end and not a time limit, beyond
+        # which an agent would have to guess what was still to come
+        self.done = fooled | ((self.siege.used >= self.siege.budget) & played)
         gained = (self.siege.best_margin - before) / self.pool.scale
-        reward = self.gain * gained + self.bonus * terminated.to(gained) - self.price
+        reward = self.gain * gained + self.bonus * fooled.to(gained) - self.price
         reward = torch.where(played, reward, 0.0).float()
-        self.done = terminated | truncated
-        return self._observe(), reward, terminated, truncated, self._info()
+        never = torch.zeros_like(self.done)
+        return self._observe(), reward, self.done.clone(), never, self._info()
 
     def restart(self) -> Observation:
         """New images in the rows that have ended, now instead of at the next step.

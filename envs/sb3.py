@@ -82,14 +82,13 @@ class StrategySelectionVecEnv(_Rows):
         observations, _ = self.core.reset(seed=self._seeds[0])
         self._reset_seeds()
         self._reset_options()
-        array: np.ndarray[Any, Any] = observations.cpu().numpy()
+        array: np.ndarray[Any, Any] = to_numpy(observations)
         return array
 
     def step_wait(self) -> VecEnvStepReturn:
         """Play them; ``infos[i]`` holds image i's pay-off terms and its terminal observation."""
         observations, rewards, ended, _, info = self.core.step(self._actions)
-        terms = {name: value.cpu().numpy() for name, value in info["final_info"].items()}
-        last = info["final_obs"].cpu().numpy()
+        terms, last = to_numpy(info["final_info"]), to_numpy(info["final_obs"])
         infos: list[dict[str, Any]] = [
             {
                 **{name: value[i] for name, value in terms.items()},
@@ -98,7 +97,7 @@ class StrategySelectionVecEnv(_Rows):
             }
             for i in range(self.num_envs)
         ]
-        return observations.cpu().numpy(), rewards.cpu().numpy(), ended.cpu().numpy(), infos
+        return to_numpy(observations), to_numpy(rewards), to_numpy(ended), infos
 
 
 class ImitationVecEnv(_Rows):

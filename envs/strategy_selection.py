@@ -126,7 +126,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         super().reset(seed=None if seed is None else int(seed), options=options)
         if seed is not None or self._batches is None:
             self._begin(int(seed) if seed is not None else int(self.np_random.integers(2**31)))
-        return self.images, {}
+        return self.images.clone(), {}
 
     def _begin(self, seed: int) -> None:
         fabric = self.defender.fabric
@@ -196,7 +196,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         payoffs = self.result.payoffs
         reward = payoffs.reward(self.credit) if payoffs else torch.zeros_like(info["loss"])
         ended = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
-        return self.images, reward, ended, torch.zeros_like(ended), info
+        return self.images.clone(), reward, ended, torch.zeros_like(ended), info
 
     def _info(self, result: StepResult, played: Tensor, due: bool) -> dict[str, Any]:
         every = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)

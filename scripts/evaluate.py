@@ -306,7 +306,8 @@ def _from_command_line() -> None:
     if config.list_:
         _print_attacks()
     else:
-        main(config, typed_options(Config))
+        said = {name for name in ("what", "import_") if getattr(config, name)}
+        main(config, typed_options(Config) | said)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,9 @@ def train(seed: int, config: Config) -> Path:
     root = Path(config.attackers)
     folder = root / f"{'+'.join(config.train_on)}-attacker{seed}"
     victims = [str(Path(config.runs_dir) / name) for name in config.train_on]
+    about = folder / "config.json"
+    if about.exists() and (had := json.loads(about.read_text())["config"]["classifier"]) != victims:
+        raise InputError(f"{folder} learned on {', '.join(had)}: choose another --attackers")
     flags = ["--classifier", *victims, "--seed", str(seed)]
     flags += ["--data-dir", config.data_dir] if config.data_dir else []
     run_cell(Path(__file__).with_name("train_attacker.py"), folder, flags)

@@ -14,6 +14,7 @@ validation selects by is cut from them; test images are not touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,6 +120,12 @@ def check(config: Config) -> Config:
     for name in ("envs", "epochs", "updates", "hidden", "validation_n"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
+    for name in ("gain", "bonus", "price", "entropy_coef"):
+        value, least = getattr(config, name), 0.0 if name == "entropy_coef" else -math.inf
+        if not (math.isfinite(value) and value >= least):
+            raise InputError(f"{name} must be finite, entropy_coef 0 or above, not {value}")
+    if config.agent == "ppo" and config.envs * (max(config.queries) - 1) < 2:
+        raise InputError("ppo needs two steps to learn from: more --envs or more --queries")
     if config.lr is not None and not 0 < config.lr < 1:
         raise InputError(f"lr must lie between 0 and 1, not {config.lr}")
     derive_seed(config.seed, "check")

@@ -154,6 +154,8 @@ def check(config: Config) -> Config:
     for name in ("reward_interval", "policy_lr"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
+    if not 0 <= config.entropy_coef < math.inf:
+        raise InputError(f"entropy_coef must be finite and 0 or above, not {config.entropy_coef}")
     for name in ("eps_ramp", "awp_start"):
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"{name} must lie in [0, 1), not {getattr(config, name)}")

@@ -222,6 +222,9 @@ def test_observations_are_not_reused_buffers():
     assert torch.equal(first, kept)
     assert torch.equal(info["final_obs"], kept)
     assert not torch.equal(second, kept)
+    second.mul_(2)  # whoever writes into an observation does not write into the game
+    _, *_, info = env.step(env.action_space.sample())
+    assert float(info["final_obs"].max()) <= 1
 
 
 def test_reward_interval_pays_every_kth_step():

@@ -114,6 +114,13 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     capsys.readouterr()
     answer(["--resume", "runs/c"], root, monkeypatch)
     assert "finished before" in capsys.readouterr().out
+    for words in (
+        ["run", "--resume", "runs/c"],
+        ["--resume", "runs/a", "--import", "my_code:linear"],
+    ):
+        with pytest.raises(SystemExit):
+            answer(words, root, monkeypatch)
+        assert "was started with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

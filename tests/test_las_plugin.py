@@ -66,7 +66,7 @@ def test_with_the_games_own_strategy_it_is_that_game(name, awp):
     x, y = batch()
     first, second = (torch.Generator().manual_seed(2) for _ in range(2))
     for step in range(3):
-        pay = step == 1  # being paid must change nothing in the defender's game
+        pay = step == 1  # being paid changes nothing in the defender's game but where chance is
         made = rules(THREAT).step(one, x, y, always(10, beta=beta), first, pay=pay)
         wanted = game.step(two, x, y, second)
         second.set_state(first.get_state())  # the look-ahead draws, too

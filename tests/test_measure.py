@@ -292,3 +292,14 @@ def test_wilson_interval_is_the_textbooks(share, n, low, high):
     got = wilson(share, n)
     assert got == pytest.approx((low, high), abs=1e-3)
     assert got[0] <= share <= got[1]
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "answer"),
+    [(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "5 outputs"),
+     (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), "logits")],
+)  # fmt: skip
+def test_a_surrogate_is_checked_as_the_model_is(surrogate, answer, digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(InputError, match=answer):
+        evaluate(model, digits.test.first(20), BALL, ("transfer",), surrogate=surrogate)

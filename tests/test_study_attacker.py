@@ -89,6 +89,20 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
     assert "| learned at 4 - MIM at 4 |" in (tmp_path / "attacker_digits.md").read_text()
 
 
+def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_path):
+    config = study_attacker.Config(
+        runs_dir=str(folders / "elsewhere"),
+        train_on=("known",),
+        test_on=("unseen",),
+        seeds=2,
+        budgets=(2, 4),
+        attackers=str(folders / "attackers"),
+        out=str(tmp_path),
+    )
+    with pytest.raises(InputError, match="choose another --attackers"):
+        study_attacker.train(0, config)
+
+
 def test_what_proves_nothing_is_refused(folders):
     with pytest.raises(InputError, match="both trained on and attacked"):
         study_attacker.main(

@@ -71,6 +71,8 @@ def evaluate(
     if world > 1 and folder is None:
         raise InputError("several processes meet in a folder: give one")
     classes, images = check_classifier(model, data), data.floats()
+    if surrogate is not None:
+        check_classifier(surrogate, data)
     context = Context(threat, data, seed, surrogate)
     plan: dict[str, Suite] = {
         name: [(name, extra[name])] if name in extra else make_suite(name, context)

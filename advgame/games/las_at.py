@@ -183,7 +183,8 @@ class LasAt:
             x: clean images (B, C, H, W) in [0, 1].
             y: labels (B,).
             strategies: one PGD configuration per image.
-            rng: stream of the random starts, on the images' device.
+            rng: stream of the random starts, on the images' device; the look-ahead's are drawn
+                from it, too, so that games which pay and which do not draw other starts.
             pay: compute the attacker's pay-offs, the costly part.
         """
         with defender.fabric.autocast():
