@@ -167,7 +167,7 @@ def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
 
 
 def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Spread over seeds, and paired differences to random."""
+    """Spread over seeds, paired differences to random, and at equal compute to REINFORCE."""
     summary: dict[str, dict[str, Any]] = {}
     for player in dict.fromkeys(r["player"] for r in results):
         mine = [r for r in results if r["player"] == player]
@@ -177,14 +177,15 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         summary[player] = {"seeds": len(mine), "epochs": mine[0]["epochs"]} | {
             key: spread([r[key] for r in mine]) for key in numbers
         }
-        partner = {r["seed"]: r for r in results if r["player"] == "random"}
-        pairs = [
-            r["accuracy_autoattack"] - partner[r["seed"]]["accuracy_autoattack"]
-            for r in mine
-            if r["seed"] in partner and "accuracy_autoattack" in r
-        ]
-        if pairs and player != "random":
-            summary[player]["autoattack_minus_random"] = spread(pairs)
+        for other in ("random", *(["reinforce"] if player.endswith("equal-compute") else [])):
+            partner = {r["seed"]: r for r in results if r["player"] == other}
+            pairs = [
+                r["accuracy_autoattack"] - partner[r["seed"]]["accuracy_autoattack"]
+                for r in mine
+                if r["seed"] in partner and "accuracy_autoattack" in r
+            ]
+            if pairs and player != other:
+                summary[player][f"autoattack_minus_{other}"] = spread(pairs)
     return summary
 
 
@@ -228,6 +229,14 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         lines.append(
             f"| {player} | {row['seeds']} | {row['epochs']} | " + " | ".join(entries) + " |"
         )
+    equal = [
+        f"{player} {100 * row['autoattack_minus_reinforce']['mean']:+.1f} ± "
+        f"{100 * row['autoattack_minus_reinforce']['half_interval']:.1f}"
+        for player, row in about["summary"].items()
+        if "autoattack_minus_reinforce" in row
+    ]
+    if equal:
+        lines += ["", f"AutoAttack less REINFORCE's, at its compute, paired: {', '.join(equal)}."]
     flags = ", ".join(sorted({flag for r in results for flag in r["flags"]})) or "none"
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
     lines += ["", f"Flags raised: {flags}.", ""]
