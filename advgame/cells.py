@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,25 @@ def whole_number(words: Sequence[str], flag: str) -> int:
     if value < 1:
         raise InputError(f"{flag} must be 1 or above, not {value}")
     return value
+
+
+def without(words: Sequence[str], options: Collection[str]) -> list[str]:
+    """Words of a command line less these options and their values.
+
+    Args:
+        words: ``--some-option 5`` or ``--some-option=5``, and others.
+        options: fields such as ``some_option``, each with one value.
+    """
+    kept: list[str] = []
+    left = iter(words)
+    for word in left:
+        name = word.partition("=")[0]
+        if name.startswith("--") and name[2:].replace("-", "_") in options:
+            if "=" not in word:
+                next(left, None)
+        else:
+            kept.append(word)
+    return kept
 
 
 def same_flags(root: Path, flags: str) -> None:

@@ -60,11 +60,16 @@ def paired_interval(differences: Tensor) -> tuple[float, float]:
     the interval still has a width, about 1.96 / n to either side.
 
     Args:
-        differences: (n,).
+        differences: (n,), finite.
+
+    Raises:
+        InputError: no difference.
 
     Source: Agresti & Min 2005, Simple improved confidence intervals for comparing matched
     proportions.
     """
+    if not len(differences):
+        raise InputError("an interval needs one pair or more")
     n, up, down = len(differences) + 2, int((differences > 0).sum()), int((differences < 0).sum())
     centre = (up - down) / n
     half = float(norm.ppf(0.975)) * (up + down + 1 - (up - down) ** 2 / n) ** 0.5 / n

@@ -155,9 +155,8 @@ def epochs(config: Config) -> dict[str, int]:
     path = Path(config.counted or Path(config.out) / f"{config.dataset}-epochs.json")
     if not path.exists():
         raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
-    runs = json.loads(path.read_text())["runs"]
     cost: dict[str, list[float]] = {}
-    for run in runs:
+    for run in json.loads(path.read_text()).get("runs", ()):
         cost.setdefault(run["method"], []).append(run["forwards_per_image"])
     if missing := [game for game in (CONTROL, *config.games) if game not in cost]:
         raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
@@ -175,7 +174,7 @@ def same_lengths(config: Config, held: Sequence[Mapping[str, Any]], root: Path) 
         if length != asked.get(game, length):
             raise InputError(
                 f"{game} has cells of {length:.0f} epochs in the results or in {root}, not "
-                f"{asked[game]}: choose another --out and --runs-dir"
+                f"{asked[game]}: the same --counted, or another --out and --runs-dir"
             )
 
 
@@ -268,10 +267,12 @@ def as_markdown(
 
 def main(config: Config) -> None:
     """Train and evaluate what is missing, then write the results."""
-    if unknown := [name for name in config.games if name not in GAMES]:
-        raise InputError(f"unknown game {unknown[0]!r}: choose from {', '.join(GAMES)}")
+    if unknown := set(config.games) - set(GAMES):
+        raise InputError(f"unknown game {min(unknown)!r}: choose from {', '.join(GAMES)}")
     if config.seeds < 1:
         raise InputError(f"seeds must be 1 or above, not {config.seeds}")
+    if config.counted and config.budget == "epochs":
+        raise InputError("--counted is for --budget compute")
     check_attacks(config.attacks)
     if config.dataset != "digits" and not config.data_dir:
         raise InputError(f"{config.dataset} needs --data-dir, the folder with its files")

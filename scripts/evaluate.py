@@ -230,7 +230,8 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     fabric = make_fabric(config.accelerator, config.devices, "32-true")
     data, module = data.to(fabric.device), module.to(fabric.device)
     surrogate = None if surrogate is None else surrogate.to(fabric.device)
-    check_classifier(module, data)
+    for one in (module, surrogate) if surrogate is not None else (module,):
+        check_classifier(one, data)
     threat = THREATS[config.norm](parse_eps(config.eps))
     for name in names(config):  # refuses what is not for this norm
         make_suite(name, Context(threat, data, config.seed, surrogate))

@@ -27,8 +27,9 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from train_gail import GAMES_OWN
 
-from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.cells import run_cells, same_flags, with_earlier, without
 from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
@@ -148,7 +149,9 @@ def cells(config: Config) -> dict[str, list[str]]:
             seeds = config.random_seeds if method == "random" else seeds
         for seed in range(config.first_seed, config.first_seed + seeds):
             flags = [*shared, *METHODS[method][1], "--iterations", str(iterations)]
-            flags += ["--seed", str(seed), *shlex.split(config.extra)]
+            extra = shlex.split(config.extra)
+            idle = GAMES_OWN if method in CONTROLS and "--source" in METHODS[method][1] else ()
+            flags += ["--seed", str(seed), *without(extra, idle)]
             found[f"{method}-seed{seed}"] = flags
     return found
 
@@ -192,7 +195,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
         "logit_gap": mean(abs(gap) for gap in gaps) if gaps else None,
         "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
         "commit": about["commit"],
-        "every": steps[0],
+        "every": about["config"]["evaluate_every"],
         "scores": [round(score(one, **ends), 6) for one in returns],
         "curves": curves if watched else {},
     }

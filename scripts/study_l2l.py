@@ -25,8 +25,9 @@ from statistics import mean
 from typing import Any, Literal
 
 import tyro
+from train_l2l import CONTROLS, LEARNERS_OWN
 
-from advgame.cells import hardware, run_cells, same_flags, summarise, with_earlier
+from advgame.cells import hardware, run_cells, same_flags, summarise, with_earlier, without
 from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
@@ -101,8 +102,14 @@ def cells(config: Config) -> dict[str, list[str]]:
     """Folder -> flags of every cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
     shared = ["--dataset", config.dataset, *data, *shlex.split(same(config))]
+    controls = without(shared, LEARNERS_OWN)
     return {
-        f"{method}-seed{seed}": [*shared, "--seed", str(seed), *METHODS[method]]
+        f"{method}-seed{seed}": [
+            *(controls if METHODS[method][1] in CONTROLS else shared),
+            "--seed",
+            str(seed),
+            *METHODS[method],
+        ]
         for seed in range(config.seeds)
         for method in config.methods
     }

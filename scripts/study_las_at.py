@@ -230,10 +230,9 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
             f"| {player} | {row['seeds']} | {row['epochs']} | " + " | ".join(entries) + " |"
         )
     equal = [
-        f"{player} {100 * row['autoattack_minus_reinforce']['mean']:+.1f} ± "
-        f"{100 * row['autoattack_minus_reinforce']['half_interval']:.1f}"
+        f"{player} {100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}"
         for player, row in about["summary"].items()
-        if "autoattack_minus_reinforce" in row
+        if (pair := row.get("autoattack_minus_reinforce")) and row["seeds"] > 1
     ]
     if equal:
         lines += ["", f"AutoAttack less REINFORCE's, at its compute, paired: {', '.join(equal)}."]

@@ -77,6 +77,8 @@ def test_costs_may_come_from_another_file_and_lengths_are_not_mixed(tmp_path):
     ]
     first = tmp_path / "first.json"
     first.write_text(json.dumps({"runs": cells}))
+    with pytest.raises(InputError, match="is for --budget compute"):
+        compare.main(config(tmp_path, counted=str(first)))
     again = config(tmp_path, budget="compute", games=("standard",), counted=str(first))
     assert compare.epochs(again) == {"standard": 40}  # 8 · 20 / 4
     held = {"extra": compare.same(again), "runs": [{**cells[1], "epochs": 61.0}]}

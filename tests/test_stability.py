@@ -108,6 +108,14 @@ def test_pairs_are_compared_for_as_long_as_the_shorter_ran():
     assert (test["pair"], test["iterations"]) == (["long", "short"], 60)
     assert test["shares"] == [pytest.approx(2 / 5)] * 2
     assert test["dips"] == 1
+    late = {"scores": early[:4], "diverged": {"iteration": 45}, "asked": 3000}
+    died = [run_of("died", seed, **late) for seed in range(3)]
+    (test,) = pairwise([*died, *short], ("died", "short"))  # two of the five are missing: below
+    assert test["shares"] == [pytest.approx(4 / 5), pytest.approx(2 / 5)]
+    at_once = [run_of("died", s, [0.1], diverged={"iteration": 5}, iterations=5) for s in range(3)]
+    assert pairwise([*at_once, *short], ("died", "short")) == [], "nothing to compare"
+    assert below(run_of("a", 0, [0.1], every=0, diverged={"iteration": 0})) == 1
+    (test,) = pairwise([*long, *short], ("long", "short"))
     assert "| long, short | 60 | 0.400, 0.400 | 1.000 |" in pairs_as_lines([test])[-1]
     assert pairs_as_lines([]) == []
 

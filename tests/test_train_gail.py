@@ -61,6 +61,16 @@ def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused)
     refused(train_gail, words, answer)
 
 
+def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
+    cells = gail_stability.cells(
+        gail_stability.Config(seeds=1, extra="--entropy 0 --gae-lambda 0.9")
+    )
+    for name, words in cells.items():
+        learns = "--source" not in words
+        assert ("--entropy" in words) == learns, name
+        assert words[words.index("--gae-lambda") + 1] == "0.9"
+
+
 @pytest.mark.parametrize(
     "words",
     [{"updater": "adam", "replay": 0.5}, {"updater": "coordinatewise"}, {"updater": "mlp-narrow"}],

@@ -213,6 +213,17 @@ def test_epsilon_grows_from_nothing_to_its_full_size(digits):
         DefenderTraining(Watched(Linf(0.1)), Defender(model), digits.train, 32, 0, ramp_steps=-1)
 
 
+def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
+    cells = study_l2l.cells(
+        study_l2l.Config(seeds=1, extra="--scaling=paper --epochs 2 --width slim")
+    )
+    assert "--scaling=paper" in cells["grad-seed0"]
+    for name in ("plain", "fgsm", "pgm"):
+        words = cells[f"{name}-seed0"]
+        assert not {"--scaling=paper", "--width", "slim"} & set(words)
+        assert words[words.index("--epochs") + 1] == "2"
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

@@ -121,6 +121,9 @@ class PairCode:
 
         Returns:
             encoded observations (N, observation_size), actions, lengths (T,) of what was kept.
+
+        Raises:
+            InputError: of another task, or a trajectory shorter than ``every``.
         """
         parts = []
         for number, length in enumerate(demonstrations.lengths.tolist()):

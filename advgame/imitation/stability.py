@@ -120,20 +120,26 @@ def below(run: Mapping[str, Any], evaluations: int | None = None) -> float:
 
     Args:
         run: ``every``, ``scores``, ``diverged``, ``dips``, and ``asked``, how many iterations it
-            was to have (those that it had where it does not say).
+            was to have (the ``iterations`` that it had where it does not say).
         evaluations: look at the first of them only; all when None.
     """
     if evaluations is None and run["diverged"] is None and run["dips"] is not None:
         return float(run["dips"])  # of scores that are not rounded
     missing = 0
     if run["diverged"] is not None:
-        missing = max(1, run.get("asked", 0) // run["every"] - len(run["scores"]))
+        missing = max(1, _asked(run) // max(1, run["every"]) - len(run["scores"]))
     scores = [*run["scores"], *[-math.inf] * missing][:evaluations]
     start = next((i for i, one in enumerate(scores) if one >= REACHED), None)
     if start is None:
         return 1.0
     later = scores[start + 1 :]
     return mean(one < DIP for one in later) if later else 0.0
+
+
+def _asked(run: Mapping[str, Any]) -> int:
+    """How many iterations a run was to have, as far as is known."""
+    asked: int = run.get("asked", run["iterations"])
+    return asked
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -170,12 +176,13 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 def pairwise(results: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Is the difference between two methods more than that between seeds?
 
-    Dips become rarer as a run goes on, so both methods are looked at for as long as the shorter
-    of them ran.
+    Dips are not spread evenly over a run, so both methods are looked at for as long as the shorter
+    of them was to run.
 
     Args:
         results: as of `summarise`.
-        methods: those to compare; left out where they have fewer than three seeds.
+        methods: those to compare; left out where they have fewer than three seeds, or the shorter
+            has no evaluation.
 
     Returns:
         per pair the number of ``iterations`` that are compared, the mean shares below 0.90 there,
@@ -186,9 +193,11 @@ def pairwise(results: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> li
     found = []
     for one, other in combinations([m for m in runs if len(runs[m]) >= 3], 2):
         both = (runs[one], runs[other])
-        length = min(max(r.get("asked", r["iterations"]) for r in side) for side in both)
+        length = min(max(_asked(r) for r in side) for side in both)
+        if any(length < r["every"] for side in both for r in side):
+            continue
         shares = [
-            [below(r, length // r["every"] if r["iterations"] > length else None) for r in side]
+            [below(r, length // r["every"] if _asked(r) > length else None) for r in side]
             for side in both
         ]
         last = [[r["last"] for r in side] for side in both]
@@ -210,8 +219,8 @@ def pairs_as_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     lines = [
         "",
-        "Two-sided permutation tests. Dips become rarer as a run goes on, so the share below 0.90 "
-        "is of the first iterations, as many as the shorter method had; last is of whole runs:",
+        "Two-sided permutation tests. Dips are not spread evenly over a run, so the share below "
+        "0.90 is of the first iterations, as many as the shorter had; last is of whole runs:",
         "",
         "| pair | iterations | below 0.90 | p | p of last |",
         "|---|---|---|---|---|",
