@@ -268,7 +268,7 @@ def load_adt(path: Path) -> ADTAttacker:
         raise InputError(f"{path} is no ADT generator: it says {metadata.get('format')!r}")
     try:
         (colours, height, side), *rest = json.loads(metadata["network"])
-        if rest[-1] == "raw":  # as the first files ended
+        if rest[-1:] == ["raw"]:  # as the first files ended
             raise InputError("it does not say of how many images its raw gradients were the mean")
         network = ADTNetwork((colours, height, side), *rest)
         network.load_state_dict(weights)

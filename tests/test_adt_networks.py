@@ -202,10 +202,12 @@ def test_files_that_hold_no_generator_are_refused(tmp_path):
     with pytest.raises(InputError, match="no attacker"):
         load_attacker(good)
     wrong = {"format": "advgame adt generator 1", "about": "{}"}
+    raw = '[[1, 8, 8], "exp-am", "small", 256, 4, "raw"]'
     for about, said in (
         ({}, "no ADT generator"),
         ({"format": "advgame adt generator 1"}, "damaged or of another"),
         ({**wrong, "network": "[[1, 8, 8], \"imp-am\", \"small\", 256, 4, \"image\"]"}, "damaged"),
+        ({**wrong, "network": raw}, "raw gradients"),
     ):  # fmt: skip
         save_file(load_file(good), tmp_path / "odd.safetensors", about)
         with pytest.raises(InputError, match=said):

@@ -87,6 +87,14 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
         assert game["game/error_attacker_responds"] >= 1 - report["accuracy"][wanted[2]] - 1e-6
 
 
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"judged": "best"}])
+def test_the_end_of_a_game_is_not_that_of_weights_that_did_not_play(changes, tmp_path):
+    run = main(small(tmp_path, "run", defence="minimax", response_steps=2, **changes))
+    report = json.loads((run.path / "report.json").read_text())
+    assert "learned:attnet-curr" in report["accuracy"]
+    assert "game" not in report
+
+
 def test_an_interrupted_report_keeps_its_fresh_attacker(tmp_path, monkeypatch):
     """Its verdicts belong to that network, which must not be trained anew."""
     run = main(small(tmp_path, "run", defence="plain"))
