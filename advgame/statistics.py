@@ -8,7 +8,7 @@ from math import comb
 from statistics import mean, stdev
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_ind
 from scipy.stats import t as student_t
 from torch import Tensor
 
@@ -75,6 +75,23 @@ def paired_interval(differences: Tensor) -> tuple[float, float]:
     half = float(norm.ppf(0.975)) * (up + down + 1 - (up - down) ** 2 / n) ** 0.5 / n
     middle = (up - down) / len(differences)  # near 1 and -1 it may lie outside, by rounding
     return max(-1.0, min(middle, centre - half)), min(1.0, max(middle, centre + half))
+
+
+def difference_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of ``second`` less that of ``first``, unpaired (Welch 1947).
+
+    Args:
+        first: values of one method, two or more, one per seed.
+        second: of the other.
+
+    Returns:
+        low and high; both are the difference itself where neither method varies.
+    """
+    gap = mean(second) - mean(first)
+    if not stdev(first) + stdev(second):
+        return gap, gap
+    found = ttest_ind(list(second), list(first), equal_var=False).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def permutation_test(first: Sequence[float], second: Sequence[float]) -> float:

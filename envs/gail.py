@@ -14,6 +14,7 @@ from advgame.errors import InputError
 from advgame.games.imitation import DiscriminatorUpdater, ImitationGame
 from advgame.imitation.demonstrations import Demonstrations
 from advgame.imitation.discriminator import CHANCE_LOSS
+from advgame.imitation.resemblance import held_out_discriminator
 from advgame.seeding import derive_seed, stream
 from advgame.training import Learner
 from envs.imitation import ImitationVectorEnv
@@ -22,6 +23,7 @@ from envs.tasks import play
 Source = Literal["discriminator", "fixed", "true"]
 _KEPT = 64  # pairs of each iteration that replay remembers: 2 MB in 1,000 iterations of CartPole
 
+_THIN = 4  # a held-out discriminator sees every fourth pair: neighbours hardly differ
 
 PANELS: Panels = {
     "True return": (
@@ -142,6 +144,8 @@ class GailTraining:
         rollout = self.player.collect(self.env)
         rewards = rollout.true_rewards if self.source == "true" else rollout.rewards
         stats = {"policy/reward": float(rewards.mean())}
+        if self.env.code.absorbing:
+            stats |= _live(rollout.observations[..., -1])
         if self.source == "discriminator":
             pairs = self.env.code.pairs(
                 rollout.observations.flatten(0, 1), rollout.executed.flatten(0, 1)
@@ -191,6 +195,12 @@ class GailTraining:
         self._rng.set_state(state["rng"])
 
 
+def _live(over: Tensor) -> dict[str, float]:
+    """Whether the discriminator sees live pairs: share that is absorbing, and 1 if next to all."""
+    share = float(over.mean())
+    return {"health/batch/absorbing": share, "health/batch/blind": float(share > 0.995)}
+
+
 def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demonstrations:
     """What a policy does that always takes action 0 of a discrete task, zeros of a box.
 
@@ -218,6 +228,59 @@ def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demon
     actions = action.expand(len(observations), *action.shape).clone()
     ended = lengths < env.task.horizon
     return Demonstrations(observations, actions, lengths, returns, ended, env.env_id)
+
+
+def resemblance(
+    env: ImitationVectorEnv,
+    player: PolicyLearner,
+    expert: Demonstrations,
+    *,
+    episodes: int = 12,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """How well a fresh discriminator tells the finished policy from the expert.
+
+    Args:
+        env: whose task, pairs and ends of episodes.
+        player: the policy.
+        expert: all trajectories that there are, 4 or more; the imitator may have learned from them.
+        episodes: of the policy, fresh.
+        seed: of their starts and of the discriminator.
+
+    Returns:
+        ``sampled`` and ``deterministic``, the policy's two ways to act: see
+        `advgame.imitation.resemblance.held_out_discriminator`.
+
+    Raises:
+        InputError: fewer than 4 trajectories or episodes.
+    """
+    pairs = env.expert_pairs(expert, stream(seed, "resemblance"))
+    padded = expert.terminated & (env.horizon == "fixed")
+    lengths = torch.where(padded, env.task.horizon, expert.lengths)
+    theirs = [one[::_THIN] for one in pairs.split(lengths.tolist())]
+    found = {}
+    for name in ("sampled", "deterministic"):
+        ours = _episodes(env, player, episodes, seed, name == "deterministic")
+        thin = [one[::_THIN] for one in ours]
+        found[name] = held_out_discriminator(thin, theirs, seed=seed)
+    return found
+
+
+def _episodes(
+    env: ImitationVectorEnv, player: PolicyLearner, episodes: int, seed: int, deterministic: bool
+) -> list[Tensor]:
+    """Encoded pairs of fresh episodes, one tensor (n, inputs) each."""
+    fresh = ImitationVectorEnv(episodes, env_id=env.env_id, horizon=env.horizon)
+    seen, _ = fresh.reset(seed=derive_seed(seed, "resemblance") % 2**31)
+    lengths = torch.full((episodes,), fresh.task.horizon)
+    steps = []
+    for t in range(fresh.task.horizon):
+        actions = player.act(seen, deterministic=deterministic)
+        steps.append(env.code.pairs(seen, actions))
+        seen, _, terminated, truncated, _ = fresh.step(actions)
+        lengths = torch.where(terminated | truncated, lengths.clamp(max=t + 1), lengths)
+    rows = torch.stack(steps, 1)
+    return [row[:n] for row, n in zip(rows, lengths.tolist(), strict=True)]
 
 
 def judge_returns(

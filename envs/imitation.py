@@ -64,6 +64,10 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         discriminator: fresh (64, 32) tanh when None.
         theta: its parameters (m,); drawn with seed 0 when None. Zeros pay the same for all.
         scale: (shift, scale) of observations, each (d,); the task's constants when None.
+        stagger: row i begins its first episode as if i/B of its time were over, and is cut off that
+            much earlier. Rows that all begin at 0 and all last as long move in step for ever:
+            where a rollout is shorter than an episode, each batch is then one and the same window
+            of all episodes, and most windows hold absorbing states only.
         device: of states, observations and rewards.
 
     Raises:
@@ -82,6 +86,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         discriminator: Discriminator | None = None,
         theta: Tensor | None = None,
         scale: tuple[Tensor, Tensor] | None = None,
+        stagger: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         if num_envs < 1:
@@ -93,7 +98,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             )
         self.task = make_task(env_id, num_envs, device)
         self.num_envs, self.env_id, self.reward, self.horizon = num_envs, env_id, reward, horizon
-        self.device = torch.device(device)
+        self.stagger, self.device = stagger, torch.device(device)
         self.code = _pair_code(self.task.action_space, scale or self.task.scale, horizon)
         self.discriminator = discriminator or Discriminator(self.code.pair_size)
         if self.discriminator.inputs != self.code.pair_size:
@@ -140,7 +145,8 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             self._rng = stream(seed, "episodes", self.device)
         self._all = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._over = ~self._all
-        self._clock = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self._clock = torch.arange(self.num_envs, device=self.device) * self.stagger
+        self._clock = self._clock * self.task.horizon // self.num_envs
         self._return = torch.zeros(self.num_envs, device=self.device)
         self._length = torch.zeros(self.num_envs, device=self.device)
         self.task.reset(self._all, self._rng)

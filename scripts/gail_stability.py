@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -43,7 +43,15 @@ from envs.tasks import make_task, play
 # name -> (what it is, flags of train_gail.py)
 UPDATERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adam": ("Adam 0.01, Ho & Ermon's", ("--updater", "adam")),
+    "adam-lockstep": ("Adam 0.01, all rows at one phase", ("--no-stagger",)),
     "adam-settle": ("Adam 0.01, shrinking policy steps", ("--settle", "100")),
+    "adam-settle-lockstep": (
+        "the same, all rows at one phase",
+        ("--settle", "100", "--no-stagger"),
+    ),
+    "adam-small-kl": ("Adam 0.01, a tenth of the trust region", ("--max-kl", "0.001")),
+    "adam-c-gail": ("Adam 0.01, C-GAIL's controller, weight 1", ("--controller", "1")),
+    "adam-c-gail-10": ("Adam 0.01, C-GAIL's controller, weight 10", ("--controller", "10")),
     "adam-sn": ("Adam 0.01, spectral norm", ("--updater", "adam", "--spectral-norm")),
     "adam-gp": ("Adam 0.01, gradient penalty 10, norm 1", ("--updater", "adam", "--penalty", "10")),
     "adam-gp0": (
@@ -75,13 +83,19 @@ UPDATERS: dict[str, tuple[str, tuple[str, ...]]] = {
 HEAVY = ("mlp", "mlp-stable")
 CONTROLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "true": ("the task's own reward", ("--source", "true")),
+    "true-lockstep": (
+        "the task's own reward, all rows at one phase",
+        ("--source", "true", "--no-stagger"),
+    ),
     "constant": ("a constant reward", ("--source", "constant")),
     "random": ("a random discriminator, never updated", ("--source", "random")),
     "dummy": ("Adam 0.01, an expert that always takes action 0", ("--expert", "dummy")),
     "cloning": ("behaviour cloning", ("--source", "cloning")),
 }
+TRUE = ("true", "true-lockstep")  # controls that learn for as long as the updaters
 METHODS = UPDATERS | CONTROLS
 WATCHED = ("discriminator/loss", "discriminator/norm")
+BLIND = "health/batch/blind"
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ class Config:
     """see above"""
     updaters: tuple[str, ...] = ("adam", "adam-sn", "coordinatewise")
     """which updaters"""
-    controls: tuple[str, ...] = tuple(CONTROLS)
+    controls: tuple[str, ...] = tuple(name for name in CONTROLS if name != "true-lockstep")
     """which controls"""
     seeds: int = 5
     """seeds per method"""
@@ -144,7 +158,7 @@ def cells(config: Config) -> dict[str, list[str]]:
         seeds, iterations = config.seeds, config.iterations
         if method in HEAVY:
             seeds, iterations = config.heavy_seeds, config.heavy_iterations
-        elif method in CONTROLS and method != "true":
+        elif method in CONTROLS and method not in TRUE:
             iterations = config.control_iterations
             seeds = config.random_seeds if method == "random" else seeds
         for seed in range(config.first_seed, config.first_seed + seeds):
@@ -193,6 +207,11 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
         "diverged": report["diverged"],
         "standard_errors": [round(e / (ends["expert"] - ends["random"]), 4) for e in errors],
         "logit_gap": mean(abs(gap) for gap in gaps) if gaps else None,
+        "imitation": {
+            way: {name: round(value, 4) for name, value in found.items()}
+            for way, found in report.get("imitation", {}).items()
+        },
+        "blind": mean(one) if (one := [r[BLIND] for r in rows if BLIND in r]) else None,
         "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
         "commit": about["commit"],
         "every": about["config"]["evaluate_every"],
@@ -240,16 +259,44 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
             f"{row['reached']} of {row['seeds']}{ended} | {first} | {dips} | {falls} | {worst} | "
             f"{settled} | {last} |"
         )
+    lines += imitation_as_lines(about["runs"])
     lines += pairs_as_lines(about["tests"])
     lines += ["", f"Hardware: {about['device']}. Command: `{about['command']}`.", ""]
     return "\n".join(lines)
+
+
+def imitation_as_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far the final policies are from the expert, and what the discriminator saw."""
+    lines = [
+        "",
+        "Is it imitation? A fresh discriminator learns to convergence against the final policy and "
+        "is judged on held-out episodes of both (`advgame.imitation.resemblance`): loss (chance "
+        "1.386) and accuracy, mean over seeds, of the sampled policy and of the deterministic one. "
+        "Blind: share of iterations in which next to all pairs of the policy were absorbing.",
+        "",
+        "| method | seeds | sampled: loss | accuracy | deterministic: loss | accuracy | blind |",
+        "|---" * 7 + "|",
+    ]
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method and run.get("imitation")]
+        if not mine:
+            continue
+        cells = [method, str(len(mine))]
+        for way in ("sampled", "deterministic"):
+            for name in ("loss", "accuracy"):
+                values = [run["imitation"][way][name] for run in mine]
+                cells.append(f"{mean(values):.2f} ({min(values):.2f} – {max(values):.2f})")
+        blind = [run["blind"] for run in mine if run["blind"] is not None]
+        cells.append(f"{mean(blind):.2f}" if blind else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def picture(config: Config, about: Mapping[str, Any], path: Path) -> None:
     """The L2L paper's Fig. 6, and what the discriminator did meanwhile."""
     runs: dict[str, list[Rows]] = {}
     for run in about["runs"]:
-        if run["iterations"] and (run["method"] in UPDATERS or run["method"] == "true"):
+        if run["iterations"] and run["method"] in (*UPDATERS, *TRUE):
             runs.setdefault(run["method"], []).append(as_rows(run))
     if not runs:  # controls that end where they began
         return
@@ -304,7 +351,7 @@ def main(config: Config) -> None:
         "extra": config.extra,
         "references": ends,
         "summary": summary,
-        "tests": pairwise(runs, (*UPDATERS, "true")),
+        "tests": pairwise(runs, (*UPDATERS, *TRUE)),
         "runs": runs,
     }
     write_atomically(out / "stability.json", json.dumps(about) + "\n")

@@ -36,7 +36,7 @@ from advgame.training import Trainer, TrainingPlan
 from agents.cloning import clone
 from agents.imitator import Algorithm, Imitator, PolicySettings
 from agents.updaters import UPDATERS, check_room, make_updater
-from envs.gail import PANELS, GailTraining, dummy_expert, judge_returns
+from envs.gail import PANELS, GailTraining, dummy_expert, judge_returns, resemblance
 from envs.imitation import Horizon, ImitationVectorEnv
 from envs.tasks import GymnasiumTask
 
@@ -46,7 +46,8 @@ Pay = Literal["discriminator", "constant", "random", "true", "cloning"]
 
 # options of the discriminator's half, which the controls have not
 GAMES_OWN = (
-    "updater", "updater_lr", "entropy", "penalty", "penalty_target", "replay", "discriminator_steps"
+    "updater", "updater_lr", "entropy", "penalty", "penalty_target", "controller", "replay",
+    "discriminator_steps",
 )  # fmt: skip
 
 
@@ -89,6 +90,8 @@ class Config:
     """norm of the discriminator's gradient that is not penalised"""
     entropy: float = 1e-3
     """weight of the discriminator's label entropy"""
+    controller: float = 0.0
+    """weight of C-GAIL's controller, which draws the discriminator to 1/2"""
     replay: float = 0.0
     """share of the discriminator's policy side that comes from earlier iterations"""
     discriminator_steps: int = 1
@@ -99,12 +102,16 @@ class Config:
     """episodes side by side"""
     n_steps: int = 64
     """steps of each per iteration"""
+    stagger: bool = True
+    """first episodes begin at different times, so that a batch holds all parts of an episode"""
     policy_hidden: tuple[int, ...] = (64, 32)
     """widths of policy and value network"""
     value_epochs: int = PolicySettings.value_epochs
     """passes over the batch for the value network"""
     gae_lambda: float = PolicySettings.gae_lambda
     """λ of the advantage estimate"""
+    max_kl: float = PolicySettings.max_kl
+    """TRPO's trust region, nats"""
     settle: int = 0
     """iterations after which TRPO's steps are half as long, 1 / (1 + t/settle); 0 keeps them"""
     iterations: int = 500
@@ -162,8 +169,10 @@ def check(config: Config) -> Config:
         raise InputError("envs x n_steps must be 32 or above: too few pairs to learn from")
     if not 0 <= config.gae_lambda <= 1:
         raise InputError(f"gae_lambda must lie in [0, 1], not {config.gae_lambda}")
-    if config.settle < 0 or (config.settle and config.algorithm != "trpo"):
-        raise InputError(f"settle must be 0 or above, and is for trpo, not {config.algorithm}")
+    if config.settle < 0 or not 0 < config.max_kl < math.inf:
+        raise InputError(
+            f"settle must be 0 or above and max_kl above 0, not {config.settle}, {config.max_kl}"
+        )
     if config.iterations % config.evaluate_every:
         raise InputError(
             f"--iterations {config.iterations} must be a multiple of --evaluate-every "
@@ -176,11 +185,19 @@ def check(config: Config) -> Config:
     derive_seed(config.seed, "check")
     usual, plays = defaults(config.env, config.preset), config.source == "discriminator"
     idle = [(f"--source {config.source}", name) for name in GAMES_OWN if not plays]
-    idle += [("--algorithm ppo", "value_epochs")] * (config.algorithm == "ppo")
+    trpos_own = ("value_epochs", "max_kl", "settle")
+    idle += [("--algorithm ppo", name) for name in trpos_own if config.algorithm == "ppo"]
     for whose, name in idle:
         if getattr(config, name) != getattr(usual, name):
             raise InputError(f"{whose} makes no use of --{name.replace('_', '-')}: leave it away")
     return config
+
+
+def recorded(config: Config) -> Demonstrations:
+    """All trajectories of the expert that there are, in the file or in the package."""
+    if config.demonstrations is not None:
+        return Demonstrations.load(Path(config.demonstrations))
+    return shipped(config.env)
 
 
 def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
@@ -190,14 +207,16 @@ def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         InputError: settings, files or memory that will not do.
     """
     env = ImitationVectorEnv(
-        config.envs, env_id=config.env, reward=config.reward, horizon=config.horizon
+        config.envs,
+        env_id=config.env,
+        reward=config.reward,
+        horizon=config.horizon,
+        stagger=config.stagger,
     )
     if config.expert == "dummy":
         expert = dummy_expert(env, config.trajectories, config.seed)
-    elif config.demonstrations is not None:
-        expert = Demonstrations.load(Path(config.demonstrations)).subset(config.trajectories)
     else:
-        expert = shipped(config.env).subset(config.trajectories)
+        expert = recorded(config).subset(config.trajectories)
     pairs = env.expert_pairs(expert, stream(config.seed, "subsampling"), config.every)
     discriminator = Discriminator(env.code.pair_size, config.hidden, config.spectral_norm)
     theta = discriminator.init(stream(config.seed, "discriminator"))
@@ -210,6 +229,7 @@ def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         entropy=config.entropy,
         penalty=config.penalty,
         penalty_target=config.penalty_target,
+        controller=config.controller,
         steps=config.discriminator_steps,
     )
     updater = make_updater(
@@ -221,6 +241,7 @@ def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         n_steps=config.n_steps,
         value_epochs=config.value_epochs,
         gae_lambda=config.gae_lambda,
+        max_kl=config.max_kl,
         settle=config.settle,
         fisher_every=10 if config.preset == "ho-ermon" else PolicySettings.fisher_every,
     )
@@ -236,6 +257,15 @@ def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         iterations=config.evaluate_every,
     )
     return training, expert, len(pairs)
+
+
+def resembles(config: Config, training: GailTraining) -> dict[str, Any]:
+    """What a held-out discriminator says, where there are 4 demonstrations or more."""
+    everything = recorded(config) if config.expert == "demonstrations" else None
+    if everything is None or len(everything) < 4:
+        return {}
+    found = resemblance(training.env, training.player, everything, seed=config.seed)
+    return {"imitation": found}
 
 
 def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
@@ -255,7 +285,7 @@ def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
         thinning = stream(config.seed, "subsampling")
         seen, acted, lengths = training.env.code.expert_steps(expert, config.every, thinning)
         about |= clone(policy, seen, acted, stream(config.seed, "cloning"), lengths=lengths)
-        return about | validate(policy)
+        return about | validate(policy) | resembles(config, training)
     plan = TrainingPlan(
         config.iterations // config.evaluate_every, "constant", save_every=config.save_every
     )
@@ -270,7 +300,8 @@ def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
     title = f"{config.env}, {config.updater}, {config.source}, seed {config.seed}"
     figure = game_figure(rows, title, PANELS, x=("step", "iteration"))
     save_figure(figure, run.path / "curves.png")
-    return about | {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
+    about |= {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
+    return about | resembles(config, training)
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:

@@ -14,6 +14,7 @@ from advgame.errors import InputError
 from advgame.imitation.discriminator import (
     Discriminator,
     gradient_penalty,
+    half_way,
     imitation_loss,
     label_entropy,
 )
@@ -36,11 +37,16 @@ class ImitationGame:
         entropy: weight of D's label entropy in its objective; 0.001 is Ho & Ermon's.
         penalty: weight of the gradient penalty; 0 for none.
         penalty_target: norm of the gradient that is not penalised.
+        controller: weight k of C-GAIL's k/2·(D − 1/2)², mean over each side (Luo et al. 2024,
+            algorithm 1): near an equilibrium it is what draws D back to 1/2.
         steps: discriminator steps per iteration, on the same pairs.
         all_expert: every step sees all expert pairs; otherwise as many as the policy's, drawn
             with replacement, as Ho & Ermon.
 
     Source: Ho & Ermon 2016, algorithm 1; L2L, algorithm 3, whose U is the updater.
+
+    Raises:
+        InputError: no step, or a negative weight.
     """
 
     discriminator: Discriminator
@@ -48,15 +54,16 @@ class ImitationGame:
     entropy: float = 1e-3
     penalty: float = 0.0
     penalty_target: float = 1.0
+    controller: float = 0.0
     steps: int = 1
     all_expert: bool = False
 
     def __post_init__(self) -> None:
-        weights = (self.entropy, self.penalty, self.penalty_target)
+        weights = (self.entropy, self.penalty, self.penalty_target, self.controller)
         if self.steps < 1 or not all(0 <= one < math.inf for one in weights):
             raise InputError(
-                "steps must be 1 or above, entropy, penalty and penalty_target finite and 0 or "
-                f"above, not {self.steps}, {weights}"
+                "steps must be 1 or above, entropy, penalty, penalty_target and controller finite "
+                f"and 0 or above, not {self.steps}, {weights}"
             )
 
     def objective(self, policy: Tensor, expert: Tensor, mix: Tensor) -> Callable[[Tensor], Tensor]:
@@ -75,6 +82,8 @@ class ImitationGame:
             value = imitation_loss(low, high)
             if self.entropy:
                 value = value - self.entropy * label_entropy(both)
+            if self.controller:
+                value = value + self.controller * (half_way(low) + half_way(high))
             if self.penalty:
                 slope = gradient_penalty(self.discriminator, theta, between, self.penalty_target)
                 value = value + self.penalty * slope

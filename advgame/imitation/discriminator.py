@@ -128,6 +128,15 @@ def label_entropy(logits: Tensor) -> Tensor:
     ).mean()
 
 
+def half_way(logits: Tensor) -> Tensor:
+    """Mean of (D − 1/2)²/2, C-GAIL's controller (Luo et al. 2024, algorithm 1) without its weight.
+
+    Args:
+        logits: (B,) of one side.
+    """
+    return (logits.sigmoid() - 0.5).square().mean() / 2
+
+
 def gradient_penalty(
     discriminator: Discriminator, theta: Tensor, pairs: Tensor, target: float
 ) -> Tensor:

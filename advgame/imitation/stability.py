@@ -10,7 +10,7 @@ from statistics import mean, median
 from typing import Any
 
 from advgame.errors import InputError
-from advgame.statistics import permutation_test
+from advgame.statistics import difference_interval, permutation_test
 
 REACHED, DIP, DROP = 0.95, 0.90, 0.70
 IN_A_ROW = 5  # evaluations of 0.95 or more, after which a run has settled
@@ -186,8 +186,9 @@ def pairwise(results: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> li
 
     Returns:
         per pair the number of ``iterations`` that are compared, the mean shares below 0.90 there,
-        and a permutation test: p of these shares and, for the last 50 iterations of the whole
-        runs, p of the mean score.
+        the 95 % interval of the second's less the first's, and permutation tests: p of these
+        shares, of the falls where both methods had all their runs for as long and all arrived,
+        and of the mean score of the last 50 iterations.
     """
     runs = {m: [r for r in results if r["method"] == m] for m in methods}
     found = []
@@ -201,12 +202,16 @@ def pairwise(results: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> li
             for side in both
         ]
         last = [[r["last"] for r in side] for side in both]
+        whole = all(_asked(r) == length and r["drops"] is not None for s in both for r in s)
+        falls = [[float(r["drops"]) for r in side] for side in both] if whole else None
         found.append(
             {
                 "pair": [one, other],
                 "iterations": length,
                 "shares": [mean(side) for side in shares],
+                "interval": difference_interval(*shares),
                 "dips": permutation_test(*shares),
+                "falls": permutation_test(*falls) if falls else None,
                 "last": permutation_test(*last),
             }
         )
@@ -219,14 +224,20 @@ def pairs_as_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     lines = [
         "",
-        "Two-sided permutation tests. Dips are not spread evenly over a run, so the share below "
-        "0.90 is of the first iterations, as many as the shorter had; last is of whole runs:",
+        "Pairs: the share below 0.90, the second's less the first's with its 95 % interval "
+        "(Welch), and two-sided permutation tests. Dips are not spread evenly over a run, so shares are of "
+        "the first iterations, as many as the shorter had; last is of whole runs. No difference "
+        "shown is not the same as none: look at the interval.",
         "",
-        "| pair | iterations | below 0.90 | p | p of last |",
-        "|---|---|---|---|---|",
+        "| pair | iterations | below 0.90 | difference | p | p of falls | p of last |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in tests:
         shares = ", ".join(f"{share:.3f}" for share in one["shares"])
-        cells = (", ".join(one["pair"]), str(one["iterations"]), shares)
-        lines.append(f"| {' | '.join(cells)} | {one['dips']:.3f} | {one['last']:.3f} |")
+        low, high = one["interval"]
+        gap = f"{one['shares'][1] - one['shares'][0]:+.3f} ({low:+.3f} to {high:+.3f})"
+        falls = "–" if one["falls"] is None else f"{one['falls']:.3f}"
+        cells = (", ".join(one["pair"]), str(one["iterations"]), shares, gap)
+        values = (f"{one['dips']:.3f}", falls, f"{one['last']:.3f}")
+        lines.append(f"| {' | '.join((*cells, *values))} |")
     return lines
