@@ -225,9 +225,9 @@ def pairs_as_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "",
         "Pairs: the share below 0.90, the second's less the first's with its 95 % interval "
-        "(Welch), and two-sided permutation tests. Dips are not spread evenly over a run, so shares are of "
-        "the first iterations, as many as the shorter had; last is of whole runs. No difference "
-        "shown is not the same as none: look at the interval.",
+        "(Welch), and two-sided permutation tests. Dips are not spread evenly over a run, so "
+        "shares are of the first iterations, as many as the shorter had; last is of whole runs. "
+        "No difference shown is not the same as none: look at the interval.",
         "",
         "| pair | iterations | below 0.90 | difference | p | p of falls | p of last |",
         "|---|---|---|---|---|---|---|",
