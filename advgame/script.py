@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -14,8 +14,10 @@ from advgame.attacks import Attack
 from advgame.checks import parse_eps
 from advgame.cli import make_fabric, resume_settings
 from advgame.data import Splits, load_data
+from advgame.errors import InputError
 from advgame.evaluation import as_line, validator
 from advgame.runs import RunFolder, device_name
+from advgame.selection import SCORES, Criterion, criterion
 from advgame.settings import RunConfig, training_plan
 from advgame.threat import Linf
 from advgame.training import Game, Trainer, Validate
@@ -35,6 +37,7 @@ class Script(Generic[ConfigT, GameT]):
             the first process only.
         own: game, ball -> the game's own attacker, where it has one, for ``eval/own_attacker``.
         watch: settings, game, data, ball -> further scores of the defender at each validation.
+        purpose: settings -> what the game is for, which selects the weights of ``--select auto``.
     """
 
     check: Callable[[ConfigT], object]
@@ -42,6 +45,7 @@ class Script(Generic[ConfigT, GameT]):
     finish: Callable[[ConfigT, RunFolder, GameT, Splits, Linf], dict[str, Any]]
     own: Callable[[GameT, Linf], Attack | None] = lambda game, threat: None
     watch: Callable[[ConfigT, GameT, Splits, Linf], Validate] | None = None
+    purpose: Callable[[ConfigT], Criterion] = lambda config: "robust"
 
     def run(self, config: ConfigT, typed: Collection[str] = ()) -> RunFolder:
         """Train and report; returns the run folder.
@@ -60,26 +64,35 @@ class Script(Generic[ConfigT, GameT]):
         else:
             path = RunFolder.new_path(Path(config.runs_dir), config.name)
         self.check(config)
+        asked = self.purpose(config) if config.select == "auto" else config.select
+        select = criterion(run) if resume else asked
+        config = replace(config, select=select)  # config.json holds what really selects
         data = load_data(
             config.dataset, config.data_dir, download=config.download, train_n=config.train_n
         )
         fabric = make_fabric(config.accelerator, config.devices, config.precision)
         data = data.to(fabric.device)
-        game = self.build(config, data, fabric)
+        game, threat = self.build(config, data, fabric), Linf(parse_eps(config.eps))
+        own = self.own(game, threat)
+        if select == "own" and own is None:
+            raise InputError(
+                "--select own: this game has no attacker of its own that validation could score: "
+                "choose auto, clean or robust"
+            )
         if not resume and fabric.global_rank == 0:
             RunFolder.create(path, asdict(config), device_name(fabric.device))
         run = RunFolder(Path(fabric.broadcast(str(path))))
         if (run.path / "report.json").exists():
             print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
             return run
-        threat = Linf(parse_eps(config.eps))
-        score = validator(data.validation, threat, config.seed, self.own(game, threat))
+        score = validator(data.validation, threat, config.seed, own)
         watch = self.watch(config, game, data, threat) if self.watch else None
 
         def validate(module: nn.Module) -> dict[str, float]:
             return {**score(module), **(watch(module) if watch else {})}
 
-        Trainer(game, run, training_plan(config), validate).fit(resume=resume)
+        plan, (tag, _) = training_plan(config), SCORES[select]
+        Trainer(game, run, plan, validate, select=tag).fit(resume=resume)
         if fabric.global_rank == 0:
             content = self.finish(config, run, game, data, threat)
             print(f"{as_line(content)}; more in {run.path}/report.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -17,6 +17,7 @@ from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.seeding import derive_seed, seeded_init
+from advgame.selection import Select
 from advgame.training import TrainingPlan
 
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
@@ -58,6 +59,9 @@ class RunConfig:
     """largest gradient norm of the defender"""
     validate_every: int = 1
     """epochs between validations"""
+    select: Select = "auto"
+    """what the best weights score best in on the validation split: clean, robust (PGD-10), own (the
+    game's own attacker, where it has one), or auto, which is what the game is for"""
     attacks: Names = ("fgsm", "pgd20", "autoattack")
     """attacks of the final report"""
     eval_n: int | None = None
@@ -108,6 +112,8 @@ def check_run(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} must be above 0, not {value}")
+    if config.select not in get_args(Select):
+        raise InputError(f"unknown select {config.select!r}: use {', '.join(get_args(Select))}")
     if not 0 <= config.weight_decay < 1:
         raise InputError(f"weight_decay must lie in [0, 1), not {config.weight_decay}")
     derive_seed(config.seed, "check")

@@ -125,7 +125,7 @@ class Trainer:
         run: its folder.
         plan: length, schedule, averaging.
         validate: scores of the learner's module on the validation split.
-        select: the score whose highest value chooses the best weights.
+        select: the score whose highest value chooses the best weights; of equal ones the earliest.
         role: the learner's name in tags and file names.
     """
 

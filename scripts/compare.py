@@ -35,10 +35,11 @@ from advgame.cli import Names, run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
-from advgame.evaluation.comparison import PGD, as_csv, signs, table, with_gap
+from advgame.evaluation.comparison import PGD, as_csv, selection, signs, table, with_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.published import poster_table
 from advgame.runs import Metrics, made_by
+from advgame.selection import selected_by
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"
@@ -139,8 +140,7 @@ def shared(config: Config) -> list[str]:
     """Flags of every training; of a flag that comes twice the last counts."""
     # a training's own report is not looked at
     report = ["--attacks", "fgsm", "--eval-n", "20"]
-    words = [*shlex.split(RECIPES[config.dataset]), *shlex.split(config.extra)]
-    return [*data(config), *report, *words]
+    return [*data(config), *report, *shlex.split(f"{RECIPES[config.dataset]} {config.extra}")]
 
 
 def epochs(config: Config) -> dict[str, int]:
@@ -210,7 +210,7 @@ def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
     report = json.loads((judged / name / "report.json").read_text())
     about = json.loads((root / name / "config.json").read_text())
     rows, settings = Metrics.read(root / name / "metrics.csv"), about["config"]
-    overfitting = json.loads((root / name / "report.json").read_text())
+    own = json.loads((root / name / "report.json").read_text())
     return {
         "method": name.rsplit("-seed", 1)[0],
         "seed": settings["seed"],
@@ -222,10 +222,11 @@ def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
         "device": about["device"],
         **{f"accuracy_{attack}": value for attack, value in report["accuracy"].items()},
         "worst_case": report["worst_case"],
+        "selected_by": selected_by(own),
         "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
         "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in rows),
         "flags": [flag["name"] for flag in report["flags"]]
-        + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in overfitting),
+        + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in own),
     }
 
 
@@ -243,8 +244,8 @@ def as_markdown(
         f"# Games on {config.dataset}, {equal}",
         "",
         f"ε = {first['eps']:.3g}, {first['n']} test images, training images: "
-        f"{first['train_n'] or 'all'}; mean ± sd over seeds, in %. Weights selected by PGD-10 on "
-        "the validation split. Worst case: over all attacks of the table, per image. F: forwards "
+        f"{first['train_n'] or 'all'}; mean ± sd over seeds, in %. {selection(results)}. "
+        "Worst case: over all attacks of the table, per image. F: forwards "
         "of the classifier (input-backward 1, backward with weights 2), without networks of the "
         f"attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on another PGD-AT "
         "classifier. `fea` aims at 20 images, the poster's FeaAttack at 200.",
@@ -256,12 +257,12 @@ def as_markdown(
         f"| {' | '.join(row)} | {signs(row[0], results, about['summary'], CONTROL)} |"
         for row in rows
     ]
-    lines += ["", "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:", ""]
-    lines += poster_table()
+    poster = "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:"
+    lines += ["", poster, "", *poster_table()]
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
     device = ", ".join(sorted({r["device"] for r in results}))
-    lines += ["", f"Hardware: {device}, {about['jobs']} at a time. Cells made at commit {made}."]
-    lines += ["", f"Command: `{about['command']}`.", ""]
+    where = f"Hardware: {device}, {about['jobs']} at a time. Cells made at commit {made}."
+    lines += ["", where, "", f"Command: `{about['command']}`.", ""]
     return "\n".join(lines)
 
 

@@ -51,6 +51,7 @@ from advgame.evaluation.attacks import Context, make_suite
 from advgame.progress import telling
 from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed, stream
+from advgame.selection import SCORES, criterion
 from advgame.settings import Dataset
 from advgame.threat import THREATS
 from agents.attackers import learned_name, load_any_attacker
@@ -154,7 +155,9 @@ def weights_in_words(config: Config) -> str:
     path = Path(config.what)
     if not (config.what and path.is_dir()):
         return config.what or config.import_
-    return config.weights + ("" if (path / "report.json").exists() else " of an unfinished run")
+    by = f" {SCORES[criterion(RunFolder(path))][1]}" if config.weights == "best" else ""
+    ended = "" if (path / "report.json").exists() else ", of an unfinished run"
+    return config.weights + by + ended
 
 
 def learned(config: Config) -> dict[str, Attack]:

@@ -32,7 +32,9 @@ from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
+from advgame.evaluation.comparison import selection
 from advgame.runs import Metrics, made_by
+from advgame.selection import selected_by
 
 CONTROL = "pgm"
 # name -> flags of train_l2l.py
@@ -137,6 +139,7 @@ def read(folder: Path) -> dict[str, Any]:
         "device": about["device"],
         **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
         "worst_case": report["worst_case"],
+        "selected_by": selected_by(report),
         **{f"last_{name}": value for name, value in report["last"].items()},
         "flags": [flag["name"] for flag in report["flags"]],
         "curves": {tag: values for tag, values in curves.items() if values},
@@ -157,7 +160,7 @@ def as_markdown(
         "",
         f"ε = {first['eps']:.3g}, {first['epochs']} epochs, {first['n']} test images, training "
         f"images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
-        "Weights selected on the validation split. F: forwards of the defender per image and step "
+        f"{selection(results)}. F: forwards of the defender per image and step "
         "(input-backward 1, backward with weights 2), without the attacker network's passes. "
         "Paper: CIFAR-10, WRN-34-10, ε 0.03, its own attacks.",
         "",
@@ -200,7 +203,7 @@ def _more(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "attacker/variation": "variation of the perturbations",
     }
     lines = [
-        "Validation by PGD-10 selects early weights where nothing is robust: so the last ones too. "
+        "The last weights are beside those that validation selected. "
         "The end: the last eighth of the epochs. An attacker far weaker than PGD-10 on the same "
         "weights teaches little. Variation: mean "
         "difference of neighbouring pixels over ε, 1 for random signs.",

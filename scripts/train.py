@@ -48,6 +48,7 @@ from advgame.losses import check_smoothing
 from advgame.published import PUBLISHED
 from advgame.runs import RunFolder
 from advgame.script import Script
+from advgame.selection import Criterion
 from advgame.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf, Threat
 
@@ -97,11 +98,13 @@ class Game:
         about: one line.
         make: its rules, from settings, ball, data and devices.
         settings: what it changes in Config; its own options are all here.
+        purpose: what it is for, and its weights are selected by.
     """
 
     about: str
     make: Callable[[Config, Linf, Splits, Fabric], Rules]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    purpose: Criterion = "robust"
 
 
 def given(value: T | None) -> T:
@@ -125,7 +128,7 @@ _PGD: dict[str, Any] = {"attack_steps": 10, "step_size": 0.25}
 _EVAL: dict[str, Any] = {"attack_mode": "eval"}
 
 GAMES: dict[str, Game] = {
-    "standard": Game("clean images", lambda c, t, *_: AdversarialTraining(t)),
+    "standard": Game("clean images", lambda c, t, *_: AdversarialTraining(t), purpose="clean"),
     "fgsm-at": Game(
         "one step of ε from the clean image (Goodfellow et al. 2015)",
         lambda c, t, *_: _against(c, t, fgsm),
@@ -258,7 +261,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Train and report: see `advgame.script.Script.run`."""
-    return Script(check, build, finish).run(config, typed)
+    return Script(check, build, finish, purpose=lambda c: GAMES[c.game].purpose).run(config, typed)
 
 
 def finish(

@@ -38,6 +38,7 @@ from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, command, commit
 from advgame.script import Script
 from advgame.seeding import seeded_init
+from advgame.selection import Criterion
 from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
 from agents.attacker_file import NAME
@@ -54,6 +55,8 @@ CONTROLS = {
     "pgm": lambda threat: pgd(threat, 10, threat.eps * 7 / 31),
 }
 
+# Plain training is for clean images. Naive's classifier is robust to nothing but its own attacker.
+PURPOSES: dict[Kind, Criterion] = {"plain": "clean", "naive": "own"}
 
 # options of a network that learns, which the controls have not
 LEARNERS_OWN = (
@@ -233,7 +236,10 @@ def own_attacker(game: DefenderTraining, threat: Linf) -> Attack | None:
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Train and report: see `advgame.script.Script.run`."""
-    return Script(check, build, finish, own_attacker).run(config, typed)
+    script = Script(
+        check, build, finish, own_attacker, purpose=lambda c: PURPOSES.get(c.attacker, "robust")
+    )
+    return script.run(config, typed)
 
 
 def finish(

@@ -9,8 +9,9 @@ import pytest
 
 from advgame.cells import summarise, whole_number
 from advgame.errors import InputError
-from advgame.evaluation.comparison import AUTOATTACK, PGD, signs, table, with_gap
+from advgame.evaluation.comparison import AUTOATTACK, PGD, selection, signs, table, with_gap
 from advgame.published import POSTER
+from advgame.selection import SCORES
 
 TINY = "--train-n 100 --epochs 8 --batch-size 50 --validate-every 8"
 
@@ -174,6 +175,14 @@ def test_a_gap_to_autoattack_that_the_control_has_not_is_a_sign():
     assert found(0.02, flags=["saturated_loss"]) == "saturated_loss"
     assert found(0.1, control="trades") == "none", "nothing to compare with"
     assert "gap" not in with_gap({PGD: 0.8})
+
+
+def test_the_table_says_what_selected_the_weights():
+    games = ("trades", "pgd-at", "standard")
+    older = [{"method": game} for game in games]
+    assert selection(older) == "Weights selected by PGD-10 accuracy on the validation split"
+    runs = [*older[:2], {"method": "standard", "selected_by": SCORES["clean"][1]}]
+    assert selection(runs).endswith(" (standard: by clean accuracy on the validation split)")
 
 
 @pytest.mark.slow

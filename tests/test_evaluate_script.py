@@ -91,7 +91,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     assert "pgd20 on images 0 to 49" in told, "a line each where stderr is no terminal"
     report = json.loads((root / "runs" / "a" / "report.json").read_text())
     assert report["threat"] == {"norm": "Linf", "eps": 0.1}, "the run knows its own ε"
-    assert report["weights"] == "best of an unfinished run"
+    assert report["weights"] == "best PGD-10 accuracy on the validation split, of an unfinished run"
     assert report["n"] == 50
     assert list(report["accuracy"]) == ["clean", "fgsm", "pgd20"]
     assert report["worst_case"] <= min(report["accuracy"].values())

@@ -13,16 +13,23 @@ from train import Config, defaults, main
 from advgame.cli import make_fabric
 from advgame.data import load_data
 from advgame.errors import InputError
+from advgame.evaluation import validator
 from advgame.games.awp import AWPDefender
 from advgame.games.training import DefenderTraining
 from advgame.published import PUBLISHED
 from advgame.runs import Metrics
-from advgame.settings import RunConfig
+from advgame.settings import RunConfig, make_module
+from advgame.threat import Linf
+from advgame.training import load_best
 
 
 def small(folder, name, game, **changes):
     settings = {**SMALL, "epochs": 2, "runs_dir": str(folder), "name": name, **changes}
     return replace(defaults("digits", game), **settings)
+
+
+def cpu():
+    return make_fabric("cpu", 1, "32-true")
 
 
 VARIANTS = {
@@ -60,6 +67,35 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypa
     report = json.loads((whole.path / "report.json").read_text())
     assert report["catastrophic_overfitting"] == collapse
     assert "PGD-10 fell from 40.0 to 10.0" in (whole.path / "report.md").read_text()
+
+
+def test_standard_training_is_selected_by_clean_accuracy_and_says_so(tmp_path):
+    settings = {"epochs": 6, "train_n": None, "eps": "0.3", "name": "plain"}
+    run = main(small(tmp_path, game="standard", **settings))
+    rows = Metrics.read(run.path / "metrics.csv")
+    clean, robust = ([row[f"eval/{by}"] for row in rows] for by in ("clean", "robust"))
+    chosen = clean.index(max(clean))
+    assert clean[robust.index(max(robust))] < max(clean), "PGD-10 would have chosen others"
+    module = make_module(defaults("digits", "standard"), load_data("digits").train, cpu())
+    load_best(run, module)
+    validation = load_data("digits").validation
+    found = validator(validation, Linf(0.3), seed=0)(module)
+    assert (found["eval/clean"], found["eval/robust"]) == (clean[chosen], robust[chosen])
+    assert run.about()["config"]["select"] == "clean"
+    report = (run.path / "report.md").read_text()
+    assert "weights: best clean accuracy on the validation split" in report
+    assert "those of the best clean accuracy on the validation split.\n\nCommand" in report
+
+
+def test_what_selects_can_be_asked_for_and_a_run_made_before_it_took_pgd(tmp_path):
+    run = main(small(tmp_path, "asked", "standard", epochs=1, select="robust"))
+    assert "weights: best PGD-10 accuracy on the validation" in (run.path / "report.md").read_text()
+    about = run.about()
+    del about["config"]["select"]
+    run.write_json("config.json", about)
+    (run.path / "report.json").unlink()
+    main(Config(resume=str(run.path)))
+    assert run.report()["weights"] == "best PGD-10 accuracy on the validation split"
 
 
 def test_every_game_has_its_settings_and_a_line(capsys, monkeypatch):
@@ -108,7 +144,7 @@ def test_published_settings_are_the_papers():
 
 
 def test_settings_reach_the_game():
-    fabric, data = make_fabric("cpu", 1, "32-true"), load_data("digits")
+    fabric, data = cpu(), load_data("digits")
 
     def built(name, **changes):
         config = train.check(replace(defaults("digits", name), **changes))
@@ -140,6 +176,8 @@ def test_settings_reach_the_game():
         (["--game", "trades", "--beta", "None"], "trades needs --beta"),
         (["--game", "mart", "--beta", "-1"], "beta must be above 0"),
         (["--game", "free", "--replays", "0"], "replays must be above 0"),
+        (["--select", "own"], "no attacker of its own that validation could score"),
+        (["--select", "luck"], "invalid choice"),
         (["--attack-steps", "0"], "attack_steps must be above 0"),
         (["--attack-mode", "sleep"], "invalid choice"),
         (["--awp", "0"], "awp must be above 0"),

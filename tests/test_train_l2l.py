@@ -15,13 +15,17 @@ from safetensors.torch import load_file
 from train_l2l import Config, defaults, main
 
 from advgame.cli import make_fabric, run_script
+from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.evaluation import validator
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import Modes
 from advgame.games.training import PANELS, DefenderTraining
-from advgame.runs import Metrics
+from advgame.runs import Metrics, RunFolder
+from advgame.selection import SCORES
 from advgame.threat import Linf
+from advgame.training import load_best
 
 
 def small(folder, name, **changes):
@@ -89,6 +93,23 @@ def test_the_clean_loss_of_naive_comes_from_the_end_of_the_epoch(tmp_path):
     row = Metrics.read(run.path / "metrics.csv")[-1]
     assert row["game/clean_loss"] > 0
     assert row["cost/forwards"] == 2
+
+
+def test_each_attacker_selects_by_what_its_game_is_for(runs, tmp_path):
+    naive = main(small(tmp_path, "naive", attacker="naive", epochs=4, eps="0.3"))
+    rows = Metrics.read(naive.path / "metrics.csv")
+    scores, robust = ([row[f"eval/{by}"] for row in rows] for by in ("own_attacker", "robust"))
+    assert scores.index(max(scores)) != robust.index(max(robust))
+    module = train_l2l.build(Config(), load_data("digits"), make_fabric("cpu", 1, "32-true"))
+    load_best(naive, module.defender.module)
+    found = validator(load_data("digits").validation, Linf(0.15), 0)(module.defender.module)
+    assert found["eval/clean"] == rows[scores.index(max(scores))]["eval/clean"]
+    said = {
+        "own": naive.report()["selected_by"],
+        "clean": RunFolder(runs / "plain-seed0").report()["selected_by"],
+        "robust": RunFolder(runs / "grad-seed0").report()["selected_by"],
+    }
+    assert said == {name: SCORES[name][1] for name in said}
 
 
 def test_its_attacker_is_an_attack_on_any_classifier(runs, monkeypatch):
@@ -240,6 +261,7 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
         (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
         (["--attacker", "pgm", "--form", "shared"], "pgm makes no use of --form"),
         (["--attacker", "plain", "--width", "slim"], "plain makes no use of --width"),
+        (["--attacker", "pgm", "--select", "own"], "no attacker of its own"),
         (["--eps-ramp", "1"], "eps_ramp"),
         (["--true-probability", "0"], "probability"),
         (["--batch-size", "100000"], "batch size"),

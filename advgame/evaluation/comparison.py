@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advgame.evaluation.flags import wider_gap
+from advgame.selection import selected_by
 
 PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 Summary = Mapping[str, Mapping[str, Any]]
@@ -33,6 +35,14 @@ def signs(game: str, runs: Sequence[Mapping[str, Any]], summary: Summary, contro
     if measured and wider_gap(row["gap"]["mean"], honest["gap"]["mean"], n):
         raised.add(f"wider_gap_than_{control}")
     return ", ".join(sorted(raised)) or "none"
+
+
+def selection(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What selected the weights of the cells, in a sentence that names the exceptions."""
+    pairs = dict.fromkeys((run["method"], selected_by(run)) for run in runs)
+    usual = Counter(words for _, words in pairs).most_common(1)[0][0]
+    others = [f"{game}: by {words}" for game, words in pairs if words != usual]
+    return f"Weights selected by {usual}" + (f" ({'; '.join(others)})" if others else "")
 
 
 def table(summary: Summary, attacks: Sequence[str], control: str) -> list[list[str]]:

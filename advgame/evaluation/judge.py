@@ -18,6 +18,7 @@ from advgame.evaluation.verdicts import predict, score
 from advgame.progress import telling
 from advgame.runs import Metrics, RunFolder, device_name
 from advgame.seeding import stream
+from advgame.selection import SCORES, criterion
 from advgame.threat import Threat
 from advgame.training import load_best
 
@@ -80,7 +81,8 @@ def judge(
         )
         tell("looking for signs of unreliable numbers")
         flags = find_flags(module, test, threat, verdicts, seed)
-    also: dict[str, Any] = {other: scores, **more}
+    _, by = SCORES[criterion(run)]
+    also: dict[str, Any] = {"selected_by": by, other: scores, **more}
     if found := catastrophic_overfitting(Metrics.read(run.path / "metrics.csv")):
         also["catastrophic_overfitting"] = found
     content = Report(
@@ -91,7 +93,7 @@ def judge(
         flags,
         seed,
         device_name(test.images.device),
-        {"best": "best PGD-10 accuracy on the validation split", "last": "the last"}[which],
+        {"best": f"best {by}", "last": "the last"}[which],
         run.about()["command"],
         also,
     )

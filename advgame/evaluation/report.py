@@ -145,5 +145,7 @@ def as_markdown(content: dict[str, Any]) -> str:
         lines += [f"- `{flag['name']}`: {flag['meaning']}" for flag in content["flags"]]
     else:
         lines += ["No flag was raised."]
+    if by := content.get("selected_by"):
+        lines += ["", f"The best weights of a run are those of the best {by}."]
     lines += ["", f"Command: `{content['command']}`", ""]
     return "\n".join(lines)
