@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from advgame.curves import Rows
 from advgame.errors import InputError
 from advgame.statistics import spread
 
@@ -125,6 +126,29 @@ def hardware(runs: Sequence[Mapping[str, Any]], jobs: int) -> str:
     """What cells were made on, in words; those that note no ``device`` are older, of the CPU."""
     devices = ", ".join(sorted({run.get("device", "cpu") for run in runs}))
     return f"{devices}; {jobs} process(es), a thread each"
+
+
+def thinned(rows: Rows, tags: Collection[str]) -> dict[str, list[tuple[int, float]]]:
+    """Curves, small enough for a results file: tag -> (epoch, value to four digits)."""
+    return {
+        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
+        for tag in tags
+        if any(tag in row for row in rows)
+    }
+
+
+def drawable(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Rows]]:
+    """Method -> the rows of its seeds, for `advgame.curves.seeds_figure`.
+
+    Args:
+        runs: a ``method`` and ``curves`` each, which `thinned` made.
+    """
+    found: dict[str, list[Rows]] = {}
+    for run in runs:
+        curves: Mapping[str, Sequence[tuple[int, float]]] = run["curves"]
+        rows = [{"epoch": e, tag: value} for tag, points in curves.items() for e, value in points]
+        found.setdefault(run["method"], []).append(rows)
+    return found
 
 
 def with_earlier(

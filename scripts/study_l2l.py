@@ -27,10 +27,19 @@ from typing import Any, Literal
 import tyro
 from train_l2l import CONTROLS, LEARNERS_OWN
 
-from advgame.cells import hardware, run_cells, same_flags, summarise, with_earlier, without
+from advgame.cells import (
+    drawable,
+    hardware,
+    run_cells,
+    same_flags,
+    summarise,
+    thinned,
+    with_earlier,
+    without,
+)
 from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
-from advgame.curves import Rows, save_figure, seeds_figure
+from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.evaluation.comparison import selection
 from advgame.runs import Metrics, made_by
@@ -123,10 +132,6 @@ def read(folder: Path) -> dict[str, Any]:
     about = json.loads((folder / "config.json").read_text())
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
     last = rows[-max(1, len(rows) // 8) :]  # the end of the training
-    curves = {
-        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
-        for tag in CURVES
-    }
     kept = [n for n in rows[-1] if n.startswith(("game/", "attacker/", "cost/", "eval/"))]
     return {
         "method": folder.name.rsplit("-seed", 1)[0],
@@ -142,7 +147,7 @@ def read(folder: Path) -> dict[str, Any]:
         "selected_by": selected_by(report),
         **{f"last_{name}": value for name, value in report["last"].items()},
         "flags": [flag["name"] for flag in report["flags"]],
-        "curves": {tag: values for tag, values in curves.items() if values},
+        "curves": thinned(rows, CURVES),
         "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
         **{name: mean(row[name] for row in last) for name in kept if all(name in r for r in last)},
     }
@@ -221,20 +226,6 @@ def _more(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def picture(config: Config, results: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Perturbations and validation accuracy over time for each method."""
-    runs: dict[str, list[Rows]] = {}
-    for one in results:
-        rows = [
-            {"epoch": epoch, tag: value}
-            for tag, points in one["curves"].items()
-            for epoch, value in points
-        ]
-        runs.setdefault(one["method"], []).append(rows)
-    title = f"L2L on {config.dataset}: mean and range over seeds"
-    save_figure(seeds_figure(runs, CURVES, title), path)
-
-
 def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     if unknown := [name for name in config.methods if name not in METHODS]:
@@ -261,7 +252,8 @@ def main(config: Config) -> None:
     }
     write_atomically(out / f"{config.dataset}.json", json.dumps(about) + "\n")
     write_atomically(out / f"{config.dataset}.md", as_markdown(config, runs, about))
-    picture(config, runs, out / f"{config.dataset}.png")
+    title = f"L2L on {config.dataset}: mean and range over seeds"
+    save_figure(seeds_figure(drawable(runs), CURVES, title), out / f"{config.dataset}.png")
     print(f"{len(results)} of {len(todo)} cells, {len(runs)} in all; {out}/{config.dataset}.md")
 
 

@@ -1,26 +1,29 @@
 """The LAS-AT comparison: who picks the strategies, and does learning to pick them pay?
 
-    python scripts/study_las_at.py --dataset digits --seeds 5
-    python scripts/study_las_at.py --dataset mnist --data-dir DIR --seeds 3
+    python scripts/study_las_at.py --out runs/results                  # digits, 5 seeds
+    python scripts/study_las_at.py --players repo repo-random --missing-only
+    python scripts/study_las_at.py --dataset mnist --data-dir DIR --seeds 3 --out runs/results
 
 Each cell is one run of `train_las_at.py` (player x seed) in its own process; finished cells are
 kept and interrupted ones resumed, so that the command can be given again. Players: REINFORCE as
 the script's default has it (mixed credit), with the other credits, with the leave-one-out
-baseline, with a tenth of the entropy bonus (greedy), and with a policy that stays as it began
-(frozen: what random play is paid); PPO; the published settings (repo); the controls random and
-fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of largest ε, the one R1 pays best. Two
-controls take variety and strength apart: random-centred draws around PGD-AT's own strategy,
-fixed-mean always plays the mean of random. Then random and fixed for as many forwards and
-backwards as REINFORCE spent, its look-ahead counted (equal compute).
+baseline, with a tenth of the entropy bonus (greedy), with a policy that stays as it began (frozen:
+what random play is paid), and paid at the published interval only; PPO; the published settings
+(repo), and random strategies under them (repo-random: label smoothing, starts and schedule are
+repo's); the controls random and fixed (PGD-10 at ε₀: plain PGD-AT); fixed at the strategy of
+largest ε, the one R1 pays best. Two controls take variety and strength apart: random-centred draws
+around PGD-AT's own strategy, fixed-mean always plays the mean of random. Then controls for as many
+forwards and backwards as a learner spent, its look-ahead counted (equal compute).
 
-Writes `<out>/<dataset>.json`, `.md` and `.png`.
+Writes `<out>/<dataset>.json`, `.md` and `.png`; cells that the results already hold stay there,
+also where their folders are gone. The picture is made when all cells have their curves.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -28,9 +31,10 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import hardware, run_cells, same_flags
+from advgame.cells import drawable, hardware, run_cells, same_flags, thinned, with_earlier
+from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
-from advgame.curves import Rows, save_figure, seeds_figure
+from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
@@ -45,16 +49,36 @@ PLAYERS: dict[str, tuple[str, ...]] = {
     "reinforce-loo": ("--baseline", "loo"),
     "reinforce-greedy": ("--entropy-coef", "0.01"),
     "reinforce-frozen": ("--policy-lr", "1e-12"),
+    "reinforce-interval-20": ("--reward-interval", "20"),
     "ppo": ("--agent", "ppo", "--entropy-coef", "0.03"),
     "repo": ("--preset", "repo"),
+    "repo-random": ("--preset", "repo", "--agent", "random"),
     "random": ("--agent", "random"),
     "fixed": ("--agent", "fixed"),
     "fixed-largest": ("--agent", "fixed", "--fixed", "15", "10", "5"),
     "random-centred": ("--agent", "random", "--space", "centred"),
     "fixed-mean": ("--agent", "fixed", "--fixed", "9", "9", "3"),
 }
-# trained for as long as the compute of REINFORCE lasts
-EQUAL_COMPUTE = ("random", "fixed")
+# name -> a control, and the learner for whose compute it is trained
+EQUAL_COMPUTE = {
+    "random-equal-compute": ("random", "reinforce"),
+    "fixed-equal-compute": ("fixed", "reinforce"),
+    "random-equal-compute-20": ("random", "reinforce-interval-20"),
+    "repo-random-equal-compute": ("repo-random", "repo"),
+}
+# a learner, and what is subtracted from it beside random
+PAIRS = (
+    ("repo", "repo-random"),
+    *((learner, name) for name, (_, learner) in EQUAL_COMPUTE.items()),
+)
+# column -> its title in the picture
+CURVES = {
+    "strategy/eps_ratio": "mean ε / ε₀",
+    "strategy/entropy_eps": "entropy of ε, nats",
+    "game/attacker_reward": "attacker reward",
+    "eval/robust": "validation PGD-10 accuracy",
+}
+Runs = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +92,9 @@ class Config:
     players: tuple[str, ...] = tuple(PLAYERS)
     """which players"""
     equal_compute_seeds: int = 5
-    """seeds for which random and fixed are also trained at the compute of reinforce; 0 for none"""
+    """seeds for which controls are also trained at the compute of a learner; 0 for none"""
+    missing_only: bool = False
+    """leave out what the results hold already, also where its folders are gone"""
     finished_only: bool = False
     """train nothing: write the results of the cells that are finished"""
     jobs: int = 2
@@ -112,7 +138,7 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
     rows = Metrics.read(folder / "metrics.csv")
     last = rows[-5:]
     return {
-        "player": cell.player,
+        "method": cell.player,
         "seed": cell.seed,
         "n": report["n"],
         "epochs": about["config"]["epochs"],
@@ -128,6 +154,7 @@ def read(cell: Cell, config: Config) -> dict[str, Any]:
         "forwards_per_image": mean(row[_COST] for row in rows),
         "total_forwards_per_image": sum(row[_COST] for row in rows),
         "train_seconds": rows[-1]["time/seconds"],
+        "curves": thinned(rows, CURVES),
         **{
             name.split("/")[1]: mean(row[name] for row in last)
             for name in rows[-1]
@@ -142,23 +169,24 @@ def cells(config: Config) -> list[Cell]:
     return [Cell(player, seed, PLAYERS[player]) for seed in seeds for player in config.players]
 
 
-def equal_compute_cells(config: Config, results: list[dict[str, Any]]) -> Iterator[Cell]:
-    """Controls with epochs stretched to what reinforce of the same seed spent."""
-    by = {(r["player"], r["seed"]): r for r in results}
+def equal_compute_cells(config: Config, runs: Runs) -> Iterator[Cell]:
+    """Controls with epochs stretched to what a learner of the same seed spent."""
+    by = {(run["method"], run["seed"]): run for run in runs}
     for seed in range(min(config.seeds, config.equal_compute_seeds)):
-        for player in EQUAL_COMPUTE:
-            learned, own = by.get(("reinforce", seed)), by.get((player, seed))
+        for name, (control, learner) in EQUAL_COMPUTE.items():
+            learned, own = by.get((learner, seed)), by.get((control, seed))
             if learned is None or own is None:
                 continue
             ratio = learned["total_forwards_per_image"] / own["total_forwards_per_image"]
             epochs = round(own["epochs"] * ratio)
-            flags = (*PLAYERS[player], "--epochs", str(epochs), "--validate-every", "2")
-            yield Cell(f"{player}-equal-compute", seed, flags)
+            flags = (*PLAYERS[control], "--epochs", str(epochs), "--validate-every", "2")
+            yield Cell(name, seed, flags)
 
 
-def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
-    """Train the cells, a few at a time, and read them."""
+def run_all(todo: list[Cell], config: Config, known: Collection[str]) -> list[dict[str, Any]]:
+    """Train the cells that are not known, a few at a time, and read them."""
     root = Path(config.runs_dir) / config.dataset
+    todo = [cell for cell in todo if cell.name not in known]
     if config.finished_only:
         return [read(c, config) for c in todo if (root / c.name / "report.json").exists()]
     script = Path(__file__).with_name("train_las_at.py")
@@ -166,30 +194,31 @@ def run_all(todo: list[Cell], config: Config) -> list[dict[str, Any]]:
     return [read(cell, config) for cell in todo]
 
 
-def summarise(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Spread over seeds, paired differences to random, and at equal compute to REINFORCE."""
+def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
+    """Spread over seeds, and AutoAttack's differences paired by seed: to random, and of `PAIRS`."""
     summary: dict[str, dict[str, Any]] = {}
-    for player in dict.fromkeys(r["player"] for r in results):
-        mine = [r for r in results if r["player"] == player]
+    by = {(run["method"], run["seed"]): run.get("accuracy_autoattack") for run in runs}
+    for player in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == player]
         numbers = [
             k for k, v in mine[0].items() if isinstance(v, float) and all(k in r for r in mine)
         ]
         summary[player] = {"seeds": len(mine), "epochs": mine[0]["epochs"]} | {
-            key: spread([r[key] for r in mine]) for key in numbers
+            key: spread([run[key] for run in mine]) for key in numbers
         }
-        for other in ("random", *(["reinforce"] if player.endswith("equal-compute") else [])):
-            partner = {r["seed"]: r for r in results if r["player"] == other}
+        for other in ("random", *(control for learner, control in PAIRS if learner == player)):
             pairs = [
-                r["accuracy_autoattack"] - partner[r["seed"]]["accuracy_autoattack"]
-                for r in mine
-                if r["seed"] in partner and "accuracy_autoattack" in r
+                own - by[other, run["seed"]]
+                for run in mine
+                if (own := run.get("accuracy_autoattack")) is not None
+                and by.get((other, run["seed"])) is not None
             ]
             if pairs and player != other:
                 summary[player][f"autoattack_minus_{other}"] = spread(pairs)
     return summary
 
 
-def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, Any]) -> str:
+def as_markdown(config: Config, results: Runs, about: Mapping[str, Any]) -> str:
     """The comparison for people."""
     columns = {
         "validation_pgd10": "validation PGD-10 (best)",
@@ -207,7 +236,7 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
     lines = [
         f"# LAS-AT on {config.dataset}: learned strategies against controls",
         "",
-        f"ε₀ = {first['eps0']:.3g}, {first['n']} test images, up to {config.seeds} seeds, "
+        f"ε₀ = {first['eps0']:.3g}, {first['n']} test images, "
         f"training images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
         "Weights selected on the validation split. Strategy columns: mean of the last 5 epochs. "
         "F: forwards of the defender (input-backward 1, backward with weights 2).",
@@ -229,13 +258,14 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
         lines.append(
             f"| {player} | {row['seeds']} | {row['epochs']} | " + " | ".join(entries) + " |"
         )
-    equal = [
-        f"{player} {100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}"
-        for player, row in about["summary"].items()
-        if (pair := row.get("autoattack_minus_reinforce")) and row["seeds"] > 1
+    found = [(one, two, about["summary"].get(one, {})) for one, two in PAIRS]
+    pairs = [
+        f"{one} less {two} {100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}"
+        for one, two, row in found
+        if (pair := row.get(f"autoattack_minus_{two}")) and row["seeds"] > 1
     ]
-    if equal:
-        lines += ["", f"AutoAttack less REINFORCE's, at its compute, paired: {', '.join(equal)}."]
+    if pairs:
+        lines += ["", f"AutoAttack, paired over seeds, 95 % interval: {'; '.join(pairs)}."]
     flags = ", ".join(sorted({flag for r in results for flag in r["flags"]})) or "none"
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
     lines += ["", f"Flags raised: {flags}.", ""]
@@ -244,46 +274,41 @@ def as_markdown(config: Config, results: list[dict[str, Any]], about: dict[str, 
     return "\n".join(lines)
 
 
-def picture(config: Config, results: list[dict[str, Any]], path: Path) -> None:
-    """Strategy and validation accuracy over time for each player."""
-    tags = {
-        "strategy/eps_ratio": "mean ε / ε₀",
-        "strategy/entropy_eps": "entropy of ε, nats",
-        "game/attacker_reward": "attacker reward",
-        "eval/robust": "validation PGD-10 accuracy",
-    }
-    root = Path(config.runs_dir) / config.dataset
-    runs: dict[str, list[Rows]] = {}
-    for cell in results:
-        if cell["player"] in PLAYERS:  # the others' epochs differ from seed to seed
-            folder = root / f"{cell['player']}-seed{cell['seed']}"
-            runs.setdefault(cell["player"], []).append(Metrics.read(folder / "metrics.csv"))
-    title = f"LAS-AT on {config.dataset}: mean and range over {config.seeds} seeds"
-    save_figure(seeds_figure(runs, tags, title), path)
-
-
 def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     if unknown := [name for name in config.players if name not in PLAYERS]:
         raise InputError(f"unknown player {unknown[0]!r}: choose from {', '.join(PLAYERS)}")
-    wanted = {"reinforce", *EQUAL_COMPUTE}
-    if config.equal_compute_seeds and not wanted <= set(config.players):
-        raise InputError(f"equal compute needs the players {', '.join(sorted(wanted))}")
-    same_flags(Path(config.runs_dir) / config.dataset, config.extra)
-    results = run_all(cells(config), config)
+    out, extra = Path(config.out) / config.dataset, config.extra
+    held = with_earlier([], out.with_suffix(".json"), extra)  # refuses before any training
+    there = {*config.players, *(run["method"] for run in held)}
+    if config.equal_compute_seeds and not any(there.issuperset(p) for p in EQUAL_COMPUTE.values()):
+        raise InputError(
+            "equal compute needs a control and its learner, such as the players random and "
+            "reinforce: add them, or --equal-compute-seeds 0"
+        )
+    known = {f"{run['method']}-seed{run['seed']}" for run in held if config.missing_only}
+    same_flags(Path(config.runs_dir) / config.dataset, extra)
+    made = run_all(cells(config), config, known)
     if config.equal_compute_seeds:
-        results += run_all(list(equal_compute_cells(config, results)), config)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+        so_far = with_earlier(made, out.with_suffix(".json"), extra)
+        made += run_all(list(equal_compute_cells(config, so_far)), config, known)
+    runs = with_earlier(made, out.with_suffix(".json"), extra)
+    if not runs:
+        raise InputError(f"{config.runs_dir} holds no finished cell: leave --finished-only away")
+    runs.sort(key=lambda run: [*PLAYERS, *EQUAL_COMPUTE].index(run["method"]))
     about = {
         **made_by(),
-        "device": hardware(results, config.jobs),
-        "summary": summarise(results),
-        "cells": results,
+        "device": hardware(runs, config.jobs),
+        "extra": extra,
+        "summary": summarise(runs),
+        "runs": runs,
     }
-    (out / f"{config.dataset}.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / f"{config.dataset}.md").write_text(as_markdown(config, results, about))
-    picture(config, results, out / f"{config.dataset}.png")
+    write_atomically(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    write_atomically(out.with_suffix(".md"), as_markdown(config, runs, about))
+    shown = [run for run in runs if run["method"] in PLAYERS]  # others' epochs differ by seed
+    if all("curves" in run for run in shown):
+        title = f"LAS-AT on {config.dataset}: mean and range over seeds"
+        save_figure(seeds_figure(drawable(shown), CURVES, title), out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

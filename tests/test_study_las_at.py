@@ -1,18 +1,26 @@
-"""scripts/study_las_at.py: differences are paired by seed, and with whom they should be."""
+"""scripts/study_las_at.py: who is compared with whom, and that finished work is kept."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import study_las_at as study
+import train_las_at
+from conftest import ROOT
+
+from advgame.errors import InputError
 
 
-def cell(player, seed, autoattack):
+def cell(player, seed, autoattack, **more):
     strategies = {"eps_ratio": 1.0, "entropy_eps": 1.0, "attacker_reward": 1.0}
     cost = {"forwards_per_image": 20.0, "validation_pgd10": 0.9}
     accuracies = {f"accuracy_{name}": autoattack for name in ("clean", "pgd20", "autoattack")}
     about = {"flags": [], "commit": "c" * 40, "eps0": 0.15, "n": 10, "train_n": None, "epochs": 4}
-    return {"player": player, "seed": seed, **strategies, **cost, **accuracies, **about}
+    return {"method": player, "seed": seed, **strategies, **cost, **accuracies, **about, **more}
 
 
-def test_differences_are_paired_by_seed_and_equal_compute_meets_reinforce_too():
+def test_differences_are_paired_by_seed_and_equal_compute_meets_its_learner_too():
     cells = [
         cell("reinforce", 0, 0.5),
         cell("reinforce", 1, 0.7),
@@ -20,17 +28,92 @@ def test_differences_are_paired_by_seed_and_equal_compute_meets_reinforce_too():
         cell("random", 0, 0.6),
         cell("random-equal-compute", 0, 0.65),
         cell("random-equal-compute", 1, 0.75),
+        cell("repo", 0, 0.5),
+        cell("repo-random", 0, 0.6),
     ]
     found = study.summarise(cells)
     assert found["reinforce"]["autoattack_minus_random"]["mean"] == pytest.approx(-0.1)
     assert found["reinforce"]["autoattack_minus_random"]["sd"] == pytest.approx(0, abs=1e-9)
-    longer = found["random-equal-compute"]
-    assert longer["autoattack_minus_random"]["mean"] == pytest.approx(0)
-    assert longer["autoattack_minus_reinforce"]["mean"] == pytest.approx(0.1)
-    assert longer["autoattack_minus_reinforce"]["sd"] == pytest.approx(0.05 * 2**0.5)
-    for player in ("reinforce", "random"):
-        assert "autoattack_minus_reinforce" not in found[player]
+    longer = found["reinforce"]["autoattack_minus_random-equal-compute"]
+    assert longer["mean"] == pytest.approx(-0.1)
+    assert longer["sd"] == pytest.approx(0.05 * 2**0.5)
+    assert found["random-equal-compute"]["autoattack_minus_random"]["mean"] == pytest.approx(0)
+    assert found["repo"]["autoattack_minus_repo-random"]["mean"] == pytest.approx(-0.1)
     assert "autoattack_minus_random" not in found["random"]
     about = {"summary": found, "device": "cpu", "command": "x"}
     text = study.as_markdown(study.Config(), cells, about)
-    assert "paired: random-equal-compute +10.0 ± 63.5." in text
+    assert "interval: reinforce less random-equal-compute -10.0 ± 63.5." in text
+
+
+def test_the_random_control_of_the_published_settings_differs_in_who_picks_only():
+    def config(player):
+        words = dict(zip(*[iter(study.PLAYERS[player])] * 2, strict=True))
+        base = train_las_at.defaults("digits", words.pop("--preset", "default"))
+        return train_las_at.check(replace(base, **{k[2:]: v for k, v in words.items()}))
+
+    assert replace(config("repo-random"), agent="reinforce") == config("repo")
+    assert config("repo-random").true_probability == 0.7
+    assert config("random").true_probability == 1
+
+
+def test_equal_compute_is_for_the_learner_of_the_same_row():
+    runs = [
+        {"method": name, "seed": 0, "epochs": 40, "total_forwards_per_image": cost}
+        for name, cost in {
+            "reinforce": 60, "reinforce-interval-20": 22, "repo": 15, "random": 20,
+            "repo-random": 10,
+        }.items()
+    ]  # fmt: skip
+    made = {c.name: c.flags for c in study.equal_compute_cells(study.Config(), runs)}
+    lengths = {name: int(flags[flags.index("--epochs") + 1]) for name, flags in made.items()}
+    assert lengths == {
+        "random-equal-compute-seed0": 120,
+        "random-equal-compute-20-seed0": 44,
+        "repo-random-equal-compute-seed0": 60,
+    }
+    assert made["repo-random-equal-compute-seed0"][:2] == ("--preset", "repo")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "las_at").rglob("*.json")))
+def test_committed_results_can_be_added_to(path):
+    made = json.loads(path.read_text())
+    keys = {(run["method"], run["seed"]) for run in made["runs"]}
+    assert len(keys) == len(made["runs"])
+    assert {method for method, _ in keys} <= {*study.PLAYERS, *study.EQUAL_COMPUTE}
+
+
+def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkeypatch):
+    out = tmp_path / "results"
+    out.mkdir()
+    earlier = [
+        cell(p, s, 0.5, total_forwards_per_image=9.0) for p in ("repo", "random") for s in (0, 1)
+    ]
+    (out / "digits.json").write_text(json.dumps({"runs": earlier, "extra": ""}))
+    asked = study.Config(
+        seeds=2,
+        players=("repo", "repo-random"),
+        missing_only=True,
+        runs_dir=str(tmp_path / "runs"),
+        out=str(out),
+    )
+    ran = []
+    monkeypatch.setattr(study, "run_cells", lambda script, root, cells, jobs: ran.extend(cells))
+    monkeypatch.setattr(
+        study,
+        "read",
+        lambda c, config: cell(c.player, c.seed, 0.6, total_forwards_per_image=9.0, curves={}),
+    )
+    study.main(asked)
+    assert ran == [
+        "repo-random-seed0", "repo-random-seed1",
+        "repo-random-equal-compute-seed0", "repo-random-equal-compute-seed1",
+    ]  # fmt: skip
+    made = json.loads((out / "digits.json").read_text())
+    assert [run for run in made["runs"] if run["method"] in ("repo", "random")] == earlier
+    assert made["summary"]["repo"]["autoattack_minus_repo-random"]["mean"] == pytest.approx(-0.1)
+    assert not (out / "digits.png").exists(), "earlier cells have no curves"
+    with pytest.raises(InputError, match="other flags"):
+        study.main(replace(asked, extra="--epochs 5"))
+    with pytest.raises(InputError, match="equal compute needs"):
+        study.main(replace(asked, players=("ppo",), out=str(tmp_path / "new")))
+    assert not (Path(asked.runs_dir) / "digits" / "ppo-seed0").exists()
