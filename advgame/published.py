@@ -42,6 +42,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **_STEPS,
         "model": "wrn-28-10",
         "batch_size": 60,
+        "transport": "repo",
         "weight_decay": 2e-4,
         "epochs": 200,
         "milestones": (60 / 200, 90 / 200),

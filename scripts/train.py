@@ -26,6 +26,7 @@ from torch import Tensor
 from advgame.attacks import (
     BatchNormMode,
     GradientAttack,
+    Transport,
     fast,
     feature_scatter,
     fgsm,
@@ -78,6 +79,9 @@ class Config(RunConfig):
     """weight of the term that pairs clean images with adversarial examples (β, ALP's λ)"""
     noise: float | None = None
     """radius of N-FGSM's noise, in units of ε"""
+    transport: Transport | None = None
+    """Feature Scatter's plan: fixed while the gradient is formed, or as published (repo), where the
+    gradient goes through the two Sinkhorn steps that made it"""
     replays: int | None = None
     """of every batch (Free's m)"""
     awp: float | None = None
@@ -161,8 +165,10 @@ GAMES: dict[str, Game] = {
     ),
     "feature-scatter": Game(
         "one step that moves the batch's outputs away, no labels (Zhang & Wang 2019)",
-        lambda c, t, *_: AdversarialTraining(t, feature_scatter),
-        {"true_probability": 0.5},
+        lambda c, t, *_: AdversarialTraining(
+            t, lambda b: feature_scatter(b, transport=given(c.transport))
+        ),
+        {"true_probability": 0.5, "transport": "fixed"},
     ),
     "trades": Game(
         "clean images, and the divergence to the outputs of KL-PGD (Zhang et al. 2019)",
@@ -175,7 +181,8 @@ GAMES: dict[str, Game] = {
         {"beta": 5.0, **_PGD},
     ),
 }
-OPTIONS = ("attack_steps", "step_size", "attack_mode", "beta", "noise", "replays")  # of some
+# of some games
+OPTIONS = ("attack_steps", "step_size", "attack_mode", "beta", "noise", "transport", "replays")
 
 _COLOUR: dict[str, Any] = {
     "model": "preact_resnet18",

@@ -9,8 +9,15 @@ from scipy.optimize import linear_sum_assignment
 from smooth_parts import BALL, SHAPE, batch, smooth
 
 from advgame.attacks import GradientAttack, fast, feature_scatter, kl_pgd
-from advgame.attacks.label_free import sinkhorn, transport_from
+from advgame.attacks.label_free import (
+    _published_plan,
+    published_transport_from,
+    sinkhorn,
+    transport_from,
+)
+from advgame.data import load_data
 from advgame.errors import InputError
+from advgame.frozen import shipped
 from advgame.losses import divergence
 from advgame.threat import GaussianStart, Linf
 
@@ -100,3 +107,50 @@ def test_feature_scatter_moves_the_outputs_away_and_sees_no_label():
     with torch.no_grad():
         assert far(model(made.x_adv), y).sum() > 1.5 * far(model(start), y).sum()
     assert float((made.x_adv - x).abs().max()) <= 0.1 + 1e-9
+
+
+def test_the_published_gradient_goes_through_the_plan_and_the_fixed_one_does_not():
+    def slope(loss, h=1e-6):
+        bumped = []
+        for sign in (1, -1):
+            moved = logits.clone()
+            moved[1, 2] += sign * h
+            bumped.append(float(loss(moved, rows).sum()))
+        return (bumped[0] - bumped[1]) / (2 * h)
+
+    there, noise = torch.randn(2, 4, 3, generator=seeded(), dtype=torch.float64)
+    clean = 1 + 0.1 * there  # near each other: otherwise the plan is a permutation that stays
+    logits, rows = (clean + 0.1 * noise).requires_grad_(), torch.arange(4)
+    agree = {}
+    for made in (transport_from, published_transport_from):
+        loss = made(clean)
+        (formed,) = torch.autograd.grad(loss(logits, rows).sum(), logits)
+        with torch.no_grad():
+            agree[made] = float(formed[1, 2]) == pytest.approx(slope(loss), rel=1e-4)
+    assert agree == {transport_from: False, published_transport_from: True}
+
+
+def test_the_published_plan_by_hand():
+    """In probabilities: of 16 images it stops after two steps, of 2 after the first."""
+    for n, steps in ((16, 2), (2, 1)):
+        cost = 0.05 * torch.rand(n, n, generator=seeded(), dtype=torch.float64)
+        kernel, u, v = (-cost / 0.01).exp(), torch.ones(n).double(), torch.ones(n).double()
+        for _ in range(steps):
+            u = u / n / (u * (kernel @ v) + 1e-6)
+            v = v / n / (v * (kernel.T @ u) + 1e-6)
+        torch.testing.assert_close(_published_plan(cost), u[:, None] * kernel * v)
+
+
+def test_how_far_the_two_gradients_of_feature_scatter_agree():
+    """The signs that --transport repo takes are not those of the distance's gradient."""
+    model, data = shipped().model, load_data("digits").train
+    x = data.floats(slice(60))
+    start, clean = BALL.random_start(x, seeded()).requires_grad_(), model(x).detach()
+    one, two = (
+        torch.autograd.grad(made(clean)(model(start), torch.arange(60)).sum(), start)[0].sign()
+        for made in (transport_from, published_transport_from)
+    )
+    assert 0.8 < float((one == two).float().mean()) < 0.95
+    steps = [feature_scatter(Linf(0.15), transport=name) for name in ("fixed", "repo")]
+    moved = [step.run(model, x, torch.arange(60), rng=seeded()).x_adv for step in steps]
+    assert 0.02 < float((moved[0] != moved[1]).float().mean()) < 0.25

@@ -102,18 +102,32 @@ def test_las_trades_step_and_pay_by_hand():
         LasTrades(THREAT).step(defender, x, y, always(4), torch.Generator())
 
 
+class Watched(Defender):
+    """Keeps the weights of its look-ahead."""
+
+    def look_ahead(self):
+        found = super().look_ahead()
+        self.ahead = torch.cat([p.detach().flatten() for p in found.parameters()])
+        return found
+
+
 def test_clamped_the_defender_learns_within_eps0_and_r1_is_paid_for_all_of_eps():
     x, y = batch()
+    defenders = [Watched(net(), **SETTINGS) for _ in range(2)]
     loose, tight = (
-        LasAt(THREAT, clamp=clamp).step(
-            Defender(net(), **SETTINGS), x, y, always(10, eps=0.18), torch.Generator()
-        )
-        for clamp in (False, True)
+        LasAt(THREAT, clamp=clamp).step(defender, x, y, always(10, eps=0.18), torch.Generator())
+        for clamp, defender in zip((False, True), defenders, strict=True)
     )
     assert float((loose.x_adv - x).abs().max()) > 0.15
     assert float((tight.x_adv - x).abs().max()) <= 0.1 + 1e-6
     assert torch.equal(tight.x_adv, THREAT.project(loose.x_adv, x))
     assert torch.equal(tight.payoffs.r1, loose.payoffs.r1)
+    for result, defender in zip((loose, tight), defenders, strict=True):
+        alone = Defender(net(), **SETTINGS)  # the look-ahead has learnt from the same examples
+        alone.backward(result.x_adv, y)
+        alone.step()
+        torch.testing.assert_close(defender.ahead, weights(alone))
+    assert not torch.equal(defenders[0].ahead, defenders[1].ahead)
 
 
 def test_paying_leaves_batch_norm_alone():

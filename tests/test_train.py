@@ -10,6 +10,7 @@ import train
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from train import Config, defaults, main
 
+from advgame.attacks.label_free import published_transport_from, transport_from
 from advgame.cli import make_fabric
 from advgame.data import load_data
 from advgame.errors import InputError
@@ -163,7 +164,12 @@ def test_settings_reach_the_game():
     assert isinstance(game.defender, AWPDefender)
     assert (game.defender.gamma, game.defender.true_probability) == (0.02, 0.9)
     assert game.defender.warm_up == round(0.3 * 40 * game.steps_per_epoch)
-    assert built("feature-scatter").defender.true_probability == 0.5
+    for name, loss in (("fixed", transport_from), ("repo", published_transport_from)):
+        game = built("feature-scatter", transport=name)
+        assert game.defender.true_probability == 0.5
+        assert game.rules.attack(game.rules.threat).loss_from is loss
+    assert defaults("digits", "feature-scatter").transport == "fixed"
+    assert defaults("cifar10", "feature-scatter", "repo").transport == "repo"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +179,7 @@ def test_settings_reach_the_game():
         (["--beta", "3"], "pgd-at has no beta: leave --beta away"),
         (["--game", "fgsm-at", "--step-size", "2"], "has no step_size: leave --step-size"),
         (["--game", "trades", "--replays", "2"], "trades has no replays"),
+        (["--game", "trades", "--transport", "repo"], "trades has no transport"),
         (["--game", "trades", "--beta", "None"], "trades needs --beta"),
         (["--game", "mart", "--beta", "-1"], "beta must be above 0"),
         (["--game", "free", "--replays", "0"], "replays must be above 0"),

@@ -2,7 +2,7 @@
 
 from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.gradient import GradientAttack
-from advgame.attacks.label_free import LabelFree, feature_scatter, kl_pgd
+from advgame.attacks.label_free import LabelFree, Transport, feature_scatter, kl_pgd
 from advgame.attacks.modes import BatchNormMode, attacked
 from advgame.attacks.named import fast, fgsm, ifgsm, mim, n_fgsm, near_pgd, pgd
 from advgame.attacks.slope import Slope
@@ -14,6 +14,7 @@ __all__ = [
     "GradientAttack",
     "LabelFree",
     "Slope",
+    "Transport",
     "attacked",
     "fast",
     "feature_scatter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from advgame.attacks.named import near_pgd
 from advgame.checks import check_images, check_logits
 from advgame.losses import Loss, divergence_from, full_precision
 from advgame.threat import Threat
+
+Transport = Literal["fixed", "repo"]
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,36 @@ def kl_pgd(threat: Threat, steps: int = 10, step_size: float | Tensor | None = N
     return LabelFree(near_pgd(threat, steps, step_size))
 
 
-def feature_scatter(threat: Threat, step_size: float | Tensor | None = None) -> LabelFree:
+def feature_scatter(
+    threat: Threat, step_size: float | Tensor | None = None, transport: Transport = "fixed"
+) -> LabelFree:
     """One step from a uniform start that moves the batch's outputs away from the clean batch's.
 
     The distance is optimal transport between both sets of logits (Zhang & Wang 2019); the step is
     ε when not given. No image is pushed over a boundary in particular, which is why classifiers
     that learn from it mask their gradients.
+
+    Args:
+        threat: the ball.
+        step_size: of the step.
+        transport: ``"fixed"`` steps along the gradient of the entropic distance
+            (`transport_from`), ``"repo"`` along the published code's
+            (`published_transport_from`). On digits the signs of the two agree on 82 to 91 % of the
+            pixels.
     """
     size = threat.eps if step_size is None else step_size
-    return LabelFree(GradientAttack(threat, 1, size, start=threat), transport_from)
+    loss_from = published_transport_from if transport == "repo" else transport_from
+    return LabelFree(GradientAttack(threat, 1, size, start=threat), loss_from)
+
+
+def _costs(here: Tensor, there: Tensor) -> Tensor:
+    """One minus the cosines of logits (n, K) and (m, K), (n, m).
+
+    It is divided by 0.01 later: half precision's third digit would be its first.
+    """
+    one, two = (F.normalize(full_precision(logits), dim=1) for logits in (here, there))
+    with torch.autocast(one.device.type, enabled=False):
+        return 1 - one @ two.T
 
 
 def transport_from(clean: Tensor, regularisation: float = 0.01, iterations: int = 10) -> Loss:
@@ -77,16 +101,46 @@ def transport_from(clean: Tensor, regularisation: float = 0.01, iterations: int 
     gradient of the entropic distance, and after ten iterations over 99 % of its signs are those
     after 2,000 (digits). All images of the batch must be there.
     """
-    there = F.normalize(full_precision(clean), dim=1)
 
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
-        here = F.normalize(full_precision(logits), dim=1)
-        # the cost is divided by 0.01: half precision's third digit would be its first
-        with torch.autocast(here.device.type, enabled=False):
-            cost = 1 - here @ there.T
+        cost = _costs(logits, clean)
         return (sinkhorn(cost.detach(), regularisation, iterations) * cost).sum(1)
 
     return loss
+
+
+def published_transport_from(clean: Tensor) -> Loss:
+    """What the published Feature Scatter ascends instead, from known logits (B, K), (B,).
+
+    Its Sinkhorn iteration starts at the clean images' potentials and stops as soon as these move
+    by less than 0.1 in sum, after the second of 100 steps on digits. The plan is then far from the
+    optimal one, and the gradient goes through the steps that made it: it is that of Σ T C, without
+    the entropy, and not that of a transport distance.
+
+    Source: ot.py of Haichao-Zhang/FeatureScatter at 77e9140.
+    """
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        cost = _costs(clean, logits)
+        return (_published_plan(cost) * cost).sum(0)
+
+    return loss
+
+
+def _published_plan(cost: Tensor) -> Tensor:
+    """The plan (n, m), with its graph; rows' marginals as far as the steps got, columns' exact."""
+    n, m = cost.shape
+    kernel, floor = -cost / 0.01, torch.full_like(cost[:, :1], 1e-6).log()
+    rows, columns = torch.zeros_like(cost[:, 0]), torch.zeros_like(cost[0])
+    for _ in range(100):
+        before, plan = rows, kernel + rows[:, None] + columns
+        # 1e-6 is added under the logarithm: it binds where a potential is still at its start
+        rows = rows - torch.cat([plan, floor], 1).logsumexp(1) - math.log(n)
+        plan = kernel + rows[:, None] + columns
+        columns = columns - torch.cat([plan, floor.T], 0).logsumexp(0) - math.log(m)
+        if float((rows - before).detach().abs().sum()) < 0.1 / 0.01:  # potentials in units of 0.01
+            break
+    return (kernel + rows[:, None] + columns).exp()
 
 
 def sinkhorn(cost: Tensor, regularisation: float, iterations: int) -> Tensor:

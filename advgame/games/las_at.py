@@ -98,6 +98,11 @@ class LasAt:
 
     A defender under adversarial weight perturbation (`advgame.games.awp.AWPDefender`) makes it
     LAS-AWP: its own step and the look-ahead's are then along the gradient at the worst weights.
+    The look-ahead is always the defender's own step, whose gradient is there already. In the
+    published LAS-AWP it is another one, so that R2 and R3 are paid for other weights than ours:
+    its copy learns from the examples before they are clamped, by a smoothed loss, where the
+    defender's own loss is not smoothed. That would take a second gradient of the defender per
+    paid step.
     """
 
     threat: Threat
