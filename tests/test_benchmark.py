@@ -81,6 +81,8 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert attack["image_steps_per_second"] > 0
     assert gail["environment_steps_per_second"] > 0
     assert {"advgame", "environment alone", "discriminator", "TRPO"} < set(gail["contestants"])
+    loops = [name for name in gail["contestants"] if name.startswith("sb3-contrib's loop")]
+    assert [name.split(", ")[1] for name in loops] == ["equal settings", "its defaults"]
     assert 0.05 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
     if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
         assert env["same_work"]
