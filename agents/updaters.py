@@ -36,7 +36,10 @@ _stable = partial(MLPUpdater, zero_last=True, scaling="rms", leak=0.1)
 UPDATERS: dict[str, tuple[str, Callable[..., Updater]]] = {
     "adam": ("Adam, lr 0.01 as Ho & Ermon's GAIL", AdamUpdater),
     "sgd": ("gradient descent, lr 0.1", partial(SGDUpdater, lr=0.1)),
-    "mlp": ("L2L's U in full, 2m-8m-4m-m, lr 0.01: can diverge", MLPUpdater),
+    "mlp": (
+        "L2L's U in full as printed, 2m-8m-4m-m, lr 0.01, our initialisation: can diverge",
+        MLPUpdater,
+    ),
     "mlp-stable": (
         "L2L's U in full, with our stabilisers: zero last layer, inputs by rms, leak 0.1",
         partial(_stable, lr=3e-7),
