@@ -8,11 +8,17 @@ of that, not of robustness.
 
 Source: Hamm & Mehra 2018, Machine vs Machine, section 4.1 and appendix: three hidden layers of 300,
 dropout 0.5. How the perturbation is bounded is not said there; tanh is ours, clipping an option.
+
+A bare tanh saturates. Adam's first steps agree on every weight, so that within 100 steps at its
+usual rate of 1e-3 all outputs lie far beyond 3 in front of tanh. The perturbation is then the same
+for all images of a class, and hardly any gradient comes back. So each image's outputs are brought
+to one root mean square first (`AttNet`'s ``scale``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +33,10 @@ from advgame.errors import InputError
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import read_file, write_file
 
-FORMAT = "advgame attnet 1"
+FORMAT = "advgame attnet 2"
 Bound = Literal["tanh", "clip"]
+_TINY = 1e-6  # mean square in front of the bound: far below that of a network's first weights
+_SATURATED = 0.995  # |tanh| there: 3 in front of it, where its slope is 0.01
 
 
 class AttNet(nn.Module):
@@ -40,9 +48,12 @@ class AttNet(nn.Module):
         hidden: width of the three hidden layers.
         dropout: after each of them, in training mode.
         bound: ``"tanh"``, or ``"clip"``, whose gradient is zero outside the ball.
+        scale: root mean square over the pixels of each image's outputs in front of the bound; 0
+            leaves the outputs as they are, the paper's network to the letter, which saturates.
 
     Raises:
-        InputError: an unknown bound, a width below 1, or a dropout outside [0, 1).
+        InputError: an unknown bound, a width below 1, a dropout outside [0, 1), or a negative
+            scale.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class AttNet(nn.Module):
         hidden: int = 300,
         dropout: float = 0.5,
         bound: Bound = "tanh",
+        scale: float = 2.0,
     ) -> None:
         super().__init__()
         if bound not in ("tanh", "clip"):
@@ -60,7 +72,9 @@ class AttNet(nn.Module):
             raise InputError(
                 f"hidden must be 1 or above and dropout in [0, 1), not {hidden} and {dropout}"
             )
-        self.shape, self.classes, self.bound = shape, classes, bound
+        if not 0 <= scale < math.inf:
+            raise InputError(f"scale must be 0 or above, not {scale}")
+        self.shape, self.classes, self.bound, self.scale = shape, classes, bound, scale
         self.hidden, self.dropout = hidden, dropout
         pixels = shape[0] * shape[1] * shape[2]
         layers: list[nn.Module] = []
@@ -70,15 +84,50 @@ class AttNet(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] and labels (B,) -> (B, C, H, W) in [-1, 1]."""
+        free = self.unbounded(x, y)
+        return free.tanh() if self.bound == "tanh" else free.clamp(-1, 1)
+
+    def unbounded(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the bound is applied to, (B, C, H, W)."""
         label = one_hot(y.long(), self.classes).to(x.dtype)
-        moved = self.layers(torch.cat([2 * x.flatten(1) - 1, label], 1)).view_as(x)
-        bounded: Tensor = moved.tanh() if self.bound == "tanh" else moved.clamp(-1, 1)
-        return bounded
+        free: Tensor = self.layers(torch.cat([2 * x.flatten(1) - 1, label], 1))
+        if self.scale:
+            free = free * (self.scale * (free.square().mean(1, keepdim=True) + _TINY).rsqrt())
+        return free.view_as(x)
 
     def perturb(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         """z(x) within a ball and [0, 1], (B, C, H, W) as ``x``."""
         moved = self(x.to(next(self.parameters()).dtype), y).to(x.dtype)
         return threat.project(x + moved * per_image(threat.eps, x), x)
+
+
+def signs_of_life(network: AttNet, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Whether a network still attacks each image for itself; nothing of it is changed.
+
+    Args:
+        network: g; it is asked in evaluation mode.
+        x: images (B, C, H, W) in [0, 1], on the network's device.
+        y: labels (B,).
+
+    Returns:
+        - ``saturated``: share of outputs with |tanh| above 0.995, where its slope is below 0.01;
+          with ``"clip"`` of outputs outside [-1, 1], where there is none;
+        - ``spread``: standard deviation of g(x, y) over the images of a class, in units of ε, mean
+          over pixels and over the classes that have two images or more; NaN where none has.
+    """
+    training = network.training
+    try:
+        with torch.no_grad():
+            free = network.eval().unbounded(x.to(next(network.parameters()).dtype), y)
+    finally:
+        network.train(training)
+    tanh = network.bound == "tanh"
+    g = free.tanh() if tanh else free.clamp(-1, 1)
+    saturated = g.abs() > _SATURATED if tanh else free.abs() > 1
+    classes = [g[y == label] for label in y.unique()]
+    spreads = [one.std(0).mean() for one in classes if len(one) > 1]
+    spread = float(torch.stack(spreads).mean()) if spreads else math.nan
+    return {"saturated": float(saturated.double().mean()), "spread": spread}
 
 
 @dataclass(frozen=True)
@@ -172,7 +221,7 @@ class AttNetAttacker:
     def save(self, path: Path) -> None:
         """Write one safetensors file, whole or not at all."""
         net = self.network
-        sizes = [net.shape, net.classes, net.hidden, net.dropout, net.bound]
+        sizes = [net.shape, net.classes, net.hidden, net.dropout, net.bound, net.scale]
         metadata = {
             "format": FORMAT, "network": json.dumps(sizes), "about": json.dumps(self.about)
         }  # fmt: skip
@@ -189,8 +238,8 @@ def load_attnet(path: Path) -> AttNetAttacker:
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no AttNet: it says {metadata.get('format')!r}")
     try:
-        (colours, height, side), classes, hidden, dropout, bound = json.loads(metadata["network"])
-        network = AttNet((colours, height, side), classes, hidden, dropout, bound)
+        (colours, height, side), classes, *rest = json.loads(metadata["network"])
+        network = AttNet((colours, height, side), classes, *rest)
         network.load_state_dict(weights)
         about = json.loads(metadata["about"])
     except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:

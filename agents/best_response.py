@@ -23,6 +23,7 @@ from advgame.evaluation.verdicts import adversarial
 from advgame.losses import cross_entropy
 from advgame.seeding import OwnChance, derive_seed, seeded_init, stream
 from advgame.threat import Threat
+from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttack, AttNetAttacker
 from agents.l2l import L2LAttack, L2LAttacker, L2LNetwork
 
@@ -115,7 +116,7 @@ class Effort:
 
     Args:
         steps: of Adam each; 30,000 in the paper.
-        restarts: attackers.
+        restarts: responders, each from scratch and with a chance of its own.
         batch_size: images per step; 128 in the paper.
         lr: of Adam; 1e-3 in the paper.
 
@@ -123,7 +124,7 @@ class Effort:
         InputError: no step or no restart.
     """
 
-    steps: int
+    steps: int = 3000
     restarts: int = 2
     batch_size: int = 128
     lr: float = 1e-3
@@ -143,10 +144,12 @@ class BestResponse:
         network: the attacker.
         restarts: accuracy of the classifier on the held-out images under each, as counted; those
             from scratch come first.
+        networks: all of them, in that order.
     """
 
     network: Any
     restarts: tuple[float, ...]
+    networks: tuple[Any, ...]
 
 
 def errors(model: nn.Module, attack: Attack, data: ImageSet, seed: int = 0) -> Tensor:
@@ -195,31 +198,77 @@ def best_response(
     Source: Machine vs Machine, eq. 9.
     """
     family = family or cast(Family, AttNets(lambda: AttNet(train.shape, train.classes)))
-    device, networks = train.images.device, list[nn.Module]()
+    networks: list[Any] = []
     for restart in range(effort.restarts):
-        with seeded_init(seed, f"best response {restart}"):
-            networks.append(family.fresh().to(device))
+        ascent = Ascent(model, train, threat, family, effort, seed=seed, restart=restart)
+        networks.append(ascent.run(effort.steps))
     if known is not None:
-        networks.append(copy.deepcopy(known))
-    for number, network in enumerate(networks):
-        name = f"best response {number}"
-        _climb(model, train, threat, family, network, effort, derive_seed(seed, name))
-    if known is not None:
-        networks.append(copy.deepcopy(known))
-    accuracies = []
-    for network in networks:
-        attack = family.attack(network, threat)
-        if count == "errors":
-            accuracies.append(1 - float(errors(model, attack, held_out, seed).mean()))
-        else:
-            rng = stream(seed, "best response", device)
-            accuracies.append(score(model, held_out, attack, rng)[1])
+        ascent = Ascent(
+            model, train, threat, family, effort, seed=seed, restart=effort.restarts, known=known
+        )
+        networks += [ascent.run(effort.steps), copy.deepcopy(known)]
+    attacks = [family.attack(network, threat) for network in networks]
+    accuracies = [_accuracy(model, attack, held_out, count, seed) for attack in attacks]
     strongest = networks[accuracies.index(min(accuracies))]
-    return BestResponse(strongest.eval(), tuple(accuracies))
+    return BestResponse(strongest.eval(), tuple(accuracies), tuple(networks))
 
 
-def kept_response(
-    path: Path,
+class Ascent:
+    """v ← v + σ ∂f(u, v)/∂v with u fixed: one attacker on its way to a best response.
+
+    Args:
+        model: u; in evaluation mode and frozen while it is attacked, left as it was.
+        train: images to learn from, on the model's device.
+        threat: an L∞ ball.
+        family: of the attacker.
+        effort: batch size and rate.
+        seed: of all restarts.
+        restart: its number; it has its own first weights, dropout and batches.
+        known: an attacker to start from, as a copy; from scratch when None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: ImageSet,
+        threat: Threat,
+        family: Family,
+        effort: Effort,
+        *,
+        seed: int = 0,
+        restart: int = 0,
+        known: nn.Module | None = None,
+    ) -> None:
+        device, name = train.images.device, f"best response {restart}"
+        self.model, self.threat, self.family = model, threat, family
+        if known is None:
+            with seeded_init(seed, name):
+                self.network = family.fresh().to(device)
+        else:
+            self.network = copy.deepcopy(known)
+        own = derive_seed(seed, name)
+        self._batches = Batches(train, min(effort.batch_size, len(train)), own)
+        self._optimizer = torch.optim.Adam(
+            self.network.parameters(), effort.lr, maximize=True, fused=True
+        )
+        self._chance = OwnChance(derive_seed(own, "dropout"), device)
+
+    def run(self, steps: int) -> Any:
+        """Go on for so many steps; returns the network, in evaluation mode."""
+        self.network.train()
+        with self._chance, attacked(self.model):
+            for _ in range(steps):
+                x, y = self._batches.next()
+                x_adv = self.family.perturb(self.network, self.model, x, y, self.threat)
+                self._optimizer.zero_grad()
+                cross_entropy(self.model(x_adv), y).mean().backward()
+                self._optimizer.step()
+        return self.network.eval()
+
+
+def kept_responses(
+    folder: Path,
+    name: str,
     about: dict[str, Any],
     model: nn.Module,
     data: Splits,
@@ -228,44 +277,48 @@ def kept_response(
     *,
     seed: int,
     family: Family,
-) -> None:
-    """Write a best response as an attacker file, unless an interrupted evaluation has left it.
+) -> list[Path]:
+    """A best response's attackers as files, but for those that an interrupted evaluation has left.
 
     Args:
-        path: of the file.
-        about: how it came about; accuracies on the validation split are added.
+        folder: gets ``NAME.safetensors``, the strongest by the classifier's accuracy on the
+            validation split, and ``NAME-0.safetensors``, ... of all restarts.
+        name: of the files.
+        about: how they came about; accuracies on the validation split are added to the strongest's.
         model: the classifier that stands still.
         data: the training split teaches, the validation split chooses.
         threat: an L∞ ball.
         effort: steps, restarts, rate.
         seed: see `best_response`.
         family: of the attackers.
+
+    Returns:
+        the files of all restarts.
     """
-    if path.exists():
-        return
-    found = best_response(
-        model, data.train, data.validation, threat, effort, seed=seed, family=family
-    )
-    family.save(found.network, about | {"validation_accuracies": found.restarts}, path)
+
+    def ready(path: Path) -> Any:
+        return load_any_attacker(path)(threat, 1)
+
+    paths = []
+    for restart in range(effort.restarts):
+        paths.append(folder / f"{name}-{restart}.safetensors")
+        if not paths[-1].exists():
+            ascent = Ascent(model, data.train, threat, family, effort, seed=seed, restart=restart)
+            family.save(ascent.run(effort.steps), about, paths[-1])
+    strongest = folder / f"{name}.safetensors"
+    if not strongest.exists():
+        found = [
+            _accuracy(model, ready(path), data.validation, "survivors", seed) for path in paths
+        ]
+        network = ready(paths[found.index(min(found))]).network
+        family.save(network, about | {"validation_accuracies": found}, strongest)
+    return paths
 
 
-def _climb(
-    model: nn.Module,
-    train: ImageSet,
-    threat: Threat,
-    family: Family,
-    network: nn.Module,
-    effort: Effort,
-    seed: int,
-) -> None:
-    """V ← v + σ ∂f(u, v)/∂v with u fixed."""
-    batches = Batches(train, min(effort.batch_size, len(train)), seed)
-    optimizer = torch.optim.Adam(network.parameters(), effort.lr, maximize=True)
-    network.train()
-    with OwnChance(derive_seed(seed, "dropout"), train.images.device), attacked(model):
-        for _ in range(effort.steps):
-            x, y = batches.next()
-            x_adv = family.perturb(network, model, x, y, threat)
-            optimizer.zero_grad()
-            cross_entropy(model(x_adv), y).mean().backward()
-            optimizer.step()
+def _accuracy(
+    model: nn.Module, attack: Attack, held_out: ImageSet, count: Count, seed: int
+) -> float:
+    if count == "errors":
+        return 1 - float(errors(model, attack, held_out, seed).mean())
+    rng = stream(seed, "best response", held_out.images.device)
+    return score(model, held_out, attack, rng)[1]

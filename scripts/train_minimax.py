@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
@@ -48,9 +49,16 @@ from advgame.threat import Linf
 from advgame.training import Validate
 from agents.attacker_file import NAME
 from agents.attackers import load_any_attacker
-from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, Bound
-from agents.best_response import AttNets, Effort, Family, L2Ls, errors, kept_response
-from agents.exploitability import best_defence, duality_gap, exploitability, strongest
+from agents.attnet import (
+    AttNet,
+    AttNetAttack,
+    AttNetAttacker,
+    AttNetPlayer,
+    Bound,
+    signs_of_life,
+)
+from agents.best_response import AttNets, Effort, Family, L2Ls, kept_responses
+from agents.exploitability import best_defences, duality_gap, exploitability
 from agents.l2l import L2LNetwork
 
 OneNetwork = Literal["alt", "minimax", "maximin", "unrolled", "extragradient", "optimistic"]
@@ -95,6 +103,8 @@ class Config(RunConfig):
     """of AttNet, while it learns"""
     bound: Bound = "tanh"
     """how AttNet stays in the ball: tanh or clip"""
+    output_scale: float = 2.0
+    """root mean square of AttNet's outputs in front of the bound; 0: as they are, tanh saturates"""
     mixture: tuple[str, ...] = ("fgsm", "pgd", "attnet")
     """mixture: fgsm, ifgsm, pgd, and networks named attnet, attnet2, ..."""
     per: Per = "sample"
@@ -105,10 +115,10 @@ class Config(RunConfig):
     """weights that the report is about: the game's end, or the best by PGD-10 on validation"""
     responders: tuple[Responder, ...] = ("attnet",)
     """attackers trained from scratch on the finished classifier"""
-    response_steps: int = 1000
+    response_steps: int = 3000
     """of each of them; 0 trains none (the paper: 30,000)"""
     restarts: int = 2
-    """fresh networks of each, of which the strongest counts"""
+    """fresh networks of each, of which the strongest counts; and fresh defenders"""
     gap_steps: int = 0
     """of the best responses that estimate the duality gap at each validation; 0 looks for none"""
 
@@ -192,7 +202,8 @@ def rules(config: Config, shape: tuple[int, int, int], classes: int, device: Any
 
 def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
     """An AttNet that knows nothing yet."""
-    return AttNet(shape, classes, config.hidden, config.dropout, config.bound)
+    made = config.hidden, config.dropout, config.bound, config.output_scale
+    return AttNet(shape, classes, *made)
 
 
 def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
@@ -240,8 +251,8 @@ def watch(config: Config, game: DefenderTraining, data: Splits, threat: Linf) ->
         if not config.gap_steps or attack is None:
             return {}
         family, seed = families(config, data)["attnet"], derive_seed(config.seed, "gap")
-        attacker = Effort(config.gap_steps, 1, lr=config.attacker_lr)
-        defender = Effort(config.gap_steps, lr=config.lr)
+        attacker = Effort(config.gap_steps, 1)
+        defender = Effort(config.gap_steps, 1, lr=config.lr)
         return duality_gap(
             module, attack, family, data.train, data.validation, attacker, defender, seed=seed
         )
@@ -269,32 +280,42 @@ def finish(
     test = data.test if config.eval_n is None else data.test.first(config.eval_n)
     if own := own_attacker(game, threat):
         AttNetAttacker(own.network, about).save(run.path / NAME)
-    seed = derive_seed(config.seed, "response")
+    seed, players = derive_seed(config.seed, "response"), families(config, data)
+    restarts: dict[str, list[Path]] = {}
+
+    def ready(path: Path) -> Any:
+        return load_any_attacker(path)(threat, 1)
 
     def respond(module: nn.Module) -> dict[str, Attack]:
         responses: dict[str, Attack] = {}
         for responder in config.responders if config.response_steps else ():
-            path = run.path / f"{responder}-curr.safetensors"
-            effort, players = Effort(config.response_steps, config.restarts), families(config, data)
-            kept_response(
-                path, about, module, data, threat, effort, seed=seed, family=players[responder]
+            effort, family = Effort(config.response_steps, config.restarts), players[responder]
+            name = f"{responder}-curr"
+            restarts[responder] = kept_responses(
+                run.path, name, about, module, data, threat, effort, seed=seed, family=family
             )
-            responses[f"learned:{responder}-curr"] = load_any_attacker(path)(threat, 1)
+            responses[f"learned:{name}"] = ready(run.path / f"{name}.safetensors")
         return responses
 
     def measure(module: nn.Module) -> dict[str, Any]:
-        response = run.path / "attnet-curr.safetensors"
+        attnets = [ready(path) for path in restarts.get("attnet", ())]
+        shown = {
+            "own": own,
+            "curr": ready(run.path / "attnet-curr.safetensors") if attnets else None,
+        }
+        x, y = data.validation.floats(), data.validation.labels
+        life = {name: signs_of_life(one.network, x, y) for name, one in shown.items() if one}
+        found: dict[str, Any] = {"life": life}
         # u as v has met it: no average, no earlier one
-        if own is None or config.judged == "best" or config.ema or not response.exists():
-            return {}
-        effort = Effort(config.response_steps, lr=config.lr)
-        defence = best_defence(module, own, data.train, data.validation, effort, seed=seed)
-        # the game's own attacker competes, on the images that chose among the fresh ones
-        fresh_one = load_any_attacker(response)(threat, 1)
-        best = strongest(module, (fresh_one, own), data.validation, seed=seed)
-        found = exploitability(module, own, best, defence, test, seed=seed)
-        found["game/error_fresh"] = float(errors(module, fresh_one, test, seed).mean())
-        return {"game": found}
+        if own is None or config.judged == "best" or config.ema or not attnets:
+            return found
+        effort = Effort(config.response_steps, config.restarts, lr=config.lr)
+        held_out = data.validation
+        defences = best_defences(module, own, data.train, held_out, effort, seed=seed)
+        found["game"] = exploitability(
+            module, own, attnets, defences, threat, held_out, test, seed=seed
+        )
+        return found
 
     return judge(
         run,

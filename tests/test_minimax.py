@@ -1,17 +1,18 @@
 """Machine vs Machine's games, AttNet and best responses: autograd, equal bits, known answers."""
 
 import copy
+import math
 
 import pytest
 import torch
-from conftest import Linear
+from conftest import Linear, undefended
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from advgame.attacks import fgsm
 from advgame.cli import make_fabric
-from advgame.data import ImageSet
+from advgame.data import ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import score
@@ -19,8 +20,8 @@ from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
 from agents.attackers import load_any_attacker
-from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer
-from agents.best_response import AttNets, Effort, best_response
+from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, signs_of_life
+from agents.best_response import Ascent, AttNets, Effort, best_response, errors
 
 SHAPE = (1, 2, 2)
 
@@ -206,9 +207,9 @@ def test_an_adam_defender_has_no_look_ahead():
 @pytest.mark.parametrize("bound", ["tanh", "clip"])
 def test_attnet_stays_in_the_ball_sees_the_label_and_comes_back_from_its_file(bound, tmp_path):
     torch.manual_seed(0)
-    network = AttNet(SHAPE, 3, hidden=20, bound=bound)
+    network = AttNet(SHAPE, 3, hidden=20, bound=bound, scale=0.5)
     with torch.no_grad():
-        network.layers[-1].weight *= 100  # far beyond the bound
+        network.layers[-1].weight *= 100  # far beyond the bound, were there no scale
     x, y = batch(50)
     x, attack = x.float(), AttNetAttack(network, Linf(0.1))
     made = attack.run(smooth(), x, y)
@@ -233,12 +234,80 @@ def test_attnet_refuses_what_it_cannot_attack(tmp_path):
         attack.run(smooth(), torch.rand(2, 1, 2, 2), torch.full((2,), 3))
     with pytest.raises(InputError, match="L∞"):
         AttNetAttack(AttNet(SHAPE, 3), L2(1.0))
-    for wrong in ({"bound": "sigmoid"}, {"hidden": 0}, {"dropout": 1.0}):
+    for wrong in ({"bound": "sigmoid"}, {"hidden": 0}, {"dropout": 1.0}, {"scale": -1.0}):
         with pytest.raises(InputError):
             AttNet(SHAPE, 3, **wrong)
     (tmp_path / "a.safetensors").write_text("nothing")
     with pytest.raises(InputError, match="not a safetensors file"):
         load_any_attacker(tmp_path / "a.safetensors")
+
+
+def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
+    torch.manual_seed(0)
+    network, (x, y) = AttNet(SHAPE, 3, hidden=20, dropout=0.0, scale=1.5).double(), batch(50)
+    size = network.unbounded(x, y).flatten(1).square().mean(1).sqrt()
+    # up to the tiny mean square that guards against an output of 0
+    torch.testing.assert_close(size, torch.full_like(size, 1.5), rtol=0.05, atol=0)
+    torch.testing.assert_close(network(x, y), network.unbounded(x, y).tanh())
+    network.scale = 0
+    label = torch.eye(3).double()[y]
+    raw = network.layers(torch.cat([2 * x.flatten(1) - 1, label], 1)).view_as(x)
+    assert torch.equal(network.unbounded(x, y), raw)
+    with torch.no_grad():
+        for p in network.layers[-1].parameters():
+            p.zero_()
+    network.scale = 1.5
+    network(x, y).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+    assert not network(x, y).any(), "an output of 0 stays 0"
+
+
+@pytest.mark.parametrize("bound", ["tanh", "clip"])
+def test_signs_of_life_by_hand(bound):
+    """The last layer's bias makes the outputs: 4 and -4 beyond the bound, 0.5 and 0 not."""
+    network = AttNet(SHAPE, 3, hidden=4, bound=bound, scale=0).train()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+        network.layers[-1].bias.copy_(torch.tensor([4.0, -4.0, 0.5, 0.0]))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    x, y = torch.rand(6, *SHAPE), torch.tensor([0, 0, 1, 1, 1, 2])
+    assert signs_of_life(network, x, y) == {"saturated": 0.5, "spread": 0.0}
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert math.isnan(signs_of_life(network, x[4:], y[4:])["spread"]), "one image of each class"
+    # a path from the image: pixel 2 moves with pixel 0, in the classes of two images and three
+    with torch.no_grad():
+        network.layers[0].weight[0, 0] = 0.5
+        network.layers[0].bias[0] = 1.0
+        network.layers[3].weight[0, 0] = network.layers[6].weight[0, 0] = 1.0
+        network.layers[-1].weight[2, 0] = 0.1
+    free = 0.1 * (1 + 0.5 * (2 * x[:, 0, 0, 0] - 1)) + 0.5
+    moved = free.tanh() if bound == "tanh" else free
+    wanted = (moved[:2].std() + moved[2:5].std()) / 2 / 4  # classes; pixels
+    assert signs_of_life(network, x, y)["spread"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_a_fresh_attnet_on_digits_still_attacks_each_image_for_itself(digits):
+    """With this seed a bare tanh leaves a spread of 0.000, 1.00 saturated and an error of .23."""
+    model, data, threat = undefended(digits), digits.validation, Linf(0.15)
+    family = AttNets(lambda: AttNet(digits.train.shape, 10))
+    network = Ascent(model, digits.train, threat, family, Effort(), seed=1).run(600)
+    found = signs_of_life(network, data.floats(), data.labels)
+    assert found["spread"] > 0.05
+    assert found["saturated"] < 0.5
+    assert float(errors(model, AttNetAttack(network, threat), data).mean()) > 0.5
+
+
+@pytest.mark.slow
+def test_a_fresh_attnet_defeats_a_plain_mnist_classifier(real_data):
+    """Error .50 at the least after 6,000 steps; a bare tanh stays at .36 on such a classifier."""
+    data = load_data("mnist", real_data, train_n=20000)
+    model = undefended(data)
+    family = AttNets(lambda: AttNet(data.train.shape, 10))
+    network = Ascent(model, data.train, Linf(0.15), family, Effort()).run(6000)
+    attack = AttNetAttack(network, Linf(0.15))
+    assert float(errors(model, attack, data.validation).mean()) >= 0.5
 
 
 def line(n=64):

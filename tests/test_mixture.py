@@ -126,7 +126,7 @@ def test_it_learns_from_the_attack_that_does_most(per):
     def robust(fixed):
         module = Linear(torch.zeros(2, 4), torch.zeros(2)).double().requires_grad_(True)
         defender = Defender(module, lr=0.5, momentum=0.0, weight_decay=0.0)
-        nothing = AttNet(SHAPE, 2, hidden=8, dropout=0.0).double()
+        nothing = AttNet(SHAPE, 2, hidden=8, dropout=0.0, scale=0).double()
         nn.init.zeros_(nothing.layers[-1].weight)
         nn.init.zeros_(nothing.layers[-1].bias)
         game, rng = Mixture(THREAT, fixed, {"attnet": nothing}, lr=1e-9, per=per), torch.Generator()

@@ -84,7 +84,8 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
     assert "last" not in report
     if played_by_one:  # the end of the game, on test images
         game = report["game"]
-        assert game["game/error_attacker_responds"] >= 1 - report["accuracy"][wanted[2]] - 1e-6
+        assert game["game/error_fresh"] >= 1 - report["accuracy"][wanted[2]] - 1e-6
+        assert set(report["life"]) == {"own", "curr"}
 
 
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"judged": "best"}])
@@ -101,7 +102,7 @@ def test_an_interrupted_report_keeps_its_fresh_attacker(tmp_path, monkeypatch):
     before = (run.path / "attnet-curr.safetensors").read_bytes()
     report = json.loads((run.path / "report.json").read_text())
     (run.path / "report.json").unlink()
-    monkeypatch.setattr(agents.best_response, "best_response", None)
+    monkeypatch.setattr(agents.best_response, "Ascent", None)
     again = main(Config(resume=str(run.path)))
     assert (again.path / "attnet-curr.safetensors").read_bytes() == before
     assert json.loads((run.path / "report.json").read_text())["accuracy"] == report["accuracy"]
@@ -114,10 +115,13 @@ def test_settings_reach_the_game():
     def made(**changes):
         return train_minimax.rules(replace(Config(), **changes), shape, 10, fabric.device)
 
-    game = made(ascent_steps=3, attacker_lr=5e-3, hidden=7, dropout=0.25, bound="clip")
+    game = made(
+        ascent_steps=3, attacker_lr=5e-3, hidden=7, dropout=0.25, bound="clip", output_scale=3.0
+    )
     assert isinstance(game, Minimax)
     network = game.attacker.module
-    assert (network.hidden, network.dropout, network.bound) == (7, 0.25, "clip")
+    sizes = (network.hidden, network.dropout, network.bound, network.scale)
+    assert sizes == (7, 0.25, "clip", 3.0)
     assert (game.ascent_steps, game.attacker.optimizer.defaults["lr"]) == (3, 5e-3)
     assert isinstance(made(defence="optimistic").direction, Optimistic)
     for defence, penalty in (("lwa", 0.0), ("sens", 0.25)):
@@ -234,6 +238,7 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--precision", "bf16-mixed"], "full precision only"),
         (["--compile"], "which --compile cannot"),
         (["--dropout", "1"], "dropout in [0, 1)"),
+        (["--output-scale", "-1"], "scale must be 0 or above"),
         (["--eps-ramp", "1"], "eps_ramp must lie in"),
         (["--devices", "2"], "one device only"),
         (["--grad-clip", "1"], "not for them"),
