@@ -9,12 +9,11 @@ A cell is a training run (game x seed) and an evaluation of its selected weights
 the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAttack, the worst case.
 (FeaAttack aims at 20 images, the poster's at 200: `adt:fea`.) Finished cells are kept, interrupted
 ones resumed: the command can be given again. With --budget compute a game's epochs are PGD-AT's
-times the ratio of what a step costs, forwards of the defender as counted in the runs of equal
-epochs, which must be there. A learned attack's cost depends on how long it has learned: the column
-"passes" tells what came out, and `--counted` takes the costs from another file, e.g. a first try's.
+times the ratio of what a step costs, forwards as counted in the runs of equal epochs, which must be
+there. A learned attack's cost depends on how long it has learned: the column "passes" tells what
+came out, and `--counted` takes the costs from another file, e.g. a first try's.
 
-Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; cells that the results
-already hold stay there, also where their folders are gone.
+Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; earlier cells in them stay.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from advgame.selection import selected_by
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"
+_SCATTER = "--game feature-scatter --true-probability 0.5"
 # name -> script and flags
 GAMES: dict[str, tuple[str, str]] = {
     "standard": ("train.py", "--game standard"),
@@ -52,7 +52,8 @@ GAMES: dict[str, tuple[str, str]] = {
     "free": ("train.py", "--game free"),
     CONTROL: ("train.py", "--game pgd-at"),
     "alp": ("train.py", "--game alp"),
-    "feature-scatter": ("train.py", "--game feature-scatter --true-probability 0.5"),
+    "feature-scatter": ("train.py", _SCATTER),
+    "feature-scatter-repo": ("train.py", f"{_SCATTER} --transport repo"),
     "trades": ("train.py", "--game trades"),
     "mart": ("train.py", "--game mart"),
     "awp": ("train.py", "--game pgd-at --awp 0.01"),
