@@ -312,8 +312,7 @@ def main(config: Config) -> None:
     write_atomically(out / f"{name}.md", as_markdown(config, runs, about))
     write_atomically(out / f"{name}.csv", as_csv(table(summary, config.attacks, CONTROL)))
     title = f"{config.dataset}, equal {config.budget}"
-    figure = comparison_figure(summary, ("accuracy_clean", PGD), title)
-    save_figure(figure, out / f"{name}.png")
+    save_figure(comparison_figure(summary, ("accuracy_clean", PGD), title), out / f"{name}.png")
     print(f"{len(done)} of {len(judged)} cells, {len(runs)} in all; {out}/{name}.md")
 
 
