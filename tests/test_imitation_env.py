@@ -42,6 +42,27 @@ def test_the_reward_is_the_discriminators_and_nothing_else(reward):
         assert info["true_reward"].tolist() == [1] * 4
 
 
+def test_staggered_rows_begin_at_different_times():
+    env = ImitationVectorEnv(5, stagger=True)
+    for _ in range(2):  # every reset
+        env.reset(seed=0)
+        ends = []
+        for t in range(700):
+            _, _, terminated, truncated, _ = env.step(torch.full((5,), t % 2))
+            assert not terminated.any()
+            ends += [(row, t + 1) for row in truncated.nonzero()[:, 0].tolist()]
+        # row i is cut off i/5 of 500 steps early once, and then as late as all
+        assert sorted(ends) == [
+            (0, 500),
+            (1, 400),
+            (2, 300),
+            (3, 200),
+            (3, 700),
+            (4, 100),
+            (4, 600),
+        ]
+
+
 def test_zeros_pay_the_same_for_all():
     zeros = torch.zeros(Discriminator(7).size)
     env = ImitationVectorEnv(4, theta=zeros)

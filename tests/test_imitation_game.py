@@ -84,6 +84,29 @@ def test_the_penalty_flattens_the_discriminator(sides):
     assert gaps[1] < 0.5 * gaps[0]
 
 
+def test_the_controller_is_half_the_square_of_d_less_a_half(sides, rng):
+    policy, expert = sides
+    one = Discriminator(3, (8,))
+    theta, mix = one.init(rng), torch.rand(300, 1, generator=rng)
+    plain = ImitationGame(one, expert).objective(policy, expert, mix)(theta)
+    controlled = ImitationGame(one, expert, controller=3.0).objective(policy, expert, mix)(theta)
+    terms = [(one.logits(theta, side).sigmoid() - 0.5).square().mean() / 2 for side in sides]
+    assert float(controlled - plain) == pytest.approx(3 * float(sum(terms)), rel=1e-4)
+
+
+def test_the_controller_draws_the_discriminator_to_a_half(sides):
+    policy, expert = sides
+    gaps = []
+    for weight in (0.0, 10.0, 100.0):
+        game = ImitationGame(Discriminator(3, (16,)), expert, controller=weight)
+        theta, _ = played(game, policy, AdamUpdater(0.01), 200)
+        gaps.append(float((game.discriminator.logits(theta, expert).sigmoid() - 0.5).mean()))
+    assert gaps[0] > 0.4
+    # stationary where 1 - D = k (D - 1/2) D (1 - D) on the expert's side
+    assert gaps[1] == pytest.approx(0.1708, abs=0.03)
+    assert abs(gaps[2]) < 0.03
+
+
 def test_divergence_is_said(sides):
     policy, expert = sides
     game = ImitationGame(Discriminator(3, (8,)), expert)

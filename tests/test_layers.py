@@ -28,13 +28,3 @@ def test_advgame_works_beside_somebody_elses_envs(tmp_path):
     (tmp_path / "agents.py").write_text("raise SystemExit('the wrong agents')")
     code = "import advgame, advgame.attacks, advgame.games.las_at, advgame.evaluation.judge"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-
-
-def test_files_are_short():
-    long = {
-        str(file.relative_to(ROOT)): lines
-        for package in ("advgame", "envs", "agents", "scripts")
-        for file in (ROOT / package).rglob("*.py")
-        if (lines := len(file.read_text().splitlines())) > 320
-    }
-    assert not long

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import multinomial
 
 from advgame.errors import InputError
-from advgame.statistics import paired_interval, spread
+from advgame.statistics import difference_interval, paired_interval, spread
 
 
 def test_interval_is_students():
@@ -20,6 +20,15 @@ def test_interval_is_students():
 
 def test_one_value_has_no_interval():
     assert math.isnan(spread([3.0])["half_interval"])
+
+
+def test_a_difference_of_two_methods_is_welchs():
+    """Student's sleep data: t = -1.8608 at 17.776 degrees of freedom, R's t.test."""
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    low, high = difference_interval(first, second)
+    assert (low, high) == (pytest.approx(-0.2054832, abs=1e-6), pytest.approx(3.3654832, abs=1e-6))
+    assert difference_interval([0.5, 0.5], [0.25, 0.25]) == (-0.25, -0.25)
 
 
 def differences(n, up, down):

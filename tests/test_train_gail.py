@@ -17,6 +17,7 @@ from equal_runs import assert_equal_metrics, weights
 from test_scripts import run
 
 from advgame.errors import InputError
+from advgame.imitation import resemblance
 from advgame.runs import Metrics
 from advgame.training import Trainer
 from envs.gail import dummy_expert
@@ -40,14 +41,16 @@ def config(tmp_path, name="run", **settings):
         (["--every", "501"], "cannot be kept"),
         (["--updater", "rmsprop"], "unknown updater"),
         (["--updater-lr", "0"], "updater_lr"),
-        (["--penalty", "nan"], "penalty and penalty_target finite"),
-        (["--entropy", "inf"], "entropy, penalty and"),
+        (["--penalty", "nan"], "penalty_target and controller finite"),
+        (["--entropy", "inf"], "entropy, penalty, penalty_target and"),
+        (["--controller", "-1"], "penalty_target and controller finite"),
+        (["--max-kl", "0"], "max_kl above 0"),
         (["--source", "true", "--penalty", "5"], "--source true makes no use of --penalty"),
         (["--source", "cloning", "--updater", "mlp-narrow"], "makes no use of --updater"),
         (["--algorithm", "ppo", "--value-epochs", "50"], "ppo makes no use of --value-epochs"),
         (["--env", "MountainCar-v0", "--source", "cloning", "--every", "150"], "cannot be kept"),
         (["--settle", "-1"], "settle must be 0"),
-        (["--settle", "100", "--algorithm", "ppo"], "is for trpo, not ppo"),
+        (["--settle", "100", "--algorithm", "ppo"], "ppo makes no use of --settle"),
         (["--iterations", "15"], "multiple of --evaluate-every"),
         (["--episodes", "1"], "standard error"),
         (["--n-steps", "1", "--envs", "1"], "too few pairs"),
@@ -163,6 +166,33 @@ def test_replay_mixes_earlier_pairs_in(tmp_path):
     third = training._remembered(torch.full((64, 7), 2.0))[:, 0]
     assert int((third == 2).sum()) == 32
     assert {0.0, 1.0} < set(third.tolist())
+
+
+def blind_batches(config, iterations=9):
+    """Whether each of the first batches held next to no live pair."""
+    training, _, _ = train_gail.build(config)
+    return [float(training.step()["health/batch/blind"]) for _ in range(iterations)]
+
+
+def test_batches_of_the_default_setting_hold_live_states():
+    usual = train_gail.defaults()
+    assert usual.horizon == "fixed"
+    assert usual.n_steps < 500
+    assert sum(blind_batches(usual)) == 0
+    # where all rows begin at once, every window after the first falls is of fallen poles
+    assert blind_batches(replace(usual, stagger=False))[1:7] == [1.0] * 6
+
+
+def test_the_report_says_how_far_the_policy_is_from_the_expert(tmp_path, monkeypatch):
+    monkeypatch.setattr(resemblance, "_PATIENCE", 3)  # quick and rough
+    found = {}
+    for source in ("random", "cloning"):
+        settings = {"source": source, "env": "MountainCar-v0"}  # whose episodes are short
+        folder = train_gail.main(config(tmp_path, source, **settings)).path
+        found[source] = json.loads((folder / "report.json").read_text())["imitation"]
+    for way in ("sampled", "deterministic"):
+        far, near = (found[source][way]["divergence"] for source in ("random", "cloning"))
+        assert near < 0.5 < far
 
 
 def test_the_dummy_expert_always_takes_action_0():
