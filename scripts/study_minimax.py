@@ -24,11 +24,19 @@ from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import hardware, run_cells, same_flags, summarise, with_earlier
+from advgame.cells import (
+    drawable,
+    hardware,
+    run_cells,
+    same_flags,
+    summarise,
+    thinned,
+    with_earlier,
+)
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
 from advgame.cli import Names, run_script
-from advgame.curves import Rows, save_figure, seeds_figure
+from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.evaluation.lemma import lemma_one
 from advgame.runs import Metrics, made_by
@@ -146,10 +154,6 @@ def read(folder: Path) -> dict[str, Any]:
     report = json.loads((folder / "report.json").read_text())
     about = json.loads((folder / "config.json").read_text())
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
-    curves = {
-        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
-        for tag in CURVES
-    }
     verdicts = Metrics.read(folder / "verdicts.csv")
     worst = {
         name: 1 - sum(all(row[a] for a in ("clean", *attacks)) for row in verdicts) / report["n"]
@@ -170,8 +174,11 @@ def read(folder: Path) -> dict[str, Any]:
         **{f"error_{name}": value for name, value in worst.items()},
         **{f"best_{name}": 1 - value for name, value in report["best"].items()},
         **report.get("game", {}),
+        **{
+            f"{player}/{k}": v for player, signs in report["life"].items() for k, v in signs.items()
+        },
         "flags": [flag["name"] for flag in report["flags"]],
-        "curves": {tag: values for tag, values in curves.items() if values},
+        "curves": thinned(rows, CURVES),
         "seconds": rows[-1]["time/seconds"],
     }
 
@@ -208,39 +215,62 @@ def as_markdown(
         cells.append(f"{row['seconds']['mean']:.0f}")
         cells.append(", ".join(paper[method]) if method in paper else "not in it")
         lines.append(f"| {method} | {row['seeds']} | " + " | ".join(cells) + " |")
-    games = {name: row for name, row in about["summary"].items() if "game/gap" in row}
-    if games:
-        titles = {
-            "game/error": "f(u, v)",
-            "game/error_attacker_responds": "f(u, v*(u))",
-            "game/error_defender_responds": "f(u*(v), v)",
-            "game/gap": "duality gap",
-        }
-        lines += [
-            "",
-            "The games at their ends, test error: u the classifier, v the game's own attacker.",
-            "",
-            "| defence | " + " | ".join(titles.values()) + " |",
-            "|---" * (len(titles) + 1) + "|",
-        ]
-        for method, row in games.items():
-            cells = [_cell(row[title], row["seeds"]) for title in titles]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines += [
-            "",
-            "Lemma 1 on these numbers. It is about exact optima, which nobody has found here:",
-            "",
-            "| inequality | holds | largest violation |",
-            "|---|---|---|",
-        ]
-        for name, holds, count, size in about["lemma"]:
-            lines.append(f"| {name} | {holds} of {count} | {size:.3f} |")
+    lines += games_at_their_ends(results, about)
     flags = ", ".join(sorted({f"{r['method']}: {f}" for r in results for f in r["flags"]}))
     made = ", ".join(sorted({r["commit"][:12] for r in results}))
     lines += ["", f"Flags raised: {flags or 'none'}.", ""]
     lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
     lines += [f"Command: `{about['command']}`.", ""]
     return "\n".join(lines)
+
+
+def games_at_their_ends(
+    results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+) -> list[str]:
+    """Both players' best responses, whether the attackers live, and lemma 1."""
+    games = {name: row for name, row in about["summary"].items() if "game/gap" in row}
+    if not games:
+        return []
+    titles = {
+        "game/error": "f(u, v)",
+        "game/error_attacker_responds": "Stackelberg value f(u, v*(u))",
+        "game/fresh_range": "range over responders",
+        "game/error_pgd": "f(u, PGD-20)",
+        "game/error_defender_responds": "f(u*(v), v)",
+        "own/saturated": "v: saturated",
+        "own/spread": "v: spread",
+        "curr/spread": "v*(u): spread",
+    }
+    lines = [
+        "",
+        "The games at their ends, test error: u the classifier, v the game's own attacker, v*(u) "
+        "the strongest of v and of fresh networks. The duality gap, f(u, v*(u)) − f(u*(v), v), has "
+        "95 % intervals over images and responders, by seed. It is a lower bound, and no distance "
+        "to a solution: a game of pure strategies need have no equilibrium. Saturated: share of "
+        "outputs where tanh is flat; spread: sd of the perturbation within a class, in ε.",
+        "",
+        "| defence | " + " | ".join(titles.values()) + " | duality gap by seed |",
+        "|---" * (len(titles) + 2) + "|",
+    ]
+    for method, row in games.items():
+        cells = [_cell(row.get(title), row["seeds"]) for title in titles]
+        gaps = [
+            f"{r['game/gap']:.2f} [{r['game/gap_low']:.2f}, {r['game/gap_high']:.2f}]"
+            for r in results
+            if r["method"] == method
+        ]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {', '.join(gaps)} |")
+    lines += [
+        "",
+        "Lemma 1 on these numbers. It is about exact optima, which nobody has found here:",
+        "",
+        "| inequality | holds | largest violation |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {n} of {count} | {size:.3f} |" for name, n, count, size in about["lemma"]
+    ]
+    return lines
 
 
 def _cell(found: Mapping[str, float] | None, seeds: int) -> str:
@@ -251,17 +281,9 @@ def _cell(found: Mapping[str, float] | None, seeds: int) -> str:
 
 def picture(config: Config, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Validation accuracies, the defender's loss and the gap over time (Figs. 2 and 3)."""
-    runs: dict[str, list[Rows]] = {}
-    for one in results:
-        rows = [
-            {"epoch": epoch, tag: value}
-            for tag, points in one["curves"].items()
-            for epoch, value in points
-        ]
-        runs.setdefault(one["method"], []).append(rows)
     tags = {tag: title for tag, title in CURVES.items() if any(tag in r["curves"] for r in results)}
     title = f"Machine vs Machine on {stem(config)}: mean and range over seeds"
-    save_figure(seeds_figure(runs, tags, title), path)
+    save_figure(seeds_figure(drawable(results), tags, title), path)
 
 
 def main(config: Config) -> None:

@@ -19,6 +19,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep, perturbation_stats
 from advgame.games.training import PANELS as TRAINING_PANELS
+from advgame.health import gradient_sign, network_signs, tagged
 from advgame.solvers import Direction, Functional, Optimistic, Params, Risk, Solver, sensitivity
 from advgame.threat import Linf, Threat, per_image
 
@@ -26,7 +27,8 @@ PANELS: Panels = TRAINING_PANELS | {
     "Game": (
         "error rate on held-out images",
         {
-            "game/error_attacker_responds": "f(u, v*(u)): the attacker responds",
+            "game/error_attacker_responds": "Stackelberg value f(u, v*(u)): the attacker responds",
+            "game/error_pgd": "f(u, PGD-20)",
             "game/error": "f(u, v)",
             "game/error_defender_responds": "f(u*(v), v): the defender responds",
         },
@@ -146,6 +148,11 @@ class Minimax:
         x_adv, losses = seen[self.ascent_steps - 1]  # where the common step begins
         stats = {"game/adversarial_loss": losses.mean(), **followed}
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
+
+    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
+        """See `advgame.games.training.Watched`."""
+        signs = network_signs(self.attacker.module, x, y) | gradient_sign(self.attacker.optimizer)
+        return tagged("attacker", signs)
 
     def state_dict(self) -> dict[str, Any]:
         """The attacker's, and what the direction remembers."""
