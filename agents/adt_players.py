@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Slope
+from advgame.attacks import Slope, attacked
 from advgame.distributions import LOG_2
 from advgame.errors import InputError
 from advgame.games.adt import Sampled
+from advgame.health import gradient_sign, output_signs
 from advgame.threat import Threat, per_image
 from agents.adt import ADTNetwork
 from agents.adt_networks import Encoder
@@ -71,6 +72,13 @@ class ExplicitPlayer:
             self.synchronise(self.module)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+        """See `advgame.games.adt.SamplingPlayer`; of the mean perturbation tanh(μ)."""
+        with torch.no_grad(), attacked(self.module):
+            found = self.module.distribution(self.module.information(x, threat, slope))
+        signs = output_signs(found.mean.tanh(), y) | gradient_sign(self.optimizer)
+        return signs | {"width": float(found.spread.mean())}
 
     def state_dict(self) -> dict[str, Any]:
         """Network and optimiser."""
@@ -164,6 +172,14 @@ class ImplicitPlayer:
                 self.synchronise(part)
             optimizer.step()
             optimizer.zero_grad()
+
+    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+        """See `advgame.games.adt.SamplingPlayer`; of perturbations from a fixed draw of z."""
+        rng = torch.Generator(x.device).manual_seed(0)
+        with torch.no_grad(), attacked(self.module):
+            information = self.module.information(x, threat, slope)
+            value = self.module.perturbation(information, self.module.noise(information, rng))
+        return output_signs(value, y) | gradient_sign(self.optimizers[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimisers."""

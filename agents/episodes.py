@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from advgame.errors import InputError
+from advgame.health import entropy_sign
 from agents.policies import FeaturePolicy, FeatureValue, entropies, log_probability, sample
 
 
@@ -191,7 +192,7 @@ class EpisodicReinforce:
         explained = 1 - advantage.var(correction=0) / goal.var(correction=0).clamp_min(1e-12)
         named = zip(self.names, entropy.detach(), strict=True)
         episodes = rollout.ended.sum().clamp_min(1)
-        return {
+        return entropy_sign(entropy, self.module.sizes) | {
             "game/reward_per_query": rollout.rewards[rollout.decided].mean(),
             "game/return": rollout.rewards.sum() / episodes,
             "attacker/policy_loss": loss.detach(),

@@ -21,9 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, BatchNormMode, Slope
+from advgame.attacks import AttackResult, BatchNormMode, Slope, attacked
 from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.errors import InputError
+from advgame.health import gradient_sign, output_signs
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import read_file, write_file
@@ -83,7 +84,11 @@ class L2LNetwork(nn.Module):
         return max(self.gradients, 1)
 
     def perturb(self, x: Tensor, threat: Threat, slope: Slope) -> Tensor:
-        """Adversarial examples (B, C, H, W) in the ball and in [0, 1], in fp32 at least.
+        """Adversarial examples (B, C, H, W) in the ball and in [0, 1], in fp32 at least; `play`."""
+        return self.play(x, threat, slope)[1]
+
+    def play(self, x: Tensor, threat: Threat, slope: Slope) -> tuple[Tensor, Tensor]:
+        """What the network puts out, in units of ε, and the adversarial examples.
 
         The gradient channels are constants: ∂/∂φ of a later cell reaches the earlier ones through
         the point that it starts from, and there is no second-order term.
@@ -92,6 +97,10 @@ class L2LNetwork(nn.Module):
             x: clean images, not in half precision.
             threat: an L∞ ball; its radius may be per image.
             slope: the classifier's input gradients on these images.
+
+        Returns:
+            (B, C, H, W) in [-1, 1], before the pixel range cuts it, and (B, C, H, W) in the ball
+            and in [0, 1].
         """
         moved, x_adv = torch.zeros_like(x), x  # moved: in units of ε, before the pixel range
         for cell in range(self.cells):
@@ -101,7 +110,7 @@ class L2LNetwork(nn.Module):
             move = self.body(torch.cat(known, 1).to(self._dtype)).to(x.dtype)
             moved = (moved + move).clamp(-1, 1)
             x_adv = threat.project(x + moved * per_image(threat.eps, x), x)
-        return x_adv
+        return moved, x_adv
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -211,6 +220,12 @@ class L2LPlayer:
             self.synchronise(self.module)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+        """See `advgame.games.l2l.AttackerPlayer`."""
+        with torch.no_grad(), attacked(self.module):
+            moved, _ = self.module.play(x, threat, slope)
+        return output_signs(moved, y) | gradient_sign(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Network and optimiser."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
+from advgame.health import entropy_sign
 from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
 
 Baseline = Literal["none", "loo", "running", "value"]
@@ -144,12 +145,17 @@ class Reinforce:
             f"strategy/entropy_{name}": value.detach()
             for name, value in zip(CHOICES, entropy, strict=False)
         }
-        return named | {
-            "attacker/policy_loss": loss.detach(),
-            "attacker/gradient_norm": norm,
-            "attacker/advantage_mean": centred.mean(),
-            "attacker/advantage_spread": centred.std(correction=0),
-        }
+        sizes = [one.shape[1] for one in logits]
+        return (
+            named
+            | entropy_sign(entropy, sizes)
+            | {
+                "attacker/policy_loss": loss.detach(),
+                "attacker/gradient_norm": norm,
+                "attacker/advantage_mean": centred.mean(),
+                "attacker/advantage_spread": centred.std(correction=0),
+            }
+        )
 
     def _baseline(self, images: Tensor, reward: Tensor) -> Tensor:
         """What is taken off the reward, (B,).

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from advgame.games.strategy import CHOICES
+from advgame.health import entropy_sign
 from advgame.seeding import OwnChance
 from agents.policies import StrategyPolicy
 
@@ -134,6 +135,11 @@ class PPOPlayer:
         """SB3's policy module."""
         return self.ppo.policy
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """SB3's optimiser."""
+        return self.ppo.policy.optimizer
+
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
         """Draw a strategy per image, (B, choices)."""
         self.policy.set_training_mode(False)
@@ -159,10 +165,12 @@ class PPOPlayer:
         )
         with torch.no_grad():
             heads = cast(list[Categorical], self.policy.get_distribution(images).distribution)
+        entropies = torch.stack([one.entropy().mean() for one in heads])
         stats = {
-            f"strategy/entropy_{name}": one.entropy().mean()
-            for name, one in zip(CHOICES, heads, strict=False)
+            f"strategy/entropy_{name}": value
+            for name, value in zip(CHOICES, entropies, strict=False)
         }
+        stats |= entropy_sign(entropies, [one.logits.shape[1] for one in heads])
         if buffer.full:
             with self._chance:
                 buffer.compute_returns_and_advantage(values, starts)

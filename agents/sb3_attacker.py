@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor, nn
 
+from advgame.health import entropy_sign
 from agents.policies import FeaturePolicy
 from agents.sb3 import SB3Chance
 
@@ -88,12 +90,14 @@ class PPOAttacker:
             self.ppo.learn(self._per_update, reset_num_timesteps=False)
         logged = self.ppo.logger.name_to_value
         rewards = self.ppo.rollout_buffer.rewards
-        return {
+        entropy = torch.tensor(-float(logged["train/entropy_loss"]))  # summed over choices
+        # as a share of the largest sum: a choice of equally likely options as many as all together
+        return entropy_sign(entropy[None], [math.prod(self.sizes)]) | {
             "game/reward_per_query": torch.tensor(float(rewards.mean())),
             "attacker/policy_loss": torch.tensor(float(logged["train/policy_gradient_loss"])),
             "attacker/kl": torch.tensor(float(logged["train/approx_kl"])),
             "attacker/explained_variance": torch.tensor(float(logged["train/explained_variance"])),
-            "strategy/entropy": torch.tensor(-float(logged["train/entropy_loss"])),
+            "strategy/entropy": entropy,
         }
 
     def state_dict(self) -> dict[str, Any]:

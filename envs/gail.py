@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from advgame.curves import Curves, Panels
 from advgame.errors import InputError
 from advgame.games.imitation import DiscriminatorUpdater, ImitationGame
+from advgame.health import tagged
 from advgame.imitation.demonstrations import Demonstrations
 from advgame.imitation.discriminator import CHANCE_LOSS
 from advgame.imitation.resemblance import held_out_discriminator
@@ -155,6 +157,9 @@ class GailTraining:
             )
             stats |= watched
         stats |= self.player.learn(rollout, rewards)
+        if self.env.code.choices:
+            share = stats["policy/entropy"] / math.log(self.env.code.choices)
+            stats |= tagged("policy", {"entropy": share})
         if len(rollout.true_returns):
             stats["policy/true_return"] = float(rollout.true_returns.mean())
         return {name: torch.tensor(value) for name, value in stats.items()}
@@ -198,7 +203,7 @@ class GailTraining:
 def _live(over: Tensor) -> dict[str, float]:
     """Whether the discriminator sees live pairs: share that is absorbing, and 1 if next to all."""
     share = float(over.mean())
-    return {"health/batch/absorbing": share, "health/batch/blind": float(share > 0.995)}
+    return tagged("batch", {"absorbing": share, "blind": float(share > 0.995)})
 
 
 def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demonstrations:

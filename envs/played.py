@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advgame.curves import Curves
 from advgame.games.strategy import CHOICES, StrategyPlayer
+from advgame.health import Learns, constant_sign, gradient_sign, tagged
 from advgame.seeding import derive_seed
 from advgame.training import Learner
 from envs.queries import QueryVectorEnv
@@ -55,6 +56,11 @@ class StrategyGame:
             if curves is not None:
                 curves.histogram(f"strategy/{name}_chosen", values, step)
         self._chosen = []
+        with torch.no_grad():
+            logits = self.defender.module.eval()(self.images)
+        row |= tagged("defender", constant_sign(logits) | gradient_sign(self.defender.optimizer))
+        if isinstance(self.player, Learns):
+            row |= tagged("strategy", gradient_sign(self.player.optimizer))
         return row
 
     def state_dict(self) -> dict[str, Any]:
@@ -114,8 +120,8 @@ class AttackGame:
         return self.learner.update()
 
     def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
-        """Nothing beyond the updates' means."""
-        return {}
+        """The policy's gradient; its entropy is among the updates' means."""
+        return tagged("strategy", gradient_sign(self.learner.optimizer))
 
     def state_dict(self) -> dict[str, Any]:
         """Player and environments."""

@@ -211,6 +211,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
             way: {name: round(value, 4) for name, value in found.items()}
             for way, found in report.get("imitation", {}).items()
         },
+        "flags": [flag["name"] for flag in report.get("flags", [])],
         "blind": mean(one) if (one := [r[BLIND] for r in rows if BLIND in r]) else None,
         "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
         "commit": about["commit"],
@@ -261,6 +262,8 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
         )
     lines += imitation_as_lines(about["runs"])
     lines += pairs_as_lines(about["tests"])
+    flags = sorted({f"{r['method']}: {f}" for r in about["runs"] for f in r.get("flags", [])})
+    lines += ["", f"Flags raised: {', '.join(flags) or 'none'}."]
     lines += ["", f"Hardware: {about['device']}. Command: `{about['command']}`.", ""]
     return "\n".join(lines)
 

@@ -34,6 +34,7 @@ from advgame.curves import Panels, game_figure, save_figure, shares_figure
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run, shipped
+from advgame.health import deaths
 from advgame.runs import Metrics, RunFolder, command, commit, device_name
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.threat import Linf
@@ -217,7 +218,12 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     watching.run(one.model, x, y, rng=stream(config.seed, "schedule", x.device), check=False)
     save_figure(picture(chosen, attacker.menu, title), run.path / "schedule.png")
     scores = validate(game.learner.module)
-    report = {**about, "classifiers": [c.name for c, *_ in validate.cases], "validation": scores}
+    report = {
+        **about,
+        "classifiers": [c.name for c, *_ in validate.cases],
+        "validation": scores,
+        "flags": [one.as_dict() for one in deaths(rows)],
+    }
     run.write_json("report.json", report)
 
 
@@ -255,12 +261,15 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
         trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
         trainer.fit(resume=resume)
         finish(run, game, validate, config)
-    scores = run.report()["validation"]
+    report = run.report()
+    scores = report["validation"]
     print(
         f"validation: success {100 * scores['eval/success']:.1f} % "
         f"(PGD {100 * scores['eval/pgd']:.1f} %), margin gained {scores['eval/gain']:.3f} "
         f"(PGD {scores['eval/pgd_gain']:.3f}); {path}/attacker.safetensors"
     )
+    for flag in report.get("flags", []):
+        print(f"flag {flag['name']}: {flag['meaning']}")
     return run
 
 

@@ -28,6 +28,7 @@ from advgame.cli import peek, resume_settings, run_script, typed_options
 from advgame.curves import game_figure, save_figure
 from advgame.errors import InputError
 from advgame.games.imitation import ImitationGame
+from advgame.health import deaths
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import Discriminator
 from advgame.runs import Metrics, RunFolder, device_name
@@ -301,6 +302,7 @@ def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
     figure = game_figure(rows, title, PANELS, x=("step", "iteration"))
     save_figure(figure, run.path / "curves.png")
     about |= {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
+    about["flags"] = [one.as_dict() for one in deaths(rows)]
     return about | resembles(config, training)
 
 
@@ -337,6 +339,8 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
         f"true return {report['eval/return']:.1f} ± {report['eval/standard_error']:.1f} "
         f"(expert {report['expert_return']:.1f}){end}; {path}/curves.png"
     )
+    for flag in report.get("flags", []):
+        print(f"flag {flag['name']}: {flag['meaning']}")
     return run
 
 

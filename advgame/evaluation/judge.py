@@ -10,11 +10,12 @@ from torch import nn
 from advgame.attacks import Attack, attacked, pgd
 from advgame.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
 from advgame.data import ImageSet
-from advgame.evaluation.flags import find_flags
+from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.measure import evaluate
 from advgame.evaluation.overfitting import catastrophic_overfitting
 from advgame.evaluation.report import Report, write_report
 from advgame.evaluation.verdicts import predict, score
+from advgame.health import deaths
 from advgame.progress import telling
 from advgame.runs import Metrics, RunFolder, device_name
 from advgame.seeding import stream
@@ -81,9 +82,11 @@ def judge(
         )
         tell("looking for signs of unreliable numbers")
         flags = find_flags(module, test, threat, verdicts, seed)
+    rows = Metrics.read(run.path / "metrics.csv")
+    flags += [Flag(one.name, one.sentence) for one in deaths(rows)]
     _, by = SCORES[criterion(run)]
     also: dict[str, Any] = {"selected_by": by, other: scores, **more}
-    if found := catastrophic_overfitting(Metrics.read(run.path / "metrics.csv")):
+    if found := catastrophic_overfitting(rows):
         also["catastrophic_overfitting"] = found
     content = Report(
         dataset,

@@ -23,6 +23,7 @@ from advgame.attacks.distributional import DistributionalAttack
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.health import tagged
 from advgame.threat import Linf, Threat
 
 
@@ -107,6 +108,10 @@ class SamplingPlayer(Protocol):
         """One step up along the gradients on φ, which are then cleared."""
         ...
 
+    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+        """Signs of life on a batch, see `advgame.health`."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser."""
         ...
@@ -166,6 +171,11 @@ class Amortised:
             stats["game/clean_loss"] = slope.clean_losses.mean()
         stats |= sampled.stats | perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
+
+    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
+        """See `advgame.games.training.Watched`."""
+        slope = Slope(defender.module, x, y)
+        return tagged("attacker", self.attacker.signs(x, y, self.threat, slope))
 
     def state_dict(self) -> dict[str, Any]:
         """The attacker's."""

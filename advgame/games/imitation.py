@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advgame.errors import InputError
+from advgame.health import tagged
 from advgame.imitation.discriminator import (
     Discriminator,
     gradient_penalty,
@@ -19,12 +20,18 @@ from advgame.imitation.discriminator import (
     label_entropy,
 )
 
+_TINY = 1e-12  # parameters may all be 0
+
 
 class DiscriminatorUpdater(Protocol):
     """What improves θ_D: Adam, or a learned updater (`agents.updaters`)."""
 
     def update(self, params: Tensor, objective: Callable[[Tensor], Tensor]) -> Any:
-        """One step that lowers ``objective``; returns what has the new vector as ``params``."""
+        """One step that lowers ``objective``.
+
+        Returns:
+            what has the new vector as ``params`` and the gradient at the old one as ``grad``.
+        """
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,8 @@ class ImitationGame:
 
         Returns:
             the new θ_D and, before the first step: loss without regularisers, accuracy on both
-            sides, mean logits; after the last: ‖θ_D‖ and the length of the step.
+            sides, mean logits; after the last: ‖θ_D‖, the length of the step, and signs of life of
+            discriminator and updater.
 
         Raises:
             FloatingPointError: the norm of θ_D or its logits are no longer finite.
@@ -127,10 +135,14 @@ class ImitationGame:
             # a shuffled policy side, so that any part of it is a sample of all of it
             shuffled = policy[torch.randperm(len(policy), generator=rng)]
             mix = torch.rand(min(len(policy), len(expert)), 1, generator=rng)
-            new = updater.update(new, self.objective(shuffled, expert, mix)).params
+            update = updater.update(new, self.objective(shuffled, expert, mix))
+            gradient = update.grad.norm() / new.norm().clamp_min(_TINY)
+            new = update.params
         norm = new.norm()
         if not bool(norm.isfinite() & low.isfinite().all() & high.isfinite().all()):
             raise FloatingPointError("the discriminator diverged: its numbers are no longer finite")
         stats["discriminator/norm"] = float(norm)
         stats["discriminator/step"] = float((new - theta).norm())
+        stats |= tagged("discriminator", {"gradient": float(gradient)})
+        stats |= tagged("updater", {"step": stats["discriminator/step"] / max(float(norm), _TINY)})
         return new, stats

@@ -19,6 +19,7 @@ from advgame.attacks import BatchNormMode, Slope, attacked
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.health import tagged
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat
 
@@ -49,6 +50,10 @@ class AttackerPlayer(Protocol):
 
     def step(self) -> None:
         """One step up along the gradients on φ, which are then cleared."""
+        ...
+
+    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+        """Signs of life on a batch, see `advgame.health`; {} of an attacker that cannot learn."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,6 +145,11 @@ class L2L:
             stats["game/clean_loss"] = slope.clean_losses.mean()
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
+
+    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
+        """See `advgame.games.training.Watched`."""
+        slope = self._slope(defender, x, y, "eval")
+        return tagged("attacker", self.attacker.signs(x, y, self.threat, slope))
 
     def state_dict(self) -> dict[str, Any]:
         """The attacker's."""

@@ -19,6 +19,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.minimax import network_risk
 from advgame.games.passes import DefenderStep, perturbation_stats
+from advgame.health import network_signs, tagged
 from advgame.solvers import Functional, KBeam, Params, Risk
 from advgame.threat import Linf, Threat
 
@@ -117,6 +118,13 @@ class Mixture:
         for number, name in enumerate(self.names):
             stats[f"game/lead_{name}"] = followed[f"game/lead{number}"]
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
+
+    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
+        """See `advgame.games.training.Watched`."""
+        found: dict[str, float] = {}
+        for name, network in self.learned.items():
+            found |= tagged(name, network_signs(network, x, y))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and their optimiser."""

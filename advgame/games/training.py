@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from advgame.data import Batches, ImageSet
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep
+from advgame.health import constant_sign, gradient_sign, tagged
 from advgame.losses import cross_entropy
 from advgame.seeding import OwnChance, derive_seed, stream
 
@@ -64,6 +65,15 @@ class Rules(Protocol):
         ...
 
 
+@runtime_checkable
+class Watched(Protocol):
+    """Rules with a player of their own that learns, whose signs of life are logged."""
+
+    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Signs of life by tag, see `advgame.health`, on one batch; nothing is changed or drawn."""
+        ...
+
+
 class DefenderTraining:
     """`advgame.training.Game` over a data set.
 
@@ -103,7 +113,10 @@ class DefenderTraining:
         self.rng = stream(seed, f"attack{rank}", defender.device)
         self.chance = OwnChance(derive_seed(seed, f"dropout{rank}"), defender.device)
         self.steps = 0
-        self._unseen: tuple[Tensor, Tensor] | None = None  # set by every step: no part of the state
+        # the last batch, and whether no step needed its clean images: set by every step, so that
+        # they are no part of the state
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._unseen = False
 
     def step(self) -> dict[str, Tensor]:
         """One batch."""
@@ -112,16 +125,21 @@ class DefenderTraining:
         with self.chance:
             result = self.rules.step(self.defender, x, y, self.rng, scale=scale)
         self.steps += 1
-        self._unseen = None if "game/clean_loss" in result.stats else (x, y)
+        self._last, self._unseen = (x, y), "game/clean_loss" not in result.stats
         return result.stats
 
     def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
-        """The clean loss, on the last batch, where no step needed the clean images."""
-        if self._unseen is None:
+        """On the last batch: all players' signs of life; the clean loss, if no step needed it."""
+        if self._last is None:
             return {}
-        (x, y), module = self._unseen, self.defender.module
+        (x, y), module = self._last, self.defender.module
         with attacked(module), torch.no_grad(), self.defender.fabric.autocast():
-            return {"game/clean_loss": float(cross_entropy(module(x), y).mean())}
+            logits = module(x)
+        found = {"game/clean_loss": float(cross_entropy(logits, y).mean())} if self._unseen else {}
+        found |= tagged("defender", constant_sign(logits) | gradient_sign(self.defender.optimizer))
+        if isinstance(self.rules, Watched):
+            found |= self.rules.health(self.defender, x, y)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the defender's weights."""

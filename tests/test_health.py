@@ -1,0 +1,214 @@
+"""Signs of life: a dead player of every kind is planted, and flagged; living ones are not."""
+
+import math
+
+import adt_parts
+import l2l_parts
+import pytest
+import torch
+import train_gail
+from conftest import seeded
+from torch import nn
+from torch.distributions import Categorical
+
+from advgame import health
+from advgame.classifiers import SmallCNN
+from advgame.defender import Defender
+from advgame.evaluation.judge import judge
+from advgame.games.adt import Amortised
+from advgame.games.adversarial_training import AdversarialTraining
+from advgame.games.l2l import L2L
+from advgame.games.minimax import Minimax
+from advgame.games.mixture import Mixture
+from advgame.games.training import DefenderTraining
+from advgame.runs import RunFolder
+from advgame.seeding import seeded_init
+from advgame.threat import Linf
+from advgame.training import Trainer, TrainingPlan
+from agents.attnet import AttNet, AttNetPlayer
+from agents.reinforce import Reinforce, ReinforceConfig
+
+EPS = Linf(0.1)
+
+
+def drown(layer):
+    """Bias so large that neither image nor weights matter."""
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(50)
+
+
+def last_linear(module):
+    return [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+
+
+def attnet(dead):
+    if not dead:
+        return AttNet((1, 8, 8), 10, hidden=16)
+    network = AttNet((1, 8, 8), 10, hidden=16, scale=0.0)  # its scale would undo what is planted
+    drown(last_linear(network))
+    return network
+
+
+def generator(parts, *kind, dead):
+    made = parts.player(*kind)
+    if dead:
+        drown(last_linear(made.module))
+    return made
+
+
+def played(rules, digits, dead_defender=False):
+    """One step on digits, and what the end of the epoch says."""
+    with seeded_init(0):
+        module = SmallCNN((1, 8, 8), 10, width=8)
+    if dead_defender:
+        drown(last_linear(module))
+        with torch.no_grad():
+            last_linear(module).bias[1:] = -50.0
+    game = DefenderTraining(rules, Defender(module, lr=1e-9), digits.train, 64, 0)
+    game.step()
+    return {"epoch": 1, **game.end_epoch(None, 1)}
+
+
+GAMES = {
+    "minimax": lambda dead: Minimax(EPS, AttNetPlayer(attnet(dead), 1e-9)),
+    "mixture": lambda dead: Mixture(EPS, ["fgsm"], {"attnet": attnet(dead)}, lr=1e-9),
+    "l2l": lambda dead: L2L(EPS, generator(l2l_parts, dead=dead)),
+    "exp-am": lambda dead: Amortised(EPS, generator(adt_parts, "exp-am", dead=dead)),
+    "imp-am": lambda dead: Amortised(EPS, generator(adt_parts, "imp-am", dead=dead)),
+}
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_a_saturated_attacker_is_flagged_and_a_living_one_is_not(name, digits):
+    torch.manual_seed(0)
+    attacker = "attnet" if name == "mixture" else "attacker"
+    for dead in (False, True):
+        row = played(GAMES[name](dead), digits)  # of a defender that has learned nothing yet
+        found = {death.sign for death in health.deaths([row]) if death.player == attacker}
+        assert found >= {"saturated", "spread"} if dead else found == set()
+
+
+def test_a_constant_defender_is_flagged(digits):
+    row = played(AdversarialTraining(EPS), digits, dead_defender=True)
+    assert [death.name for death in health.deaths([row])] == ["dead_defender_constant"]
+    assert row["health/defender/constant"] == 1
+
+
+def test_a_policy_that_always_does_the_same_is_flagged():
+    class Policy(nn.Module):
+        def __init__(self, certainty):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([[certainty, 0.0, 0.0]]))
+
+        def forward(self, images):
+            return [self.logits.expand(len(images), -1)]
+
+    shares = []
+    for certainty in (1.0, 30.0):
+        player = Reinforce(Policy(certainty), ReinforceConfig(baseline="loo", lr=1e-9), seeded())
+        player.act(torch.zeros(8, 1, 2, 2), learn=True)
+        stats = player.learn(torch.rand(8, generator=seeded()))
+        row = {"epoch": 3, "health/strategy/entropy": float(stats["health/strategy/entropy"])}
+        shares.append(row["health/strategy/entropy"])
+        dead = [death.name for death in health.deaths([row])]
+        assert dead == (["dead_strategy_entropy"] if certainty == 30 else [])
+    expected = Categorical(logits=torch.tensor([1.0, 0, 0])).entropy() / math.log(3)
+    assert shares[0] == pytest.approx(float(expected))
+
+
+def test_a_choice_among_one_is_none():
+    assert health.entropy_sign(torch.zeros(1), [1]) == {}
+    stats = health.entropy_sign(torch.tensor([math.log(4), 0.0, math.log(2) / 2]), [4, 1, 2])
+    assert float(stats["health/strategy/entropy"]) == pytest.approx(0.75)
+
+
+def tiny_gail(tmp_path, **settings):
+    return train_gail.Config(
+        iterations=2, evaluate_every=1, episodes=4, envs=4, n_steps=16, runs_dir=str(tmp_path),
+        **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["discriminator", "updater", "batch", "policy"])
+def test_dead_players_of_gail_are_flagged(kind, tmp_path, monkeypatch):
+    settings = {"updater_lr": 1e-12} if kind == "updater" else {}
+    game, _, _ = train_gail.build(tiny_gail(tmp_path, **settings))
+    alive = {"epoch": 1, **{tag: float(value) for tag, value in game.step().items()}}
+    assert {d.player for d in health.deaths([alive])} == (
+        {"updater"} if kind == "updater" else set()
+    )
+    if kind == "discriminator":  # where both sides are as many, zeros have no gradient
+        game.env.theta = torch.zeros_like(game.env.theta)
+    if kind == "policy":
+        drown(game.player.policy.action_net)
+        with torch.no_grad():
+            game.player.policy.action_net.bias[1] = -50
+    if kind == "batch":  # every episode is over, and none begins anew
+        game.env._over = torch.ones_like(game.env._over)
+        game.env.observations = game.env.code.observe(game.env.task.observe(), game.env._over)
+    stats = {"epoch": 2, **{tag: float(value) for tag, value in game.step().items()}}
+    assert kind in {death.player for death in health.deaths([alive, stats])}
+
+
+def test_since_when():
+    tag = "health/attacker/saturated"
+    rows = [{"epoch": n, tag: value} for n, value in enumerate([1.0, 0.5, 1.0, 1.0], 1)]
+    (death,) = health.deaths([*rows, {"epoch": 5, "other": 1.0}, {"epoch": 6, tag: 0.999}])
+    assert (death.since, death.value) == (3, 0.999)
+    assert "saturated" in death.sentence
+    assert "since epoch 3" in death.sentence
+    assert health.deaths([*rows, {"epoch": 5, tag: 0.5}]) == [], "it lives again"
+    assert health.deaths([{"epoch": 1, "health/attacker/unknown": 9.0}]) == []
+    assert health.deaths([]) == []
+
+
+def test_spread_by_hand():
+    outputs = torch.tensor([[0.0, 1.0], [0.5, 1.0], [-1.0, -1.0]])
+    found = health.output_signs(outputs, torch.tensor([3, 3, 5]))
+    assert found["spread"] == pytest.approx((math.sqrt(2) / 4 + 0) / 2)  # class 5 has one image
+    assert found["saturated"] == pytest.approx(4 / 6)
+    assert "spread" not in health.output_signs(outputs, torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("adam", [True, False])
+def test_the_gradient_is_the_moving_mean_over_the_weights(adam):
+    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    kind = torch.optim.Adam if adam else torch.optim.SGD
+    optimizer = kind([weight], 0.0, **({} if adam else {"momentum": 0.9}))
+    assert health.gradient_sign(optimizer) == {}
+    weight.grad = torch.tensor([0.0, 2.0])
+    optimizer.step()
+    first = 0.1 * 2 if adam else 2  # of Adam's mean, which begins at 0
+    assert health.gradient_sign(optimizer)["gradient"] == pytest.approx(first / 5)
+
+
+def test_looking_changes_nothing(digits):
+    network, (x, y) = (
+        attnet(False).train(),
+        (digits.train.floats(slice(32)), digits.train.labels[:32]),
+    )
+    state, before = torch.get_rng_state(), [p.clone() for p in network.parameters()]
+    one, two = (health.network_signs(network, x, y) for _ in range(2))
+    assert one == two
+    assert network.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_a_report_flags_a_dead_player(tmp_path, digits):
+    """From the step to report.md, by the shared loop."""
+    rules = GAMES["minimax"](True)
+    with seeded_init(0):
+        defender = Defender(SmallCNN((1, 8, 8), 10, width=8), lr=1e-3)
+    game = DefenderTraining(rules, defender, digits.train.first(128), 64, 0)
+    run = RunFolder.create(tmp_path / "run", {}, "cpu")
+    plan = TrainingPlan(2, "constant")
+    Trainer(game, run, plan, lambda module: {"eval/robust": 0.0}).fit(resume=False)
+    content = judge(
+        run, defender.module, digits.test.first(20), EPS, dataset="digits", attacks=("fgsm",),
+        seed=0, title="",
+    )  # fmt: skip
+    flags = {flag["name"]: flag["meaning"] for flag in content["flags"]}
+    assert "since epoch 1" in flags["dead_attacker_saturated"]
+    assert "`dead_attacker_spread`" in (run.path / "report.md").read_text()
