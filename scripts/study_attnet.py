@@ -61,6 +61,8 @@ class Config:
     """of Adam"""
     scales: tuple[float, ...] = (2.0,)
     """AttNet's output scales; 0 is a bare tanh"""
+    centred: tuple[bool, ...] = (True,)
+    """whether AttNet sees each image less its mean"""
     steps: tuple[int, ...] = STEPS
     """where to look"""
     seeds: int = 1
@@ -72,13 +74,19 @@ class Config:
 
 
 def curve(
-    run: RunFolder, data: Splits, scale: float, rate: float, seed: int, steps: Sequence[int]
+    run: RunFolder,
+    data: Splits,
+    scale: float,
+    centre: bool,
+    rate: float,
+    seed: int,
+    steps: Sequence[int],
 ) -> list[dict[str, float]]:
     """One fresh attacker on its way: what `TITLES` names, at each of ``steps``."""
     settings, shape = run.about()["config"], data.train.shape
     model = run_classifier(run, shape, data.train.classes, "last")
     threat = Linf(parse_eps(settings["eps"]))
-    family = AttNets(lambda: AttNet(shape, data.train.classes, scale=scale))
+    family = AttNets(lambda: AttNet(shape, data.train.classes, scale=scale, centre=centre))
     ascent = Ascent(model, data.train, threat, family, Effort(lr=rate), seed=seed)
     x, y = data.validation.floats(), data.validation.labels
     rows, done = [], 0
@@ -119,6 +127,12 @@ def about_classifier(run: RunFolder, data: Splits) -> dict[str, Any]:
     return found
 
 
+def label(one: Mapping[str, Any]) -> str:
+    """Of a curve, its seed aside."""
+    centred = "" if one["centre"] else ", not centred"
+    return f"{one['classifier']}, scale {one['scale']:g}{centred}, rate {one['rate']:g}"
+
+
 def as_markdown(content: Mapping[str, Any]) -> str:
     """The table for people."""
     lines = [
@@ -134,15 +148,18 @@ def as_markdown(content: Mapping[str, Any]) -> str:
         lines += [f"{name} ({about['defence']}): under PGD-20 {about['pgd20']:.3f}{own}.", ""]
     steps = [row["step"] for row in content["curves"][0]["rows"]]
     lines += [
-        "| classifier | scale | rate | seed | " + " | ".join(f"{s} steps" for s in steps) + " |",
-        "|---" * (len(steps) + 4) + "|",
+        "| classifier | scale | centred | rate | seed | "
+        + " | ".join(f"{s} steps" for s in steps)
+        + " |",
+        "|---" * (len(steps) + 5) + "|",
     ]
     for one in content["curves"]:
         cells = [
             f"{row['error']:.3f} ({row['spread']:.2f}, {row['saturated']:.2f})"
             for row in one["rows"]
         ]
-        words = [one["classifier"], f"{one['scale']:g}", f"{one['rate']:g}", str(one["seed"])]
+        words = [one["classifier"], f"{one['scale']:g}", "yes" if one["centre"] else "no"]
+        words += [f"{one['rate']:g}", str(one["seed"])]
         lines.append("| " + " | ".join([*words, *cells]) + " |")
     return "\n".join([*lines, "", f"Command: `{content['command']}`.", ""])
 
@@ -167,22 +184,20 @@ def main(config: Config) -> None:
         "classifiers": {name: about_classifier(run, data) for name, run in folders.items()},
         "curves": curves,
     }
-    for name, scale, rate, seed in product(
-        folders, config.scales, config.rates, range(config.seeds)
+    for name, scale, centre, rate, seed in product(
+        folders, config.scales, config.centred, config.rates, range(config.seeds)
     ):
-        key = {"classifier": name, "scale": scale, "rate": rate, "seed": seed}
-        if any(key.items() <= one.items() for one in curves):
+        key: dict[str, Any] = {"scale": scale, "centre": centre, "rate": rate, "seed": seed}
+        if any((key | {"classifier": name}).items() <= one.items() for one in curves):
             continue
-        rows = curve(folders[name], data, scale, rate, seed, config.steps)
-        curves.append({**key, "rows": rows})
-        print(f"{name}, scale {scale:g}, rate {rate:g}, seed {seed}: {rows[-1]['error']:.3f}")
+        rows = curve(folders[name], data, **key, steps=config.steps)
+        curves.append({"classifier": name, **key, "rows": rows})
+        print(f"{label(curves[-1])}, seed {seed}: {rows[-1]['error']:.3f}")
         write_atomically(path, json.dumps(content) + "\n")
     write_atomically(path.with_suffix(".md"), as_markdown(content))
     lines: dict[str, list[Any]] = {}
     for one in curves:
-        lines.setdefault(
-            f"{one['classifier']}, scale {one['scale']:g}, rate {one['rate']:g}", []
-        ).append(one["rows"])
+        lines.setdefault(label(one), []).append(one["rows"])
     title = f"A fresh AttNet on its way: {config.name}"
     save_figure(seeds_figure(lines, TITLES, title, x="step"), path.with_suffix(".png"))
 

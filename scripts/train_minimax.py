@@ -105,6 +105,8 @@ class Config(RunConfig):
     """how AttNet stays in the ball: tanh or clip"""
     output_scale: float = 2.0
     """root mean square of AttNet's outputs in front of the bound; 0: as they are, tanh saturates"""
+    centre: bool = True
+    """AttNet sees each image less its own mean; otherwise pixels in [-1, 1], to the letter"""
     mixture: tuple[str, ...] = ("fgsm", "pgd", "attnet")
     """mixture: fgsm, ifgsm, pgd, and networks named attnet, attnet2, ..."""
     per: Per = "sample"
@@ -202,7 +204,7 @@ def rules(config: Config, shape: tuple[int, int, int], classes: int, device: Any
 
 def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
     """An AttNet that knows nothing yet."""
-    made = config.hidden, config.dropout, config.bound, config.output_scale
+    made = config.hidden, config.dropout, config.bound, config.output_scale, config.centre
     return AttNet(shape, classes, *made)
 
 

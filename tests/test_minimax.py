@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from advgame.attacks import fgsm
+from advgame.classifiers import SmallCNN
 from advgame.cli import make_fabric
-from advgame.data import ImageSet, load_data
+from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import score
@@ -207,7 +208,7 @@ def test_an_adam_defender_has_no_look_ahead():
 @pytest.mark.parametrize("bound", ["tanh", "clip"])
 def test_attnet_stays_in_the_ball_sees_the_label_and_comes_back_from_its_file(bound, tmp_path):
     torch.manual_seed(0)
-    network = AttNet(SHAPE, 3, hidden=20, bound=bound, scale=0.5)
+    network = AttNet(SHAPE, 3, hidden=20, bound=bound, scale=0.5, centre=False)
     with torch.no_grad():
         network.layers[-1].weight *= 100  # far beyond the bound, were there no scale
     x, y = batch(50)
@@ -251,8 +252,11 @@ def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
     torch.testing.assert_close(network(x, y), network.unbounded(x, y).tanh())
     network.scale = 0
     label = torch.eye(3).double()[y]
-    raw = network.layers(torch.cat([2 * x.flatten(1) - 1, label], 1)).view_as(x)
-    assert torch.equal(network.unbounded(x, y), raw)
+    pixels = 2 * x.flatten(1) - 1
+    for network.centre in (True, False):
+        mean = pixels.mean(1, keepdim=True) * network.centre
+        raw = network.layers(torch.cat([pixels - mean, label], 1)).view_as(x)
+        assert torch.equal(network.unbounded(x, y), raw)
     with torch.no_grad():
         for p in network.layers[-1].parameters():
             p.zero_()
@@ -265,7 +269,7 @@ def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
 @pytest.mark.parametrize("bound", ["tanh", "clip"])
 def test_signs_of_life_by_hand(bound):
     """The last layer's bias makes the outputs: 4 and -4 beyond the bound, 0.5 and 0 not."""
-    network = AttNet(SHAPE, 3, hidden=4, bound=bound, scale=0).train()
+    network = AttNet(SHAPE, 3, hidden=4, bound=bound, scale=0, centre=False).train()
     with torch.no_grad():
         for p in network.parameters():
             p.zero_()
@@ -289,7 +293,7 @@ def test_signs_of_life_by_hand(bound):
 
 
 def test_a_fresh_attnet_on_digits_still_attacks_each_image_for_itself(digits):
-    """With this seed a bare tanh leaves a spread of 0.000, 1.00 saturated and an error of .23."""
+    """With this seed the network to the letter has spread 0.000, saturated 1.00 and error .23."""
     model, data, threat = undefended(digits), digits.validation, Linf(0.15)
     family = AttNets(lambda: AttNet(digits.train.shape, 10))
     network = Ascent(model, digits.train, threat, family, Effort(), seed=1).run(600)
@@ -308,6 +312,22 @@ def test_a_fresh_attnet_defeats_a_plain_mnist_classifier(real_data):
     network = Ascent(model, data.train, Linf(0.15), family, Effort()).run(6000)
     attack = AttNetAttack(network, Linf(0.15))
     assert float(errors(model, attack, data.validation).mean()) >= 0.5
+
+
+@pytest.mark.slow
+def test_an_attnet_stays_alive_in_a_game_on_mnist(real_data):
+    """With pixels in [-1, 1] the spread is 0.01 after these steps, between classes too."""
+    data = load_data("mnist", real_data, train_n=20000)
+    torch.manual_seed(0)
+    network = AttNet(data.train.shape, 10)
+    game = Minimax(Linf(0.15), AttNetPlayer(network), simultaneous)
+    defender = Defender(SmallCNN(data.train.shape, 10), algorithm="adam", lr=1e-3, weight_decay=0)
+    batches = Batches(data.train, 128, 0)
+    for _ in range(400):
+        game.step(defender, *batches.next(), torch.Generator())
+    found = signs_of_life(network, data.validation.floats(), data.validation.labels)
+    assert found["spread"] > 0.1
+    assert found["saturated"] < 0.5
 
 
 def line(n=64):
