@@ -12,8 +12,8 @@ dropout 0.5. How the perturbation is bounded is not said there; tanh is ours, cl
 Taken at its word this network dies, in two ways, both measured (results/minimax):
 
 - Most pixels of an MNIST image are -1, the same ones in all images. This common part of the input
-  drowns image and label: in a game 98 % of the last hidden units are soon off for every image and
-  the others on, and all images get one perturbation. So each image comes less its own mean.
+  drowns image and label: in a game most hidden units are soon off for every image and the others
+  on for every image, and all images get one perturbation. So each comes less its own mean.
 - Adam's first steps agree on every weight, so that within 100 steps at its usual rate of 1e-3 all
   outputs lie far beyond 3 in front of tanh, where hardly any gradient comes back. So each image's
   outputs are brought to one root mean square first.

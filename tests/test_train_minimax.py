@@ -173,6 +173,20 @@ def test_a_study_of_earlier_weights_is_refused_before_any_training(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_defences_are_compared_with_minimax_seed_by_seed():
+    def run(method, seed, error, **more):
+        return {"method": method, "seed": seed, "error_a": error, **more}
+
+    runs = [run("minimax", s, 0.1 * s) for s in range(3)]
+    runs += [run("alt", s, 0.1 * s + d, error_b=0.0) for s, d in enumerate((0.1, 0.2, 0.3))]
+    runs += [run("plain", 2, 0.9), run("lwa", 7, 0.9), run("lwa", 8, 0.9)]
+    lines = study_minimax.pairs(runs, {"error_a": "a", "error_b": "b"})
+    # t of 2 degrees of freedom is 4.303, the standard error 0.1 / √3
+    assert lines[-1] == "| alt | 3 | +0.200 ± 0.248 | – |"
+    assert sum(line.startswith("|") for line in lines) == 3
+    assert study_minimax.pairs(runs[3:], {"error_a": "a"}) == []
+
+
 @pytest.mark.slow
 def test_the_study_writes_the_tables_of_the_paper(tmp_path):
     extra = "--train-n 100 --epochs 2 --batch-size 50 --eval-n 20 --response-steps 3 --hidden 9"
