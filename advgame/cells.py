@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,16 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
     else:
         words += [*flags, "--runs-dir", str(folder.parent), "--name", folder.name]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        said = errors[-1].removeprefix("error: ") if errors else done.stderr[-500:]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, text=True, env=env, **pipes) as child:
+        _CHILDREN.add(child)
+        try:
+            _, stderr = child.communicate()
+        finally:
+            _CHILDREN.discard(child)
+    if child.returncode:
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        said = errors[-1].removeprefix("error: ") if errors else stderr[-500:]
         raise InputError(f"{folder.name} failed, its last words: {said}")
 
 
@@ -55,18 +64,58 @@ def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs
         jobs: processes at a time.
 
     Raises:
-        InputError: fewer than one process, or a cell that failed.
+        InputError: fewer than one process, or cells that failed. After the first that fails no
+            further cell begins; it is told at once.
+        SystemExit: SIGTERM; as with Ctrl-C, cells under way are asked to stop and can be resumed.
     """
     if jobs < 1:
         raise InputError(f"jobs must be 1 or above, not {jobs}")
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {
-            name: pool.submit(run_cell, script, root / name, flags) for name, flags in cells.items()
+    console, failed = Console(stderr=True), list[str]()
+    with ThreadPoolExecutor(jobs) as pool, _terminated_with_us():
+        names = {
+            pool.submit(run_cell, script, root / name, flags): name for name, flags in cells.items()
         }
-        for number, (name, future) in enumerate(waiting.items(), 1):
-            future.result()
-            console.print(f"{number}/{len(waiting)} {name}")
+        left, number = set(names), 0
+        try:
+            while left:
+                ended, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    try:
+                        future.result()
+                    except InputError as problem:
+                        failed.append(str(problem))
+                        console.print(f"{problem}; no further cell begins")
+                        left = {other for other in left if not other.cancel()}
+                    else:
+                        number += 1
+                        console.print(f"{number}/{len(names)} {names[future]}")
+        except BaseException:  # Ctrl-C, SIGTERM: cells under way leave a checkpoint and end
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in tuple(_CHILDREN):
+                child.terminate()
+            raise
+    if failed:
+        raise InputError("; ".join(failed))
+
+
+_CHILDREN: set[subprocess.Popen[str]] = set()
+
+
+@contextlib.contextmanager
+def _terminated_with_us() -> Iterator[None]:
+    """SIGTERM ends the study as Ctrl-C does, within the block; in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def whole_number(words: Sequence[str], flag: str) -> int:

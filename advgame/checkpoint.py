@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,35 @@ def _sync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace a file by its new content, or leave the old one untouched."""
-    partial = path.with_name(path.name + ".partial")
+    """Replace a file by its new content, or leave the old one untouched.
+
+    The new content is written under a name that nobody can know beforehand, so that two writers do
+    not meet and no link that lies there is followed. A link at ``path`` itself is replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
+    partial = Path(name)
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(partial)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fchmod(descriptor, 0o666 & ~UMASK)  # mkstemp's files are their owner's alone
+            os.fsync(descriptor)
         os.replace(partial, path)
         _sync(path.parent)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+UMASK = _umask()
+"""Of this process, read once, before there are threads."""
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -99,10 +118,11 @@ class Checkpoints:
             OSError: disk full or not writable.
         """
         final = self.folder / f"step_{step:08d}{f'.rank{rank}' if rank else ''}"
-        partial = final.with_name(final.name + ".partial")
+        partial: Path | None = None
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(".partial", f".{final.name}.", self.folder))
+            partial.chmod(0o777 & ~UMASK)
             for name, module in modules.items():
                 save_weights(module, partial / f"{name}.safetensors")
             with (partial / "state.pt").open("wb") as file:
@@ -115,7 +135,8 @@ class Checkpoints:
             os.replace(partial, final)
             _sync(self.folder)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
             raise OSError(f"checkpoint {final.name} could not be written: {error}") from error
         self._forget_old(rank)
         return final

@@ -152,6 +152,8 @@ def resume_settings(
                 f"--{name.replace('_', '-')} away, or start a new run"
             )
     moved = {name: getattr(asked, name) for name in ("data_dir", "download") if name in typed}
+    if "download" not in moved and hasattr(saved, "download"):
+        moved["download"] = False  # a folder may be a stranger's: it fetches nothing unasked
     return run, replace(cast(Any, saved), **moved)
 
 

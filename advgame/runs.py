@@ -8,8 +8,10 @@ import io
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from advgame.checkpoint import Checkpoints, write_atomically
+from advgame.checkpoint import UMASK, Checkpoints, write_atomically
 from advgame.errors import InputError
 
 FORMAT = 1
@@ -129,12 +131,22 @@ class RunFolder:
             "commit": commit(),
             "device": device,
         }
-        partial = path.with_name(path.name + ".partial")
+        partial: Path | None = None
         try:  # a folder of that name has its settings in it, or does not exist
-            partial.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # of this process alone: others may begin a run of the same name in the same second
+            partial = Path(tempfile.mkdtemp(".partial", f".{path.name}.", path.parent))
+            partial.chmod(0o777 & ~UMASK)
             write_atomically(partial / "config.json", json.dumps(about, indent=2) + "\n")
-            partial.rename(path)
+            partial.rename(path)  # fails where the folder exists: it has a file in it
         except OSError as error:
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            if path.exists():
+                raise InputError(
+                    f"{path} exists, maybe made by another process just now, and is never "
+                    "overwritten: choose another --name"
+                ) from error
             raise InputError(f"cannot make the run folder {path}: {error}") from error
         return cls(path)
 
@@ -166,8 +178,14 @@ class RunFolder:
         """While this process writes the run; released also by a kill.
 
         Raises:
-            InputError: another process is writing it.
+            InputError: another process is writing it, or it holds symbolic links, through which
+                something outside of it would be written.
         """
+        if links := [path for path in self.path.rglob("*") if path.is_symlink()]:
+            raise InputError(
+                f"{links[0]} is a symbolic link: nothing is written through links that lie in a "
+                "run's folder, remove it or move the whole folder to where there is room"
+            )
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -175,6 +193,10 @@ class RunFolder:
             raise InputError(
                 f"{self.path} is being written by another process: let it end, or stop it first"
             ) from error
+        except OSError as error:
+            raise InputError(f"cannot lock {self.path}: {error}") from error
+        for left in self.path.rglob(".*.partial"):  # half written when a process was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield
         finally:

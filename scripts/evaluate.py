@@ -205,6 +205,26 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     return load_classifier(path, config.model, data.shape, data.classes)
 
 
+def _finished(run: RunFolder) -> RunFolder:
+    print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
+    return run
+
+
+def _check_code(config: Config, typed: Collection[str]) -> None:
+    """Code that a folder names is run only where it is typed again: the folder may be a stranger's.
+
+    Raises:
+        InputError: what to type.
+    """
+    for field, flag in {"import_": "--import", "data_import": "--data-import"}.items():
+        name = getattr(config, field)
+        if name and field not in typed:
+            raise InputError(
+                f"this evaluation runs your code {name}: to go on, type {flag} {name} again "
+                "(nothing that a folder names is run unasked)"
+            )
+
+
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Evaluate and report; returns the evaluation's folder.
 
@@ -217,8 +237,11 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """
     resume = config.resume is not None
     if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, typed)
-        path = run.path
+        run, own = resume_settings(Path(config.resume), config, typed)
+        if (run.path / "report.json").exists():
+            return _finished(run)
+        _check_code(own, typed)
+        path, config = run.path, own
     else:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
     config = check(config)
@@ -243,8 +266,7 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(Path(fabric.broadcast(str(path))))
     if (run.path / "report.json").exists():
-        print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
-        return run
+        return _finished(run)
     _report(config, run, dataset, data, module, surrogate, extra, fabric)
     return run
 

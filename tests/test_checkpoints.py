@@ -3,11 +3,12 @@
 import errno
 import json
 import os
+import threading
 
 import pytest
 import torch
 
-from advgame.checkpoint import Checkpoints, load_weights, save_weights, write_atomically
+from advgame.checkpoint import UMASK, Checkpoints, load_weights, save_weights, write_atomically
 from advgame.errors import InputError
 from advgame.runs import Metrics, RunFolder
 
@@ -94,6 +95,57 @@ def test_a_full_disk_leaves_the_old_checkpoints_whole(saved, monkeypatch, fails_
     assert saved.newest()[0].name == "step_00000004"
 
 
+def test_links_are_replaced_and_never_followed(tmp_path):
+    """A stranger's run folder may hold links to files of whoever resumes it."""
+    victim, file = tmp_path / "victim", tmp_path / "report.md"
+    victim.write_text("precious")
+    for name in ("report.md", "report.md.partial", ".report.md.partial"):
+        (tmp_path / name).symlink_to(victim)
+    write_atomically(file, "new")
+    assert (victim.read_text(), file.read_text()) == ("precious", "new")
+    assert not file.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o666 & ~UMASK
+
+
+def test_a_run_with_links_in_it_is_not_written(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, "cpu")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (run.path / "checkpoints").symlink_to(victim)
+    with pytest.raises(InputError, match="checkpoints is a symbolic link"), run.held():
+        pass
+    (run.path / "checkpoints").unlink()
+    (run.path / ".metrics.csv.abc.partial").write_text("half")
+    with run.held():
+        assert not list(run.path.glob(".*.partial")), "what a kill left is cleared away"
+    (run.path / ".lock").unlink()
+    (run.path / ".lock").mkdir()
+    with pytest.raises(InputError, match="cannot lock"), run.held():
+        pass
+
+
+def test_one_of_several_runs_of_one_name_is_made_whole(tmp_path):
+    """Eight begin at once: one folder, with the settings of whoever made it; nothing is left."""
+    barrier, made = threading.Barrier(8), []
+
+    def create(number):
+        barrier.wait()
+        try:
+            RunFolder.create(tmp_path / "run", {"seed": number}, "cpu")
+            made.append(number)
+        except InputError as problem:
+            assert "never overwritten" in str(problem)  # noqa: PT017
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = made
+    assert RunFolder.open(tmp_path / "run").about()["config"] == {"seed": winner}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_an_unfinished_checkpoint_is_invisible(saved):
     (saved.folder / "step_00000009.partial").mkdir()
     assert saved.newest()[0].name == "step_00000003"
@@ -144,7 +196,7 @@ def test_runs_are_never_overwritten(tmp_path):
     assert {"versions", "commit", "command", "device"} <= set(run.about())
     with pytest.raises(InputError, match="never overwritten"):
         RunFolder.new_path(tmp_path, "one")
-    with pytest.raises(InputError, match="cannot make"):
+    with pytest.raises(InputError, match="never overwritten"):
         RunFolder.create(path, {}, "cpu")
     with pytest.raises(InputError, match="plain folder name"):
         RunFolder.new_path(tmp_path, "../two")

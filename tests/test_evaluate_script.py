@@ -81,6 +81,7 @@ def answer(words, root, monkeypatch):
     run_script(script._from_command_line)
 
 
+FILE = ["weights.safetensors", "--eps", "0.1"]
 QUICK = ["--attacks", "clean,fgsm,pgd20", "--n", "50"]
 
 
@@ -114,6 +115,13 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     capsys.readouterr()
     answer(["--resume", "runs/c"], root, monkeypatch)
     assert "finished before" in capsys.readouterr().out
+    (root / "runs" / "c" / "report.json").unlink()
+    for words in ([], own[:2], own[2:4]):  # a folder's code is run where it is typed, only there
+        with pytest.raises(SystemExit):
+            answer(["--resume", "runs/c", *words], root, monkeypatch)
+        assert "import my_code:" in capsys.readouterr().err
+    answer(["--resume", "runs/c", *own[:4]], root, monkeypatch)
+    assert json.loads((root / "runs" / "c" / "report.json").read_text())["n"] == 30
     for words in (
         ["run", "--resume", "runs/c"],
         ["--resume", "runs/a", "--import", "my_code:linear"],
@@ -159,6 +167,8 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["--import", "my_code:linear", "--eps", "0.1"], "images of this shape"),
         (["run", "--data-import", "my_code:number"], "ImageSet"),
         (["--resume", "run"], "another script or version"),
+        # 1.8 billion weights: refused by their shapes, before any is made
+        ([*FILE, "--model", "wrn-40-40"], "does not hold this network's weights"),
     ],
 )
 def test_wrong_words_get_one_clear_error_before_any_work(words, said, root, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import l2l_parts
 import pytest
 import torch
 import train_gail
-from conftest import seeded
+from conftest import ROOT, seeded
 from torch import nn
 from torch.distributions import Categorical
 
@@ -212,3 +212,15 @@ def test_a_report_flags_a_dead_player(tmp_path, digits):
     flags = {flag["name"]: flag["meaning"] for flag in content["flags"]}
     assert "since epoch 1" in flags["dead_attacker_saturated"]
     assert "`dead_attacker_spread`" in (run.path / "report.md").read_text()
+
+
+def test_the_docs_have_every_sign_with_its_threshold():
+    lines = (ROOT / "docs" / "evaluation.md").read_text().splitlines()
+    for name, sign in health.SIGNS.items():
+        (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
+        wanted = "never"
+        if sign.above < math.inf:
+            wanted = f"above {sign.above:g}"
+        elif sign.below > -math.inf:
+            wanted = f"below {sign.below:g}".replace("1e-0", "1e-")
+        assert line.endswith(f"| {wanted} |"), line

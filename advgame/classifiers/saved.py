@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import safetensors
+import torch
 from torch import nn
 
 from advgame.checkpoint import load_weights
@@ -33,13 +34,26 @@ def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
-            names = set(file.keys())
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is not a safetensors file of weights ({error})") from error
-    # its numbers are weights too: only whether there is such a layer must be known
-    zeros, ones = (0.0,) * shape[0], (1.0,) * shape[0]
-    normalise = Normalise(zeros, ones) if "normalise.mean" in names else None
-    module = make_classifier(model, shape, classes, normalise)
+
+    def made() -> nn.Module:
+        # its numbers are weights too: only whether there is such a layer must be known
+        zeros, ones = (0.0,) * shape[0], (1.0,) * shape[0]
+        normalise = Normalise(zeros, ones) if "normalise.mean" in held else None
+        return make_classifier(model, shape, classes, normalise)
+
+    with torch.device("meta"):  # shapes without memory: the name may stand for gigabytes
+        wanted = {name: tuple(value.shape) for name, value in made().state_dict().items()}
+    if wanted != held:
+        names = sorted(wanted.keys() | held.keys())
+        odd = next(name for name in names if wanted.get(name) != held.get(name))
+        raise InputError(
+            f"{path} does not hold this network's weights ({odd}: {held.get(odd, 'missing')} in "
+            f"the file, {wanted.get(odd, 'none')} in {model})"
+        )
+    module = made()
     load_weights(module, path)
     return module.eval()
 

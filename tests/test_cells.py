@@ -1,0 +1,88 @@
+"""A study's cells: a failure is told at once, and nothing goes on behind a study that has ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from advgame.cells import run_cells
+from advgame.errors import InputError
+
+# a cell that notes when it begins, fails or waits as told, and how it ends
+CELL = """
+import json, signal, sys, time
+from pathlib import Path
+words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = Path(words["--runs-dir"]) / words["--name"]
+folder.mkdir(parents=True)
+def stop(number, frame):
+    (folder / "stopped").touch()
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, stop)
+(folder / "began").touch()
+if "--fail" in words:
+    sys.exit("error: " + words["--fail"])
+time.sleep(float(words["--wait"]))
+(folder / "report.json").write_text("{}")
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "cell.py"
+    path.write_text(CELL)
+    return path
+
+
+def began(root):
+    return sorted(path.parent.name for path in root.glob("*/began"))
+
+
+def test_the_first_failure_ends_the_queue_and_all_are_told(script, tmp_path, capsys):
+    cells = {
+        "a": ["--wait", "0.5"],
+        "b": ["--fail", "too bad"],
+        **{f"c{n}": ["--wait", "0"] for n in range(9)},
+    }
+    with pytest.raises(InputError, match="b failed, its last words: too bad"):
+        run_cells(script, tmp_path / "runs", cells, jobs=2)
+    assert set(began(tmp_path / "runs")) <= {"a", "b", "c0"}
+    assert (tmp_path / "runs" / "a" / "report.json").exists(), "what was under way has ended"
+    assert "no further cell begins" in capsys.readouterr().err
+    both = {"b": ["--fail", "one"], "d": ["--fail", "two"]}
+    with pytest.raises(InputError, match=r"one.*two|two.*one"):
+        run_cells(script, tmp_path / "more", both, jobs=2)
+
+
+def test_finished_cells_are_left_alone(script, tmp_path):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "report.json").write_text(json.dumps({}))
+    run_cells(script, tmp_path / "runs", {"a": ["--fail", "never run"], "b": ["--wait", "0"]}, 1)
+    assert began(tmp_path / "runs") == ["b"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_study_that_is_stopped_stops_its_cells(script, tmp_path, number):
+    """SIGTERM and Ctrl-C to the parent alone: children are asked to stop, no further one begins."""
+    code = (
+        "import sys; from pathlib import Path; from advgame.cells import run_cells;"
+        "run_cells(Path(sys.argv[1]), Path(sys.argv[2]),"
+        " {f'c{n}': ['--wait', '60'] for n in range(6)}, 2)"
+    )
+    root = tmp_path / "runs"
+    words = [sys.executable, "-c", code, str(script), str(root)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL, cwd=ROOT) as study:
+        limit = time.monotonic() + 60
+        while len(began(root)) < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        study.send_signal(number)
+        assert study.wait(30) != 0
+    assert began(root) == ["c0", "c1"]
+    assert sorted(path.parent.name for path in root.glob("*/stopped")) == ["c0", "c1"]
