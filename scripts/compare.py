@@ -211,6 +211,7 @@ def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
     report = json.loads((judged / name / "report.json").read_text())
     about = json.loads((root / name / "config.json").read_text())
     rows, settings = Metrics.read(root / name / "metrics.csv"), about["config"]
+    # of the training's own report only signs of life count: it saw few images
     own = json.loads((root / name / "report.json").read_text())
     return {
         "method": name.rsplit("-seed", 1)[0],
@@ -227,6 +228,7 @@ def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
         "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
         "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in rows),
         "flags": [flag["name"] for flag in report["flags"]]
+        + [flag["name"] for flag in own["flags"] if flag["name"].startswith("dead_")]
         + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in own),
     }
 

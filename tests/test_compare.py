@@ -185,6 +185,22 @@ def test_the_table_says_what_selected_the_weights():
     assert selection(runs).endswith(" (standard: by clean accuracy on the validation split)")
 
 
+def test_a_cell_has_the_dead_players_of_its_training(tmp_path):
+    for folder, flags in (("run", ("dead_attacker_saturated", "zero_gradients")), ("judged", ())):
+        report = {"n": 9, "threat": {"eps": 0.15}, "accuracy": {"clean": 1.0}, "worst_case": 0.5}
+        report["flags"] = [{"name": name, "meaning": ""} for name in flags]
+        (tmp_path / folder / "adt-exp-am-seed0").mkdir(parents=True)
+        (tmp_path / folder / "adt-exp-am-seed0" / "report.json").write_text(json.dumps(report))
+    run = tmp_path / "run" / "adt-exp-am-seed0"
+    settings = {"seed": 0, "epochs": 1, "train_n": None}
+    about = {"config": settings, "commit": "c", "device": "cpu"}
+    (run / "config.json").write_text(json.dumps(about))
+    (run / "metrics.csv").write_text("time/seconds,attacker/forwards_per_image\n1,7\n")
+    found = compare.read(tmp_path / "run", tmp_path / "judged", "adt-exp-am-seed0")
+    assert found["flags"] == ["dead_attacker_saturated"]
+    assert found["selected_by"] == SCORES["robust"][1]
+
+
 @pytest.mark.slow
 def test_the_whole_of_a_small_comparison(tmp_path):
     asked = config(tmp_path)
