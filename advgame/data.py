@@ -50,7 +50,11 @@ class ImageSet:
         if not len(self.images):
             raise InputError("the data set is empty")
         check_labels(self.labels, len(self.images), self.classes)
-        object.__setattr__(self, "labels", self.labels.long())  # as torch's losses need them
+        with torch.inference_mode(False):  # made there, neither could be learned from
+            if self.images.is_inference():
+                object.__setattr__(self, "images", self.images.clone())
+            labels = self.labels.clone() if self.labels.is_inference() else self.labels
+            object.__setattr__(self, "labels", labels.long())  # as torch's losses need them
 
     @classmethod
     def from_floats(cls, images: Tensor, labels: Tensor, classes: int) -> ImageSet:

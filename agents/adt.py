@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, BatchNormMode, Slope, attacked
+from advgame.attacks import AttackResult, BatchNormMode, Slope, at_boundary, attacked
 from advgame.attacks.distributional import worst_of
 from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.distributions import TanhNormal
@@ -156,6 +156,7 @@ class ADTAttack:
         if self.draws < 1:
             raise InputError(f"draws must be 1 or above, not {self.draws}")
 
+    @at_boundary
     def draw(
         self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
     ) -> Iterator[Tensor]:
@@ -179,6 +180,7 @@ class ADTAttack:
 
         return (one() for _ in range(count))
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, attacked
+from advgame.attacks import AttackResult, at_boundary, attacked
 from advgame.attacks.features import feature_names, features
 from advgame.attacks.menu import Menu
 from advgame.attacks.schedule import Ascent, Start
@@ -60,6 +60,7 @@ class LearnedAttack:
         if self.queries < 1:
             raise InputError(f"queries must be 1 or above, not {self.queries}")
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

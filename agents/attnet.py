@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from advgame.attacks import AttackResult
+from advgame.attacks import AttackResult, at_boundary
 from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.errors import InputError
 from advgame.threat import Linf, Threat, per_image
@@ -160,6 +160,7 @@ class AttNetAttack:
         if not isinstance(self.threat, Linf):
             raise InputError(f"AttNet attacks in L∞ balls, not in {self.threat.norm}")
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

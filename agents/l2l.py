@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, BatchNormMode, Slope, attacked
+from advgame.attacks import AttackResult, BatchNormMode, Slope, at_boundary, attacked
 from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.errors import InputError
 from advgame.health import gradient_sign, output_signs
@@ -140,6 +140,7 @@ class L2LAttack:
         if not isinstance(self.threat, Linf):
             raise InputError(f"L2L attacks in L∞ balls, not in {self.threat.norm}")
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

@@ -51,8 +51,9 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         ``horizon="task"``: as the task's, terminated by the task or truncated at its time limit.
         How long an episode lasts then tells the reward's sign: with an always positive reward
         surviving pays whatever the discriminator says. ``horizon="fixed"``: never terminated,
-        always truncated at the time limit; after its end the task is in an absorbing state, paid
-        by the discriminator too, so that every episode is as long (Kostrikov et al. 2019).
+        always truncated at the time limit, or earlier where the task truncates itself; after its
+        end the task is in an absorbing state, paid by the discriminator too, so that every episode
+        is as long (Kostrikov et al. 2019).
         Autoreset is SAME_STEP; ``info["final_obs"]`` and ``info["final_info"]`` (``true_return``,
         ``length``: steps until the task's end) hold what ended.
 
@@ -76,6 +77,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         num_envs: int = 16,
@@ -131,6 +133,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         pairs = self.code.expert_pairs(demonstrations, self.task.horizon, every, rng)
         return pairs.to(self.device)
 
+    @torch.inference_mode(False)
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -151,8 +154,9 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._length = torch.zeros(self.num_envs, device=self.device)
         self.task.reset(self._all, self._rng)
         self.observations = self.code.observe(self.task.observe(), self._over)
-        return self.observations, {}
+        return self.observations.clone(), {}
 
+    @torch.inference_mode(False)
     def step(
         self, actions: Tensor | np.ndarray[Any, Any]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -169,22 +173,23 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         with torch.no_grad():
             logit = self.discriminator.logits(self.theta, self.code.pairs(self.observations, acted))
         live = ~self._over
-        true_reward, terminated = self.task.step(acted, live)
+        true_reward, terminated, cut = self.task.step(acted, live)
         self._clock = self._clock + 1
         self._return = self._return + true_reward
         self._length = self._length + live
-        truncated = self._clock >= self.task.horizon
+        truncated = (self._clock >= self.task.horizon) | cut
         if self.horizon == "fixed":
             self._over = self._over | terminated
             terminated = torch.zeros_like(terminated)
         truncated = truncated & ~terminated
         ended = terminated | truncated
-        info: dict[str, Any] = {"true_reward": true_reward, "logit": logit, "over": self._over}
-        info |= {f"_{name}": self._all for name in list(info)}
+        info: dict[str, Any] = {"true_reward": true_reward, "logit": logit}
+        info["over"] = self._over.clone()
+        info |= {f"_{name}": self._all.clone() for name in list(info)}
         self.observations = self.code.observe(self.task.observe(), self._over)
         if ended.any():
             info |= self._begin_again(ended)
-        return self.observations, REWARDS[self.reward](logit), terminated, truncated, info
+        return self.observations.clone(), REWARDS[self.reward](logit), terminated, truncated, info
 
     def _begin_again(self, ended: Tensor) -> dict[str, Any]:
         assert self._rng is not None

@@ -78,6 +78,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         num_envs: int,
@@ -135,6 +136,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
     def _features(self, siege: SiegeT) -> Tensor:
         """What is seen of every image, (B, width) in [-1, 1]."""
 
+    @torch.inference_mode(False)
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -155,6 +157,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         which = torch.randint(len(self._budgets), (count,), generator=self.rng, device=self.device)
         return x, y, self._budgets[which]
 
+    @torch.inference_mode(False)
     def step(
         self, actions: Tensor | np.ndarray[Any, Any]
     ) -> tuple[Observation, Tensor, Tensor, Tensor, dict[str, Any]]:
@@ -190,6 +193,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         never = torch.zeros_like(self.done)
         return self._observe(), reward, self.done.clone(), never, self._info()
 
+    @torch.inference_mode(False)
     def restart(self) -> Observation:
         """New images in the rows that have ended, now instead of at the next step.
 

@@ -74,6 +74,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         num_envs: int = 64,
@@ -117,6 +118,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.result: StepResult | None = None
         """The last step in full: adversarial examples, losses, pay-offs, cost."""
 
+    @torch.inference_mode(False)
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -165,6 +167,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         """Whether the next step pays."""
         return self.reward_interval > 0 and (self.steps + 1) % self.reward_interval == 0
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()  # the defender learns in here, also while an agent collects without
     def step(
         self, actions: Tensor | np.ndarray[Any, Any]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:

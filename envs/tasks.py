@@ -36,7 +36,7 @@ class Task(Protocol):
     def observe(self) -> Tensor:
         """Raw observations (B, d), float32."""
 
-    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step where ``live``, bool (B,).
 
         Args:
@@ -44,7 +44,8 @@ class Task(Protocol):
             live: rows whose episode goes on; the others stay as they are.
 
         Returns:
-            true rewards (B,), 0 where not live; terminated, bool (B,).
+            true rewards (B,), 0 where not live; terminated, bool (B,); truncated, bool (B,): cut
+            off by the task itself, whose time limit is not counted here.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ class CartPole(_Native):
         """Position, velocity, angle in radians, angular velocity; (B, 4)."""
         return self.state.float()
 
-    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Push left (0) or right (1); explicit Euler."""
         x, v, angle, spin = self.state.unbind(1)
         force = (2.0 * actions - 1) * self._force
@@ -120,7 +121,7 @@ class CartPole(_Native):
         )
         self.state = torch.where(live[:, None], moved, self.state)
         out = (self.state[:, 0].abs() > self._reach) | (self.state[:, 2].abs() > self._angle)
-        return live.float(), out & live
+        return live.float(), out & live, torch.zeros_like(live)
 
 
 class MountainCar(_Native):
@@ -156,7 +157,7 @@ class MountainCar(_Native):
         """Position and velocity; (B, 2)."""
         return self.state.float()
 
-    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Push left (0), not at all (1) or right (2)."""
         x, v = self.state.unbind(1)
         v = v + (actions - 1) * self._force - self._gravity * (3 * x).cos()
@@ -165,7 +166,7 @@ class MountainCar(_Native):
         v = torch.where((x <= -1.2) & (v < 0), 0.0, v)
         self.state = torch.where(live[:, None], torch.stack([x, v], 1), self.state)
         there = (self.state[:, 0] >= self._goal) & (self.state[:, 1] >= 0)
-        return -live.float(), there & live
+        return -live.float(), there & live, torch.zeros_like(live)
 
 
 class GymnasiumTask:
@@ -211,15 +212,16 @@ class GymnasiumTask:
         """As the environment's; (B, d)."""
         return self._seen.clone()
 
-    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-        """As the environment's."""
-        rewards, over = torch.zeros(len(live)), torch.zeros(len(live), dtype=torch.bool)
+    def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As the environment's, which is given a copy of the action: it may write into it."""
+        rewards = torch.zeros(len(live))
+        over, cut = (torch.zeros(len(live), dtype=torch.bool) for _ in range(2))
         for row in live.nonzero().flatten().tolist():
-            action = actions[row].numpy() if actions.dim() > 1 else int(actions[row])
-            observation, reward, terminated, _, _ = self._envs[row].step(action)
+            action = actions[row].numpy().copy() if actions.dim() > 1 else int(actions[row])
+            observation, reward, over[row], cut[row], _ = self._envs[row].step(action)
             self._seen[row] = torch.as_tensor(observation)
-            rewards[row], over[row] = float(reward), terminated
-        return rewards, over
+            rewards[row] = float(reward)
+        return rewards, over, cut & ~over
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing: Gymnasium cannot save the inside of an environment."""
@@ -271,10 +273,10 @@ def play(
     returns, lengths = torch.zeros(episodes), torch.zeros(episodes)
     task.reset(live, rng)
     for _ in range(task.horizon):
-        rewards, over = task.step(act(task.observe()), live)
+        rewards, over, cut = task.step(act(task.observe()), live)
         returns += rewards
         lengths += live
-        live = live & ~over
+        live = live & ~(over | cut)
         if not live.any():
             break
     return {"returns": returns, "lengths": lengths}

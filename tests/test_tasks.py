@@ -22,7 +22,7 @@ def test_dynamics_are_gymnasiums(env_id, rng):
     for t in range(100):
         # long pushes to one side reach the left wall, too
         chosen = torch.randint(actions, (rows,), generator=rng) if t % 50 > 20 else live.long() * 0
-        rewards, over = task.step(chosen, live)
+        rewards, over, _ = task.step(chosen, live)
         for row, peer in enumerate(peers):
             if not live[row]:
                 continue
@@ -42,7 +42,7 @@ def test_the_car_reaches_the_hill_as_gymnasiums():
     while not terminated and t < 200:
         t += 1
         push = 2 if peer.state[1] >= 0 else 0  # with the motion: gathers energy
-        _, over = task.step(torch.tensor([push]), torch.tensor([True]))
+        _, over, _ = task.step(torch.tensor([push]), torch.tensor([True]))
         _, _, terminated, _, _ = peer.step(push)
         assert bool(over[0]) == terminated
     assert 80 < t < 199
@@ -75,7 +75,7 @@ def test_rows_that_are_over_stay_where_they_are(rng):
     task = make_task("CartPole-v1", 2)
     task.reset(torch.tensor([True, True]), rng)
     before = task.observe()
-    rewards, _ = task.step(torch.tensor([1, 1]), torch.tensor([True, False]))
+    rewards, _, _ = task.step(torch.tensor([1, 1]), torch.tensor([True, False]))
     assert rewards.tolist() == [1, 0]
     assert torch.equal(task.observe()[1], before[1])
     assert not torch.equal(task.observe()[0], before[0])
@@ -99,7 +99,7 @@ def test_any_gymnasium_environment_plays(env_id, rng):
     box = not hasattr(task.action_space, "n")
     actions = torch.full((3, 1), 0.5) if box else torch.tensor([0, 1, 2])
     before = task.observe()
-    rewards, over = task.step(actions, torch.tensor([True, True, False]))
+    rewards, over, _ = task.step(actions, torch.tensor([True, True, False]))
     assert rewards[2] == 0
     assert rewards[0] < 0
     assert not over.any()

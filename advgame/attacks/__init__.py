@@ -1,6 +1,6 @@
 """Attacks on classifiers: they never change the model, and form the input gradient only."""
 
-from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.attack import Attack, AttackResult, at_boundary, refusing_changes
 from advgame.attacks.gradient import GradientAttack
 from advgame.attacks.label_free import LabelFree, Transport, feature_scatter, kl_pgd
 from advgame.attacks.modes import BatchNormMode, attacked
@@ -15,6 +15,7 @@ __all__ = [
     "LabelFree",
     "Slope",
     "Transport",
+    "at_boundary",
     "attacked",
     "fast",
     "feature_scatter",
@@ -25,4 +26,5 @@ __all__ = [
     "n_fgsm",
     "near_pgd",
     "pgd",
+    "refusing_changes",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.attack import Attack, AttackResult, at_boundary
 from advgame.attacks.modes import attacked
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
@@ -53,6 +53,7 @@ class SPSA:
                 f"SPSA's delta and lr must be finite and above 0, not {self.delta} and {self.lr}"
             )
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,
@@ -123,6 +124,7 @@ class Transfer:
     attack: Attack
     surrogate: nn.Module
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,
@@ -171,6 +173,7 @@ class EoT:
     attack: Attack
     passes: int = 20
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult
+from advgame.attacks.attack import AttackResult, at_boundary
+from advgame.attacks.gradient import finite
 from advgame.attacks.modes import attacked
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
@@ -47,6 +48,7 @@ class CarliniWagnerLinf:
         if not isinstance(self.threat, Linf):
             raise InputError("this attack of Carlini & Wagner is for the Linf norm only")
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,
@@ -123,7 +125,7 @@ class _Search:
             if bool(found.all()):
                 break
             if step < self.attack.iterations:
-                (w.grad,) = torch.autograd.grad(loss, w)
+                w.grad = finite(torch.autograd.grad(loss, w)[0])
                 self.backwards += len(rows)
                 adam.step()
         return found, best

@@ -18,8 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult
-from advgame.attacks.gradient import input_gradient
+from advgame.attacks.attack import AttackResult, at_boundary
+from advgame.attacks.gradient import finite, input_gradient
 from advgame.attacks.modes import BatchNormMode, attacked
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.distributions import TanhNormal
@@ -168,7 +168,7 @@ class DistributionalAttack:
                         check_logits(logits, y)
                         check = False
                     each = self.loss(logits, y)
-                    slopes.append(input_gradient(each.sum(), leaf))
+                    slopes.append(finite(input_gradient(each.sum(), leaf)))
                     losses.append(each.detach())
                 entropy = self.lam / x[0].numel() * found.entropy(draw).sum()
                 # the slope at a point is a constant: the chain rule through the points alone
@@ -186,12 +186,14 @@ class DistributionalAttack:
         """``count`` adversarial examples of each image, batch after batch."""
         return (self.place(fitted.distribution.sample(rng).value, x) for _ in range(count))
 
+    @at_boundary
     def draw(
         self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
     ) -> Iterator[Tensor]:
         """Fit once, then draw: see `Sampler`."""
         return self.draw_from(self.fit(model, x, y, rng), x, count, rng)
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult
+from advgame.attacks.attack import AttackResult, at_boundary
 from advgame.attacks.modes import attacked
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
@@ -78,6 +78,7 @@ class FeatureAttack:
         if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise InputError(f"step_size must be finite and above 0, not {self.step_size}")
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult
+from advgame.attacks.attack import AttackResult, at_boundary
 from advgame.attacks.modes import BatchNormMode, attacked
 from advgame.checks import check_images, check_labels, check_logits, parse_number
 from advgame.errors import InputError
@@ -106,6 +106,7 @@ class GradientAttack:
         """
         return self.run(model, x, y, rng=rng).x_adv
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,
@@ -251,6 +252,7 @@ class _Ascent:
         size = self.step_size[rows] if isinstance(self.step_size, Tensor) else self.step_size
         if self.gathered is not None:
             assert self.attack.momentum is not None
+            grad = finite(grad)
             length = grad.abs().flatten(1).sum(1).clamp_min(torch.finfo(grad.dtype).tiny)
             grad = self.gathered[rows] * self.attack.momentum + grad / per_image(length, grad)
             self.gathered[rows] = grad
@@ -298,6 +300,23 @@ def input_gradient(total: Tensor, leaf: Tensor) -> Tensor:
         return torch.zeros_like(leaf)
     (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
     return torch.zeros_like(leaf) if grad is None else grad
+
+
+def finite(grad: Tensor) -> Tensor:
+    """A gradient of which a norm, a sum or a product may be taken.
+
+    One infinite entry makes a norm infinite and all other entries 0, one NaN makes everything
+    NaN. What is infinite becomes the largest finite size among its image's entries (1 where there
+    is none), with its sign; NaN points nowhere and becomes 0.
+
+    Args:
+        grad: (B, ...).
+    """
+    bounded = torch.where(grad.isfinite(), grad, 0.0)
+    largest = per_image(bounded.abs().flatten(1).amax(1), grad)
+    largest = torch.where(largest > 0, largest, 1.0)
+    # sign(NaN) is 0
+    return torch.where(grad.isfinite(), grad, grad.sign() * largest)
 
 
 def _keep_better(best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, rows: Index) -> None:

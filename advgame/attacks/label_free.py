@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult
+from advgame.attacks.attack import AttackResult, at_boundary
 from advgame.attacks.gradient import GradientAttack
 from advgame.attacks.modes import attacked
 from advgame.attacks.named import near_pgd
@@ -34,6 +34,7 @@ class LabelFree:
     attack: GradientAttack
     loss_from: Callable[[Tensor], Loss] = divergence_from
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from advgame.errors import InputError
+
 BatchNormMode = Literal["eval", "train"]
 
 
@@ -28,11 +30,18 @@ def attacked(
             turns dropout on); the running statistics are restored in either case.
         restore_buffers: False lets passes in training mode move the running statistics, as some
             published code does.
+
+    Raises:
+        InputError: weights that were made under ``torch.inference_mode()``, which autograd refuses.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError(
+            "the classifier's weights were made under torch.inference_mode(), where no gradient "
+            "can pass: make or load it outside of that mode"
+        )
     modes = [(module, module.training) for module in model.modules()]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = list(model.buffers()) if restore_buffers else []
-    saved = [buffer.detach().clone() for buffer in buffers]
+    buffers = _Buffers(model) if restore_buffers else None
     model.train(mode == "train")
     for parameter, _ in requires_grad:
         parameter.requires_grad_(False)
@@ -43,6 +52,25 @@ def attacked(
             module.training = training
         for parameter, flag in requires_grad:
             parameter.requires_grad_(flag)
-        if buffers:
+        if buffers is not None:
+            buffers.restore()
+
+
+class _Buffers:
+    """All buffers of a model, to be put back whether a forward wrote into them or replaced them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.places = [(module, dict(module._buffers)) for module in model.modules()]
+        named = [one for _, own in self.places for one in own.values() if one is not None]
+        self.tensors = list(dict.fromkeys(named))  # some may be shared
+        self.values = [tensor.detach().clone() for tensor in self.tensors]
+
+    def restore(self) -> None:
+        for module, own in self.places:
+            now = module._buffers
+            if now.keys() != own.keys() or any(now[name] is not own[name] for name in own):
+                now.clear()
+                now.update(own)
+        if self.tensors:
             with torch.no_grad():
-                torch._foreach_copy_(buffers, saved)
+                torch._foreach_copy_(self.tensors, self.values)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from advgame.attacks.gradient import finite
 from advgame.attacks.menu import CHOICES, Menu, Moves
 from advgame.checks import check_logits
 from advgame.errors import InputError
@@ -214,7 +215,7 @@ class Ascent:
             )
         else:  # a classifier that cuts the graph: an evaluation's flags say so
             found = tuple(torch.zeros_like(leaf) for leaf in self._leaves)
-        gradient = found[0] if self._where is None else torch.cat(found)[self._where]
+        gradient = finite(found[0] if self._where is None else torch.cat(found)[self._where])
         length = _dot(gradient, gradient).sqrt()
         self.cosine = _cosine(_dot(gradient, self.gradient), length * self.gradient_length)
         self.gradient, self.gradient_length = gradient, length

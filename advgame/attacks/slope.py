@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.gradient import input_gradient
+from advgame.attacks.gradient import finite, input_gradient
 from advgame.attacks.modes import BatchNormMode, attacked
 from advgame.checks import check_logits
 from advgame.losses import Loss, cross_entropy
@@ -73,6 +73,6 @@ class Slope:
                 check_logits(logits, self.y)
                 self._check = False
             losses = self.loss(logits, self.y)
-            grad = input_gradient(losses.sum(), leaf)
+            grad = finite(input_gradient(losses.sum(), leaf))
         self.calls += 1
         return grad, losses.detach()

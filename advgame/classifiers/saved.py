@@ -20,6 +20,7 @@ from advgame.runs import RunFolder
 Which = Literal["best", "last"]
 
 
+@torch.inference_mode(False)
 def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """A classifier from a safetensors file, in evaluation mode.
 

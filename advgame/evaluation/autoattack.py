@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, attacked
+from advgame.attacks import AttackResult, at_boundary, attacked
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
 from advgame.threat import Threat
@@ -28,16 +28,28 @@ _SQUARE_SIDE = 5  # five windows stand side by side at the start
 _LEAST_CLASSES = {"apgd-t": 4, "fab-t": 2, "apgd-dlr": 3}  # DLR looks at the third, fourth logit
 
 
-class _FullPrecision(nn.Module):
-    """fp32 logits, which pyautoattack's buffers take."""
+class _Contiguous(torch.autograd.Function):
+    """The identity; the gradient that comes back is contiguous, whatever layout the model has."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
+
+
+class _AsAutoAttackWants(nn.Module):
+    """fp32 logits and contiguous gradients, which pyautoattack's buffers and views take."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x).float()
-        return logits
+        logits: Tensor = self.model(_Contiguous.apply(x)).float()
+        return logits.contiguous()
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class AutoAttackPart:
                 f"{classes}: use pgd100, cw and aa:square instead"
             )
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,
@@ -110,7 +123,7 @@ class AutoAttackPart:
             if self.part != "square" and not logits.requires_grad:
                 # no gradient to follow: it finds nothing, and the flags say why
                 return AttackResult(x, None, None, 0, 0)
-            classes, model = logits.shape[1], _FullPrecision(model)
+            classes, model = logits.shape[1], _AsAutoAttackWants(model)
             logging.getLogger("auto-attack").setLevel(logging.ERROR)
             judge = AutoAttack(
                 model,

@@ -44,6 +44,7 @@ class Flag:
         return asdict(self)
 
 
+@torch.inference_mode(False)
 def find_flags(
     model: nn.Module, data: ImageSet, threat: Threat, verdicts: Verdicts, seed: int = 0
 ) -> list[Flag]:

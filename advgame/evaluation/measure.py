@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, AttackResult, attacked
+from advgame.attacks import Attack, AttackResult, attacked, refusing_changes
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -30,6 +30,7 @@ from advgame.seeding import OwnChance, derive_seed, stream
 from advgame.threat import Threat
 
 
+@torch.inference_mode(False)
 def evaluate(
     model: nn.Module,
     data: ImageSet,
@@ -126,8 +127,15 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
     images = data.floats(slice(8))
     check_images(images)
     try:
-        with attacked(model), torch.no_grad():
+        with attacked(model), torch.no_grad(), refusing_changes(model):
             logits = model(images)
+            if any(module.training for module in model.modules()):
+                raise InputError(
+                    "the classifier switches to training mode in its forward pass: attacks need "
+                    "one function, leave the mode to the caller"
+                )
+    except InputError:
+        raise
     except Exception as error:  # a stranger's module may raise anything
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise InputError(f"too little memory for 8 images: {error}") from error

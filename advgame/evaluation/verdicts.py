@@ -69,6 +69,7 @@ def adversarial(
     return torch.cat([attack.run(model, x, y, rng=rng, check=False).x_adv for x, y in parts])
 
 
+@torch.inference_mode(False)
 def score(
     model: nn.Module, data: ImageSet, attack: Attack, rng: torch.Generator
 ) -> tuple[float, float]:

@@ -29,9 +29,10 @@ def record(act: Callable[[Any], Any], env_id: str, seed: int, episodes: int) -> 
         total, steps, over, cut = 0.0, 0, False, False
         while not (over or cut):
             observations.append(np.array(observation, dtype=np.float32))
-            action = act(observation)
-            observation, reward, over, cut, _ = env.step(action)
+            action = np.array(act(observation))  # a copy: policy and task may write into theirs
             actions.append(action)
+            given = action.copy() if action.ndim else action.item()
+            observation, reward, over, cut, _ = env.step(given)
             total, steps = total + float(reward), steps + 1
         lengths.append(steps)
         returns.append(total)

@@ -1,0 +1,318 @@
+"""What strangers hand in: autograd contexts, layouts, impure forwards, infinite gradients.
+
+Every attack of the registry and every learned attacker is tried, so that a new one is, too.
+"""
+
+from dataclasses import replace
+
+import adt_parts
+import gymnasium as gym
+import l2l_parts
+import pytest
+import torch
+from conftest import seeded
+from torch import nn
+
+import envs  # noqa: F401
+from advgame.attacks import attacked
+from advgame.attacks.blackbox import SPSA
+from advgame.attacks.feature import FeatureAttack
+from advgame.classifiers import SmallCNN
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.evaluation import ATTACKS, evaluate, find_flags, score
+from advgame.evaluation.attacks import Context, make_suite
+from advgame.evaluation.autoattack import AutoAttackPart
+from advgame.frozen import shipped
+from advgame.imitation.recording import record
+from advgame.seeding import seeded_init
+from advgame.threat import Linf
+from agents.adt import ADTAttack
+from agents.attnet import AttNet, AttNetAttack
+from agents.l2l import L2LAttack
+from envs.imitation import ImitationVectorEnv
+from envs.tasks import make_task, play
+
+BALL = Linf(0.15)
+COUNT = 6
+LEARNED = ("attnet", "l2l", *adt_parts.KINDS)
+# AutoAttack's versions are its parts in a row, which have names of their own
+NAMES = (*(name for name in ATTACKS if not name.startswith("autoattack")), *LEARNED)
+
+
+@pytest.fixture(scope="module")
+def victim():
+    return shipped().model
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    return digits.test.subset(slice(COUNT))
+
+
+def attacks(name, data, surrogate):
+    """The attacks of a name, the costly ones shortened."""
+    with seeded_init(0):
+        if name == "attnet":
+            return [AttNetAttack(AttNet(data.shape, 10, hidden=16), BALL)]
+        if name == "l2l":
+            return [L2LAttack(l2l_parts.network(), BALL)]
+        if name in adt_parts.KINDS:
+            return [ADTAttack(adt_parts.network(name), BALL)]
+    made = [attack for _, attack in make_suite(name, Context(BALL, data, 0, surrogate))]
+    for number, one in enumerate(made):
+        if isinstance(one, SPSA):
+            made[number] = replace(one, iterations=2, samples=8)
+        if isinstance(one, AutoAttackPart):
+            made[number] = replace(one, square_queries=20)
+        if isinstance(one, FeatureAttack):
+            made[number] = replace(one, targets=2, steps=10)
+    return made
+
+
+def run(name, model, data, x, y, surrogate=None):
+    """Adversarial examples of each attack of a name."""
+    with attacked(model):
+        return [
+            attack.run(model, x, y, rng=seeded()).x_adv
+            for attack in attacks(name, data, model if surrogate is None else surrogate)
+        ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_does_the_same_in_inference_mode(name, victim, few):
+    x, y = few.floats(), few.labels
+    expected = run(name, victim, few, x, y)
+    with torch.inference_mode():
+        got = run(name, victim, few, few.floats(), few.labels.clone())
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    assert not any(one.is_inference() for one in got)
+
+
+class NHWC(nn.Module):
+    """A classifier of somebody whose images have their channels last."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        last = x.permute(0, 2, 3, 1).contiguous(memory_format=torch.contiguous_format)
+        return self.net(last.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_attack_takes_any_memory_layout(name, few):
+    with seeded_init(0):
+        net = SmallCNN((3, 8, 8), 10, width=8).eval()
+    x = few.floats().expand(-1, 3, -1, -1).contiguous()
+    if name in LEARNED:
+        pytest.skip("their small networks here are of one channel; they use the same boundary")
+    data = ImageSet.from_floats(x, few.labels, 10)
+    last = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not last.is_contiguous()
+    expected = run(name, net, data, x, few.labels)
+    for model in (net, NHWC(net)):
+        got = run(name, model, data, last, few.labels, net)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(expected, got, strict=True))
+
+
+class InPlace(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        x -= 0.5
+        x += 0.5
+        return self.net(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_forward_that_changes_its_input_is_refused(name, victim, few):
+    if name == "attnet":
+        pytest.skip("asks the classifier nothing")
+    x, before = few.floats(), few.floats()
+    with pytest.raises(InputError, match="changes the images that it is given in place"):
+        run(name, InPlace(victim), few, x, few.labels)
+    assert torch.equal(x, before), "seen before any harm"
+
+
+@pytest.mark.parametrize("where", ["evaluate", "Attack", "BlackBoxAttack"])
+def test_it_is_refused_before_work(where, victim, few):
+    def work():
+        if where == "evaluate":
+            return evaluate(InPlace(victim), few, BALL, ("pgd10",))
+        settings = {"num_envs": 2, "classifier": InPlace(victim), "data": few}
+        return gym.make_vec(f"advgame/{where}-v0", **settings)
+
+    with pytest.raises(InputError, match="changes the images"):
+        work()
+
+
+class Root(nn.Module):
+    """The same function but for a millionth; black pixels have an infinite gradient."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x + 1e-6 * x.sqrt())
+
+
+# what forms gradients of the classifier that it attacks; an MLP's start is no attack
+GRADIENTS = [n for n in NAMES if "transfer" not in n and "spsa" not in n and n not in LEARNED]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_one_infinite_entry_does_not_spoil_an_image(name, victim, digits):
+    data = digits.test.subset(slice(40))
+    if name.startswith("aa:"):
+        data = data.subset(slice(COUNT))
+    x, y, right = data.floats(), data.labels, []
+    for model in (victim, Root(victim)):
+        found = run(name, model, data, x, y)
+        assert all(bool(torch.isfinite(one).all()) for one in found)
+        with torch.no_grad():
+            right.append(torch.stack([model(one).argmax(1) == y for one in found]).all(0).sum())
+    assert right[1] <= right[0] + 2, "as many fall as without"
+
+
+class Restless(nn.Module):
+    """Replaces one buffer, writes into another, registers a third."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("replaced", torch.zeros(()))
+        self.register_buffer("written", torch.zeros(2))
+
+    def forward(self, x):
+        self.replaced = self.replaced + 1
+        self.written += 1
+        self.register_buffer("new", torch.ones(1))
+        return self.net(x)
+
+
+def test_buffers_are_as_before_however_a_forward_changes_them(victim, few):
+    model = Restless(victim)
+    held = dict(model.named_buffers())
+    before = {name: value.clone() for name, value in held.items()}
+    run("pgd10", model, few, few.floats(), few.labels)
+    after = dict(model.named_buffers())
+    assert list(after) == list(held)
+    assert all(after[name] is held[name] for name in held)
+    assert all(torch.equal(after[name], before[name]) for name in held)
+
+
+def test_an_evaluation_in_inference_mode(victim, few):
+    expected = evaluate(victim, few, BALL, ("fgsm", "pgd10")).accuracy()
+    flags = [flag.name for flag in find_flags(victim, few, BALL, evaluate(victim, few, BALL, ()))]
+    scored = score(victim, few, attacks("pgd10", few, None)[0], seeded())
+    with torch.inference_mode():
+        data = ImageSet(few.images.clone(), few.labels.clone(), 10)
+        got = evaluate(victim, data, BALL, ("fgsm", "pgd10"))
+        assert got.accuracy() == expected
+        assert [flag.name for flag in find_flags(victim, data, BALL, got)] == flags
+        assert score(victim, data, attacks("pgd10", data, None)[0], seeded()) == scored
+    assert expected["pgd10"] < expected["clean"]
+
+
+def test_weights_made_in_inference_mode_are_refused(few):
+    with torch.inference_mode():
+        model = SmallCNN((1, 8, 8), 10, width=8)
+    with pytest.raises(InputError, match="weights were made under"):
+        evaluate(model, few, BALL, ("fgsm",))
+
+
+IDS = ("Attack", "BlackBoxAttack", "StrategySelection", "GAILCartPole", "GAILMountainCar")
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", IDS)
+def test_an_environment_does_the_same_in_any_context(name, context):
+    def rollout(spoil):
+        env = gym.make_vec(f"advgame/{name}-v0", num_envs=4)
+        seen, _ = env.reset(seed=0)
+        env.action_space.seed(0)
+        found = []
+        for _ in range(3):
+            if spoil:
+                seen.fill_(7.0)  # the caller's own by now
+            actions = env.action_space.sample()
+            seen, reward, *_ = env.step(actions)
+            assert not seen.is_inference()
+            found.append((seen.clone(), reward.clone()))
+            if spoil:
+                reward.fill_(7.0)
+                actions.fill(0)
+        return found
+
+    plain = rollout(spoil=False)
+    with context():
+        got = rollout(spoil=True)
+    for (a, b), (c, d) in zip(plain, got, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+class Greedy(gym.Env):
+    """Writes into the action that it is given, and cuts itself off after 30 of 100 steps."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = 0
+        return self.observation_space.low * 0, {}
+
+    def step(self, action):
+        self.clock += 1
+        action *= 100
+        return self.observation_space.low * 0, 1.0, False, self.clock >= 30, {}
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    gym.register("Greedy-v0", Greedy, max_episode_steps=100)
+    yield "Greedy-v0"
+    del gym.registry["Greedy-v0"]
+
+
+def test_a_tasks_writing_and_its_own_end_reach_nobody_else(greedy, rng):
+    env = ImitationVectorEnv(2, env_id=greedy)
+    env.reset(seed=0)
+    actions = torch.full((2, 1), 0.5)
+    ends = []
+    for t in range(60):
+        _, _, terminated, truncated, _ = env.step(actions)
+        assert not terminated.any()
+        ends += [t + 1] * bool(truncated.all())
+    assert torch.equal(actions, torch.full((2, 1), 0.5))
+    assert ends == [30, 60]
+    assert (
+        play(greedy, lambda raw: torch.full((len(raw), 1), 0.5), 3, rng)["lengths"].tolist()
+        == [30] * 3
+    )
+    task = make_task(greedy, 1)
+    task.reset(torch.ones(1, dtype=torch.bool), rng)
+    task.step(actions[:1], torch.ones(1, dtype=torch.bool))
+    assert float(actions[0, 0]) == 0.5
+
+
+def test_a_recording_holds_what_was_done(greedy):
+    import numpy as np
+
+    own = np.zeros(1, dtype=np.float32)
+
+    def act(observation):
+        own[0] = 0.25  # a policy that hands out one and the same array
+        return own
+
+    found = record(act, greedy, 0, 1)
+    own[0] = 9
+    assert found.lengths.tolist() == [30]
+    assert found.actions.unique().tolist() == [0.25]
+    assert found.terminated.tolist() == [False]
