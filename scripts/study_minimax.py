@@ -42,19 +42,22 @@ from advgame.evaluation.lemma import lemma_one
 from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
 
+# what sweep_minimax.py chose for Minimax and for Alt, on validation images of MNIST
+RATES = ("--lr", "3e-4", "--attacker-lr", "3e-3")
+# AttNet to the paper's letter, in the game and from scratch, at equal rates: it dies
+LETTER = ("--no-centre", "--output-scale", "0", "--attacker-lr", "1e-3")
 # name -> flags of train_minimax.py
 METHODS: dict[str, tuple[str, ...]] = {
     "plain": ("--defence", "plain"),
     "lwa": ("--defence", "lwa"),
     "sens": ("--defence", "sens"),
     "pgd": ("--defence", "pgd"),
-    "minimax": ("--defence", "minimax"),
-    "alt": ("--defence", "alt"),
-    "maximin": ("--defence", "maximin"),
-    # AttNet to the paper's letter, in the game and from scratch: it dies
-    "minimax-letter": ("--defence", "minimax", "--no-centre", "--output-scale", "0"),
-    "alt-letter": ("--defence", "alt", "--no-centre", "--output-scale", "0"),
-    "minimax-5": ("--defence", "minimax", "--ascent-steps", "5"),
+    "minimax": ("--defence", "minimax", *RATES),
+    "alt": ("--defence", "alt", *RATES),
+    "maximin": ("--defence", "maximin", *RATES),
+    "minimax-letter": ("--defence", "minimax", *LETTER),
+    "alt-letter": ("--defence", "alt", *LETTER),
+    "minimax-5": ("--defence", "minimax", "--ascent-steps", "5", *RATES),
     "mixture": ("--defence", "mixture"),
     "mixture-weak": ("--defence", "mixture", "--mixture", "fgsm", "attnet"),
     "mixture-batch": ("--defence", "mixture", "--per", "batch"),
