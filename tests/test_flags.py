@@ -12,6 +12,7 @@ from advgame.data import STATISTICS, Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import Verdicts, evaluate, find_flags
+from advgame.frozen import shipped
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init, stream
@@ -60,6 +61,20 @@ class Saturated(Quantised):
 
     def forward(self, x):
         return 1e4 * self.model(x)
+
+
+class Faint(Quantised):
+    """Logits so small that the cross-entropy's gradient drowns in rounding."""
+
+    def forward(self, x):
+        return 1e-6 * self.model(x)
+
+
+class OneClass(Quantised):
+    """Collapsed: the logits move with the image, the class does not."""
+
+    def forward(self, x):
+        return self.model(x) + 100 * torch.eye(10)[4]
 
 
 class Noisy(Quantised):
@@ -169,6 +184,7 @@ class Purifier(Quantised):
         (Noisy, "randomised_output"),
         (Blind, "zero_gradients"),
         (Blind, "constant_output"),
+        (Blind, "constant_class"),
         (BatchStatistics, "batch_dependent"),
         (Purifier, "gradient_inside"),
     ],
@@ -224,11 +240,10 @@ def test_a_trained_linear_classifier_is_honest(digits, test_images):
         assert names(model, digits.test.subset(slice(200)), ball) == set()
 
 
-def test_a_classifier_that_comes_in_training_mode_is_flagged(test_images):
-    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    assert "training_mode" in names(model, test_images)
-    assert "training_mode" not in names(model.eval(), test_images)
-    assert not model.training
+def test_the_mode_that_a_classifier_comes_in_changes_nothing(test_images):
+    with seeded_init(0):
+        model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 10))
+    assert names(model.train(), test_images) == names(model.eval(), test_images)
 
 
 @pytest.mark.parametrize("attack", ["transfer", "l2l:transfer-fgsm", "l2l:transfer-pgm10"])
@@ -256,8 +271,22 @@ def test_beating_is_judged_by_the_images_that_one_attack_alone_breaks():
     assert not beats(alive, alive)
 
 
-def test_probabilities_are_refused_and_flagged(honest, test_images):
-    model = Probabilities(honest).eval()
+class HalfProbabilities(Quantised):
+    """A softmax in half precision, its rows' sums off by a part in a thousand."""
+
+    dtype = torch.bfloat16
+
+    def forward(self, x):
+        return self.model(x).to(self.dtype).softmax(1).to(self.dtype).float()
+
+
+class Fp16Probabilities(HalfProbabilities):
+    dtype = torch.float16
+
+
+@pytest.mark.parametrize("kind", [Probabilities, HalfProbabilities, Fp16Probabilities])
+def test_probabilities_are_refused_and_flagged(kind, honest, test_images):
+    model = kind(honest).eval()
     with pytest.raises(InputError, match="softmax"):
         evaluate(model, test_images, BALL)
     correct = {"clean": torch.ones(60, dtype=torch.bool)}
@@ -298,6 +327,31 @@ def test_a_gap_to_autoattack_beyond_chance_is_flagged(name, honest, test_images)
     assert "pgd_far_above_autoattack" in found(20)
     assert "pgd_far_above_autoattack" not in found(7), "12 % of 60 images may be chance"
     assert "pgd_far_above_autoattack" not in found(20, "pgd100"), "more steps were all it took"
+
+
+@pytest.mark.parametrize("column", ["aa:apgd-ce", "autoattack-plus", "cw", "mim", "learned:mine"])
+def test_any_stronger_column_is_seen(column, honest, test_images):
+    alive = torch.ones(60, dtype=torch.bool)
+    strong = alive.clone()
+    strong[:20] = False
+    verdicts = Verdicts({"clean": alive, "pgd20": alive, column: strong}, {}, {})
+    (flag,) = find_flags(honest, test_images, BALL, verdicts)
+    kind = "autoattack" if column.startswith("a") else "another"
+    assert flag.name == f"pgd_far_above_{kind}"
+    assert f"{column} breaks 33% of all images" in flag.meaning
+    honest_gap = {"clean": alive, "pgd20": alive, column: alive}
+    assert find_flags(honest, test_images, BALL, Verdicts(honest_gap, {}, {})) == []
+
+
+def test_logits_of_another_scale_are_flagged(digits):
+    """PGD-20 leaves 93 % of the test images where it leaves 83 % of the same logits times 1e6."""
+    model, data, ball = shipped().model, digits.test.subset(slice(200)), Linf(0.15)
+    assert "logit_scale" in names(Faint(model).eval(), data, ball)
+    assert "logit_scale" not in names(model, data, ball)
+
+
+def test_a_collapsed_classifier_is_flagged(honest, test_images):
+    assert "constant_class" in names(OneClass(honest).eval(), test_images)
 
 
 @pytest.mark.slow

@@ -57,9 +57,8 @@ def find_flags(
         verdicts: what the evaluation found.
         seed: of the probes' own attacks.
     """
-    found = probes.handed_in(model)
     with attacked(model):
-        found |= _probed(model, data.subset(slice(200)), threat, seed)
+        found = _probed(model, data.subset(slice(200)), threat, seed)
     found |= _range(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
     return [Flag(name, meaning) for name, meaning in found.items()]
 
@@ -89,17 +88,25 @@ def _range(verdicts: Verdicts, threat: Threat) -> dict[str, str]:
 
 
 def _gap(verdicts: Verdicts) -> dict[str, str]:
-    """PGD, all that was run, far above AutoAttack: 10 points more than chance explains."""
-    weak, strong = _after_pgd(verdicts), verdicts.correct.get("autoattack")
-    if weak is None or strong is None:
+    """PGD, all that was run, far above another column: 10 points more than chance explains."""
+    weak = _after_pgd(verdicts)
+    if weak is None:
         return {}
-    n = len(weak)
-    gap = float((weak & ~strong).float().mean())
-    noise = 2 * (gap * (1 - gap) / n) ** 0.5
-    if gap - noise <= 0.10:
+    gaps = {
+        name: float((weak & ~survive).float().mean())
+        for name, survive in verdicts.correct.items()
+        if name not in ("clean", *_PGD, *_BLACK)  # those without gradients have a flag of theirs
+    }
+    name = max(gaps, key=lambda one: gaps[one], default="")
+    noise = 2 * (gaps[name] * (1 - gaps[name]) / len(weak)) ** 0.5 if name else 0.0
+    if not name or gaps[name] - noise <= 0.10:
         return {}
-    meaning = f"AutoAttack breaks {gap:.0%} of the images that PGD leaves: gradients are masked"
-    return {"pgd_far_above_autoattack": meaning}
+    flag = "autoattack" if name.startswith(("autoattack", "aa:")) else "another"
+    meaning = (
+        f"{name} breaks {gaps[name]:.0%} of all images beyond those that PGD breaks: "
+        "gradients are masked, or PGD is too weak"
+    )
+    return {f"pgd_far_above_{flag}": meaning}
 
 
 def _black_box(verdicts: Verdicts) -> dict[str, str]:

@@ -6,6 +6,7 @@ or robust, must pass all of them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,17 +28,6 @@ from advgame.threat import Threat
 
 _QUERIES = 300
 _STEP = 1 / 255  # the smallest change that an image file can hold
-_MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-
-
-def handed_in(model: nn.Module) -> dict[str, str]:
-    """The mode that the classifier came in; all attacks set the evaluation mode themselves."""
-    if any(isinstance(module, _MODAL) and module.training for module in model.modules()):
-        return {
-            "training_mode": "the classifier came in training mode, where batch norm and dropout "
-            "make it another function: it was evaluated in evaluation mode"
-        }
-    return {}
 
 
 class _Differentiates(TorchFunctionMode):
@@ -78,6 +68,12 @@ def outputs(model: nn.Module, data: ImageSet) -> dict[str, str]:
         )
     if len(data) > 1 and float((passes[0] - passes[0][:1]).abs().max()) == 0:
         found["constant_output"] = "every image has the same logits: the input is ignored"
+    said = passes[0].argmax(1).unique()
+    if len(said) == 1 and len(data.labels.unique()) > 1:
+        found["constant_class"] = (
+            f"every image is given class {int(said)}: the accuracy is the share of that class, and "
+            "no attack moves it"
+        )
     return found
 
 
@@ -175,7 +171,17 @@ def rivals(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[
     usual, _ = _survive(model, data, pgd(threat, 20), seed)
     by_margin, _ = _survive(model, data, replace(pgd(threat, 20), loss=margin), seed)
     with torch.no_grad():
-        gaps = margin(model(data.floats()), data.labels)
+        logits = model(data.floats())
+        gaps, spread = margin(logits, data.labels), float(logits.float().std(1).mean())
+    if math.isfinite(spread) and spread > 0:
+        rescaled = replace(pgd(threat, 20), loss=lambda out, y: cross_entropy(out / spread, y))
+        by_scale, _ = _survive(model, data, rescaled, seed)
+        if beats(by_scale, usual):
+            more = int((usual & ~by_scale).sum()) - int((by_scale & ~usual).sum())
+            found["logit_scale"] = (
+                f"PGD on logits of unit spread breaks {more} more of {len(data)} images than PGD "
+                f"on the logits, whose spread is {spread:.2g}: cross-entropy is blind at this scale"
+            )
     gap = float((usual & ~by_margin).float().mean())
     # tiny logits flatten cross-entropy too; a linear classifier's gap can honestly reach 0.18
     least = 0.1 if float(gaps.abs().median()) < 0.1 else 0.2
