@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 matplotlib.use("Agg")
+import torch
 from matplotlib import pyplot as plt
 
 from advgame.checkpoint import write_atomically
@@ -80,9 +81,23 @@ class Curves:
             self.writer.add_scalar(tag, value, step)
         self.writer.flush()
 
-    def histogram(self, tag: str, values: Tensor, step: int) -> None:
-        """Log the distribution of ``values``."""
-        self.writer.add_histogram(tag, values, step)
+    def histogram(self, tag: str, values: Tensor, step: int, options: Tensor) -> None:
+        """Log how often each of several options was chosen, in a bin of its own.
+
+        TensorBoard's own bins grow exponentially: of equally frequent choices some would look
+        twice as frequent as others.
+
+        Args:
+            tag: of the curve.
+            values: (n,), each one of the options.
+            step: of the run.
+            options: (k,), different numbers.
+        """
+        known = options.double().sort().values
+        middle = (known[1:] + known[:-1]) / 2
+        reach = (known[1] - known[0]) / 2 if len(known) > 1 else torch.tensor(0.5)
+        edges = torch.cat([known[:1] - reach, middle, known[-1:] + reach])
+        self.writer.add_histogram(tag, values.double().cpu(), step, bins=edges.numpy())
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Log a figure."""

@@ -50,11 +50,11 @@ class StrategyGame:
         space, row = self.env.space, {}
         strategies = space.decode(torch.cat(self._chosen))
         control = {"eps": space.eps0, "steps": 10, "step_size": space.eps0 / 4, "beta": 6}
-        for name in CHOICES[: len(space.sizes)]:
+        for column, name in enumerate(CHOICES[: len(space.sizes)]):
             values = getattr(strategies, name).float()
             row[f"strategy/{name}_ratio"] = float(values.mean()) / control[name]
             if curves is not None:
-                curves.histogram(f"strategy/{name}_chosen", values, step)
+                curves.histogram(f"strategy/{name}_chosen", values, step, space.options(column))
         self._chosen = []
         with torch.no_grad():
             logits = self.defender.module.eval()(self.images)

@@ -15,6 +15,7 @@ the highest true return, which an imitator cannot know: the report is about the 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor
 
 from advgame.cli import peek, resume_settings, run_script, typed_options
 from advgame.curves import game_figure, save_figure
@@ -39,7 +42,7 @@ from agents.imitator import Algorithm, Imitator, PolicySettings
 from agents.updaters import UPDATERS, check_room, make_updater
 from envs.gail import PANELS, GailTraining, dummy_expert, judge_returns, resemblance
 from envs.imitation import Horizon, ImitationVectorEnv
-from envs.tasks import GymnasiumTask
+from envs.tasks import GymnasiumTask, make_task, play
 
 Preset = Literal["default", "paper", "ho-ermon"]
 Pay = Literal["discriminator", "constant", "random", "true", "cloning"]
@@ -201,6 +204,27 @@ def recorded(config: Config) -> Demonstrations:
     return shipped(config.env)
 
 
+def warn_of_no_expert(env_id: str, expert: Demonstrations) -> None:
+    """Say so where the demonstrations are at the level of random actions, over 20 episodes."""
+    space, rng = make_task(env_id, 1).action_space, stream(0, "random policy")
+
+    def act(raw: Tensor) -> Tensor:
+        if isinstance(space, spaces.Discrete):
+            return torch.randint(int(space.n), (len(raw),), generator=rng)
+        low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+        return low + (high - low) * torch.rand(len(raw), *low.shape, generator=rng)
+
+    returns = play(env_id, act, 20, stream(0, "random starts"))["returns"]
+    level, noise = float(returns.mean()), float(returns.std()) / 20**0.5
+    if float(expert.returns.mean()) <= level + 2 * noise:
+        print(
+            f"warning: the demonstrations' mean return, {float(expert.returns.mean()):.1f}, is at "
+            f"the level of random actions, {level:.1f} ± {2 * noise:.1f}: who imitates them learns "
+            "nothing of the task",
+            file=sys.stderr,
+        )
+
+
 def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
     """Environment, policy, discriminator and updater; the demonstrations and their pairs' number.
 
@@ -324,6 +348,8 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
     check(config)
     tried, expert, _ = build(replace(config, updater="adam"))
+    if config.demonstrations is not None:
+        warn_of_no_expert(config.env, expert)
     if config.source == "cloning":
         tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
     updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)

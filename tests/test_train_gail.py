@@ -298,3 +298,11 @@ def test_a_kill_leaves_a_resumable_run(tmp_path):
     done = run(*GAIL, "--resume", str(tmp_path / "half"))
     assert done.returncode == 0, done.stderr
     assert_equal_metrics(tmp_path / "whole", tmp_path / "half")
+
+
+def test_demonstrations_at_the_level_of_random_actions_are_warned_of(tmp_path, capsys):
+    env = ImitationVectorEnv(2, env_id="CartPole-v1")
+    train_gail.warn_of_no_expert("CartPole-v1", env.demonstrations)
+    assert not capsys.readouterr().err
+    train_gail.warn_of_no_expert("CartPole-v1", dummy_expert(env, 5, seed=0))
+    assert "at the level of random actions" in capsys.readouterr().err

@@ -83,6 +83,13 @@ class StrategySpace:
         """Number of choices of ε, steps and step size, and of β where there is one."""
         return tuple(len(values) for values in self.lists)
 
+    def options(self, column: int) -> Tensor:
+        """What a column of an action chooses from, (n,), in the units of `decode`'s strategies."""
+        actions = torch.zeros(self.sizes[column], len(self.sizes), dtype=torch.int64)
+        actions[:, column] = torch.arange(self.sizes[column])
+        values: Tensor = getattr(self.decode(actions), CHOICES[column])
+        return values
+
     def decode(self, actions: Tensor) -> Strategies:
         """Indices (B, 3), or (B, 4) with β -> strategies, on the actions' device.
 

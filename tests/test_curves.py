@@ -1,0 +1,30 @@
+"""What TensorBoard is given, read back from the events."""
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from advgame.curves import Curves
+from advgame.games.strategy import strategy_space
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_equally_frequent_choices_have_equal_bars(column, tmp_path):
+    space = strategy_space("las-pgd-at-cifar10", 8 / 255)
+    options = space.options(column)
+    assert options.shape == (space.sizes[column],)
+    curves = Curves(tmp_path)
+    curves.histogram("chosen", options.repeat(100), 1, options)
+    curves.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = events.Histograms("chosen")
+    counts = [count for count in event.histogram_value.bucket if count]
+    assert counts == [100] * len(options)
+
+
+def test_a_single_option_has_a_bar(tmp_path):
+    curves = Curves(tmp_path)
+    curves.histogram("chosen", torch.full((7,), 3), 1, torch.tensor([3]))
+    curves.close()
+    (event,) = EventAccumulator(str(tmp_path)).Reload().Histograms("chosen")
+    assert sum(event.histogram_value.bucket) == 7
