@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -31,12 +32,14 @@ class Sign:
         verdict: what is wrong with a player past the threshold, after its name.
         above: dead where the number is larger.
         below: dead where it is smaller.
+        whole: the mean over the run counts, not how it ended.
     """
 
     meaning: str
     verdict: str = ""
     above: float = math.inf
     below: float = -math.inf
+    whole: bool = False
 
     def dead(self, value: float) -> bool:
         """Whether a player with this number cannot learn, or what it learns from is void."""
@@ -81,8 +84,9 @@ SIGNS: dict[str, Sign] = {
     "absorbing": Sign("share of the policy's pairs whose episode is over"),
     "blind": Sign(
         "share of batches in which next to all pairs of the policy are absorbing",
-        "holds next to no live pair of the policy in most iterations: rows move in step",
-        above=0.5,
+        "of the policy holds next to no live pair again and again: rows that move in step?",
+        above=0.02,
+        whole=True,
     ),
 }
 
@@ -99,13 +103,13 @@ class Learns(Protocol):
 
 @dataclass(frozen=True)
 class Death:
-    """A player that ended past a threshold.
+    """A player that ended past a threshold, or was past it on average.
 
     Args:
         player: its name in the tags.
         sign: of `SIGNS`.
-        since: epoch (of a run that counts epochs) from which on it was so.
-        value: the last one.
+        since: epoch (of a run that counts epochs) from which on it was so; of an average the first.
+        value: the last one, or the mean.
     """
 
     player: str
@@ -131,7 +135,7 @@ class Death:
 
 
 def deaths(rows: Sequence[Mapping[str, float]]) -> list[Death]:
-    """Players that end a run past a threshold.
+    """Players that end a run past a threshold, or are past it on average where that counts.
 
     Args:
         rows: of metrics.csv, one per epoch with ``epoch``; a tag may be missing in some.
@@ -142,14 +146,18 @@ def deaths(rows: Sequence[Mapping[str, float]]) -> list[Death]:
         if name not in SIGNS:
             continue
         series = [(int(row["epoch"]), row[tag]) for row in rows if tag in row]
-        if not SIGNS[name].dead(series[-1][1]):
+        value = series[-1][1]
+        if SIGNS[name].whole:
+            value = mean(one for _, one in series)
+            series = [point for point in series if SIGNS[name].dead(point[1])]
+        if not SIGNS[name].dead(value):
             continue
         since = series[-1][0]
-        for epoch, value in reversed(series):
-            if not SIGNS[name].dead(value):
+        for epoch, one in reversed(series):
+            if not SIGNS[name].dead(one):
                 break
             since = epoch
-        found.append(Death(player, name, since, series[-1][1]))
+        found.append(Death(player, name, since, value))
     return found
 
 

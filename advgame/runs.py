@@ -98,6 +98,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
+        self._lock: FileLock | None = None
 
     @staticmethod
     def new_path(root: Path, name: str) -> Path:
@@ -177,10 +178,15 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """While this process writes the run; released also by a kill.
 
+        Within such a block a further one of the same object is part of it.
+
         Raises:
             InputError: another process is writing it, or it holds symbolic links, through which
                 something outside of it would be written.
         """
+        if self._lock is not None:
+            yield
+            return
         if links := [path for path in self.path.rglob("*") if path.is_symlink()]:
             raise InputError(
                 f"{links[0]} is a symbolic link: nothing is written through links that lie in a "
@@ -197,9 +203,11 @@ class RunFolder:
             raise InputError(f"cannot lock {self.path}: {error}") from error
         for left in self.path.rglob(".*.partial"):  # half written when a process was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self._lock = lock
         try:
             yield
         finally:
+            self._lock = None
             lock.release()
 
     def about(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -82,18 +83,33 @@ class Script(Generic[ConfigT, GameT]):
         if not resume and fabric.global_rank == 0:
             RunFolder.create(path, asdict(config), device_name(fabric.device))
         run = RunFolder(Path(fabric.broadcast(str(path))))
+        with run.held() if fabric.global_rank == 0 else nullcontext():
+            self._play(config, run, game, data, threat, own, resume)
+        return run
+
+    def _play(
+        self,
+        config: ConfigT,
+        run: RunFolder,
+        game: GameT,
+        data: Splits,
+        threat: Linf,
+        own: Attack | None,
+        resume: bool,
+    ) -> None:
+        """The training and its report, while nobody else writes the folder."""
         if (run.path / "report.json").exists():
             print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
-            return run
+            return
         score = validator(data.validation, threat, config.seed, own)
         watch = self.watch(config, game, data, threat) if self.watch else None
 
         def validate(module: nn.Module) -> dict[str, float]:
             return {**score(module), **(watch(module) if watch else {})}
 
-        plan, (tag, _) = training_plan(config), SCORES[select]
+        plan = training_plan(config)
+        tag, _ = SCORES[criterion(run)]
         Trainer(game, run, plan, validate, select=tag).fit(resume=resume)
-        if fabric.global_rank == 0:
+        if game.learner.fabric.global_rank == 0:
             content = self.finish(config, run, game, data, threat)
             print(f"{as_line(content)}; more in {run.path}/report.md")
-        return run

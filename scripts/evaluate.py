@@ -16,6 +16,7 @@ on to the same verdicts. Arithmetic is in fp32.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -265,9 +266,10 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     if not resume and fabric.global_rank == 0:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(Path(fabric.broadcast(str(path))))
-    if (run.path / "report.json").exists():
-        return _finished(run)
-    _report(config, run, dataset, data, module, surrogate, extra, fabric)
+    with run.held() if fabric.global_rank == 0 else nullcontext():
+        if (run.path / "report.json").exists():
+            return _finished(run)
+        _report(config, run, dataset, data, module, surrogate, extra, fabric)
     return run
 
 

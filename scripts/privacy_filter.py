@@ -236,14 +236,23 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """
     if config.resume is not None:
         run, config = resume_settings(Path(config.resume), config, typed)
-        if (run.path / "report.json").exists():
-            print(f"finished before; more in {run.path}/report.md")
-            return run
-        task, filter_, game = build(config)
+        made = build(config)
     else:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
-        task, filter_, game = build(config)
+        made = build(config)
         run = RunFolder.create(path, asdict(config), device_name(torch.device("cpu")))
+    with run.held():
+        if (run.path / "report.json").exists():
+            print(f"finished before; more in {run.path}/report.md")
+        else:
+            filtered(config, run, *made)
+    return run
+
+
+def filtered(
+    config: Config, run: RunFolder, task: PrivacyTask, filter_: Filter, game: PrivacyGame | None
+) -> None:
+    """Train, where there is something to train, judge and write the report."""
     began = time.perf_counter()
     end = {} if game is None else train(config, game, run)
     filter_ = filter_ if game is None else game.filter()
@@ -265,7 +274,6 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
         f"private {100 * given['accuracy']:.1f} % ({100 * given['guess']:.1f}); "
         f"more in {run.path}/report.md"
     )
-    return run
 
 
 def _from_command_line() -> RunFolder:

@@ -253,14 +253,15 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     if not resume:
         RunFolder.create(path, asdict(config), device_name(fabric.device))
     run = RunFolder(path)
-    if not (path / "report.json").exists():
-        images = data.validation.first(config.validation_n)
-        payoff = Payoff(config.gain, config.bonus, config.price)
-        validate = Validation(frozen, images, config.queries, menu, payoff, config.seed)
-        plan = TrainingPlan(config.epochs, "onecycle")
-        trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
-        trainer.fit(resume=resume)
-        finish(run, game, validate, config)
+    with run.held():
+        if not (path / "report.json").exists():
+            images = data.validation.first(config.validation_n)
+            payoff = Payoff(config.gain, config.bonus, config.price)
+            validate = Validation(frozen, images, config.queries, menu, payoff, config.seed)
+            plan = TrainingPlan(config.epochs, "onecycle")
+            trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
+            trainer.fit(resume=resume)
+            finish(run, game, validate, config)
     report = run.report()
     scores = report["validation"]
     print(

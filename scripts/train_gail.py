@@ -357,8 +357,9 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     if not resume:
         RunFolder.create(path, asdict(config), device_name(torch.device("cpu")))
     run = RunFolder(path)
-    if not (path / "report.json").exists():
-        run.write_json("report.json", imitate(config, run, resume))
+    with run.held():
+        if not (path / "report.json").exists():
+            run.write_json("report.json", imitate(config, run, resume))
     report = run.report()
     end = f"; diverged at iteration {report['diverged']['iteration']}" if report["diverged"] else ""
     print(

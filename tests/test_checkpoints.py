@@ -233,3 +233,15 @@ def test_metrics_drop_rows_that_no_checkpoint_vouches_for(tmp_path):
         Metrics(path, rows=3)
     with pytest.raises(InputError, match="cannot be read"):
         Metrics.read(tmp_path / "none.csv")
+
+
+def test_a_folder_is_held_from_its_training_to_its_report(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}, "cpu")
+    other = RunFolder(run.path)
+    with run.held():
+        with run.held():
+            pass
+        with pytest.raises(InputError, match="another process"), other.held():
+            pass
+    with other.held():
+        pass

@@ -163,6 +163,15 @@ def test_since_when():
     assert health.deaths([]) == []
 
 
+def test_blind_batches_count_over_the_whole_run():
+    """A policy that has learned the task falls no more: at the end all batches are live."""
+    tag = "health/batch/blind"
+    values = [0.0, 0.0, 0.6, 0.5, *[0.0] * 16]
+    (death,) = health.deaths([{"epoch": n, tag: value} for n, value in enumerate(values, 1)])
+    assert (death.since, death.value) == (3, pytest.approx(1.1 / 20))
+    assert health.deaths([{"epoch": n, tag: 0.01} for n in range(20)]) == []
+
+
 def test_spread_by_hand():
     outputs = torch.tensor([[0.0, 1.0], [0.5, 1.0], [-1.0, -1.0]])
     found = health.output_signs(outputs, torch.tensor([3, 3, 5]))
@@ -223,4 +232,4 @@ def test_the_docs_have_every_sign_with_its_threshold():
             wanted = f"above {sign.above:g}"
         elif sign.below > -math.inf:
             wanted = f"below {sign.below:g}".replace("1e-0", "1e-")
-        assert line.endswith(f"| {wanted} |"), line
+        assert line.endswith(f"{'mean over the run | ' if sign.whole else '| '}{wanted} |"), line
