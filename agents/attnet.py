@@ -40,7 +40,6 @@ from agents.attacker_file import read_file, write_file
 FORMAT = "advgame attnet 2"
 Bound = Literal["tanh", "clip"]
 _TINY = 1e-6  # mean square in front of the bound: far below that of a network's first weights
-_SATURATED = 0.995  # |tanh| there: 3 in front of it, where its slope is 0.01
 
 
 class AttNet(nn.Module):
@@ -110,35 +109,6 @@ class AttNet(nn.Module):
         """z(x) within a ball and [0, 1], (B, C, H, W) as ``x``."""
         moved = self(x.to(next(self.parameters()).dtype), y).to(x.dtype)
         return threat.project(x + moved * per_image(threat.eps, x), x)
-
-
-def signs_of_life(network: AttNet, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Whether a network still attacks each image for itself; nothing of it is changed.
-
-    Args:
-        network: g; it is asked in evaluation mode.
-        x: images (B, C, H, W) in [0, 1], on the network's device.
-        y: labels (B,).
-
-    Returns:
-        - ``saturated``: share of outputs with |tanh| above 0.995, where its slope is below 0.01;
-          with ``"clip"`` of outputs outside [-1, 1], where there is none;
-        - ``spread``: standard deviation of g(x, y) over the images of a class, in units of ε, mean
-          over pixels and over the classes that have two images or more; NaN where none has.
-    """
-    training = network.training
-    try:
-        with torch.no_grad():
-            free = network.eval().unbounded(x.to(next(network.parameters()).dtype), y)
-    finally:
-        network.train(training)
-    tanh = network.bound == "tanh"
-    g = free.tanh() if tanh else free.clamp(-1, 1)
-    saturated = g.abs() > _SATURATED if tanh else free.abs() > 1
-    classes = [g[y == label] for label in y.unique()]
-    spreads = [one.std(0).mean() for one in classes if len(one) > 1]
-    spread = float(torch.stack(spreads).mean()) if spreads else math.nan
-    return {"saturated": float(saturated.double().mean()), "spread": spread}
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,12 @@ from advgame.cli import run_script
 from advgame.curves import save_figure, seeds_figure
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
+from advgame.health import network_signs
 from advgame.losses import cross_entropy
 from advgame.runs import RunFolder, made_by
 from advgame.threat import Linf
 from agents.attacker_file import NAME
-from agents.attnet import AttNet, AttNetAttack, load_attnet, signs_of_life
+from agents.attnet import AttNet, AttNetAttack, load_attnet
 from agents.best_response import Ascent, AttNets, Effort, errors
 
 STEPS = (100, 300, 600, 1500, 3000, 6000)
@@ -105,7 +106,7 @@ def curve(
             {
                 "step": step,
                 "error": float(error.mean()),
-                **signs_of_life(network, x, y),
+                **network_signs(network, x, y),
                 "gradient": float((norms[0] / norms[1]).log10()),
             }
         )

@@ -121,7 +121,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def alive(signs: Mapping[str, float]) -> bool:
-    """Whether a game's attacker may be chosen, by `agents.attnet.signs_of_life`."""
+    """Whether a game's attacker may be chosen, by `advgame.health.network_signs`."""
     return signs["spread"] > 0.05 and signs["saturated"] < 0.5
 
 

@@ -40,6 +40,7 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.minimax import PANELS, Minimax, SensitivityTraining
 from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
 from advgame.games.training import DefenderTraining, Rules
+from advgame.health import network_signs
 from advgame.losses import check_smoothing
 from advgame.runs import RunFolder, command, commit
 from advgame.script import Script
@@ -55,7 +56,6 @@ from agents.attnet import (
     AttNetAttacker,
     AttNetPlayer,
     Bound,
-    signs_of_life,
 )
 from agents.best_response import AttNets, Effort, Family, L2Ls, kept_responses
 from agents.exploitability import best_defences, duality_gap, exploitability
@@ -306,7 +306,7 @@ def finish(
             "curr": ready(run.path / "attnet-curr.safetensors") if attnets else None,
         }
         x, y = data.validation.floats(), data.validation.labels
-        life = {name: signs_of_life(one.network, x, y) for name, one in shown.items() if one}
+        life = {name: network_signs(one.network, x, y) for name, one in shown.items() if one}
         found: dict[str, Any] = {"life": life}
         # u as v has met it: no average, no earlier one
         if own is None or config.judged == "best" or config.ema or not attnets:

@@ -1,11 +1,11 @@
 """Machine vs Machine's games, AttNet and best responses: autograd, equal bits, known answers."""
 
 import copy
-import math
 
 import pytest
 import torch
 from conftest import Linear, undefended
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
@@ -13,16 +13,30 @@ from torch.optim import SGD
 from advgame.attacks import fgsm
 from advgame.classifiers import SmallCNN
 from advgame.cli import make_fabric
-from advgame.data import Batches, ImageSet, load_data
+from advgame.data import Batches, ImageSet, Splits, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
+from advgame.health import network_signs
 from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
 from agents.attackers import load_any_attacker
-from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, signs_of_life
-from agents.best_response import Ascent, AttNets, Effort, best_response, errors
+from agents.attnet import (
+    AttNet,
+    AttNetAttack,
+    AttNetAttacker,
+    AttNetPlayer,
+    load_attnet,
+)
+from agents.best_response import (
+    Ascent,
+    AttNets,
+    Effort,
+    best_response,
+    errors,
+    kept_responses,
+)
 
 SHAPE = (1, 2, 2)
 
@@ -266,38 +280,12 @@ def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
     assert not network(x, y).any(), "an output of 0 stays 0"
 
 
-@pytest.mark.parametrize("bound", ["tanh", "clip"])
-def test_signs_of_life_by_hand(bound):
-    """The last layer's bias makes the outputs: 4 and -4 beyond the bound, 0.5 and 0 not."""
-    network = AttNet(SHAPE, 3, hidden=4, bound=bound, scale=0, centre=False).train()
-    with torch.no_grad():
-        for p in network.parameters():
-            p.zero_()
-        network.layers[-1].bias.copy_(torch.tensor([4.0, -4.0, 0.5, 0.0]))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    x, y = torch.rand(6, *SHAPE), torch.tensor([0, 0, 1, 1, 1, 2])
-    assert signs_of_life(network, x, y) == {"saturated": 0.5, "spread": 0.0}
-    assert network.training
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert math.isnan(signs_of_life(network, x[4:], y[4:])["spread"]), "one image of each class"
-    # a path from the image: pixel 2 moves with pixel 0, in the classes of two images and three
-    with torch.no_grad():
-        network.layers[0].weight[0, 0] = 0.5
-        network.layers[0].bias[0] = 1.0
-        network.layers[3].weight[0, 0] = network.layers[6].weight[0, 0] = 1.0
-        network.layers[-1].weight[2, 0] = 0.1
-    free = 0.1 * (1 + 0.5 * (2 * x[:, 0, 0, 0] - 1)) + 0.5
-    moved = free.tanh() if bound == "tanh" else free
-    wanted = (moved[:2].std() + moved[2:5].std()) / 2 / 4  # classes; pixels
-    assert signs_of_life(network, x, y)["spread"] == pytest.approx(float(wanted), rel=1e-4)
-
-
 def test_a_fresh_attnet_on_digits_still_attacks_each_image_for_itself(digits):
     """With this seed the network to the letter has spread 0.000, saturated 1.00 and error .23."""
     model, data, threat = undefended(digits), digits.validation, Linf(0.15)
     family = AttNets(lambda: AttNet(digits.train.shape, 10))
     network = Ascent(model, digits.train, threat, family, Effort(), seed=1).run(600)
-    found = signs_of_life(network, data.floats(), data.labels)
+    found = network_signs(network, data.floats(), data.labels)
     assert found["spread"] > 0.05
     assert found["saturated"] < 0.5
     assert float(errors(model, AttNetAttack(network, threat), data).mean()) > 0.5
@@ -325,7 +313,7 @@ def test_an_attnet_stays_alive_in_a_game_on_mnist(real_data):
     batches = Batches(data.train, 128, 0)
     for _ in range(400):
         game.step(defender, *batches.next(), torch.Generator())
-    found = signs_of_life(network, data.validation.floats(), data.validation.labels)
+    found = network_signs(network, data.validation.floats(), data.validation.labels)
     assert found["spread"] > 0.1
     assert found["saturated"] < 0.5
 
@@ -375,3 +363,38 @@ def test_a_best_response_keeps_the_strongest_restart():
     assert found.restarts[0] == 1.0 > found.restarts[1]
     with pytest.raises(InputError, match="restarts"):
         Effort(1, restarts=0)
+
+
+def test_restarts_are_kept_as_files_and_only_what_is_missing_is_trained(tmp_path):
+    model, data = line()
+    splits, effort, networks = Splits("line", data, data, data), Effort(30, lr=1e-2), []
+
+    def make():
+        """The first is stunted: its steps lead nowhere."""
+        networks.append(AttNet(SHAPE, 2, hidden=8))
+        if len(networks) == 1:
+            for p in networks[0].parameters():
+                p.register_hook(torch.zeros_like)
+        return networks[-1]
+
+    def kept():
+        return kept_responses(
+            tmp_path, "a", {"why": "test"}, model, splits, Linf(0.1), effort,
+            seed=3, family=AttNets(make),
+        )  # fmt: skip
+
+    paths = kept()
+    assert [path.name for path in paths] == ["a-0.safetensors", "a-1.safetensors"]
+    strongest, second = load_attnet(tmp_path / "a.safetensors"), load_attnet(paths[1])
+    assert torch.equal(flat(strongest.network.parameters()), flat(second.network.parameters()))
+    first_found, found = strongest.about["validation_accuracies"]
+    assert found < first_found
+    before = {path.name: load_file(path) for path in tmp_path.iterdir()}
+    paths[1].unlink()
+    (tmp_path / "a.safetensors").unlink()
+    kept()
+    assert len(networks) == 3, "the first restart was there"
+    assert {path.name for path in tmp_path.iterdir()} == before.keys()
+    for name, weights in before.items():
+        again = load_file(tmp_path / name)
+        assert all(torch.equal(again[key], value) for key, value in weights.items())
