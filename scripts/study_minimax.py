@@ -212,7 +212,7 @@ def as_markdown(
         f"Error rates, mean ± sd over seeds: higher is better for the attacker. {first['steps']} "
         f"steps of {first['batch_size']} images, {first['n']} test images, last weights. Fresh "
         f"attackers: {first['response_steps']} steps, best of {first['restarts']} on the "
-        "validation split. Paper: MNIST, its own CNN, 50,000 steps at a tenth of our rate.",
+        "validation split. Paper: MNIST, its own CNN, 50,000 steps at 1e-4.",
         "",
         "| defence | seeds | " + " | ".join(columns.values())
         + " | s | paper: FGSM-curr, AttNet-curr |",

@@ -154,12 +154,12 @@ def normed() -> BatchNormNet:
     return model
 
 
-def undefended(digits: Splits, **settings: int) -> SmallCNN:
-    """A digits classifier that knows nothing of attacks."""
+def undefended(data: Splits, **settings: int) -> SmallCNN:
+    """A classifier of ten digits that knows nothing of attacks."""
     with seeded_init(0):
-        model = SmallCNN((1, 8, 8), 10, **settings)
+        model = SmallCNN(data.train.shape, 10, **settings)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    x, y = digits.train.floats(), digits.train.labels
+    x, y = data.train.floats(), data.train.labels
     for part in torch.arange(len(y)).repeat(8).split(64):
         optimizer.zero_grad()
         cross_entropy(model(x[part]), y[part]).mean().backward()
