@@ -115,8 +115,9 @@ def test_settings_reach_the_game():
     def made(**changes):
         return train_minimax.rules(replace(Config(), **changes), shape, 10, fabric.device)
 
+    network_settings = {"output_scale": 3.0, "centre": False}
     game = made(
-        ascent_steps=3, attacker_lr=5e-3, hidden=7, dropout=0.25, bound="clip", output_scale=3.0
+        ascent_steps=3, attacker_lr=5e-3, hidden=7, dropout=0.25, bound="clip", **network_settings
     )
     assert isinstance(game, Minimax)
     network = game.attacker.module
