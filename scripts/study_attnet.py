@@ -107,7 +107,7 @@ def curve(
                 "step": step,
                 "error": float(error.mean()),
                 **network_signs(network, x, y),
-                "gradient": float((norms[0] / norms[1]).log10()),
+                "gradient": float((norms[0] / norms[1]).clamp_min(1e-12).log10()),  # 0 is -12
             }
         )
     return rows
