@@ -114,7 +114,7 @@ class Config(RunConfig):
     eps_ramp: float = 0.0
     """share of the training over which ε grows from 0"""
     judged: Literal["last", "best"] = "last"
-    """weights that the report is about: the game's end, or the best by PGD-10 on validation"""
+    """weights that the report is about: the game's end, or the best on validation, see --select"""
     responders: tuple[Responder, ...] = ("attnet",)
     """attackers trained from scratch on the finished classifier"""
     response_steps: int = 3000
@@ -271,7 +271,15 @@ def families(config: Config, data: Splits) -> dict[Responder, Family]:
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     """Train and report: see `advgame.script.Script.run`."""
-    return Script(check, build, finish, own_attacker, watch).run(config, typed)
+    script = Script(
+        check,
+        build,
+        finish,
+        own_attacker,
+        watch,
+        purpose=lambda c: "clean" if c.defence == "plain" else "robust",
+    )
+    return script.run(config, typed)
 
 
 def finish(
