@@ -34,6 +34,7 @@ from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
+from advgame.health import deaths
 from advgame.imitation.demonstrations import provenance, slug
 from advgame.imitation.stability import as_rows, judged, pairs_as_lines, pairwise, score, summarise
 from advgame.runs import Metrics, made_by
@@ -211,7 +212,7 @@ def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dic
             way: {name: round(value, 4) for name, value in found.items()}
             for way, found in report.get("imitation", {}).items()
         },
-        "flags": [flag["name"] for flag in report.get("flags", [])],
+        "flags": [death.name for death in deaths(rows)],
         "blind": mean(one) if (one := [r[BLIND] for r in rows if BLIND in r]) else None,
         "seconds_per_iteration": rows[-1]["time/seconds"] / steps[-1] if rows else None,
         "commit": about["commit"],
