@@ -303,7 +303,7 @@ def main(config: Config) -> None:
         "summary": summarise(runs),
         "runs": runs,
     }
-    write_atomically(out.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    write_atomically(out.with_suffix(".json"), json.dumps(about) + "\n")
     write_atomically(out.with_suffix(".md"), as_markdown(config, runs, about))
     shown = [run for run in runs if run["method"] in PLAYERS]  # others' epochs differ by seed
     if all("curves" in run for run in shown):
