@@ -42,7 +42,9 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
         words += [*flags, "--runs-dir", str(folder.parent), "--name", folder.name]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, text=True, env=env, **pipes) as child:
+    # a session of its own: Ctrl-C reaches the study alone, which passes it on once; a second signal
+    # would kill a cell while it writes its checkpoint
+    with subprocess.Popen(words, text=True, env=env, start_new_session=True, **pipes) as child:
         _CHILDREN.add(child)
         try:
             _, stderr = child.communicate()
@@ -66,7 +68,8 @@ def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs
     Raises:
         InputError: fewer than one process, or cells that failed. After the first that fails no
             further cell begins; it is told at once.
-        SystemExit: SIGTERM; as with Ctrl-C, cells under way are asked to stop and can be resumed.
+        SystemExit: SIGTERM or SIGHUP; as with Ctrl-C, cells under way are asked to stop and can be
+            resumed.
     """
     if jobs < 1:
         raise InputError(f"jobs must be 1 or above, not {jobs}")
@@ -89,7 +92,7 @@ def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs
                     else:
                         number += 1
                         console.print(f"{number}/{len(names)} {names[future]}")
-        except BaseException:  # Ctrl-C, SIGTERM: cells under way leave a checkpoint and end
+        except BaseException:  # Ctrl-C and its kind: cells under way leave a checkpoint and end
             pool.shutdown(wait=False, cancel_futures=True)
             for child in tuple(_CHILDREN):
                 child.terminate()
@@ -103,7 +106,7 @@ _CHILDREN: set[subprocess.Popen[str]] = set()
 
 @contextlib.contextmanager
 def _terminated_with_us() -> Iterator[None]:
-    """SIGTERM ends the study as Ctrl-C does, within the block; in the main thread only."""
+    """SIGTERM and SIGHUP end the study as Ctrl-C does, in the block; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -111,11 +114,12 @@ def _terminated_with_us() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def whole_number(words: Sequence[str], flag: str) -> int:

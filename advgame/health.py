@@ -81,6 +81,10 @@ SIGNS: dict[str, Sign] = {
     "step": Sign(
         "length of the step over the norm of what is moved", "has stopped moving", below=1e-7
     ),
+    "phase": Sign(
+        "mean resultant length of the rows' places in their episodes: 1 where all rows are at one "
+        "place, near 0 where they are spread over the whole of an episode"
+    ),
     "absorbing": Sign("share of the policy's pairs whose episode is over"),
     "blind": Sign(
         "share of batches in which next to all pairs of the policy are absorbing",

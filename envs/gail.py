@@ -145,7 +145,7 @@ class GailTraining:
         """
         rollout = self.player.collect(self.env)
         rewards = rollout.true_rewards if self.source == "true" else rollout.rewards
-        stats = {"policy/reward": float(rewards.mean())}
+        stats = {"policy/reward": float(rewards.mean()), **self._phase()}
         if self.env.code.absorbing:
             stats |= _live(rollout.observations[..., -1])
         if self.source == "discriminator":
@@ -163,6 +163,12 @@ class GailTraining:
         if len(rollout.true_returns):
             stats["policy/true_return"] = float(rollout.true_returns.mean())
         return {name: torch.tensor(value) for name, value in stats.items()}
+
+    def _phase(self) -> dict[str, float]:
+        """Whether the rows are at one place of their episodes, see `advgame.health.SIGNS`."""
+        angle = 2 * math.pi * self.env._clock.double() / self.env.task.horizon
+        length = torch.stack([angle.cos().mean(), angle.sin().mean()]).norm()
+        return tagged("batch", {"phase": float(length)})
 
     def _remembered(self, pairs: Tensor) -> Tensor:
         """The policy's pairs, ``replay`` of them replaced by earlier ones; a few are kept."""
@@ -259,16 +265,38 @@ def resemblance(
     Raises:
         InputError: fewer than 4 trajectories or episodes.
     """
-    pairs = env.expert_pairs(expert, stream(seed, "resemblance"))
-    padded = expert.terminated & (env.horizon == "fixed")
-    lengths = torch.where(padded, env.task.horizon, expert.lengths)
-    theirs = [one[::_THIN] for one in pairs.split(lengths.tolist())]
-    found = {}
+    theirs, found = _trajectories(env, expert, seed), {}
     for name in ("sampled", "deterministic"):
         ours = _episodes(env, player, episodes, seed, name == "deterministic")
         thin = [one[::_THIN] for one in ours]
         found[name] = held_out_discriminator(thin, theirs, seed=seed)
     return found
+
+
+def expert_halves(env: ImitationVectorEnv, expert: Demonstrations) -> list[float]:
+    """What `resemblance` makes of the expert itself: held-out losses between two halves of it.
+
+    Args:
+        env: whose pairs and ends of episodes.
+        expert: 8 trajectories or more.
+
+    Returns:
+        the loss between first and last half, and between every second trajectory and the others.
+
+    Raises:
+        InputError: fewer than 8 trajectories.
+    """
+    theirs, half = _trajectories(env, expert, 0), len(expert) // 2
+    splits = ((theirs[:half], theirs[half:]), (theirs[::2], theirs[1::2]))
+    return [held_out_discriminator(one, other)["loss"] for one, other in splits]
+
+
+def _trajectories(env: ImitationVectorEnv, expert: Demonstrations, seed: int) -> list[Tensor]:
+    """Encoded pairs of each of the expert's trajectories (n, inputs), thinned."""
+    pairs = env.expert_pairs(expert, stream(seed, "resemblance"))
+    padded = expert.terminated & (env.horizon == "fixed")
+    lengths = torch.where(padded, env.task.horizon, expert.lengths)
+    return [one[::_THIN] for one in pairs.split(lengths.tolist())]
 
 
 def _episodes(

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from advgame.curves import Curves
 from advgame.games.strategy import CHOICES, StrategyPlayer
-from advgame.health import Learns, constant_sign, gradient_sign, tagged
+from advgame.games.training import defender_health
+from advgame.health import Learns, gradient_sign, tagged
 from advgame.seeding import derive_seed
 from advgame.training import Learner
 from envs.queries import QueryVectorEnv
@@ -56,9 +57,7 @@ class StrategyGame:
             if curves is not None:
                 curves.histogram(f"strategy/{name}_chosen", values, step, space.options(column))
         self._chosen = []
-        with torch.no_grad():
-            logits = self.defender.module.eval()(self.images)
-        row |= tagged("defender", constant_sign(logits) | gradient_sign(self.defender.optimizer))
+        row |= defender_health(self.defender, self.images)[1]
         if isinstance(self.player, Learns):
             row |= tagged("strategy", gradient_sign(self.player.optimizer))
         return row

@@ -35,10 +35,12 @@ from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
 from advgame.health import deaths
-from advgame.imitation.demonstrations import provenance, slug
+from advgame.imitation.demonstrations import provenance, shipped, slug
 from advgame.imitation.stability import as_rows, judged, pairs_as_lines, pairwise, score, summarise
 from advgame.runs import Metrics, made_by
 from advgame.seeding import stream
+from envs.gail import expert_halves
+from envs.imitation import Horizon, ImitationVectorEnv
 from envs.tasks import make_task, play
 
 # name -> (what it is, flags of train_gail.py)
@@ -184,6 +186,12 @@ def references(env_id: str) -> dict[str, float]:
     return {"random": float(returns.mean()), "expert": float(expert)}
 
 
+def imitated(config: Config) -> ImitationVectorEnv:
+    """The environment of the cells, for its pairs and ends of episodes."""
+    horizon: Horizon = "task" if config.setting == "paper" else "fixed"
+    return ImitationVectorEnv(1, env_id=config.env, horizon=horizon)
+
+
 def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dict[str, Any]:
     """What one finished run says."""
     report = json.loads((folder / "report.json").read_text())
@@ -261,7 +269,7 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
             f"{row['reached']} of {row['seeds']}{ended} | {first} | {dips} | {falls} | {worst} | "
             f"{settled} | {last} |"
         )
-    lines += imitation_as_lines(about["runs"])
+    lines += imitation_as_lines(about["runs"], about["expert_halves"])
     lines += pairs_as_lines(about["tests"])
     flags = sorted({f"{r['method']}: {f}" for r in about["runs"] for f in r.get("flags", [])})
     lines += ["", f"Flags raised: {', '.join(flags) or 'none'}."]
@@ -269,13 +277,17 @@ def as_markdown(config: Config, about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def imitation_as_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def imitation_as_lines(runs: Sequence[Mapping[str, Any]], halves: Sequence[float]) -> list[str]:
     """How far the final policies are from the expert, and what the discriminator saw."""
+    if not any(run.get("imitation") for run in runs):  # of before it was measured
+        return []
     lines = [
         "",
         "Is it imitation? A fresh discriminator learns to convergence against the final policy and "
         "is judged on held-out episodes of both (`advgame.imitation.resemblance`): loss (chance "
         "1.386) and accuracy, mean over seeds, of the sampled policy and of the deterministic one. "
+        "Two halves of the expert's own trajectories, told apart in the same way, give "
+        f"{' and '.join(f'{loss:.2f}' for loss in halves)}. "
         "Blind: share of iterations in which next to all pairs of the policy were absorbing.",
         "",
         "| method | seeds | sampled: loss | accuracy | deterministic: loss | accuracy | blind |",
@@ -354,6 +366,7 @@ def main(config: Config) -> None:
         "device": f"cpu, {config.jobs} processes of 1 thread",
         "extra": config.extra,
         "references": ends,
+        "expert_halves": expert_halves(imitated(config), shipped(config.env)),
         "summary": summary,
         "tests": pairwise(runs, (*UPDATERS, *TRUE)),
         "runs": runs,

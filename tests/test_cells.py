@@ -21,9 +21,12 @@ words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 folder = Path(words["--runs-dir"]) / words["--name"]
 folder.mkdir(parents=True)
 def stop(number, frame):
-    (folder / "stopped").touch()
+    with (folder / "stopped").open("a") as file:
+        file.write("once ")
+    time.sleep(0.5)  # it writes its checkpoint: a second signal would end that
     raise SystemExit(143)
-signal.signal(signal.SIGTERM, stop)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, stop)
 (folder / "began").touch()
 if "--fail" in words:
     sys.exit("error: " + words["--fail"])
@@ -66,9 +69,9 @@ def test_finished_cells_are_left_alone(script, tmp_path):
     assert began(tmp_path / "runs") == ["b"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_study_that_is_stopped_stops_its_cells(script, tmp_path, number):
-    """SIGTERM and Ctrl-C to the parent alone: children are asked to stop, no further one begins."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_study_that_is_stopped_stops_its_cells_once(script, tmp_path, number):
+    """Signals to the whole group, as a terminal sends them; no further cell begins."""
     code = (
         "import sys; from pathlib import Path; from advgame.cells import run_cells;"
         "run_cells(Path(sys.argv[1]), Path(sys.argv[2]),"
@@ -77,12 +80,16 @@ def test_a_study_that_is_stopped_stops_its_cells(script, tmp_path, number):
     root = tmp_path / "runs"
     words = [sys.executable, "-c", code, str(script), str(root)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(words, env=env, stderr=subprocess.DEVNULL, cwd=ROOT) as study:
+    shell = {"env": env, "stderr": subprocess.DEVNULL, "cwd": ROOT, "start_new_session": True}
+    with subprocess.Popen(words, **shell) as study:
         limit = time.monotonic() + 60
         while len(began(root)) < 2 and time.monotonic() < limit:
             time.sleep(0.05)
         time.sleep(0.3)
-        study.send_signal(number)
+        os.killpg(study.pid, number)
         assert study.wait(30) != 0
     assert began(root) == ["c0", "c1"]
-    assert sorted(path.parent.name for path in root.glob("*/stopped")) == ["c0", "c1"]
+    assert {path.parent.name: path.read_text() for path in root.glob("*/stopped")} == {
+        "c0": "once ",
+        "c1": "once ",
+    }

@@ -65,6 +65,13 @@ class Rules(Protocol):
         ...
 
 
+def defender_health(defender: Defender, x: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Logits (B, K) of images (B, C, H, W) in evaluation mode, and signs of life by tag."""
+    with attacked(defender.module), torch.no_grad(), defender.fabric.autocast():
+        logits: Tensor = defender.module(x)
+    return logits, tagged("defender", constant_sign(logits) | gradient_sign(defender.optimizer))
+
+
 @runtime_checkable
 class Watched(Protocol):
     """Rules with a player of their own that learns, whose signs of life are logged."""
@@ -132,11 +139,10 @@ class DefenderTraining:
         """On the last batch: all players' signs of life; the clean loss, if no step needed it."""
         if self._last is None:
             return {}
-        (x, y), module = self._last, self.defender.module
-        with attacked(module), torch.no_grad(), self.defender.fabric.autocast():
-            logits = module(x)
-        found = {"game/clean_loss": float(cross_entropy(logits, y).mean())} if self._unseen else {}
-        found |= tagged("defender", constant_sign(logits) | gradient_sign(self.defender.optimizer))
+        x, y = self._last
+        logits, found = defender_health(self.defender, x)
+        if self._unseen:
+            found["game/clean_loss"] = float(cross_entropy(logits, y).mean())
         if isinstance(self.rules, Watched):
             found |= self.rules.health(self.defender, x, y)
         return found
