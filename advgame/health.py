@@ -194,9 +194,11 @@ def network_signs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
     Args:
         network: g, of (x, y), with outputs in [-1, 1].
-        x: images (B, C, H, W).
+        x: images (B, C, H, W), wherever they lie: a network from a file lies on the CPU.
         y: labels (B,).
     """
+    device = next(network.parameters()).device
+    x, y = x.to(device), y.to(device)
     with torch.no_grad(), attacked(network):
         return output_signs(network(x, y), y)
 
