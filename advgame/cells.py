@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,10 +14,13 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 
+from advgame.checkpoint import read_json, write_atomically
 from advgame.curves import Rows
 from advgame.errors import InputError
+from advgame.interrupt import hangup
 from advgame.statistics import spread
 
 
@@ -112,9 +114,10 @@ def _terminated_with_us() -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed sends two
         raise SystemExit(128 + number)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, *hangup())}
     try:
         yield
     finally:
@@ -137,6 +140,18 @@ def whole_number(words: Sequence[str], flag: str) -> int:
     if value < 1:
         raise InputError(f"{flag} must be 1 or above, not {value}")
     return value
+
+
+def usable(words: Sequence[str], flags: Sequence[str], script: Any) -> list[str]:
+    """The words that a method makes use of; its training would refuse the others.
+
+    Args:
+        words: of all methods of a study.
+        flags: of the method.
+        script: the module of its training script, with ``Config`` and ``idle``.
+    """
+    idle = script.idle(tyro.cli(script.Config, args=list(flags)))
+    return without(words, [name for names in idle.values() for name in names])
 
 
 def without(words: Sequence[str], options: Collection[str]) -> list[str]:
@@ -171,8 +186,8 @@ def same_flags(root: Path, flags: str) -> None:
             f"{root} holds cells made with other flags, {note.read_text()!r}, not {flags!r}: "
             "choose another --runs-dir"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    note.write_text(flags)
+    if not note.exists() or note.read_text() != flags:
+        write_atomically(note, flags)
 
 
 def hardware(runs: Sequence[Mapping[str, Any]], jobs: int) -> str:
@@ -222,7 +237,7 @@ def with_earlier(
     """
     kept: list[Mapping[str, Any]] = []
     if path.exists():
-        earlier = json.loads(path.read_text())
+        earlier = read_json(path, "restore it, or choose another --out")
         had = earlier.get("extra", "")
         if had != flags:
             raise InputError(
@@ -230,7 +245,12 @@ def with_earlier(
                 "choose another --out"
             )
         new = {(run["method"], run["seed"]) for run in runs}
-        kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
+        try:
+            kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} holds no runs: restore it, or choose another --out"
+            ) from error
     return sorted([*runs, *kept], key=lambda run: run["seed"])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -64,6 +65,26 @@ def _umask() -> int:
 
 UMASK = _umask()
 """Of this process, read once, before there are threads."""
+
+
+def read_json(path: Path, repair: str = "restore it, or start anew", kind: type = dict) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: of the file.
+        repair: what to do where it is damaged.
+        kind: ``dict`` or ``list``, what it must hold; an empty one counts as damage.
+
+    Raises:
+        InputError: missing or damaged file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}): {repair}") from error
+    if not isinstance(content, kind) or not content:
+        raise InputError(f"{path} cannot be read (damaged, or of something else): {repair}")
+    return content
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -138,16 +159,20 @@ class Checkpoints:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
             raise OSError(f"checkpoint {final.name} could not be written: {error}") from error
-        self._forget_old(rank)
+        self._forget_old(step, rank)
         return final
 
     def _steps(self, rank: int) -> list[Path]:
         suffix = f".rank{rank}" if rank else ""
         return sorted(self.folder.glob(f"step_{'[0-9]' * 8}{suffix}"))
 
-    def _forget_old(self, rank: int) -> None:
-        for path in self._steps(rank)[: -self.keep]:
-            shutil.rmtree(path, ignore_errors=True)
+    def _forget_old(self, step: int, rank: int) -> None:
+        """Keep the newest; what is no checkpoint, or is of later steps, takes nobody's place."""
+        known = [path for path in self._steps(rank) if step_of(path) <= step]
+        kept = [path for path in known if _manifest(path)][-self.keep :]
+        for path in known:
+            if path < kept[0]:
+                shutil.rmtree(path, ignore_errors=True)
 
     def newest(self, rank: int = 0, at_most: int | None = None) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that is not.
@@ -177,12 +202,20 @@ class Checkpoints:
 
     @staticmethod
     def load(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-        """Fill the modules and return the state of a checkpoint that `newest` found whole."""
+        """Fill the modules and return the state of a checkpoint that `newest` found whole.
+
+        Raises:
+            InputError: it is of other modules, or holds more than containers, numbers and tensors.
+        """
         for name, module in modules.items():
             load_weights(module, path / f"{name}.safetensors")
-        state: dict[str, Any] = torch.load(
-            path / "state.pt", weights_only=True, map_location="cpu", mmap=True
-        )
+        try:
+            state: dict[str, Any] = torch.load(
+                path / "state.pt", weights_only=True, map_location="cpu", mmap=True
+            )
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path}/state.pt is not what a run wrote ({reason})") from error
         return state
 
 
@@ -191,18 +224,32 @@ def step_of(path: Path) -> int:
     return int(path.name[5:13])
 
 
-def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
+def _manifest(path: Path) -> dict[str, Any]:
+    """Of a checkpoint folder; empty where there is none that can be read."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        version, digests = manifest["format"], manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found: dict[str, Any] = read_json(path / "manifest.json")
+    except InputError:
+        return {}
+    return found
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None.
+
+    Raises:
+        InputError: it was written by an incompatible version.
+    """
+    manifest = _manifest(path)
+    digests = manifest.get("sha256")
+    if not isinstance(digests, dict):
         return "no readable manifest.json"
-    if version != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise InputError(
-            f"{path} has checkpoint format {version}, this version reads {FORMAT}: "
+            f"{path} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}: "
             "resume with the version of advgame that wrote it"
         )
+    if manifest.get("step") != step_of(path) or "state.pt" not in digests:
+        return "manifest.json is of another checkpoint"
     for name, digest in digests.items():
         file = path / name
         if not file.is_file():

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -21,10 +22,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from advgame.checkpoint import UMASK, Checkpoints, write_atomically
+from advgame.checkpoint import UMASK, Checkpoints, read_json, write_atomically
 from advgame.errors import InputError
 
 FORMAT = 1
+_ABOUT = {"config": dict, "command": str, "versions": dict, "commit": str, "device": str}
+_MOST_THREADS = 1024
 _PACKAGES = (
     "advgame",
     "torch",
@@ -131,6 +134,8 @@ class RunFolder:
             "versions": versions(),
             "commit": commit(),
             "device": device,
+            "processor": cpu_name(),
+            "threads": torch.get_num_threads(),
         }
         partial: Path | None = None
         try:  # a folder of that name has its settings in it, or does not exist
@@ -158,21 +163,11 @@ class RunFolder:
         Raises:
             InputError: not a run folder, or one of another version.
         """
-        try:
-            about = json.loads((path / "config.json").read_text())
-            about["config"].items()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(f"{path} is not a run folder: it has no config.json") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path}/config.json cannot be read: restore it or start anew"
-            ) from error
-        if about.get("format") != FORMAT:
-            raise InputError(
-                f"{path} was written in run format {about.get('format')}, this version reads "
-                f"{FORMAT}: resume with the version of advgame that wrote it"
-            )
-        return cls(path)
+        if not (path / "config.json").exists():
+            raise InputError(f"{path} is not a run folder: it has no config.json")
+        run = cls(path)
+        run.about()
+        return run
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -211,13 +206,63 @@ class RunFolder:
             lock.release()
 
     def about(self) -> dict[str, Any]:
-        """What ``config.json`` says: settings, command, versions, commit, device."""
-        content: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+        """What ``config.json`` says: settings, command, versions, commit, device.
+
+        Raises:
+            InputError: it is damaged, or of another version.
+        """
+        path = self.path / "config.json"
+        content: dict[str, Any] = read_json(path)
+        if content.get("format") != FORMAT:
+            raise InputError(
+                f"{self.path} was written in run format {content.get('format')}, this version "
+                f"reads {FORMAT}: resume with the version of advgame that wrote it"
+            )
+        for name, kind in _ABOUT.items():
+            if not isinstance(content.get(name), kind):
+                raise InputError(f"{path} cannot be read (no {name}): restore it, or start anew")
         return content
 
+    def take_conditions(self) -> None:
+        """Go on under the conditions that the run began under; tell those that are others.
+
+        Equal bits are promised on the same processor, with the same packages, code and number of
+        threads. The threads are the run's own, unless OMP_NUM_THREADS asks for others.
+
+        Raises:
+            InputError: a damaged ``config.json``.
+        """
+        about = self.about()
+        had: dict[str, Any] = {**about["versions"], **about}
+        now = {**versions(), "commit": commit(), "processor": cpu_name()}
+        if about["device"].startswith("cuda") and torch.cuda.is_available():
+            now["device"] = device_name(torch.device("cuda"))
+        notes = [
+            f"{name} was {had[name]} and is {value}: numbers may differ from those of one run"
+            for name, value in now.items()
+            if had.get(name, value) != value  # older runs do not note all
+        ]
+        mine = torch.get_num_threads()
+        threads = about.get("threads", mine)
+        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+            raise InputError(f"{self.path}/config.json says {threads!r} threads: restore it")
+        if threads != mine and "OMP_NUM_THREADS" in os.environ:
+            notes.append(f"threads were {threads} and are {mine}, as OMP_NUM_THREADS asks for")
+        elif threads != mine:
+            torch.set_num_threads(threads)
+            notes.append(f"threads are {threads}, as they were: OMP_NUM_THREADS={mine} changes it")
+        for note in notes:
+            print(f"note: {self.path}: {note}", file=sys.stderr)
+
     def report(self) -> dict[str, Any]:
-        """What ``report.json`` says."""
-        content: dict[str, Any] = json.loads((self.path / "report.json").read_text())
+        """What ``report.json`` says.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        path = self.path / "report.json"
+        again = f"delete it, and --resume {self.path} makes it again"
+        content: dict[str, Any] = read_json(path, again)
         return content
 
     def write_json(self, name: str, content: Any) -> None:
@@ -241,26 +286,42 @@ class Metrics:
         self.path = path
         self.rows: list[dict[str, float]] = []
         if rows:
-            self.rows = self.read(path)[:rows]
+            self.rows = self._read(path, rows)
             if len(self.rows) < rows:
                 raise InputError(f"{path} has lost rows: it has {len(self.rows)} of {rows}")
         if path.exists():
             self._write()
 
-    @staticmethod
-    def read(path: Path) -> list[dict[str, float]]:
-        """The rows of a file, without their empty cells.
+    @classmethod
+    def read(cls, path: Path) -> list[dict[str, float]]:
+        """The rows of a file, one or more, without their empty cells.
 
         Raises:
             InputError: missing or damaged file.
         """
+        rows = cls._read(path, None)
+        if not rows:
+            raise InputError(f"{path} holds no rows")
+        return rows
+
+    @staticmethod
+    def _read(path: Path, count: int | None) -> list[dict[str, float]]:
+        """All rows, or the first ones, whatever comes after them."""
         try:
-            with path.open(newline="") as file:
-                return [
-                    {name: _number(value) for name, value in row.items() if value}
-                    for row in csv.DictReader(file)
-                ]
-        except (OSError, ValueError, TypeError) as error:
+            *lines, rest = path.read_text(encoding="utf-8").split("\n")
+            if rest and count is None:
+                raise ValueError("its last line is cut short")
+            table = csv.reader(lines if count is None else lines[: count + 1], strict=True)
+            header, *rows = [*table] or [[]]
+            if len(set(header)) < len(header):
+                raise ValueError("a column stands twice in its first line")
+            if odd := [n for n, row in enumerate(rows, 2) if len(row) != len(header)]:
+                raise ValueError(f"line {odd[0]} does not have the {len(header)} cells of line 1")
+            return [
+                {name: _number(value) for name, value in zip(header, row, strict=True) if value}
+                for row in rows
+            ]
+        except (OSError, ValueError, csv.Error) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
 
     def add(self, row: Mapping[str, float]) -> None:
@@ -269,12 +330,14 @@ class Metrics:
         self._write()
 
     def _write(self) -> None:
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+            return
         text = io.StringIO()
-        if self.rows:
-            columns = dict.fromkeys(name for row in self.rows for name in row)
-            writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        columns = dict.fromkeys(name for row in self.rows for name in row)
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())
 
 

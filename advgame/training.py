@@ -185,6 +185,8 @@ class Trainer:
             self.metrics = Metrics(self.run.path / "metrics.csv", rows)
             self.curves = Curves(self.run.path, purge_step=self.step + 1 if resume else None)
         try:
+            if self.step == 0:  # rows of metrics.csv without any checkpoint: those were lost
+                self.run.checkpoints.save(0, {}, {}, self.fabric.global_rank)
             with Interrupt() as interrupt, self._progress() as progress:
                 while self.step < self.total:
                     began = time.perf_counter()
@@ -274,8 +276,14 @@ class Trainer:
             mine = torch.tensor(float(step_of(path) if path else -1), device=self.fabric.device)
             common = int(cast(Tensor, self.fabric.all_reduce(mine, reduce_op="min")))
             path, _ = self.run.checkpoints.newest(rank, at_most=common)
-        if path is None:
-            return 0  # killed before the first checkpoint: begin again, to the same bits
+        table = self.run.path / "metrics.csv"
+        if path is None and table.exists() and table.stat().st_size:
+            raise InputError(
+                f"{table} has epochs, but {self.run.checkpoints.folder} has no checkpoint to go on "
+                "from: restore one from a backup, or start a new run (this one is left as it is)"
+            )
+        if path is None or step_of(path) == 0:
+            return 0  # killed before there was more: begin again, to the same bits
         state = Checkpoints.load(path, self._modules())
         if state["device"] != self.fabric.device.type:
             raise InputError(

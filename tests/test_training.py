@@ -122,7 +122,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
     with pytest.raises(InputError, match="dataset=digits, not mnist"):
         main(Config(resume=str(run.path), dataset="mnist"), {"resume", "dataset"})
     main(Config(resume=str(run.path), epochs=3), {"resume", "epochs"})  # the same may be said again
-    (run.path / "config.json").write_text('{"format": 1, "config": {"colour": "red"}}')
+    run.write_json("config.json", {**run.about(), "config": {"colour": "red"}})
     with pytest.raises(InputError, match="another script or version"):
         main(Config(resume=str(run.path)))
 

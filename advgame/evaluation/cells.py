@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.threat import Threat
@@ -32,6 +32,7 @@ class Cell:
         backwards: images whose input gradient was formed.
         seconds: wall-clock.
         batch: images at a time; fewer than asked for where the memory was too small.
+        no_answer: images whose largest logit was NaN or infinite; they do not survive.
     """
 
     survive: str
@@ -40,6 +41,17 @@ class Cell:
     backwards: int
     seconds: float
     batch: int
+    no_answer: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.forwards, self.backwards, self.batch)
+        if (
+            not isinstance(self.survive, str)
+            or set(self.survive) - {"0", "1"}
+            or not all(isinstance(one, int) for one in counts)
+            or not all(isinstance(one, int | float) for one in (self.largest, self.seconds))
+        ):
+            raise TypeError("this is not what an attack did to a batch")
 
 
 class Cells:
@@ -60,7 +72,7 @@ class Cells:
             return
         settings = folder / "settings.json"
         if settings.exists():
-            if json.loads(settings.read_text()) != about:
+            if read_json(settings, f"delete {folder}, and it is evaluated again") != about:
                 raise InputError(
                     f"{folder} holds an evaluation of other weights, images or settings: "
                     "choose another folder"
@@ -76,8 +88,8 @@ class Cells:
         for path in sorted(self.folder.glob("*/*.json")):
             name = f"{path.parent.name}/{path.stem}"
             try:
-                self._cells[name] = Cell(**json.loads(path.read_text()))
-            except (ValueError, TypeError) as error:
+                self._cells[name] = Cell(**read_json(path, "delete it and resume"))
+            except TypeError as error:
                 raise InputError(f"{path} is damaged: delete it and resume") from error
 
     def get(self, name: str) -> Cell | None:
