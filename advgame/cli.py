@@ -151,6 +151,10 @@ def resume_settings(
                 f"{path} was started with {name}={had}, not {want}: leave "
                 f"--{name.replace('_', '-')} away, or start a new run"
             )
+    if not (path / "report.json").exists():
+        run.take_conditions()
+        if getattr(saved, "devices", 1) > 1:  # Fabric's processes take them from there
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     moved = {name: getattr(asked, name) for name in ("data_dir", "download") if name in typed}
     if "download" not in moved and hasattr(saved, "download"):
         moved["download"] = False  # a folder may be a stranger's: it fetches nothing unasked
