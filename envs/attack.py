@@ -12,6 +12,7 @@ from advgame.attacks.schedule import Ascent, Start
 from advgame.data import ImageSet
 from advgame.threat import Threat
 from envs.queries import QueryEnv, QueryVectorEnv
+from envs.standard import check_standard
 
 
 class AttackVectorEnv(QueryVectorEnv[Ascent]):
@@ -57,6 +58,8 @@ class AttackVectorEnv(QueryVectorEnv[Ascent]):
         price: of each query.
         start: ``"clean"`` or ``"random"``.
         images: observe the images too.
+        render_mode: None; it draws no pictures.
+        max_episode_steps: None; episodes end by ``queries``.
     """
 
     def __init__(
@@ -73,7 +76,10 @@ class AttackVectorEnv(QueryVectorEnv[Ascent]):
         price: float = 0.01,
         start: Start = "clean",
         images: bool = False,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
+        check_standard(render_mode, max_episode_steps, "its episodes end by `queries`")
         self.menu, self.start = menu or Menu(), start
         super().__init__(
             num_envs,

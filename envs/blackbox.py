@@ -10,6 +10,7 @@ from advgame.attacks.squares import Patches, Siege, feature_names, features
 from advgame.data import ImageSet, load_data
 from advgame.threat import Threat
 from envs.queries import QueryEnv, QueryVectorEnv
+from envs.standard import check_standard
 
 
 class BlackBoxAttackVectorEnv(QueryVectorEnv[Siege]):
@@ -54,6 +55,8 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv[Siege]):
         bonus: reward of success.
         price: of each query.
         images: observe the images too.
+        render_mode: None; it draws no pictures.
+        max_episode_steps: None; episodes end by ``queries``.
 
     Source: Andriushchenko et al., Square Attack, ECCV 2020.
     """
@@ -71,7 +74,10 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv[Siege]):
         bonus: float = 1.0,
         price: float = 0.01,
         images: bool = False,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
+        check_standard(render_mode, max_episode_steps, "its episodes end by `queries`")
         data = data if data is not None else load_data("digits").train
         self.patches = patches or Patches(data.shape)
         super().__init__(

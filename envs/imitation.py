@@ -17,7 +17,8 @@ from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import REWARDS, Discriminator
 from advgame.imitation.pairs import PairCode
 from advgame.seeding import stream
-from envs.tasks import make_task
+from envs.standard import check_reset, check_standard
+from envs.tasks import make_task, registered
 
 Horizon = Literal["task", "fixed"]
 _PLACE = ("over", "clock", "return", "length")
@@ -59,7 +60,8 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     Args:
         num_envs: B.
-        env_id: the task, a Gymnasium id; CartPole-v1 and MountainCar-v0 run in tensors.
+        env_id: the task, a Gymnasium id or ``"module:id"``; CartPole-v1 and MountainCar-v0 run in
+            tensors.
         reward: survival, cost or neutral.
         horizon: task or fixed.
         discriminator: fresh (64, 32) tanh when None.
@@ -70,6 +72,8 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             where a rollout is shorter than an episode, each batch is then one and the same window
             of all episodes, and most windows hold absorbing states only.
         device: of states, observations and rewards.
+        render_mode: None; it draws no pictures.
+        max_episode_steps: None; the task's own time limit holds.
 
     Raises:
         InputError: unknown names, a task that cannot be imitated, or parameters of another size.
@@ -90,7 +94,10 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         scale: tuple[Tensor, Tensor] | None = None,
         stagger: bool = False,
         device: torch.device | str = "cpu",
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
+        check_standard(render_mode, max_episode_steps, "the task's own time limit holds")
         if num_envs < 1:
             raise InputError("num_envs must be 1 or above")
         if reward not in REWARDS or horizon not in ("task", "fixed"):
@@ -99,7 +106,8 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
                 f"not {reward!r} and {horizon!r}"
             )
         self.task = make_task(env_id, num_envs, device)
-        self.num_envs, self.env_id, self.reward, self.horizon = num_envs, env_id, reward, horizon
+        self.num_envs, self.reward, self.horizon = num_envs, reward, horizon
+        self.env_id = registered(env_id)
         self.stagger, self.device = stagger, torch.device(device)
         self.code = _pair_code(self.task.action_space, scale or self.task.scale, horizon)
         self.discriminator = discriminator or Discriminator(self.code.pair_size)
@@ -128,7 +136,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self, demonstrations: Demonstrations, rng: torch.Generator, every: int = 1
     ) -> Tensor:
         """Demonstrations as this environment's discriminator sees them, (E, pair size)."""
-        if demonstrations.env_id != self.env_id:
+        if registered(demonstrations.env_id) != self.env_id:
             raise InputError(f"the demonstrations are of {demonstrations.env_id}")
         pairs = self.code.expert_pairs(demonstrations, self.task.horizon, every, rng)
         return pairs.to(self.device)
@@ -138,13 +146,10 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """All episodes from their beginning."""
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise InputError(
-                "the episodes share one stream of chance: reset takes one integer seed"
-            )
-        super().reset(seed=None if seed is None else int(seed), options=options)
+        seed = check_reset(seed, options, "the episodes share one stream of chance")
+        super().reset(seed=seed)
         if seed is not None or self._rng is None:
-            seed = int(seed) if seed is not None else int(self.np_random.integers(2**31))
+            seed = seed if seed is not None else int(self.np_random.integers(2**31))
             self._rng = stream(seed, "episodes", self.device)
         self._all = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._over = ~self._all
@@ -158,9 +163,13 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     @torch.inference_mode(False)
     def step(
-        self, actions: Tensor | np.ndarray[Any, Any]
+        self, actions: Tensor | np.ndarray[Any, Any], hold: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """One step of every episode.
+
+        Args:
+            actions: (B,) or (B, k).
+            hold: bool (B,), rows that stay where they are, unpaid.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
@@ -172,9 +181,10 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._check(acted)
         with torch.no_grad():
             logit = self.discriminator.logits(self.theta, self.code.pairs(self.observations, acted))
-        live = ~self._over
+        held = torch.zeros_like(self._over) if hold is None else hold.to(self.device)
+        live = ~self._over & ~held
         true_reward, terminated, cut = self.task.step(acted, live)
-        self._clock = self._clock + 1
+        self._clock = self._clock + ~held
         self._return = self._return + true_reward
         self._length = self._length + live
         truncated = (self._clock >= self.task.horizon) | cut
@@ -189,7 +199,8 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.observations = self.code.observe(self.task.observe(), self._over)
         if ended.any():
             info |= self._begin_again(ended)
-        return self.observations.clone(), REWARDS[self.reward](logit), terminated, truncated, info
+        reward = torch.where(held, 0.0, REWARDS[self.reward](logit))
+        return self.observations.clone(), reward, terminated, truncated, info
 
     def _begin_again(self, ended: Tensor) -> dict[str, Any]:
         assert self._rng is not None

@@ -26,6 +26,7 @@ from advgame.frozen import shipped
 from advgame.seeding import stream
 from advgame.threat import Linf, Threat
 from envs.pool import Pool
+from envs.standard import check_reset
 
 Observation = Tensor | dict[str, Tensor]
 
@@ -141,11 +142,10 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """The next images; with a seed, from the beginning of that seed's order."""
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise InputError("the rows share one order of images: reset takes one integer seed")
-        super().reset(seed=None if seed is None else int(seed), options=options)
+        seed = check_reset(seed, options, "the rows share one order of images")
+        super().reset(seed=seed)
         if seed is not None or self.siege is None:
-            start = int(seed) if seed is not None else int(self.np_random.integers(2**31))
+            start = seed if seed is not None else int(self.np_random.integers(2**31))
             self.pool.begin(start)
             self.rng = stream(start, "attack", self.device)
         self.siege = self._begin(*self._draw(self.num_envs))

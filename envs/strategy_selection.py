@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import gc
+import multiprocessing
+import warnings
+import weakref
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +27,7 @@ from advgame.games.las_at import Credit, LasAt, StepResult
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import OwnChance, derive_seed, seeded_init, stream
 from advgame.threat import Linf
+from envs.standard import check_reset, check_standard
 
 
 class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
@@ -68,6 +73,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         ramp_steps: over the first steps, ε and step size of every strategy grow linearly to
             what was chosen. MNIST at ε₀ = 0.3 needs it: at full strength from the start, a
             network ends as a constant.
+        render_mode: None; it draws no pictures.
+        max_episode_steps: None; every episode is one step.
 
     Source: Jia et al., LAS-AT: Adversarial Training with Learnable Attack Strategy, CVPR 2022.
     """
@@ -88,7 +95,10 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         crop: bool = False,
         flip: bool = False,
         ramp_steps: int = 0,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
+        check_standard(render_mode, max_episode_steps, "every episode is one step")
         if num_envs < 1 or reward_interval < 0 or ramp_steps < 0:
             raise InputError(
                 "num_envs must be 1 or above, reward_interval and ramp_steps 0 or above"
@@ -123,11 +133,10 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The images that are next to be played; with a seed, the game from its beginning."""
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise InputError("the environments share one defender: reset takes one integer seed")
-        super().reset(seed=None if seed is None else int(seed), options=options)
+        seed = check_reset(seed, options, "the environments share one defender")
+        super().reset(seed=seed)
         if seed is not None or self._batches is None:
-            self._begin(int(seed) if seed is not None else int(self.np_random.integers(2**31)))
+            self._begin(seed if seed is not None else int(self.np_random.integers(2**31)))
         return self.images.clone(), {}
 
     def _begin(self, seed: int) -> None:
@@ -245,10 +254,13 @@ class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
     """One image at a time, in NumPy: `StrategySelectionVectorEnv` with B = 1.
 
     The defender learns from batches of one image, so this is for checkers and for agents that
-    know single environments only. Arguments as the vector environment's.
+    know single environments only. Several of them at once, or one in a worker process, are what
+    Gymnasium's and SB3's own vectorisers make of the id: a warning says what to use instead.
+    Arguments as the vector environment's.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
+    _playing: ClassVar[weakref.WeakSet[StrategySelectionEnv]] = weakref.WeakSet()
 
     def __init__(self, **settings: Any) -> None:
         self.core = StrategySelectionVectorEnv(1, **settings)
@@ -259,6 +271,12 @@ class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
         """The next image; with a seed, the game from its beginning."""
+        if self not in self._playing:
+            if self._playing:
+                gc.collect()  # those that nobody holds do not count
+            if self._playing or multiprocessing.parent_process() is not None:
+                warnings.warn(_ALONE, stacklevel=2)
+            self._playing.add(self)
         super().reset(seed=seed)
         if seed is None and self.core._batches is None:
             seed = int(self.np_random.integers(2**31))
@@ -274,6 +292,18 @@ class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
         _, reward, _, _, info = self.core.step(np.asarray(action)[None])
         terms = {name: value[0].item() for name, value in info["final_info"].items()}
         return _numpy(info["final_obs"][0]), float(reward[0]), True, False, terms
+
+    def close(self) -> None:
+        """Nothing is held; another single environment is then the only one."""
+        self._playing.discard(self)
+
+
+_ALONE = (
+    "several single StrategySelection environments: each trains a classifier of its own, on "
+    "batches of one image. For n images that one classifier learns from, use "
+    "gymnasium.make_vec(id, n), which gives tensors, or for Stable-Baselines3 "
+    "envs.sb3.StrategySelectionVecEnv(StrategySelectionVectorEnv(n))"
+)
 
 
 def _numpy(image: Tensor) -> np.ndarray[Any, Any]:

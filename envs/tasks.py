@@ -173,7 +173,7 @@ class GymnasiumTask:
     """Any Gymnasium environment with a flat box of observations, B copies stepped in turn.
 
     Args:
-        env_id: registered id.
+        env_id: registered id, or ``"module:id"``, which imports the module that registers it.
         rows: B.
 
     Raises:
@@ -182,10 +182,10 @@ class GymnasiumTask:
 
     def __init__(self, env_id: str, rows: int) -> None:
         try:
-            spec = gym.spec(env_id)
             # the time limit is the caller's to count
             self._envs = [gym.make(env_id, max_episode_steps=-1) for _ in range(rows)]
-        except gym.error.Error as error:
+            spec = gym.spec(registered(env_id))
+        except (gym.error.Error, ImportError, ValueError) as error:
             raise InputError(f"cannot make {env_id!r}: {error}") from error
         if spec.max_episode_steps is None:
             raise InputError(f"{env_id} has no time limit: register it with max_episode_steps")
@@ -238,14 +238,19 @@ NATIVE: dict[str, Callable[[int, torch.device | str], Task]] = {
 }
 
 
+def registered(env_id: str) -> str:
+    """The id under which a task is registered: without the module that Gymnasium imports first."""
+    return env_id.rpartition(":")[2]
+
+
 def make_task(env_id: str, rows: int, device: torch.device | str = "cpu") -> Task:
     """B rows of a task by its Gymnasium id; in tensors where we have them.
 
     Raises:
         InputError: an id that Gymnasium does not know, or spaces that cannot be imitated.
     """
-    if env_id in NATIVE:
-        return NATIVE[env_id](rows, device)
+    if registered(env_id) in NATIVE:
+        return NATIVE[registered(env_id)](rows, device)
     if torch.device(device).type != "cpu":
         raise InputError(f"{env_id} is stepped by Gymnasium, on the CPU")
     return GymnasiumTask(env_id, rows)

@@ -1,0 +1,229 @@
+"""What Gymnasium and Stable-Baselines3 hand to the ids themselves, and their wrappers."""
+
+import itertools
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import vector as wrappers
+from stable_baselines3.common.env_util import make_vec_env
+
+import envs  # noqa: F401
+from advgame.errors import InputError
+from advgame.imitation.recording import record
+from envs.arrays import NumpyVectorEnv
+from envs.imitation import ImitationVectorEnv
+from envs.strategy_selection import StrategySelectionEnv
+
+IDS = sorted(name for name in gym.registry if name.startswith("advgame/"))
+MAKERS = {"make": gym.make, "make_vec": lambda name, **more: gym.make_vec(name, 2, **more)}
+LATER = AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_own_arguments(name, maker):
+    env = maker(name, render_mode=None, max_episode_steps=None)
+    assert env.render_mode is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Gymnasium says so, too
+        for mode in ("rgb_array", "human"):
+            with pytest.raises(InputError, match="draws no pictures"):
+                maker(name, render_mode=mode)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_time_limit_of_gymnasiums(name):
+    with pytest.raises(InputError, match="max_episode_steps=3 has no effect on the vector form"):
+        gym.make_vec(name, 2, max_episode_steps=3)
+    env = gym.make(name, max_episode_steps=1)
+    env.reset(seed=0)
+    *_, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert terminated or truncated
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_stable_baselines_own_maker_works(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = make_vec_env(name, 1, seed=0)
+    env.reset()
+    env.step(np.array([env.action_space.sample()]))
+    env.close()
+
+
+def test_single_strategy_environments_side_by_side_are_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):  # the one before is closed
+            env = StrategySelectionEnv()
+            env.reset()
+            env.reset()
+            env.close()
+    kinds = {
+        "Stable-Baselines3": lambda: make_vec_env(IDS[-1], 2),
+        "Gymnasium": lambda: gym.make_vec(IDS[-1], 2, vectorization_mode="sync"),
+    }
+    assert IDS[-1] == "advgame/StrategySelection-v0"
+    for make in kinds.values():
+        env = make()
+        with pytest.warns(UserWarning, match=r"a classifier of its own, on batches of one image"):
+            env.reset()
+        env.close()
+
+
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("name", IDS)
+def test_options_of_reset_are_refused(name, maker):
+    env = maker(name)
+    env.reset(seed=3, options={})
+    with pytest.raises(InputError, match=r"no options here.*reset_mask"):
+        env.reset(options={"reset_mask": np.array([True, False])})
+
+
+def test_a_tasks_module_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "a_strangers_tasks.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('theirs/Swing-v3', max_episode_steps=40,\n"
+        "    entry_point='gymnasium.envs.classic_control.acrobot:AcrobotEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "a_strangers_tasks:theirs/Swing-v3"
+    try:
+        env = ImitationVectorEnv(2, env_id=name)
+        assert env.task.horizon == 40
+        found = record(lambda seen: 1, name, seed=0, episodes=1)
+        assert env.expert_pairs(found, None).shape[0] == 40
+    finally:
+        sys.modules.pop("a_strangers_tasks", None)
+        gym.registry.pop("theirs/Swing-v3", None)
+    assert ImitationVectorEnv(2, env_id="gymnasium:CartPole-v1").demonstrations is not None
+    for bad in ("no_such_module:Swing-v3", "gymnasium:Swing-v3", "a:b:Swing-v3"):
+        with pytest.raises(InputError, match="cannot make"):
+            ImitationVectorEnv(2, env_id=bad)
+
+
+def halved(array):
+    return array * np.float32(0.5)
+
+
+# how each of Gymnasium's vector wrappers is made; what is not here does not fit a Box or draws
+WRAPPERS = {
+    "ClipReward": {"max_reward": 0.1},
+    "DictInfoToList": {},
+    "DtypeObservation": {"dtype": np.float64},
+    "FlattenObservation": {},
+    "NormalizeObservation": {},
+    "NormalizeReward": {},
+    "RecordEpisodeStatistics": {},
+    "RescaleObservation": {"min_obs": 0.0, "max_obs": 2.0},
+    "ReshapeObservation": {"shape": (1, -1)},
+    "TransformAction": {"func": lambda actions: actions},
+    "TransformObservation": {"func": halved},
+    "TransformReward": {"func": halved},
+    "VectorizeTransformReward": {
+        "wrapper": gym.wrappers.TransformReward,
+        "func": lambda reward: 0.5 * reward,
+    },
+    "VectorizeTransformObservation": {
+        "wrapper": gym.wrappers.TransformObservation,
+        "func": halved,
+        "observation_space": None,
+    },
+}
+NOT_HERE = {
+    "ClipAction": "Box actions",
+    "RescaleAction": "Box actions",
+    "VectorizeTransformAction": "Box actions",
+    "FilterObservation": "Dict observations",
+    "GrayscaleObservation": "colour pictures",
+    "ResizeObservation": "pictures of bytes",
+    "RecordVideo": "pictures",
+    "HumanRendering": "pictures",
+    "ArrayConversion": "other libraries",
+    "JaxToNumpy": "other libraries",
+    "JaxToTorch": "other libraries",
+    "NumpyToTorch": "other libraries",
+}
+
+
+def test_every_wrapper_of_gymnasiums_is_known():
+    assert {*WRAPPERS, *NOT_HERE} == set(wrappers.__all__)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_vector_wrappers_work_on_arrays(name, wrapper):
+    env = NumpyVectorEnv(gym.make_vec(name, 3), autoreset_mode=LATER)
+    settings = dict(WRAPPERS[wrapper])
+    if wrapper == "ReshapeObservation":
+        settings["shape"] = (1, int(np.prod(env.single_observation_space.shape)))
+    if wrapper == "RescaleObservation" and not env.single_observation_space.is_bounded():
+        pytest.skip("CartPole's velocities have no bound")
+    wrapped = getattr(wrappers, wrapper)(env, **settings)
+    seen, _ = wrapped.reset(seed=0)
+    for _ in range(6):
+        assert isinstance(seen, np.ndarray)
+        assert seen.shape == wrapped.observation_space.shape
+        seen, rewards, terminated, truncated, _ = wrapped.step(wrapped.action_space.sample())
+        for one in (rewards, terminated, truncated):
+            assert isinstance(one, np.ndarray)
+            assert one.shape == (3,)
+    assert np.isfinite(seen).all()
+
+
+def episodes(env, steps, later):
+    """What each row went through: observations, actions and rewards, an episode after the other."""
+    rows = [[[]] for _ in range(env.num_envs)]
+    seen, _ = env.reset(seed=0)
+    ended = np.zeros(env.num_envs, dtype=bool)
+    for _ in range(steps):
+        played = ~ended if later else np.ones_like(ended)
+        actions = np.ones(env.num_envs, dtype=int)
+        following, rewards, terminated, truncated, info = env.step(actions)
+        ended = terminated | truncated
+        for i in played.nonzero()[0]:
+            last = info["final_obs"][i] if ended[i] and not later else following[i]
+            rows[i][-1].append((*seen[i], int(actions[i]), float(rewards[i]), *last))
+            if ended[i]:
+                rows[i].append([])
+        assert later or not ended.any() or "final_info" in info
+        if later:
+            assert not rewards[~played].any()
+            assert not ended[~played].any()
+        seen = following
+    return rows
+
+
+@pytest.mark.parametrize("stagger", [False, True])
+def test_a_postponed_autoreset_keeps_the_rules_of_an_episode(stagger):
+    """Rows end at different steps; no step is lost to the reset, and none is paid for it."""
+    core = ImitationVectorEnv(3, horizon="task", stagger=stagger)
+    env = NumpyVectorEnv(core, autoreset_mode=LATER)
+    rows = episodes(env, 60, later=True)
+    lengths = {len(one) for row in rows for one in row[:-1]}
+    assert len(lengths) > 1
+    for row in rows:
+        assert len(row) > 2
+        for one in row[:-1]:
+            for step, following in itertools.pairwise(one):
+                assert step[-4:] == following[:4], "each begins where the last one ended"
+            assert max(abs(value) for value in one[0][:4]) <= 0.05, "an episode's first state"
+            assert abs(one[-1][-2]) > 12 * 2 * np.pi / 360 or abs(one[-1][-4]) > 2.4
+
+
+def test_the_first_episode_is_the_same_under_either_autoreset():
+    firsts = []
+    for mode in (None, LATER):
+        env = NumpyVectorEnv(ImitationVectorEnv(3, horizon="task"), autoreset_mode=mode)
+        assert env.metadata["autoreset_mode"] == (mode or AutoresetMode.SAME_STEP)
+        firsts.append([row[0] for row in episodes(env, 60, later=mode is not None)])
+    assert firsts[0] == firsts[1]
+
+
+def test_an_autoreset_that_an_environment_has_not_is_refused():
+    with pytest.raises(InputError, match="NEXT_STEP"):
+        NumpyVectorEnv(gym.make_vec("advgame/Attack-v0", 2), autoreset_mode=AutoresetMode.SAME_STEP)
