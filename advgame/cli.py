@@ -16,6 +16,7 @@ from lightning_fabric.plugins import MixedPrecision
 from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.errors import InputError
+from advgame.progress import unread_streams
 from advgame.runs import RunFolder
 
 ConfigT = TypeVar("ConfigT")
@@ -55,6 +56,8 @@ def run_script(
 ) -> None:
     """Run a script's job; a person's mistake becomes one line on stderr.
 
+    A log that nobody reads any more, as of ``train.py | head -1``, does not stop the job.
+
     Args:
         job: what to run.
         stopped: what to say to Ctrl-C.
@@ -65,14 +68,15 @@ def run_script(
     # MKL's sums depend on where in memory an array lies, unless told otherwise before its first
     # call; a resumed run would drift from the run that was never stopped.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-    try:
-        job()
-    except InputError as problem:
-        _exit(problem, 2)
-    except OSError as problem:
-        _exit(problem, 1)
-    except KeyboardInterrupt:
-        _exit(f"interrupted; {stopped}", 130)
+    with unread_streams():
+        try:
+            job()
+        except InputError as problem:
+            _exit(problem, 2)
+        except OSError as problem:
+            _exit(problem, 1)
+        except KeyboardInterrupt:
+            _exit(f"interrupted; {stopped}", 130)
 
 
 def _exit(problem: Exception | str, code: int) -> None:
@@ -92,6 +96,20 @@ class _Bf16Mixed(MixedPrecision):
     def convert_input(self, data: Any) -> Any:
         """As it is."""
         return data
+
+
+def check_devices(accelerator: str, devices: int) -> None:
+    """Refuse more processes than there are CPUs; Fabric itself refuses more GPUs than there are.
+
+    Raises:
+        InputError: how many there are.
+    """
+    there = os.cpu_count() or 1
+    if devices > there and (accelerator == "cpu" or not torch.cuda.is_available()):
+        raise InputError(
+            f"--devices {devices}: a process each, and this machine has {there} CPU(s): ask for "
+            "no more than those"
+        )
 
 
 def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:

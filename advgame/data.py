@@ -19,6 +19,14 @@ DATASETS = ("digits", "mnist", "cifar10", "cifar100", "svhn")
 _VALIDATION = {"digits": 0.15}  # share of the training images; 0.02 elsewhere
 _SPLIT_SEED = 20220306  # splits belong to the package, not to a run's seed
 
+# MD5 of MNIST's unpacked files; those of the other data sets are checked by torchvision
+_MNIST = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+
 # mean and standard deviation per channel of the training images, in [0, 1] units
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -172,7 +180,7 @@ def _torchvision(
     root = Path(data_dir)
     if not download and not root.is_dir():
         raise InputError(f"no data folder {root}: {how}")
-    factory = getattr(datasets, {"mnist": "MNIST", "svhn": "SVHN"}.get(name, name.upper()))
+    factory = _checked_mnist() if name == "mnist" else getattr(datasets, name.upper())
     parts = []
     for train in (True, False):
         which: dict[str, Any] = (
@@ -191,6 +199,25 @@ def _torchvision(
         labels = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets))
         parts.append(ImageSet(images, labels.long(), 100 if name == "cifar100" else 10))
     return parts[0], parts[1]
+
+
+def _checked_mnist() -> Any:
+    """MNIST of the original files alone; torchvision takes any others without a look.
+
+    Files ``processed/*.pt`` of former versions would even replace them.
+    """
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    class MNIST(datasets.MNIST):  # type: ignore[misc]  # the name is also the folder's
+        def _check_legacy_exist(self) -> bool:
+            return False
+
+        def _check_exists(self) -> bool:
+            raw = Path(self.raw_folder)
+            return all(check_integrity(str(raw / file), md5) for file, md5 in _MNIST.items())
+
+    return MNIST
 
 
 def augment(images: Tensor, rng: torch.Generator, *, flip: bool, pad: int = 4) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from advgame.checks import parse_linf_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import Names
+from advgame.cli import Names, check_devices
 from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
@@ -112,6 +112,7 @@ def check_run(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} must be above 0, not {value}")
+    check_devices(config.accelerator, config.devices)
     if config.select not in get_args(Select):
         raise InputError(f"unknown select {config.select!r}: use {', '.join(get_args(Select))}")
     if not 0 <= config.weight_decay < 1:
