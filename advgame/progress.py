@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class _Unread:
+    """A text stream that drops what can no longer be written: nobody reads it, or no room is left.
+
+    Args:
+        stream: whose other attributes are this one's.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Its length, written or not."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back, or drop it."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def unread_streams() -> Iterator[None]:
+    """Within the block no job ends because of its log, as of ``train.py | head -1`` at line 2."""
+    before = sys.stdout, sys.stderr
+    wrapped: Any = [stream and _Unread(stream) for stream in before]  # None where it was closed
+    sys.stdout, sys.stderr = wrapped
+    try:
+        yield
+    finally:
+        for stream in wrapped:
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = before
 
 
 class TrainingProgress:

@@ -35,7 +35,14 @@ from advgame.classifiers.saved import (
     load_classifier,
     run_classifier,
 )
-from advgame.cli import Names, make_fabric, resume_settings, run_script, typed_options
+from advgame.cli import (
+    Names,
+    check_devices,
+    make_fabric,
+    resume_settings,
+    run_script,
+    typed_options,
+)
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.evaluation import (
@@ -142,6 +149,7 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be above 0, not {value}")
+    check_devices(config.accelerator, config.devices)
     derive_seed(config.seed, "check")
     return config
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.cells import run_cell
+from advgame.checkpoint import write_atomically
 from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.data import ImageSet, load_data
@@ -80,9 +81,9 @@ def train(seed: int, config: Config) -> Path:
     root = Path(config.attackers)
     folder = root / f"{'+'.join(config.train_on)}-attacker{seed}"
     victims = [str(Path(config.runs_dir) / name) for name in config.train_on]
-    about = folder / "config.json"
-    if about.exists() and (had := json.loads(about.read_text())["config"]["classifier"]) != victims:
-        raise InputError(f"{folder} learned on {', '.join(had)}: choose another --attackers")
+    had = RunFolder.open(folder).about()["config"] if folder.exists() else {"classifier": victims}
+    if had.get("classifier") != victims:
+        raise InputError(f"{folder} learned on {had.get('classifier')}: choose another --attackers")
     flags = ["--classifier", *victims, "--seed", str(seed)]
     flags += ["--data-dir", config.data_dir] if config.data_dir else []
     run_cell(Path(__file__).with_name("train_attacker.py"), folder, flags)
@@ -288,9 +289,8 @@ def main(config: Config) -> None:
         "cells": cells,
     }
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"attacker_{dataset}.json").write_text(json.dumps(about, indent=1) + "\n")
-    (out / f"attacker_{dataset}.md").write_text(as_markdown(about, config))
+    write_atomically(out / f"attacker_{dataset}.json", json.dumps(about, indent=1) + "\n")
+    write_atomically(out / f"attacker_{dataset}.md", as_markdown(about, config))
     title = f"Attack success on {dataset}, {len(victims)} unseen classifiers"
     save_figure(picture(about["summary"], title), out / f"attacker_{dataset}.png")
 

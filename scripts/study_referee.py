@@ -18,6 +18,7 @@ import evaluate
 import tyro
 from rich.console import Console
 
+from advgame.checkpoint import write_atomically
 from advgame.cli import Names, run_script
 from advgame.errors import InputError
 from advgame.runs import made_by
@@ -100,11 +101,10 @@ def main(config: Config) -> None:
     if len({(r["dataset"], *r["threat"].values(), r["n"]) for r in reports}) > 1:
         raise InputError("the classifiers are of different data sets or radii: one table for each")
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     about = made_by()
     content = {**about, "reports": reports}
-    (out / f"{config.title}.json").write_text(json.dumps(content, indent=1) + "\n")
-    (out / f"{config.title}.md").write_text(as_markdown(reports, about))
+    write_atomically(out / f"{config.title}.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(out / f"{config.title}.md", as_markdown(reports, about))
     Console().print(f"more in {out / config.title}.md")
 
 

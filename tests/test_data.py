@@ -1,10 +1,13 @@
 """Data: splits, augmentation, the stream of batches, and files that are missing or broken."""
 
+import hashlib
 import itertools
+import struct
 
 import pytest
 import torch
 
+from advgame import data as module
 from advgame.data import Batches, ImageSet, augment, load_data
 from advgame.errors import InputError
 
@@ -87,7 +90,7 @@ def test_stream_goes_on_from_its_state(digits):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda tmp: load_data("mnst"), "choose one of"),
+        (lambda tmp: load_data("mnst"), "mnist"),
         (lambda tmp: load_data("cifar10"), "--data-dir"),
         (lambda tmp: load_data("mnist", tmp / "nowhere"), "--data-dir.*--download"),
         (lambda tmp: load_data("svhn", tmp), "--data-dir.*--download"),
@@ -107,6 +110,48 @@ def test_a_corrupt_download_is_refused(tmp_path):
         (folder / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(InputError, match="missing or corrupt"):
         load_data("cifar10", tmp_path)
+
+
+@pytest.fixture
+def small_mnist(tmp_path, monkeypatch):
+    """Files in MNIST's format, taken for the original ones."""
+    raw, rng = tmp_path / "MNIST" / "raw", torch.Generator().manual_seed(0)
+    raw.mkdir(parents=True)
+    known = {}
+    for part in ("train", "t10k"):
+        images = torch.randint(0, 256, (500, 2, 2), generator=rng, dtype=torch.uint8)
+        labels = torch.arange(500, dtype=torch.uint8) % 10
+        contents = {
+            f"{part}-images-idx3-ubyte": struct.pack(">4i", 2051, 500, 2, 2)
+            + bytes(images.view(-1)),
+            f"{part}-labels-idx1-ubyte": struct.pack(">2i", 2049, 500) + bytes(labels),
+        }
+        for name, content in contents.items():
+            (raw / name).write_bytes(content)
+            known[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(module, "_MNIST", known)
+    return tmp_path
+
+
+def test_mnist_is_read_from_the_original_files_alone(small_mnist):
+    want = load_data("mnist", small_mnist)
+    planted = small_mnist / "MNIST" / "processed"
+    planted.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(500, 2, 2).byte(), torch.arange(500) % 10), planted / name)
+    found = load_data("mnist", small_mnist)
+    assert torch.equal(found.test.images, want.test.images)
+    assert found.test.images.any()
+
+
+@pytest.mark.parametrize("name", list(module._MNIST))
+def test_a_changed_file_of_mnist_is_refused(name, small_mnist):
+    file = small_mnist / "MNIST" / "raw" / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # a pixel, or another class
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"mnist in .* is missing or corrupt"):
+        load_data("mnist", small_mnist)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import signal
 import sys
+import zipfile
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -107,6 +108,10 @@ BROKEN = {
     "empty trajectory": (lambda d: {"lengths": torch.tensor([6, 0, 0])}, "lengths must"),
     "a return short": (lambda d: {"returns": d.returns[1:]}, "one entry per trajectory"),
     "an end too many": (lambda d: {"terminated": torch.ones(4) > 0}, "one entry per trajectory"),
+    "lengths that wrap around": (
+        lambda d: {"lengths": torch.tensor([2**63 - 1, 2**63 - 1, 8])},
+        "lengths must be 1 or more and sum to the 6 observations",
+    ),
     "ends as numbers": (lambda d: {"terminated": d.lengths}, "terminated must"),
     "no task": (lambda d: {"env_id": ""}, "env_id"),
 }
@@ -160,6 +165,59 @@ def test_what_is_no_archive_of_demonstrations_is_refused(content, answer, tmp_pa
     with pytest.raises(InputError, match=answer) as refusal:
         Demonstrations.load(path)
     assert "\n" not in str(refusal.value)
+
+
+def says(shape, content=b""):
+    """A file of one array whose header says another shape than it has."""
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + content
+
+
+def packed(**members):
+    """An archive with some arrays replaced by these bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, value in arrays(three()).items():
+            array = io.BytesIO()
+            np.save(array, value)
+            made.writestr(f"{name}.npy", members.get(name, array.getvalue()))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        (packed(observations=says((10**13, 4))), "does not hold"),
+        (packed(observations=says((10**13, 4), b"0" * 96)), "does not hold"),
+        (packed(observations=says((6, 3), b"0" * 96)), "does not hold"),
+        (packed(lengths=says((-3,))), "does not hold"),
+        (packed(returns=says((2**22,), b"0" * 2**24)), "would unpack to 16,"),
+        (packed(returns=b""), "expected 8 bytes"),
+        (packed(returns=b"\x93NUMPY\x03\x00" + b"0" * 20), "no plain array"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sizes_that_a_file_only_says_take_no_memory(content, answer, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_UNPACKED", 2**20)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_: pytest.fail("it was unpacked"))
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(InputError, match=rf"a\.npz cannot be read .*{answer}"):
+        Demonstrations.load(tmp_path / "a.npz")
+
+
+def test_demonstrations_that_pack_well_are_read(tmp_path):
+    """Constant observations pack to a thousandth: small files may unpack to what memory has."""
+    many = replace(
+        three(),
+        observations=torch.zeros(10**5, 4),
+        actions=torch.zeros(10**5).long(),
+        lengths=torch.tensor([10**5 - 2, 1, 1]),
+    )
+    many.save(tmp_path / "a.npz")
+    assert (tmp_path / "a.npz").stat().st_size < 10**4
+    assert_same(Demonstrations.load(tmp_path / "a.npz"), many)
 
 
 def test_other_archives_and_names_are_refused(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ from advgame.checkpoint import write_atomically
 from advgame.errors import InputError
 
 _SHIPPED = Path(__file__).parent
+_UNPACKED = 2**28  # bytes; what unpacks to more must fill a twentieth of that in its file
 _TENSORS = ("observations", "actions", "lengths", "returns", "terminated")
 
 
@@ -62,11 +64,12 @@ class Demonstrations:
                 f"lengths, returns and terminated must have one entry per trajectory, not "
                 f"{len(self.lengths)}, {len(self.returns)} and {len(self.terminated)}"
             )
-        total = int(self.lengths.sum())
-        if int(self.lengths.min()) < 1 or total != len(self.observations):
+        total, shortest, longest = len(self.observations), self.lengths.min(), self.lengths.max()
+        # one that is too long alone could make the sum wrap around to the right one
+        if shortest < 1 or longest > total or int(self.lengths.sum()) != total:
             raise InputError(
-                f"lengths must be 1 or more and sum to the {len(self.observations)} observations, "
-                f"not {self.lengths.tolist()}"
+                f"lengths must be 1 or more and sum to the {total} observations, not "
+                f"{sum(self.lengths.tolist())} in lengths from {shortest} to {longest}"
             )
         if len(self.actions) != total:
             raise InputError(f"{total} observations need as many actions, not {len(self.actions)}")
@@ -134,14 +137,12 @@ class Demonstrations:
             InputError: missing or damaged file, or no demonstrations in it.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {field.name: archive[field.name] for field in fields(Demonstrations)}
+            arrays = _arrays(path)
         except FileNotFoundError as error:
             raise InputError(f"no demonstrations file {path}") from error
         except KeyError as error:
             raise InputError(f"{path} holds no demonstrations: {error.args[0]}") from error
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            # one array instead of an archive has no `with`: TypeError
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path} cannot be read as .npz without pickle: {error}") from error
         env_id = arrays.pop("env_id")
         if env_id.dtype.kind != "U" or env_id.ndim:
@@ -186,6 +187,35 @@ def shipped(env_id: str) -> Demonstrations:
 def _json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text())
     return content
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """The arrays of an archive; what they say of their size is compared before memory is taken.
+
+    Raises:
+        KeyError: an array is missing.
+        ValueError: an array is not of the size that it says, or would unpack to far more than its
+            file has.
+        OSError, RuntimeError, zipfile.BadZipFile, zlib.error: no archive, or a damaged one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = [archive.getinfo(f"{field.name}.npy") for field in fields(Demonstrations)]
+        packed, unpacked = path.stat().st_size, sum(one.file_size for one in members)
+        if unpacked > max(_UNPACKED, 20 * packed):
+            raise ValueError(f"its {packed:,} bytes would unpack to {unpacked:,}")
+        for one in members:
+            if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{one.filename} is not packed as NumPy does")
+            with archive.open(one) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError(f"{one.filename} is no plain array")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if file.tell() + math.prod(shape) * dtype.itemsize != one.file_size:
+                    raise ValueError(f"{one.filename} does not hold the {shape} that it says")
+        return {
+            one.filename.removesuffix(".npy"): np.lib.format.read_array(archive.open(one))
+            for one in members
+        }
 
 
 def _check(name: str, values: Tensor, dtype: torch.dtype, dimensions: int) -> None:
