@@ -28,7 +28,7 @@ from rich.progress import track
 from torch import nn
 
 from advgame.attacks import Attack
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import Names, peek, run_script, typed_options
@@ -241,7 +241,7 @@ def matrix(config: Config, run: RunFolder, game: CatAndMouse) -> dict[str, Any]:
                 number, game.folder, config.rounds, module, game.attack, game.data.test, config.seed
             )
             write_atomically(path, json.dumps(column))
-        columns.append(json.loads(path.read_text()))
+        columns.append(read_json(path, "delete it and resume", list))
     return {
         "attack": config.attack,
         "eps": parse_eps(config.eps),

@@ -29,7 +29,7 @@ from typing import Any, Literal
 import tyro
 
 from advgame.cells import run_cells, same_flags, summarise, whole_number, with_earlier
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
@@ -157,7 +157,7 @@ def epochs(config: Config) -> dict[str, int]:
     if not path.exists():
         raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
     cost: dict[str, list[float]] = {}
-    for run in json.loads(path.read_text()).get("runs", ()):
+    for run in read_json(path).get("runs", ()):
         cost.setdefault(run["method"], []).append(run["forwards_per_image"])
     if missing := [game for game in (CONTROL, *config.games) if game not in cost]:
         raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
@@ -169,7 +169,7 @@ def same_lengths(config: Config, held: Sequence[Mapping[str, Any]], root: Path) 
     """Raises InputError where a game has a cell of other epochs than it is asked for now."""
     asked, cells = epochs(config), [(run["method"], run["epochs"]) for run in held]
     for path in root.glob("*-seed*/config.json"):
-        settings = json.loads(path.read_text())["config"]
+        settings = read_json(path)["config"]
         cells.append((path.parent.name.rsplit("-seed", 1)[0], settings["epochs"]))
     for game, length in cells:
         if length != asked.get(game, length):
@@ -208,11 +208,11 @@ def evaluations(config: Config, root: Path) -> dict[str, list[str]]:
 
 def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
     """What a finished cell found."""
-    report = json.loads((judged / name / "report.json").read_text())
-    about = json.loads((root / name / "config.json").read_text())
+    report = read_json(judged / name / "report.json")
+    about = read_json(root / name / "config.json")
     rows, settings = Metrics.read(root / name / "metrics.csv"), about["config"]
     # of the training's own report only signs of life count: it saw few images
-    own = json.loads((root / name / "report.json").read_text())
+    own = read_json(root / name / "report.json")
     return {
         "method": name.rsplit("-seed", 1)[0],
         "seed": settings["seed"],

@@ -30,7 +30,7 @@ import tyro
 from train_gail import GAMES_OWN
 
 from advgame.cells import run_cells, same_flags, with_earlier, without
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
 from advgame.errors import InputError
@@ -194,8 +194,8 @@ def imitated(config: Config) -> ImitationVectorEnv:
 
 def read(folder: Path, method: str, seed: int, ends: Mapping[str, float]) -> dict[str, Any]:
     """What one finished run says."""
-    report = json.loads((folder / "report.json").read_text())
-    about = json.loads((folder / "config.json").read_text())
+    report = read_json(folder / "report.json")
+    about = read_json(folder / "config.json")
     rows: list[dict[str, float]] = []
     if not (folder / "metrics.csv").exists():  # cloned, or diverged before the first evaluation
         steps = [report["diverged"]["iteration"] if report["diverged"] else 0]

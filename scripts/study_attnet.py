@@ -26,7 +26,7 @@ import torch
 import tyro
 
 from advgame.attacks import attacked, pgd
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.checks import parse_eps
 from advgame.classifiers.saved import run_classifier
 from advgame.cli import run_script
@@ -175,7 +175,7 @@ def main(config: Config) -> None:
         raise InputError("name one run folder or more, all of one data set and one eps")
     data = load_data(settings[0]["dataset"], config.data_dir, train_n=settings[0]["train_n"])
     path = Path(config.out) / f"attnet-{config.name}.json"
-    curves: list[dict[str, Any]] = json.loads(path.read_text())["curves"] if path.exists() else []
+    curves: list[dict[str, Any]] = read_json(path)["curves"] if path.exists() else []
     if any([row["step"] for row in one["rows"]] != list(config.steps) for one in curves):
         raise InputError(f"{path} has curves with other steps: choose another --name")
     content = {

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from advgame.cells import hardware, run_cells, same_flags, whole_number, with_earlier
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.errors import InputError
@@ -117,9 +117,9 @@ def cells(config: Config) -> dict[str, list[str]]:
 
 def read(folder: Path) -> dict[str, Any]:
     """What a finished cell found; errors, 4 digits."""
-    report = json.loads((folder / "report.json").read_text())
-    about = json.loads((folder / "config.json").read_text())
-    matrix = json.loads((folder / "matrix.json").read_text())
+    report = read_json(folder / "report.json")
+    about = read_json(folder / "config.json")
+    matrix = read_json(folder / "matrix.json")
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
     return {
         "method": f"{folder.name.split('-')[0]}, ε {matrix['eps']:.3g}",

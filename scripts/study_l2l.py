@@ -37,7 +37,7 @@ from advgame.cells import (
     with_earlier,
     without,
 )
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
@@ -128,8 +128,8 @@ def cells(config: Config) -> dict[str, list[str]]:
 
 def read(folder: Path) -> dict[str, Any]:
     """What a finished cell found."""
-    report = json.loads((folder / "report.json").read_text())
-    about = json.loads((folder / "config.json").read_text())
+    report = read_json(folder / "report.json")
+    about = read_json(folder / "config.json")
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
     last = rows[-max(1, len(rows) // 8) :]  # the end of the training
     kept = [n for n in rows[-1] if n.startswith(("game/", "attacker/", "cost/", "eval/"))]

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import tyro
 
 from advgame.cells import drawable, hardware, run_cells, same_flags, thinned, with_earlier
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
@@ -133,8 +133,8 @@ def flags_of(cell: Cell, config: Config) -> list[str]:
 def read(cell: Cell, config: Config) -> dict[str, Any]:
     """What a finished cell found."""
     folder = Path(config.runs_dir) / config.dataset / cell.name
-    report = json.loads((folder / "report.json").read_text())
-    about = json.loads((folder / "config.json").read_text())
+    report = read_json(folder / "report.json")
+    about = read_json(folder / "config.json")
     rows = Metrics.read(folder / "metrics.csv")
     last = rows[-5:]
     return {

@@ -33,7 +33,7 @@ from advgame.cells import (
     thinned,
     with_earlier,
 )
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.checks import parse_eps
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure, seeds_figure
@@ -158,8 +158,8 @@ def cells(config: Config) -> dict[str, list[str]]:
 
 def read(folder: Path) -> dict[str, Any]:
     """What a finished cell found."""
-    report = json.loads((folder / "report.json").read_text())
-    about = json.loads((folder / "config.json").read_text())
+    report = read_json(folder / "report.json")
+    about = read_json(folder / "config.json")
     rows, settings = Metrics.read(folder / "metrics.csv"), about["config"]
     verdicts = Metrics.read(folder / "verdicts.csv")
     worst = {

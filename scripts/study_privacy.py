@@ -28,7 +28,7 @@ import tyro
 from rich.console import Console
 
 from advgame.cells import same_flags
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
@@ -89,8 +89,8 @@ def cells(config: Config) -> dict[str, privacy_filter.Config]:
 
 def read(folder: Path) -> dict[str, Any]:
     """What a finished cell found."""
-    report = json.loads((folder / "report.json").read_text())
-    about = json.loads((folder / "config.json").read_text())
+    report = read_json(folder / "report.json")
+    about = read_json(folder / "config.json")
     settings, private = about["config"], report["private"]
     kept = ("keep", "attribute", "filter", "rho", "solver", "gamma", "ascent_steps", "steps")
     return {

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import tyro
 
 from advgame.cells import run_cells, same_flags, with_earlier
-from advgame.checkpoint import write_atomically
+from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.errors import InputError
 from advgame.runs import Metrics, made_by
@@ -96,9 +96,9 @@ def cells(config: Config) -> dict[str, list[str]]:
 
 def read(folder: Path) -> dict[str, Any]:
     """What a finished cell found on validation images."""
-    about = json.loads((folder / "config.json").read_text())
+    about = read_json(folder / "config.json")
     settings, last = about["config"], Metrics.read(folder / "metrics.csv")[-1]
-    report = json.loads((folder / "report.json").read_text())
+    report = read_json(folder / "report.json")
     fresh = load_attnet(folder / "attnet-curr.safetensors").about["validation_accuracies"]
     errors = {"fresh": 1 - min(fresh), "pgd10": 1 - last["eval/robust"]}
     return {
