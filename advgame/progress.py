@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,18 @@ class _Unread:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is held back, or drop it."""
+        """Write what is held back, where that is possible."""
         with contextlib.suppress(OSError):
             self._stream.flush()
+
+    def end(self) -> None:
+        """Write what is held back, or drop it: Python would fail over it at its end."""
+        try:
+            self._stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -48,7 +58,7 @@ def unread_streams() -> Iterator[None]:
     finally:
         for stream in wrapped:
             if stream is not None:
-                stream.flush()
+                stream.end()
         sys.stdout, sys.stderr = before
 
 

@@ -44,7 +44,7 @@ class Cell:
     no_answer: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.forwards, self.backwards, self.batch)
+        counts = (self.forwards, self.backwards, self.batch, self.no_answer)
         if (
             not isinstance(self.survive, str)
             or set(self.survive) - {"0", "1"}

@@ -1,0 +1,266 @@
+"""Runs that go on elsewhere or later, whose files got lost, that are stopped or not watched."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import evaluate
+import privacy_filter
+import pytest
+import torch
+import train
+import train_adt
+import train_attacker
+import train_gail
+import train_l2l
+import train_las_at
+import train_minimax
+from conftest import ROOT
+from lightning_fabric import Fabric
+from rich.console import Console
+
+from advgame import runs
+from advgame.cells import same_flags
+from advgame.checkpoint import Checkpoints
+from advgame.cli import resume_settings, run_script
+from advgame.errors import InputError
+from advgame.runs import Metrics, RunFolder
+from advgame.training import Trainer, TrainingPlan
+
+TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
+RESUMED = (*TRAINING, evaluate, privacy_filter, train_attacker, train_gail)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunFolder.create(tmp_path / "run", {"seed": 1}, "cpu")
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Nobody asks for a number of threads; it is put back."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+class Game:
+    """Two steps an epoch; ``at`` is called at each."""
+
+    steps_per_epoch = 2
+
+    def __init__(self, at=lambda step: None):
+        module = torch.nn.Linear(1, 1)
+        self.at, self.played = at, 0
+        self.learner = SimpleNamespace(
+            fabric=Fabric(accelerator="cpu", devices=1),
+            module=module,
+            optimizer=torch.optim.SGD(module.parameters(), 0.1),
+        )
+
+    def step(self):
+        self.played += 1
+        self.at(self.played)
+        self.learner.optimizer.step()
+        return {"game/loss": torch.tensor(float(self.played))}
+
+    def end_epoch(self, curves, step):
+        return {}
+
+    def state_dict(self):
+        return {"played": self.played}
+
+    def load_state_dict(self, state):
+        self.played = state["played"]
+
+
+def play(run, at=lambda step: None, *, resume=False):
+    plan = TrainingPlan(3, "constant")
+    Trainer(Game(at), run, plan, lambda module: {"eval/robust": 0.5}).fit(resume=resume)
+    return [row["game/loss"] for row in Metrics.read(run.path / "metrics.csv")]
+
+
+def stop(step, number=signal.SIGTERM):
+    """Raise a signal at a step."""
+    return lambda now: signal.raise_signal(number) if now == step else None
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "checkpoints/step_*"])
+def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(lost, run):
+    with pytest.raises(SystemExit):
+        play(run, stop(3))
+    for path in run.path.glob(lost):
+        shutil.rmtree(path)
+    before = (run.path / "metrics.csv").read_bytes()
+    with pytest.raises(InputError, match=r"metrics.csv has epochs.*restore one from a backup"):
+        play(run, resume=True)
+    assert (run.path / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(step, run, monkeypatch):
+    """As it begins, and between the first row and its checkpoint."""
+    save = Checkpoints.save
+
+    def killed(self, now, *rest):
+        if now == step:
+            raise KeyboardInterrupt
+        return save(self, now, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        play(run)
+    monkeypatch.undo()
+    assert play(run, resume=True) == [1.5, 3.5, 5.5]
+
+
+def test_a_terminal_that_is_closed_leaves_a_checkpoint(run):
+    def hang_up(step):
+        if step == 3:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # from the shell, and from the system
+
+    with pytest.raises(SystemExit) as ended:
+        play(run, hang_up)
+    assert ended.value.code == 128 + signal.SIGHUP
+    assert play(run, resume=True) == [1.5, 3.5, 5.5]
+
+
+def test_under_nohup_a_terminal_may_be_closed(run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert play(run, stop(3, signal.SIGHUP)) == [1.5, 3.5, 5.5]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+CHANGES = {
+    "torch": ("versions", {**runs.versions(), "torch": "0.0"}),
+    "commit": ("commit", "abc"),
+    "processor": ("processor", "abacus"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_other_conditions_are_told_in_a_line_each(name, run, capsys):
+    run.take_conditions()
+    assert not capsys.readouterr().err, "nothing has changed"
+    field, value = CHANGES[name]
+    run.write_json("config.json", {**run.about(), field: value})
+    run.take_conditions()
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: {run.path}: {name} was ")
+    assert said.count("\n") == 1
+
+
+def test_a_run_goes_on_with_its_own_threads_unless_others_are_asked_for(
+    run, threads, monkeypatch, capsys
+):
+    own = threads + 1
+    run.write_json("config.json", {**run.about(), "threads": own})
+    run.take_conditions()
+    assert torch.get_num_threads() == own
+    assert f"threads are {own}, as they were" in capsys.readouterr().err
+    torch.set_num_threads(threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    run.take_conditions()
+    assert torch.get_num_threads() == threads
+    assert f"threads were {own} and are {threads}" in capsys.readouterr().err
+    for wrong in (0, -1, 10**6, 1.5, "2", None, True):
+        run.write_json("config.json", {**run.about(), "threads": wrong})
+        with pytest.raises(InputError, match="threads: restore it"):
+            run.take_conditions()
+
+
+@pytest.mark.parametrize("script", RESUMED, ids=lambda script: script.__name__)
+def test_every_script_says_so_as_it_resumes(script, tmp_path, threads, capsys):
+    asked = script.Config()
+    run = RunFolder.create(tmp_path / "run", asdict(asked), "cpu")
+    run.write_json("config.json", {**run.about(), "commit": "abc", "threads": threads + 1})
+    resume_settings(run.path, asked, ())
+    assert torch.get_num_threads() == threads + 1
+    assert len(capsys.readouterr().err.splitlines()) == 2
+    run.write_json("report.json", {"done": True})
+    resume_settings(run.path, asked, ())
+    assert not capsys.readouterr().err, "nothing is left to differ"
+
+
+@pytest.mark.parametrize("script", TRAINING, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("devices", [1000, 10**15])
+def test_more_processes_than_cpus_are_refused(script, devices, refused):
+    refused(script, ["--accelerator", "cpu", "--devices", str(devices)], "device")
+
+
+def test_an_evaluation_of_more_processes_than_cpus_is_refused(refused, tmp_path):
+    (tmp_path / "w.safetensors").touch()
+    words = [str(tmp_path / "w.safetensors"), "--model", "small_cnn", "--eps", "0.1"]
+    refused(evaluate, [*words, "--accelerator", "cpu", "--devices", "1000"], "CPU(s)")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
+def test_a_job_goes_on_when_nobody_reads_its_log(closed, monkeypatch):
+    ends = []
+    for name in ("stdout", "stderr") if closed == "both" else (closed,):
+        reader, writer = os.pipe()
+        os.close(reader)
+        ends.append(os.fdopen(writer, "w"))
+        monkeypatch.setattr(sys, name, ends[-1])
+
+    def job():
+        for _ in range(3):
+            print("line", flush=True)
+            print("line", file=sys.stderr)
+            Console(stderr=True).print("line")
+            Console().print("line")
+        raise InputError("and its status is as it would be")
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(job)
+    assert ended.value.code == 2
+    for end in ends:
+        end.close()  # as Python does at its end: fails where something is held back
+
+
+def test_nothing_is_written_in_place():
+    """A file that is cut short would be taken for a whole one: `write_atomically` replaces it."""
+    writing = re.compile(
+        r"(?<!run)\.write_(?:text|bytes)\(|\bopen\([^)]*[\"'][wax]b?\+?[\"']|\.savefig\((?!png)|"
+        r"\bjson\.dump\(|\bnp\.savez?(?:_compressed)?\((?!file)|(?<!\.)\btorch\.save\(|save_file\("
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for package in ("advgame", "agents", "envs", "scripts")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if writing.search(line)
+    ]
+    assert found == [  # of a checkpoint, under another name until it is whole
+        'advgame/checkpoint.py: with (partial / "state.pt").open("wb") as file:',
+        "advgame/checkpoint.py: torch.save(dict(state), file)",
+    ]
+
+
+def test_a_studys_note_of_its_flags_is_written_once_and_whole(tmp_path, monkeypatch):
+    root = tmp_path / "cells"
+    same_flags(root, "--epochs 3")
+    (root / "a").mkdir()
+    (root / "a" / "config.json").write_text("{}")
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("it was written again"))
+    same_flags(root, "--epochs 3")
+    with pytest.raises(InputError, match="other flags"):
+        same_flags(root, "--epochs 4")
+    monkeypatch.undo()
+    (root / "a" / "config.json").unlink()
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        same_flags(root, "--epochs 4")
+    assert (root / "extra.txt").read_text() == "--epochs 3"
