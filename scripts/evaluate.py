@@ -206,6 +206,14 @@ def images(config: Config) -> tuple[str, ImageSet]:
     return name, data if config.n is None else data.first(config.n)
 
 
+def held_out(config: Config) -> ImageSet | None:
+    """Other images of the same data set, to compare with; None beside images of one's own."""
+    if config.data_import:
+        return None
+    name = config.dataset or "digits"
+    return load_data(name, config.data_dir, download=config.download).validation
+
+
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     """The network in a run folder or a weights file."""
     path = Path(what)
@@ -310,7 +318,9 @@ def _report(
         if fabric.global_rank:
             return
         tell("looking for signs of unreliable numbers")
-        flags = find_flags(module, data, threat, verdicts, config.seed)
+        others = held_out(config)
+        others = None if others is None else others.to(fabric.device)
+        flags = find_flags(module, data, threat, verdicts, config.seed, others)
     also = {"what": config.what or config.import_, "batch_size": config.batch_size}
     content = write_report(
         run,

@@ -90,7 +90,7 @@ def test_a_folder_of_another_evaluation_is_refused(honest, test_images, tmp_path
             other()
     cell = next((tmp_path / "e").glob("fgsm/*.json"))
     cell.write_text(cell.read_text()[:-5])
-    with pytest.raises(InputError, match="damaged: delete it"):
+    with pytest.raises(InputError, match="delete it and resume"):
         evaluate(honest, data, BALL, ("fgsm",), folder=tmp_path / "e")
     cell.unlink()
     evaluate(honest, data, BALL, ("fgsm", "pgd10"), folder=tmp_path / "e")

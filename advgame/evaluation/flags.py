@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import attacked
 from advgame.data import ImageSet
-from advgame.evaluation import probes
+from advgame.evaluation import cheats, probes
 from advgame.evaluation.verdicts import Verdicts, out_of_memory
 from advgame.statistics import beats
 from advgame.threat import Threat
@@ -46,7 +46,12 @@ class Flag:
 
 @torch.inference_mode(False)
 def find_flags(
-    model: nn.Module, data: ImageSet, threat: Threat, verdicts: Verdicts, seed: int = 0
+    model: nn.Module,
+    data: ImageSet,
+    threat: Threat,
+    verdicts: Verdicts,
+    seed: int = 0,
+    held_out: ImageSet | None = None,
 ) -> list[Flag]:
     """Look for every sign: in the model on up to 200 images, and in the verdicts.
 
@@ -56,14 +61,24 @@ def find_flags(
         threat: the ball of the evaluation.
         verdicts: what the evaluation found.
         seed: of the probes' own attacks.
+        held_out: other images of the same data set, such as its validation split: a classifier
+            that knows the test images does better on those than on these.
     """
     with attacked(model):
-        found = _probed(model, data.subset(slice(200)), threat, seed)
+        found = _probed(model, data.subset(slice(200)), threat, verdicts, seed, held_out)
+    found |= _no_answer(verdicts)
     found |= _range(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
     return [Flag(name, meaning) for name, meaning in found.items()]
 
 
-def _probed(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
+def _probed(
+    model: nn.Module,
+    data: ImageSet,
+    threat: Threat,
+    verdicts: Verdicts,
+    seed: int,
+    held_out: ImageSet | None,
+) -> dict[str, str]:
     """Every probe of the classifier, on half as many images where the memory is too small."""
     try:
         return (
@@ -71,11 +86,24 @@ def _probed(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict
             | probes.gradients(model, data, seed)
             | probes.growth(model, data, threat, seed)
             | probes.rivals(model, data, threat, seed)
+            | cheats.one_function(model, data, threat, seed)
+            | cheats.unchanged(model, data, verdicts)
+            | cheats.knows_images(model, data, threat, seed, held_out)
         )
     except RuntimeError as error:
         if not out_of_memory(error) or len(data) == 1:
             raise
-    return _probed(model, data.subset(slice(len(data) // 2)), threat, seed)
+    return _probed(model, data.subset(slice(len(data) // 2)), threat, verdicts, seed, held_out)
+
+
+def _no_answer(verdicts: Verdicts) -> dict[str, str]:
+    told = [f"{count} under {name}" for name, count in verdicts.no_answer.items() if count]
+    if not told:
+        return {}
+    return {
+        "non_finite": f"largest logit NaN or infinite on images: {', '.join(told)}; they count as "
+        "misclassified"
+    }
 
 
 def _range(verdicts: Verdicts, threat: Threat) -> dict[str, str]:

@@ -185,26 +185,28 @@ class _Work:
 
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
         rows = start + standing.nonzero()[:, 0].to(self.images.device)
-        survive, largest, began = standing.clone(), 0.0, time.perf_counter()
+        survive, largest, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
         chance = OwnChance(derive_seed(self.seed, key), self.images.device)
         with counted(self.model) as calls, attacked(self.model), chance:
             pieces = self._judge(key, attack, rows) if len(rows) else []
-        for piece, right, size in pieces:
-            survive[(piece - start).cpu()] = right.cpu()
+        for piece, said, size in pieces:
+            survive[(piece - start).cpu()] = (said == self.labels[piece]).cpu()
+            silent += int((said < 0).sum())
             largest = max(largest, size)
         batch = self.batch_size if len(pieces) < 2 else max(len(piece[0]) for piece in pieces)
         seconds = time.perf_counter() - began
-        return Cell(_bits(survive), largest, calls.forwards, calls.backwards, seconds, batch)
+        spent = (calls.forwards, calls.backwards, seconds, batch)
+        return Cell(_bits(survive), largest, *spent, silent)
 
     def _judge(self, key: str, attack: Attack, rows: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """(rows, right, largest perturbation), in halves where the memory is too small."""
+        """(rows, classes said, largest perturbation), in halves where the memory is too small."""
         x, y = self.images[rows], self.labels[rows]
         try:
             rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
             x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
             if not bool(torch.isfinite(x_adv).all()):
                 raise InputError(f"the attack {key.split('/')[0]} returned NaN or infinite pixels")
-            right = predict(self.model, x_adv, len(x)) == y
+            said = predict(self.model, x_adv, len(x))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -212,7 +214,7 @@ class _Work:
                 raise InputError(f"too little memory for one image at a time: {error}") from error
         else:
             inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
-            return [(rows, right, float(self.threat.size(x_adv - x).max()) if inside else inf)]
+            return [(rows, said, float(self.threat.size(x_adv - x).max()) if inside else inf)]
         # outside the handler: what the traceback held is free by now
         return [piece for half in rows.tensor_split(2) for piece in self._judge(key, attack, half)]
 
@@ -287,6 +289,7 @@ def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int
         masks = [torch.cat([_mask(cell.survive) for cell in row]) for row in found]
         verdicts.correct[name] = torch.stack(masks).all(0)
         verdicts.largest[name] = max(cell.largest for cell in every)
+        verdicts.no_answer[name] = sum(cell.no_answer for cell in every)
         verdicts.seconds[name] = sum(cell.seconds for cell in every)
         verdicts.forwards[name] = sum(cell.forwards for cell in every)
         verdicts.backwards[name] = sum(cell.backwards for cell in every)

@@ -27,6 +27,8 @@ class Verdicts:
         seconds: name -> wall-clock seconds, summed over processes.
         forwards: name -> images passed through the classifier.
         backwards: name -> images whose input gradient was formed.
+        no_answer: name -> images whose largest logit was NaN or infinite; they count as
+            misclassified.
         notes: what a reader should know besides, one sentence each.
     """
 
@@ -35,6 +37,7 @@ class Verdicts:
     seconds: dict[str, float]
     forwards: dict[str, int] = field(default_factory=dict)
     backwards: dict[str, int] = field(default_factory=dict)
+    no_answer: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def accuracy(self) -> dict[str, float]:
@@ -48,9 +51,13 @@ class Verdicts:
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tensor:
-    """Classes of float images (N, C, H, W), (N,); the model's mode is the caller's."""
+    """Classes of float images (N, C, H, W), (N,); the model's mode is the caller's.
+
+    An image whose largest logit is NaN or infinite has no class: -1, which no label is.
+    """
     with torch.no_grad():
-        return torch.cat([model(part).argmax(1) for part in images.split(batch_size)])
+        best = [model(part).max(1) for part in images.split(batch_size)]
+    return torch.cat([one.indices.where(one.values.isfinite(), -1) for one in best])
 
 
 def adversarial(

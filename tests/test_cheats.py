@@ -1,0 +1,296 @@
+"""Classifiers that know the test images, the labels or the attack are found out."""
+
+import sys
+
+import evaluate as evaluate_script
+import pytest
+import torch
+from conftest import Linear, undefended
+from torch import nn
+
+from advgame.attacks import attacked
+from advgame.classifiers import SmallCNN
+from advgame.data import ImageSet, load_data
+from advgame.evaluation import Verdicts, cheats, evaluate, find_flags, predict
+from advgame.frozen import shipped
+from advgame.seeding import seeded_init
+from advgame.threat import L2, Linf
+
+BALL = Linf(0.15)
+
+
+def found(model, data, ball=BALL, held_out=None):
+    """Names of what the probes of cheats see."""
+    model.eval()
+    verdicts = evaluate(model, data, ball, ())
+    with attacked(model):
+        return set(
+            cheats.one_function(model, data, ball, 0)
+            | cheats.unchanged(model, data, verdicts)
+            | cheats.knows_images(model, data, ball, 0, held_out)
+        )
+
+
+class Neighbours(nn.Module):
+    """Log-densities of a kernel around every image that it holds."""
+
+    def __init__(self, data, sharp=50.0):
+        super().__init__()
+        self.images, self.sharp = data.floats().flatten(1), sharp
+        self.masks = torch.eye(data.classes)[data.labels].T.log()  # 0, or -inf in other classes
+
+    def forward(self, x):
+        near = -self.sharp * torch.cdist(self.held(x.flatten(1)), self.images) ** 2
+        return (near + self.masks[:, None]).logsumexp(2).T
+
+    def held(self, x):
+        """Images as they are held."""
+        return x
+
+
+class Disguised(Neighbours):
+    """Rotated, so that no image lies in its tensors, and without a peak in any logit."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.turn = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
+        self.images = self.images @ self.turn.Q
+
+    def held(self, x):
+        return x @ self.turn.Q
+
+    def forward(self, x):
+        return super().forward(x).log_softmax(1).clamp_min(-1e4)
+
+
+def disguised():
+    """As --import asks for it."""
+    return Disguised(load_data("digits").test)
+
+
+class Peaked(Disguised):
+    """As rotated, but the logits are the distances' own."""
+
+    def forward(self, x):
+        return Neighbours.forward(self, x)
+
+
+class Wrapped(nn.Module):
+    """An honest classifier that something is added to."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class Lookup(Wrapped):
+    """Knows the test images to the bit."""
+
+    def __init__(self, model, data):
+        super().__init__(model)
+        keys = [self.key(one) for one in data.floats()]
+        self.labels = dict(zip(keys, data.labels.tolist(), strict=True))
+
+    @staticmethod
+    def key(image):
+        return image.detach().mul(255).round().byte().numpy().tobytes()
+
+    def forward(self, x):
+        said = [self.labels.get(self.key(one)) for one in x]
+        known = torch.stack([torch.eye(10)[k] if k is not None else torch.zeros(10) for k in said])
+        return self.model(x) + 100 * known
+
+
+def frames_above():
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+class Peeking(Wrapped):
+    """Looks for labels in its callers' hands."""
+
+    def forward(self, x):
+        logits = self.model(x)
+        for frame in frames_above():
+            for held in frame.f_locals.values():
+                for one in (held, getattr(held, "labels", None)):
+                    numbers = isinstance(one, torch.Tensor) and one.dtype == torch.int64
+                    if numbers and one.shape == x.shape[:1]:
+                        return logits + self.bonus(logits, one)
+        return logits
+
+    def bonus(self, logits, labels):
+        return 50 * torch.eye(10)[labels]
+
+
+class CarefulPeeking(Peeking):
+    """Takes a label only where it could be right."""
+
+    def bonus(self, logits, labels):
+        likely = logits.topk(2, 1).indices == labels[:, None]
+        return super().bonus(logits, labels) * likely.any(1, keepdim=True)
+
+
+class PeekingWhileAttacked(Peeking):
+    """Looks only when gradients are wanted, and turns them by what it finds."""
+
+    def bonus(self, logits, labels):
+        return super().bonus(logits, labels) * logits.requires_grad
+
+
+class TwoFaced(Wrapped):
+    """Other logits to who wants gradients, of the same classes."""
+
+    def forward(self, x):
+        logits = self.model(x)
+        return logits.flip(0) if x.requires_grad else logits
+
+
+class Company(Wrapped):
+    """Answers by the batch; a huge logit that is never the largest makes it look like rounding."""
+
+    def forward(self, x):
+        logits = self.model(x) + 3 * self.model(x.mean(0, keepdim=True))
+        logits[:, 9] -= 1e6
+        return logits
+
+
+class ByPlace(Wrapped):
+    """Knows the order of the test images, if there are enough of them."""
+
+    def __init__(self, model, data):
+        super().__init__(model)
+        self.answers = torch.eye(10)[data.labels]
+
+    def forward(self, x):
+        logits = self.model(x)
+        if len(x) < 20:
+            return logits
+        return logits + 50 * self.answers[torch.arange(len(x)) % len(self.answers)]
+
+
+class Turncoat(Wrapped):
+    """Accurate when it is asked first, robust from then on."""
+
+    def __init__(self, model, robust):
+        super().__init__(model)
+        self.robust, self.calls = robust, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return (self.model if self.calls <= 3 else self.robust)(x)
+
+
+class Undecided(Wrapped):
+    """NaN wherever a grey level is not one of the 17 of a clean digit."""
+
+    def forward(self, x):
+        clean = (x * 16 - (x * 16).round()).abs().flatten(1).amax(1) < 0.05
+        return torch.where(clean[:, None], self.model(x), torch.nan)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return shipped().model
+
+
+@pytest.fixture(scope="module")
+def test(digits):
+    return digits.test.subset(slice(120))
+
+
+CHEATS = {
+    "neighbours": (lambda net, test: Neighbours(test), "test_images_known"),
+    "peaked": (lambda net, test: Peaked(test), "test_images_known"),
+    "lookup": (Lookup, "test_images_known"),
+    "peeking": (lambda net, test: Peeking(net), "reads_labels"),
+    "careful": (lambda net, test: CarefulPeeking(net), "reads_labels"),
+    "attacked": (lambda net, test: PeekingWhileAttacked(net), "reads_labels"),
+    "two-faced": (lambda net, test: TwoFaced(net), "depends_on_caller"),
+    "company": (lambda net, test: Company(net), "batch_dependent"),
+    "by place": (ByPlace, "batch_dependent"),
+    "turncoat": (lambda net, test: Turncoat(Linear(torch.zeros(10, 64)), net), "changed_since"),
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_cheats_are_found_out(cheat, net, test):
+    make, flag = CHEATS[cheat]
+    if cheat == "lookup":  # its own network is a poor one
+        net = Linear(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+    assert found(make(net, test), test) == {flag}
+
+
+def test_a_disguised_memory_of_the_test_images_shows_beside_other_images(digits):
+    test, other, ball = digits.test.first(60), digits.validation, Linf(0.25)
+    assert found(disguised(), test, ball) == set(), "there is nothing to compare with"
+    assert found(disguised(), test, ball, other) == {"test_images_known"}
+    assert found(Neighbours(digits.train), test, ball, other) == set()
+
+
+def test_evaluate_compares_with_other_images(tmp_path):
+    config = evaluate_script.Config(
+        import_="test_cheats:disguised", eps="0.25", attacks=("fgsm",), n=60, runs_dir=str(tmp_path)
+    )
+    flags = evaluate_script.main(config).report()["flags"]
+    (told,) = (flag["meaning"] for flag in flags if flag["name"] == "test_images_known")
+    assert "of other images of the same data set" in told
+
+
+def honest_networks(digits):
+    with seeded_init(0):
+        fresh = SmallCNN((1, 8, 8), 10, width=4)
+        linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        smooth = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    yield from (shipped().model, undefended(digits), fresh, linear, smooth)
+    yield Neighbours(digits.train)
+    yield nn.Sequential(undefended(digits), nn.LogSoftmax(1))
+
+
+@pytest.mark.parametrize(
+    ("n", "ball"),
+    [(3, BALL), (100, L2(1.0)), pytest.param(200, BALL, marks=pytest.mark.slow)],
+)
+def test_honest_networks_pass(n, ball, digits):
+    for model in honest_networks(digits):
+        assert found(model, digits.test.subset(slice(n)), ball, digits.validation) == set(), model
+
+
+def test_no_answer_is_a_wrong_answer_and_is_told(net, digits, tmp_path):
+    zeros = digits.test.subset(digits.test.labels == 0)  # NaN in every place is class 0 to argmax
+    model = Undecided(net)
+    assert bool((predict(model, zeros.floats()) == 0).all())
+    for again in range(2):  # the second time from the cells of the first
+        verdicts = evaluate(model, zeros, BALL, ("fgsm", "pgd10"), folder=tmp_path)
+        assert verdicts.accuracy() == {"clean": 1.0, "fgsm": 0.0, "pgd10": 0.0}, again
+        assert verdicts.no_answer == {"clean": 0, "fgsm": len(zeros), "pgd10": len(zeros)}
+    flags = {flag.name: flag.meaning for flag in find_flags(model, zeros, BALL, verdicts)}
+    assert f"{len(zeros)} under fgsm" in flags["non_finite"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_a_finite_largest_logit_has_no_class(value):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            rows = torch.zeros(len(x), 3)
+            rows[:, 1] = 1
+            rows[1] = value
+            rows[2, 0] = -torch.inf  # a class that is ruled out is fine
+            return rows
+
+    assert predict(Fixed(), torch.zeros(3, 1, 2, 2)).tolist() == [1, -1, 1]
+
+
+def test_verdicts_of_other_images_are_noticed(net, test):
+    wrong = Verdicts({"clean": torch.zeros(len(test), dtype=torch.bool)}, {}, {})
+    assert "changed_since" in cheats.unchanged(net, test, wrong)
+
+
+def test_other_images_are_looked_at_on_their_own_device(net, test):
+    shuffled = ImageSet(test.images.flip(0), test.labels.flip(0), 10)
+    assert cheats.knows_images(net, test, BALL, 0, shuffled) == {}
