@@ -6,8 +6,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
@@ -213,7 +213,8 @@ class Trainer:
         return epoch % self.plan.save_every == 0 or self.step == self.total
 
     def _one_step(self) -> None:
-        stats = self.game.step()
+        with self._divergence_named():
+            stats = self.game.step()
         self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.module)
@@ -222,10 +223,31 @@ class Trainer:
             self.counts[tag] = self.counts.get(tag, 0) + 1
         self.step += 1
 
+    @contextmanager
+    def _divergence_named(self) -> Iterator[None]:
+        """An error that comes of numbers that are no longer finite says so.
+
+        They are looked for after an error only: a policy without probabilities, say, fails at once,
+        a classifier with weights of NaN goes on to the end of its epoch.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            players = {self.role: self.module.state_dict(), **self.game.state_dict()}
+            broken = next(_not_finite(players), None)
+            if broken is None:
+                raise
+            raise InputError(
+                f"training diverged at step {self.step + 1}: {broken} is not finite; what was "
+                f"saved before is in {self.run.path}; start a new run with a lower learning rate, "
+                "--lr or that player's own"
+            ) from error
+
     def _end_epoch(self) -> str:
         epoch = self.step // self.game.steps_per_epoch
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
-        row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
+        with self._divergence_named():
+            row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
         row[f"{self.role}/lr"] = float(self.scheduler.get_last_lr()[0])
         self.sums, self.counts = {}, {}
         if epoch % self.plan.validate_every == 0 or epoch == self.plan.epochs:
@@ -240,7 +262,7 @@ class Trainer:
             bad = [name for name, value in row.items() if not math.isfinite(value)]
             raise InputError(
                 f"training diverged: {', '.join(bad[:3])} not finite in epoch {epoch}; "
-                "start a new run with a lower --lr"
+                "start a new run with a lower --lr, or rate of the player whose numbers they are"
             )
         if self.metrics is not None and self.curves is not None:
             self.metrics.add(row)
@@ -314,6 +336,19 @@ class Trainer:
 
     def _progress(self) -> TrainingProgress:
         return TrainingProgress(self.run.path, self.total, self.step, self.chief)
+
+
+def _not_finite(state: Any, name: str = "") -> Iterator[str]:
+    """Where NaN or infinity stands in nested containers."""
+    if isinstance(state, Tensor):
+        if state.is_floating_point() and not bool(state.isfinite().all()):
+            yield name
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from _not_finite(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, list | tuple):
+        for number, value in enumerate(state):
+            yield from _not_finite(value, f"{name}.{number}")
 
 
 def load_best(run: RunFolder, module: nn.Module, which: Literal["best", "last"] = "best") -> None:

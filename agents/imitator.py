@@ -21,7 +21,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.sb3 import SB3Chance
+from agents.sb3 import SB3Chance, divergence_named
 
 Algorithm = Literal["trpo", "ppo"]
 
@@ -156,7 +156,7 @@ class Imitator:
                 latent = self.policy.mlp_extractor.forward_actor(observations)
                 most_likely: Tensor = self.policy.action_net(latent).argmax(1)
             return most_likely
-        with self._chance, torch.no_grad():
+        with self._chance, torch.no_grad(), divergence_named(self.policy):
             actions = self.policy.get_distribution(observations).get_actions(deterministic)
         return self._inside(actions)
 
@@ -182,7 +182,7 @@ class Imitator:
         kept: list[tuple[Tensor, ...]] = []
         final: dict[int, Tensor] = {}
         returns = []
-        with self._chance, torch.no_grad():
+        with self._chance, torch.no_grad(), divergence_named(self.policy):
             for t in range(self.settings.n_steps):
                 seen = env.observations
                 actions = self._sample(seen)
@@ -231,7 +231,7 @@ class Imitator:
         if self.settings.settle:
             shorter = 1 + self.algorithm._n_updates / self.settings.settle
             self.algorithm.target_kl = self.settings.max_kl / shorter**2  # type: ignore[attr-defined]
-        with self._chance:
+        with self._chance, divergence_named(self.policy):
             buffer.compute_returns_and_advantage(last_values, ended[-1].numpy())
             self.algorithm.train()
         logged = self.algorithm.logger.name_to_value

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from advgame.classifiers import SmallCNN, resnet18
+from advgame.errors import InputError
 
 
 class StrategyPolicy(nn.Module):
@@ -62,9 +63,21 @@ class ValueNet(nn.Module):
 
 
 def sample(logits: list[Tensor], rng: torch.Generator) -> Tensor:
-    """One independent draw per image and choice: logits [(B, n), …] -> indices (B, choices)."""
-    draws = [torch.multinomial(one.softmax(1), 1, generator=rng) for one in logits]
+    """One independent draw per image and choice: logits [(B, n), …] -> indices (B, choices).
+
+    Raises:
+        InputError: logits that are not finite, of a policy that has diverged.
+    """
+    try:
+        draws = [torch.multinomial(one.softmax(1), 1, generator=rng) for one in logits]
+    except RuntimeError as error:
+        if all(bool(one.isfinite().all()) for one in logits):
+            raise
+        raise InputError(DIVERGED) from error
     return torch.cat(draws, 1)
+
+
+DIVERGED = "the policy has diverged, its logits are not finite: lower its learning rate"
 
 
 def log_probability(logits: list[Tensor], actions: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ buffer and `PPO.train`. To let SB3 drive instead, give PPO the adapter of `envs.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +20,11 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 from torch.distributions import Categorical
 
+from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
 from advgame.health import entropy_sign
 from advgame.seeding import OwnChance
-from agents.policies import StrategyPolicy
+from agents.policies import DIVERGED, StrategyPolicy
 
 _BUFFER = ("observations", "actions", "rewards", "returns", "episode_starts", "values")
 _BUFFER_ARRAYS = (*_BUFFER, "log_probs", "advantages")
@@ -80,6 +83,21 @@ class SB3Chance:
         """Go on from a saved place."""
         self._torch.load_state_dict(state["torch_rng"])
         self._numpy = state["numpy_rng"]
+
+
+@contextlib.contextmanager
+def divergence_named(policy: ActorCriticPolicy) -> Iterator[None]:
+    """SB3's distributions refuse logits of NaN with a page of numbers: say what it means.
+
+    Raises:
+        InputError: the policy has diverged.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if all(bool(one.isfinite().all()) for one in policy.parameters()):
+            raise
+        raise InputError(DIVERGED) from error
 
 
 class PPOPlayer:
@@ -143,7 +161,7 @@ class PPOPlayer:
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
         """Draw a strategy per image, (B, choices)."""
         self.policy.set_training_mode(False)
-        with self._chance, torch.no_grad():
+        with self._chance, torch.no_grad(), divergence_named(self.policy):
             actions, values, log_probs = self.policy(images)
         self._last = (images, actions, values, log_probs) if learn else None
         chosen: Tensor = actions.long()
@@ -172,7 +190,7 @@ class PPOPlayer:
         }
         stats |= entropy_sign(entropies, [one.logits.shape[1] for one in heads])
         if buffer.full:
-            with self._chance:
+            with self._chance, divergence_named(self.policy):
                 buffer.compute_returns_and_advantage(values, starts)
                 self.ppo.train()
             buffer.reset()

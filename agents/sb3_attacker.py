@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advgame.health import entropy_sign
 from agents.policies import FeaturePolicy
-from agents.sb3 import SB3Chance
+from agents.sb3 import SB3Chance, divergence_named
 
 
 class PPOAttacker:
@@ -85,7 +85,7 @@ class PPOAttacker:
 
     def update(self) -> dict[str, Tensor]:
         """One rollout and its training; returns scalars to log."""
-        with self._chance:
+        with self._chance, divergence_named(self.module):
             self.ppo._last_obs = None  # reset: nothing is under way between two updates
             self.ppo.learn(self._per_update, reset_num_timesteps=False)
         logged = self.ppo.logger.name_to_value
