@@ -135,7 +135,8 @@ def check_logits(logits: Tensor, y: Tensor) -> int:
         K, the number of classes.
 
     Raises:
-        InputError: wrong shape, softmax outputs, or labels outside the K classes.
+        InputError: wrong shape, numbers that are not finite, softmax outputs, or labels outside the
+            K classes.
     """
     if not isinstance(logits, Tensor):
         raise InputError(
@@ -146,8 +147,15 @@ def check_logits(logits: Tensor, y: Tensor) -> int:
         raise InputError(
             f"the classifier must map (B, C, H, W) to logits (B, K), not {tuple(logits.shape)}"
         )
-    if not bool(torch.isfinite(logits).all()):
+    masked = logits.isneginf()
+    if not bool((logits.isfinite() | masked).all()) or bool(masked.all(1).any()):
         raise InputError("the classifier returns NaN or infinite logits: its weights are broken")
+    if bool(masked.any()):
+        raise InputError(
+            f"the classifier gives class {int(masked.any(0).nonzero()[0])} a logit of -inf, as a "
+            "mask does: attacks compare logits by their differences, so mask with a finite number, "
+            "e.g. logits.masked_fill(mask, -1e4)"
+        )
     classes = int(logits.shape[1])
     check_labels(y, logits.shape[0])
     if int(y.max()) >= classes:

@@ -82,6 +82,31 @@ def test_probabilities_are_refused_by_every_attack_that_reads_logits(name, model
         attack(name, data).run(nn.Sequential(model, nn.Softmax(1)), x, y, rng=seeded())
 
 
+class Masked(nn.Module):
+    """A classifier that rules some of its classes out."""
+
+    def __init__(self, net, number):
+        super().__init__()
+        self.net, self.number = net, number
+
+    def forward(self, x):
+        logits = self.net(x).clone()
+        logits[:, 7:] = self.number
+        return logits
+
+
+@pytest.mark.parametrize("name", READ_LOGITS)
+def test_classes_masked_by_infinity_are_refused_in_words(name, model, digits):
+    data = digits.test.subset(digits.test.labels < 7).subset(slice(20))
+    x, y, made = data.floats(slice(6)), data.labels[:6], attack(name, data)
+    with pytest.raises(InputError, match=r"class 7 a logit of -inf, as a mask does: .*-1e4"):
+        made.run(Masked(model, -torch.inf), x, y, rng=seeded())
+    with pytest.raises(InputError, match="weights are broken"):
+        made.run(Masked(model, torch.nan), x, y, rng=seeded())
+    found = made.run(Masked(model, -1e4), x, y, rng=seeded())
+    assert bool(torch.isfinite(found.x_adv).all()), "the advice works"
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "kl-pgd"])  # which uses no label
 def test_labels_that_the_classifier_does_not_know_are_refused(name, model, digits):
     data = digits.test.subset(slice(20))
