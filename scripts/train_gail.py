@@ -343,6 +343,11 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     resume = config.resume is not None
     if config.resume is not None:
         run, config = resume_settings(Path(config.resume), config, typed)
+        if ":" in config.env:  # Gymnasium would import the module before it
+            raise InputError(
+                f"{run.path} trains on {config.env}: nothing that a folder names is run, start a "
+                "new run"
+            )
         path = run.path
     else:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)

@@ -1,0 +1,69 @@
+"""What docs/trust.md promises of strangers' files: nothing that lies in them runs."""
+
+import json
+import os
+import pickle
+import sys
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+import train_gail
+from torch import nn
+
+from advgame.checkpoint import Checkpoints, load_weights
+from advgame.errors import InputError
+from advgame.imitation.demonstrations import Demonstrations, shipped
+from advgame.runs import RunFolder
+
+
+class Bomb:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickles_in_a_folder_are_not_run(tmp_path):
+    mark = tmp_path / "it ran"
+    weights, folder = tmp_path / "w.safetensors", tmp_path / "step_00000001"
+    folder.mkdir()
+    module = nn.Linear(1, 1)
+    torch.save(Bomb(mark), weights)
+    with pytest.raises(InputError, match="does not hold"):
+        load_weights(module, weights)
+    torch.save({"step": Bomb(mark)}, folder / "state.pt")
+    with pytest.raises(InputError, match="is not what a run wrote"):
+        Checkpoints.load(folder, {})
+    (folder / "state.pt").write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(InputError, match="is not what a run wrote"):
+        Checkpoints.load(folder, {})
+    assert not mark.exists()
+
+
+def test_objects_in_demonstrations_are_not_run(tmp_path):
+    mark, path, good = tmp_path / "it ran", tmp_path / "d.npz", shipped("CartPole-v1")
+    arrays = {name: getattr(good, name).numpy() for name in ("observations", "actions", "lengths")}
+    bombs = np.array([Bomb(mark)] * len(good), dtype=object)
+    env_id = np.array("CartPole-v1")
+    np.savez(path, **arrays, env_id=env_id, returns=bombs, terminated=good.terminated.numpy())
+    with pytest.raises(InputError, match="cannot be read"):
+        Demonstrations.load(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_folder_does_not_choose_a_module_to_import(finished, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = replace(train_gail.defaults(), env="planted:Pendulum-v1", expert="dummy")
+    run = RunFolder.create(tmp_path / "run", asdict(config), "cpu")
+    if finished:
+        (run.path / "report.json").write_text(json.dumps({"eval/return": 0.0}))
+    with pytest.raises(InputError, match="nothing that a folder names is run"):
+        train_gail.main(replace(config, resume=str(run.path)), {"resume"})
+    assert "planted" not in sys.modules
