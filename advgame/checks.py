@@ -3,12 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from advgame.errors import InputError
+
+
+def check_types(kind: type, values: Mapping[str, Any], where: object) -> None:
+    """Refuse values that are not of the types of a settings class.
+
+    Args:
+        kind: the settings class.
+        values: some of its fields, by name.
+        where: whose they are, for the message.
+
+    Raises:
+        InputError: which value, and what it should be.
+    """
+    hints, every = get_type_hints(kind), CollectionCheckStrategy.ALL_ITEMS
+    for name, value in values.items():
+        try:
+            check_type(value, hints[name], collection_check_strategy=every)
+        except TypeCheckError as error:
+            raise InputError(f"{where}: {name} cannot be {value!r} ({error})") from error
+
+
+def refuse_idle(config: object, usual: object, idle: Mapping[str, Collection[str]]) -> None:
+    """Refuse options that change nothing, where they differ from what is usual.
+
+    Args:
+        config: all settings.
+        usual: the same with nothing asked for.
+        idle: why -> options, e.g. ``{"--agent ppo": ["baseline"]}``.
+
+    Raises:
+        InputError: the first of them.
+    """
+    for why, names in idle.items():
+        for name in names:
+            if getattr(config, name) != getattr(usual, name):
+                word = f"--{name.replace('_', '-')}"
+                raise InputError(f"{why} makes no use of {word}: leave it away")
 
 
 def parse_number(text: str | float, name: str = "value") -> float:

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from tyro.constructors import PrimitiveConstructorSpec
 
+from advgame.checks import check_types
 from advgame.errors import InputError
 from advgame.progress import unread_streams
 from advgame.runs import RunFolder
@@ -181,9 +182,10 @@ def resume_settings(
 
 def _rebuild(kind: type[ConfigT], run: RunFolder) -> ConfigT:
     stored: Mapping[str, Any] = run.about()["config"]
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
-    except TypeError as error:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    if values.keys() != {field.name for field in fields(cast(Any, kind))}:
         raise InputError(
             f"{run.path} holds the settings of another script or version: resume it with those"
-        ) from error
+        )
+    check_types(kind, values, f"{run.path}/config.json")
+    return kind(**values)

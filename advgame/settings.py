@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from advgame.checks import parse_linf_eps
+from advgame.checks import check_types, parse_linf_eps, refuse_idle
 from advgame.classifiers import Normalise, make_classifier
 from advgame.cli import Names, check_devices
 from advgame.data import STATISTICS, ImageSet
@@ -20,6 +21,7 @@ from advgame.seeding import derive_seed, seeded_init
 from advgame.selection import Select
 from advgame.training import TrainingPlan
 
+_DROPS = ("milestones",)
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
 
 
@@ -95,12 +97,20 @@ def training_plan(config: RunConfig) -> TrainingPlan:
     )
 
 
-def check_run(config: RunConfig) -> None:
+def check_run(
+    config: RunConfig, usual: RunConfig, idle: Mapping[str, Collection[str]] | None = None
+) -> None:
     """Refuse settings that cannot work, before any work.
+
+    Args:
+        config: all settings.
+        usual: the same with nothing asked for.
+        idle: why -> the game's own options that then change nothing.
 
     Raises:
         InputError: what is wrong, in one line.
     """
+    check_types(type(config), vars(config), "settings")
     parse_linf_eps(config.eps)
     check_attacks(config.attacks)
     if wants := [name for name in config.attacks if "transfer" in name]:
@@ -119,6 +129,8 @@ def check_run(config: RunConfig) -> None:
         raise InputError(f"weight_decay must lie in [0, 1), not {config.weight_decay}")
     derive_seed(config.seed, "check")
     training_plan(config)
+    drops = {} if config.schedule == "multistep" else {f"--schedule {config.schedule}": _DROPS}
+    refuse_idle(config, usual, {**drops, **(idle or {})})
 
 
 def make_module(

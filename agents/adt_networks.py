@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from agents.attacker_networks import PatchBody, small_body
 
 Body = Literal["small", "resnet-3blocks"]
@@ -124,7 +124,7 @@ def make_generator(
         InputError: unknown name, a width below 1, or sides that ``small`` cannot divide.
     """
     if name not in BODIES:
-        raise InputError(f"unknown generator {name!r}: choose one of {', '.join(BODIES)}")
+        raise unknown("generator", name, BODIES)
     if ngf < 1:
         raise InputError(f"ngf must be 1 or above, not {ngf}")
     if name == "small":

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.losses import full_precision
 
 Width = Literal["wide", "wide-repo", "slim", "two-block", "small"]
@@ -204,7 +204,7 @@ def make_body(width: Width, inputs: int, shape: tuple[int, int, int]) -> nn.Modu
         InputError: unknown width, or images whose sides ``small`` cannot divide.
     """
     if width not in WIDTHS:
-        raise InputError(f"unknown width {width!r}: choose one of {', '.join(WIDTHS)}")
+        raise unknown("width", width, WIDTHS)
     if width == "slim":
         return SlimBody(inputs, shape[0])
     if width != "small":

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from agents.coordinatewise import CoordinatewiseUpdater
 from agents.learned_updaters import MLPUpdater, check_disk, check_memory, needed_memory
 from agents.plain_updaters import AdamUpdater, Objective, SGDUpdater, Update, Updater
@@ -76,12 +76,12 @@ def make_updater(
         InputError: unknown name or option, or a setting out of range.
     """
     if name not in UPDATERS:
-        raise InputError(f"no updater {name!r}: choose from {', '.join(UPDATERS)}")
+        raise unknown("updater", name, UPDATERS)
     factory = UPDATERS[name][1]
     known = set(inspect.signature(factory).parameters) - {"lr", "seed", "blocks"}
-    if unknown := sorted(set(options) - known):
+    if odd := sorted(set(options) - known):
         raise InputError(
-            f"updater {name} has no option {unknown[0]!r}: choose from {', '.join(sorted(known))}"
+            f"updater {name} has no option {odd[0]!r}: choose from {', '.join(sorted(known))}"
         )
     given = {"lr": lr, "seed": seed, "blocks": blocks}
     takes = inspect.signature(factory).parameters

@@ -32,7 +32,7 @@ from advgame.cells import run_cells, same_flags, summarise, whole_number, with_e
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.evaluation import check_attacks
 from advgame.evaluation.comparison import PGD, as_csv, selection, signs, table, with_gap
 from advgame.evaluation.pictures import comparison_figure
@@ -271,8 +271,8 @@ def as_markdown(
 
 def main(config: Config) -> None:
     """Train and evaluate what is missing, then write the results."""
-    if unknown := set(config.games) - set(GAMES):
-        raise InputError(f"unknown game {min(unknown)!r}: choose from {', '.join(GAMES)}")
+    if odd := set(config.games) - set(GAMES):
+        raise unknown("game", min(odd), GAMES)
     if config.seeds < 1:
         raise InputError(f"seeds must be 1 or above, not {config.seeds}")
     if config.counted and config.budget == "epochs":

@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import nn
 
 from advgame.attacks import Attack, attacked
-from advgame.checks import parse_eps, parse_linf_eps
+from advgame.checks import check_types, parse_eps, parse_linf_eps, refuse_idle
 from advgame.classifiers.saved import (
     imported,
     imported_classifier,
@@ -80,7 +80,7 @@ class Config:
     weights: Literal["best", "last"] = "best"
     """of a run folder: what validation chose, or the last"""
     dataset: Dataset | None = None
-    """whose test images are attacked; a run folder knows its own, else digits"""
+    """whose test images are attacked; a run folder knows its own"""
     data_import: str = ""
     """instead: package.module:function that returns an advgame.data.ImageSet"""
     data_dir: str | None = None
@@ -125,16 +125,28 @@ def check(config: Config) -> Config:
         raise InputError(
             "say what to evaluate: a run folder, a weights file, or --import; it comes first"
         )
+    if config.dataset and config.data_import:
+        raise InputError("--dataset and --data-import both name the test images: leave one away")
     if config.what and not Path(config.what).exists():
         raise InputError(f"{config.what} does not exist")
     if config.what and Path(config.what).is_dir():
         own = RunFolder.open(Path(config.what)).about()["config"]
         # its ε is of an L∞ ball: as a length it would hold next to nothing
         known = own.get("eps", "") if config.norm == "Linf" else ""
-        dataset, eps = config.dataset or own.get("dataset"), config.eps or known
+        dataset = None if config.data_import else config.dataset or own.get("dataset")
+        eps = config.eps or known
+        check_types(Config, {"dataset": dataset, "eps": eps}, f"{config.what}/config.json")
         config = replace(config, dataset=dataset, eps=eps)
     elif config.what and not config.model:
-        raise InputError("a weights file needs --model, the network that it belongs to")
+        raise InputError(
+            "a safetensors file of weights needs --model, the network that it belongs to; any other "
+            "file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
+        )
+    if not (config.dataset or config.data_import):
+        raise InputError(
+            "say whose test images are attacked: --dataset, e.g. digits or cifar10, or --data-import "
+            "package.module:function for your own"
+        )
     if not config.eps:
         raise InputError(
             f"say how far an attack may go in {config.norm}: --eps, e.g. "
@@ -151,7 +163,25 @@ def check(config: Config) -> Config:
             raise InputError(f"{name} must be above 0, not {value}")
     check_devices(config.accelerator, config.devices)
     derive_seed(config.seed, "check")
+    refuse_idle(config, Config(), idle(config))
     return config
+
+
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    found: dict[str, tuple[str, ...]] = {}
+    folder = bool(config.what) and Path(config.what).is_dir()
+    if not folder:
+        found["a classifier that is no run folder"] = ("weights",)
+    if not any(path and not Path(path).is_dir() for path in (config.what, config.surrogate)):
+        found["an evaluation without a weights file"] = ("model",)
+    if not config.attackers:
+        found["an evaluation without --attackers"] = ("queries",)
+    if not any("transfer" in name for name in config.attacks):
+        found["an evaluation without a transfer attack"] = ("surrogate",)
+    if config.data_import:
+        found["--data-import"] = ("data_dir", "download")
+    return found
 
 
 def names(config: Config) -> tuple[str, ...]:
@@ -201,7 +231,8 @@ def images(config: Config) -> tuple[str, ImageSet]:
             )
         name = config.data_import
     else:
-        name = config.dataset or "digits"
+        assert config.dataset is not None  # `check` found it
+        name = config.dataset
         data = load_data(name, config.data_dir, download=config.download).test
     return name, data if config.n is None else data.first(config.n)
 

@@ -26,14 +26,14 @@ from statistics import mean, median
 from typing import Any, Literal
 
 import torch
+import train_gail
 import tyro
-from train_gail import GAMES_OWN
 
-from advgame.cells import run_cells, same_flags, with_earlier, without
+from advgame.cells import run_cells, same_flags, usable, with_earlier
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.health import deaths
 from advgame.imitation.demonstrations import provenance, shipped, slug
 from advgame.imitation.stability import as_rows, judged, pairs_as_lines, pairwise, score, summarise
@@ -165,11 +165,9 @@ def cells(config: Config) -> dict[str, list[str]]:
             iterations = config.control_iterations
             seeds = config.random_seeds if method == "random" else seeds
         for seed in range(config.first_seed, config.first_seed + seeds):
-            flags = [*shared, *METHODS[method][1], "--iterations", str(iterations)]
-            extra = shlex.split(config.extra)
-            idle = GAMES_OWN if method in CONTROLS and "--source" in METHODS[method][1] else ()
-            flags += ["--seed", str(seed), *without(extra, idle)]
-            found[f"{method}-seed{seed}"] = flags
+            wanted = ["--iterations", str(iterations), *shlex.split(config.extra)]
+            flags = [*shared, *usable(wanted, METHODS[method][1], train_gail)]
+            found[f"{method}-seed{seed}"] = [*flags, *METHODS[method][1], "--seed", str(seed)]
     return found
 
 
@@ -331,7 +329,7 @@ def check(config: Config) -> None:
     """Refuse what cannot work, before any work."""
     for name in (*config.updaters, *config.controls):
         if name not in METHODS:
-            raise InputError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+            raise unknown("method", name, METHODS)
     numbers = (config.seeds, config.jobs, config.iterations, config.control_iterations)
     if min(*numbers, config.heavy_iterations, config.heavy_seeds, config.random_seeds) < 1:
         raise InputError("seeds, jobs and iterations must be 1 or above")

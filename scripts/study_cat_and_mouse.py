@@ -28,7 +28,7 @@ from advgame.cells import hardware, run_cells, same_flags, whole_number, with_ea
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
 
@@ -280,8 +280,8 @@ def pictures(config: Config, about: Mapping[str, Any], out: Path) -> None:
 
 def main(config: Config) -> None:
     """Play what is missing, then write the results."""
-    if unknown := [name for name in config.variants if name not in VARIANTS]:
-        raise InputError(f"unknown variant {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
+    if odd := [name for name in config.variants if name not in VARIANTS]:
+        raise unknown("variant", odd[0], VARIANTS)
     words = shlex.split(config.extra)
     if "--rounds" in config.extra and whole_number(words, "--rounds") < 4:
         raise InputError("the answers need 4 rounds or more")

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+import train_l2l
 import tyro
-from train_l2l import CONTROLS, LEARNERS_OWN
 
 from advgame.cells import (
     drawable,
@@ -34,13 +34,13 @@ from advgame.cells import (
     same_flags,
     summarise,
     thinned,
+    usable,
     with_earlier,
-    without,
 )
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure, seeds_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.evaluation.comparison import selection
 from advgame.runs import Metrics, made_by
 from advgame.selection import selected_by
@@ -113,14 +113,9 @@ def cells(config: Config) -> dict[str, list[str]]:
     """Folder -> flags of every cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
     shared = ["--dataset", config.dataset, *data, *shlex.split(same(config))]
-    controls = without(shared, LEARNERS_OWN)
+    used = {name: usable(shared, METHODS[name], train_l2l) for name in config.methods}
     return {
-        f"{method}-seed{seed}": [
-            *(controls if METHODS[method][1] in CONTROLS else shared),
-            "--seed",
-            str(seed),
-            *METHODS[method],
-        ]
+        f"{method}-seed{seed}": [*used[method], "--seed", str(seed), *METHODS[method]]
         for seed in range(config.seeds)
         for method in config.methods
     }
@@ -228,8 +223,8 @@ def _more(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def main(config: Config) -> None:
     """Train what is missing, then write the results."""
-    if unknown := [name for name in config.methods if name not in METHODS]:
-        raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+    if odd := [name for name in config.methods if name not in METHODS]:
+        raise unknown("method", odd[0], METHODS)
     root, todo = Path(config.runs_dir) / config.dataset, cells(config)
     out = Path(config.out)
     with_earlier([], out / f"{config.dataset}.json", same(config))  # refuses before any training

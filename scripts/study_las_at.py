@@ -35,7 +35,7 @@ from advgame.cells import drawable, hardware, run_cells, same_flags, thinned, wi
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import save_figure, seeds_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
 
@@ -276,8 +276,8 @@ def as_markdown(config: Config, results: Runs, about: Mapping[str, Any]) -> str:
 
 def main(config: Config) -> None:
     """Train what is missing, then write the results."""
-    if unknown := [name for name in config.players if name not in PLAYERS]:
-        raise InputError(f"unknown player {unknown[0]!r}: choose from {', '.join(PLAYERS)}")
+    if odd := [name for name in config.players if name not in PLAYERS]:
+        raise unknown("player", odd[0], PLAYERS)
     out, extra = Path(config.out) / config.dataset, config.extra
     held = with_earlier([], out.with_suffix(".json"), extra)  # refuses before any training
     there = {*config.players, *(run["method"] for run in held)}

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import train_minimax
 import tyro
 
 from advgame.cells import (
@@ -31,13 +32,14 @@ from advgame.cells import (
     same_flags,
     summarise,
     thinned,
+    usable,
     with_earlier,
 )
 from advgame.checkpoint import read_json, write_atomically
 from advgame.checks import parse_eps
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure, seeds_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.evaluation.lemma import lemma_one
 from advgame.runs import Metrics, made_by
 from advgame.statistics import spread
@@ -149,8 +151,9 @@ def cells(config: Config) -> dict[str, list[str]]:
     data = ["--data-dir", config.data_dir] if config.data_dir else []
     shared = ["--dataset", config.dataset, *data, "--model", config.model, "--eps", config.eps]
     shared += shlex.split(same(config))
+    used = {name: usable(shared, METHODS[name], train_minimax) for name in config.methods}
     return {
-        f"{method}-seed{seed}": [*shared, "--seed", str(seed), *METHODS[method]]
+        f"{method}-seed{seed}": [*used[method], "--seed", str(seed), *METHODS[method]]
         for seed in range(config.seeds)
         for method in config.methods
     }
@@ -325,8 +328,8 @@ def picture(config: Config, results: Sequence[Mapping[str, Any]], path: Path) ->
 
 def main(config: Config) -> None:
     """Train what is missing, then write the results."""
-    if unknown := [name for name in config.methods if name not in METHODS]:
-        raise InputError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+    if odd := [name for name in config.methods if name not in METHODS]:
+        raise unknown("method", odd[0], METHODS)
     if missing := [name for name in (FGSM, "pgd20") if name not in config.attacks]:
         raise InputError(f"the tables need {missing[0]} among --attacks")
     if any(word.startswith("--judged") for word in shlex.split(config.extra)):

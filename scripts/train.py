@@ -38,7 +38,7 @@ from advgame.attacks import (
 from advgame.checks import parse_eps
 from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.evaluation.judge import judge
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.awp import make_defender
@@ -181,6 +181,12 @@ GAMES: dict[str, Game] = {
         {"beta": 5.0, **_PGD},
     ),
 }
+# games that people ask this script for, and whose they are
+SCRIPTS = {
+    "las-at": "train_las_at.py", "las-trades": "train_las_at.py --objective trades",
+    "las-awp": "train_las_at.py --awp 0.005", "l2l": "train_l2l.py", "adt": "train_adt.py",
+    "minimax": "train_minimax.py", "gail": "train_gail.py",
+}  # fmt: skip
 # of some games
 OPTIONS = ("attack_steps", "step_size", "attack_mode", "beta", "noise", "transport", "replays")
 
@@ -217,9 +223,13 @@ def defaults(dataset: str = "digits", game: str = "pgd-at", preset: str = "defau
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    check_run(config)
     if config.game not in GAMES:
-        raise InputError(f"unknown game {config.game!r}: choose from {', '.join(GAMES)}")
+        if config.game in SCRIPTS:
+            raise InputError(
+                f"{config.game} is not a game of this script: use {SCRIPTS[config.game]}"
+            )
+        raise unknown("game", config.game, GAMES)
+    check_run(config, defaults(config.dataset, config.game, config.preset), idle(config))
     published = config.game in PUBLISHED and config.dataset in ("cifar10", "cifar100")
     if config.preset == "repo" and not published:
         raise InputError(
@@ -236,6 +246,18 @@ def check(config: Config) -> Config:
         if not 0 <= getattr(config, name) < 1:
             raise InputError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
     return config
+
+
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    found: dict[str, tuple[str, ...]] = {}
+    if config.game == "standard":
+        found["--game standard"] = ("eps_ramp",)
+    if config.awp is None:
+        found["a training without --awp"] = ("awp_start",)
+    if config.dataset not in STATISTICS:
+        found[f"--dataset {config.dataset}"] = ("normalise",)
+    return found
 
 
 def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:

@@ -177,7 +177,10 @@ def defaults(dataset: str = "digits", preset: str = "default", method: str = "ex
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    check_run(config)
+    others, usual = OF_OTHERS[config.method], defaults(config.dataset, config.preset, config.method)
+    width = () if config.generator == "resnet-3blocks" else ("ngf",)
+    idle = {f"--method {config.method}": others, f"--generator {config.generator}": width}
+    check_run(config, usual, idle)
     for name in ("inner_steps", "inner_lr", "attacker_lr", "encoder_lr", "ngf", "latent"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
@@ -186,10 +189,6 @@ def check(config: Config) -> Config:
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     fitting(config, Linf(parse_eps(config.eps)), config.draws)
-    usual = defaults(config.dataset, config.preset, config.method)
-    for name in OF_OTHERS[config.method]:
-        if getattr(config, name) != getattr(usual, name):
-            raise InputError(f"--method {config.method} has no {name}: see --help for whose it is")
     return config
 
 

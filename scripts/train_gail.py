@@ -27,9 +27,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
+from advgame.checks import check_types, refuse_idle
 from advgame.cli import peek, resume_settings, run_script, typed_options
 from advgame.curves import game_figure, save_figure
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.games.imitation import ImitationGame
 from advgame.health import deaths
 from advgame.imitation.demonstrations import Demonstrations, shipped
@@ -52,6 +53,12 @@ Pay = Literal["discriminator", "constant", "random", "true", "cloning"]
 GAMES_OWN = (
     "updater", "updater_lr", "entropy", "penalty", "penalty_target", "controller", "replay",
     "discriminator_steps",
+)  # fmt: skip
+NETWORKS_OWN = ("hidden", "spectral_norm")  # of the discriminator
+# of a policy that plays, which cloning has not
+POLICYS_OWN = (
+    "algorithm", "envs", "n_steps", "stagger", "value_epochs", "gae_lambda", "max_kl", "settle",
+    "iterations", "evaluate_every", "save_every",
 )  # fmt: skip
 
 
@@ -160,6 +167,7 @@ def defaults(env: str = "CartPole-v1", preset: str = "default") -> Config:
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
+    check_types(Config, vars(config), "settings")
     counts = (
         "trajectories", "every", "discriminator_steps", "envs", "n_steps", "value_epochs",
         "iterations", "evaluate_every", "save_every",
@@ -183,18 +191,31 @@ def check(config: Config) -> Config:
             f"{config.evaluate_every}"
         )
     if config.updater not in UPDATERS:
-        raise InputError(f"unknown updater {config.updater!r}: one of {', '.join(UPDATERS)}")
+        raise unknown("updater", config.updater, UPDATERS)
     if config.updater_lr is not None and not 0 < config.updater_lr < math.inf:
         raise InputError(f"updater_lr must be above 0, not {config.updater_lr}")
     derive_seed(config.seed, "check")
-    usual, plays = defaults(config.env, config.preset), config.source == "discriminator"
-    idle = [(f"--source {config.source}", name) for name in GAMES_OWN if not plays]
-    trpos_own = ("value_epochs", "max_kl", "settle")
-    idle += [("--algorithm ppo", name) for name in trpos_own if config.algorithm == "ppo"]
-    for whose, name in idle:
-        if getattr(config, name) != getattr(usual, name):
-            raise InputError(f"{whose} makes no use of --{name.replace('_', '-')}: leave it away")
+    refuse_idle(config, defaults(config.env, config.preset), idle(config))
     return config
+
+
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    found: dict[str, tuple[str, ...]] = {}
+    source = f"--source {config.source}"
+    if config.source != "discriminator":
+        found[source] = GAMES_OWN if config.source == "random" else (*GAMES_OWN, *NETWORKS_OWN)
+    if config.source == "cloning":
+        found[source] += POLICYS_OWN
+    if config.source == "true":
+        found[source] += ("reward",)
+    if config.algorithm == "ppo":
+        found["--algorithm ppo"] = ("value_epochs", "max_kl", "settle")
+    if not config.penalty:
+        found["a game without --penalty"] = ("penalty_target",)
+    if config.expert == "dummy":
+        found["--expert dummy"] = ("demonstrations",)
+    return found
 
 
 def recorded(config: Config) -> Demonstrations:

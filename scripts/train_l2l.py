@@ -143,7 +143,7 @@ def defaults(dataset: str = "digits", preset: str = "default") -> Config:
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    check_run(config)
+    check_run(config, defaults(config.dataset, config.preset), idle(config))
     for name in ("attacker_lr", "attacker_lr_factor", "steps", "attacker_steps"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
@@ -151,16 +151,18 @@ def check(config: Config) -> Config:
         raise InputError(
             f"attacker_weight_decay must lie in [0, 1), not {config.attacker_weight_decay}"
         )
-    if config.attacker != "k-step" and config.steps != Config.steps:
-        raise InputError(f"--attacker {config.attacker} has no --steps: k-step has")
     if not 0 <= config.eps_ramp < 1:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
-    usual = defaults(config.dataset, config.preset)
-    for name in LEARNERS_OWN if config.attacker in CONTROLS else ():
-        if getattr(config, name) != getattr(usual, name):
-            word = f"--{name.replace('_', '-')}"
-            raise InputError(f"--attacker {config.attacker} makes no use of {word}: leave it away")
     return config
+
+
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    own = LEARNERS_OWN if config.attacker in CONTROLS else ()
+    steps = () if config.attacker == "k-step" else ("steps",)
+    ramp = ("eps_ramp",) if config.attacker == "plain" else ()
+    modes = ("attacker_mode", "learning_mode") if config.form == "shared" else ()
+    return {f"--attacker {config.attacker}": (*own, *steps, *ramp), "--form shared": modes}
 
 
 def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:

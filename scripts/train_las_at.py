@@ -145,7 +145,7 @@ def defaults(dataset: str = "digits", preset: str = "default") -> Config:
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    check_run(config)
+    check_run(config, defaults(config.dataset, config.preset), idle(config))
     if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
         raise InputError(
             "--credit batch gives every image the same reward, which --baseline loo cancels "
@@ -167,22 +167,20 @@ def check(config: Config) -> Config:
         )
     if config.agent == "ppo" and config.devices > 1:
         raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
-    usual = defaults(config.dataset, config.preset)
-    for name in idle(config):
-        if getattr(config, name) != getattr(usual, name):
-            word = f"--{name.replace('_', '-')}"
-            raise InputError(f"--agent {config.agent} makes no use of {word}: leave it away")
     return config
 
 
-def idle(config: Config) -> tuple[str, ...]:
-    """Options that change nothing for this agent."""
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
+    others = {"reinforce": (), "ppo": ("baseline",), "random": learners, "fixed": learners}
     fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
-    if config.agent == "reinforce":
-        return fixed
-    if config.agent == "ppo":
-        return (*fixed, "baseline")
-    return (*fixed, "credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
+    found = {f"--agent {config.agent}": (*fixed, *others[config.agent])}
+    if config.objective != "trades":
+        found[f"--objective {config.objective}"] = ("fixed_beta",)
+    if config.awp is None:
+        found["a training without --awp"] = ("awp_start",)
+    return found
 
 
 def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:

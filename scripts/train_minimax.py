@@ -140,7 +140,7 @@ def defaults(dataset: str = "digits") -> Config:
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    check_run(config)
+    check_run(config, defaults(config.dataset), idle(config))
     if config.devices > 1 or config.compile or config.precision != "32-true":
         raise InputError(
             "these solvers differentiate gradients, which --compile cannot: one device only, "
@@ -164,6 +164,29 @@ def check(config: Config) -> Config:
     rules(config, (1, 2, 2), 2, "cpu")  # these refuse what is left
     fresh(config, (1, 2, 2), 2)
     return config
+
+
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    whose: dict[str, tuple[Defence, ...]] = {
+        "gamma": ("minimax", "maximin"),
+        "penalty": ("sens",),
+        "unroll": ("unrolled",),
+        "look_ahead_lr": ("unrolled", "extragradient"),
+        "ascent_steps": (*get_args(OneNetwork), "mixture"),
+        "attacker_lr": (*get_args(OneNetwork), "mixture"),
+        "mixture": ("mixture",),
+        "per": ("mixture",),
+    }
+    others = [name for name, users in whose.items() if config.defence not in users]
+    if config.defence == "plain":
+        others.append("eps_ramp")
+    found = {f"--defence {config.defence}": tuple(others)}
+    if not config.response_steps:
+        found["--response-steps 0"] = ("responders", "restarts")
+    if config.defence == "mixture" and not any(name not in FIXED for name in config.mixture):
+        found["a mixture without networks"] = ("ascent_steps", "attacker_lr")
+    return found
 
 
 def direction(config: Config) -> solvers.Direction:

@@ -25,6 +25,7 @@ from agents.attacker import Attacker
 from agents.l2l import L2LAttacker, L2LNetwork
 from agents.policies import FeaturePolicy
 
+DIGITS = ("--dataset", "digits", "--eps", "0.1")
 SCRIPT = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
 MINE = """
 import torch
@@ -81,7 +82,7 @@ def answer(words, root, monkeypatch):
     run_script(script._from_command_line)
 
 
-FILE = ["weights.safetensors", "--eps", "0.1"]
+FILE = ["weights.safetensors", *DIGITS]
 QUICK = ["--attacks", "clean,fgsm,pgd20", "--n", "50"]
 
 
@@ -140,10 +141,19 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["nowhere"], "nowhere does not exist"),
         (["unfinished"], "is it finished"),
         (["weights.safetensors"], "--model"),
-        (["weights.safetensors", "--model", "small_cnn"], "--eps"),
-        (["weights.safetensors", "--model", "resnet18", "--eps", "0.1"], "this network's weights"),
-        (["text.safetensors", "--model", "small_cnn", "--eps", "0.1"], "not a safetensors file"),
-        (["run", "--attacks", "fgsm,pgd21"], "unknown attack 'pgd21'"),
+        (["weights.safetensors", "--model", "small_cnn", "--dataset", "digits"], "--eps"),
+        (["weights.safetensors", "--model", "small_cnn", "--eps", "0.1"], "whose test images"),
+        (["--import", "my_code:linear", "--eps", "0.1"], "whose test images"),
+        (["run", "--dataset", "digits", "--data-import", "my_code:images"], "leave one away"),
+        (["run", "--model", "small_cnn"], "without a weights file makes no use of --model"),
+        (["run", "--queries", "5"], "without --attackers makes no use of --queries"),
+        (["run", "--surrogate", "run"], "without a transfer attack makes no use of --surrogate"),
+        (["--import", "my_code:linear", *DIGITS, "--weights", "last"], "no use of --weights"),
+        (["run", "--data-import", "my_code:images", "--data-dir", "."], "no use of --data-dir"),
+        (["run", "--attacks", "PGD20"], "did you mean pgd20?"),
+        (["weights.safetensors", "--model", "resnet18", *DIGITS], "this network's weights"),
+        (["text.safetensors", "--model", "small_cnn", *DIGITS], "not a safetensors file"),
+        (["run", "--attacks", "fgsm,pgd21"], "unknown attack 'pgd21': did you mean"),
         (["run", "--attacks", "fgsm,fgsm"], "asked for twice"),
         (["run", "--attacks", "transfer"], "--surrogate"),
         (["run", "--attacks", "transfer", "--surrogate", "unfinished"], "is it finished"),
@@ -158,13 +168,13 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--n", "0"], "n must be above 0"),
         (["run", "--batch-size", "0"], "batch_size must be above 0"),
         (["run", "--dataset", "cifar10"], "--data-dir"),
-        (["--import", "my_code", "--eps", "0.1"], "package.module:function"),
-        (["--import", "my_code:nothing", "--eps", "0.1"], "AttributeError"),
-        (["--import", "no_such_code:f", "--eps", "0.1"], "ModuleNotFoundError"),
-        (["--import", "my_code:broken", "--eps", "0.1"], "ZeroDivisionError: mine, "),
-        (["--import", "my_code:broken", "--eps", "0.1"], "my_code.py:"),
-        (["--import", "my_code:number", "--eps", "0.1"], "must return a torch.nn.Module"),
-        (["--import", "my_code:linear", "--eps", "0.1"], "images of this shape"),
+        (["--import", "my_code", *DIGITS], "package.module:function"),
+        (["--import", "my_code:nothing", *DIGITS], "AttributeError"),
+        (["--import", "no_such_code:f", *DIGITS], "ModuleNotFoundError"),
+        (["--import", "my_code:broken", *DIGITS], "ZeroDivisionError: mine, "),
+        (["--import", "my_code:broken", *DIGITS], "my_code.py:"),
+        (["--import", "my_code:number", *DIGITS], "must return a torch.nn.Module"),
+        (["--import", "my_code:linear", *DIGITS], "images of this shape"),
         (["run", "--data-import", "my_code:number"], "ImageSet"),
         (["--resume", "run"], "another script or version"),
         # 1.8 billion weights: refused by their shapes, before any is made

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advgame.classifiers.normalise import Normalise
 from advgame.classifiers.resnet import ResidualNet, preact_resnet18, resnet18, wide_resnet
 from advgame.classifiers.small import MinimaxCNN, SmallCNN
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 
 CLASSIFIERS = ("small_cnn", "minimax_cnn", "resnet18", "preact_resnet18", "wrn-DEPTH-WIDEN")
 
@@ -55,7 +55,7 @@ def make_classifier(
         return preact_resnet18(classes, shape[0], normalise)
     if wide:
         return wide_resnet(int(wide[1]), int(wide[2]), classes, shape[0], normalise)
-    raise InputError(f"unknown model {name!r}: choose one of {', '.join(CLASSIFIERS)}")
+    raise unknown("model", name, CLASSIFIERS)
 
 
 __all__ = [

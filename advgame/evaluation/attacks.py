@@ -21,7 +21,7 @@ from advgame.attacks.carlini_wagner import CarliniWagnerLinf
 from advgame.attacks.distributional import DistributionalAttack
 from advgame.attacks.feature import FeatureAttack
 from advgame.data import ImageSet
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.evaluation.autoattack import VERSIONS, AutoAttackPart, Version
 from advgame.losses import clipped_margin
 from advgame.threat import Linf, Threat
@@ -189,8 +189,8 @@ def check_attacks(names: tuple[str, ...]) -> None:
     Raises:
         InputError: which one.
     """
-    if unknown := [name for name in names if name not in ATTACKS]:
-        raise InputError(f"unknown attack {unknown[0]!r}: choose from {', '.join(ATTACKS)}")
+    if odd := [name for name in names if name not in ATTACKS]:
+        raise unknown("attack", odd[0], ATTACKS)
     if len(set(names)) < len(names):
         raise InputError(f"an attack is asked for twice: {', '.join(names)}")
 

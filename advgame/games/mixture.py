@@ -39,9 +39,9 @@ def check_mixture(names: Sequence[str]) -> None:
     Raises:
         InputError: which one; or a name that is there twice.
     """
-    if unknown := [n for n in names if n not in FIXED and not n.startswith("attnet")]:
+    if odd := [n for n in names if n not in FIXED and not n.startswith("attnet")]:
         known = ", ".join(FIXED)
-        raise InputError(f"unknown attack {unknown[0]!r}: choose {known}, attnet, attnet2, ...")
+        raise InputError(f"unknown attack {odd[0]!r}: choose {known}, attnet, attnet2, ...")
     if len(set(names)) < len(names) or not names:
         raise InputError(f"a mixture names each of its attacks once, not {' '.join(names)!r}")
 

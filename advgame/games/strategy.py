@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 
 CHOICES = ("eps", "steps", "step_size", "beta")
 """What a strategy consists of, in the order of an action's columns; β in LAS-TRADES only."""
@@ -160,7 +160,7 @@ def strategy_space(preset: str, eps0: float, betas: tuple[float, ...] = ()) -> S
         InputError: unknown preset.
     """
     if preset not in SPACES:
-        raise InputError(f"unknown strategy space {preset!r}: choose one of {', '.join(SPACES)}")
+        raise unknown("strategy space", preset, SPACES)
     return StrategySpace(eps0, *SPACES[preset], betas)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.seeding import seeded_init, stream
 
 FILTERS = ("linear", "mlp")
@@ -99,8 +99,7 @@ def make_filter(kind: str, x: Tensor, dim: int, seed: int, hidden: int = 32) -> 
         InputError: unknown kind, or a dimension outside 1..D.
     """
     if kind not in (*FILTERS, *BASELINES):
-        known = ", ".join((*FILTERS, *BASELINES))
-        raise InputError(f"unknown filter {kind!r}: choose from {known}")
+        raise unknown("filter", kind, (*FILTERS, *BASELINES))
     size = x.shape[1]
     if not 1 <= dim <= size:
         raise InputError(f"dim must lie in 1..{size} for {size} pixels, not {dim}")

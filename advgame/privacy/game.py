@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.privacy.filters import Filter, mlp
 from advgame.privacy.tasks import Part, PrivacyTask
 from advgame.seeding import seeded_init, stream
@@ -194,7 +194,7 @@ def check_game(
         InputError: which one.
     """
     if solver not in SOLVERS:
-        raise InputError(f"unknown solver {solver!r}: choose from {', '.join(SOLVERS)}")
+        raise unknown("solver", solver, SOLVERS)
     if adversary not in ("linear", "mlp"):
         raise InputError(f"adversary must be linear or mlp, not {adversary!r}")
     if not (0 <= rho < math.inf and 0 <= weight_decay < math.inf):

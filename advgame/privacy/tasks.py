@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advgame.checks import check_images
 from advgame.data import ImageSet, Splits
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.seeding import stream
 
 KEEPS = ("class", "attribute", "parity")
@@ -64,7 +64,7 @@ def plant(images: Tensor, attribute: str, coin: Tensor) -> Tensor:
         InputError: unknown attribute, or images that are not grey ones in [0, 1].
     """
     if attribute not in _PLANTED:
-        raise InputError(f"unknown attribute {attribute!r}: choose from {', '.join(ATTRIBUTES)}")
+        raise unknown("attribute", attribute, ATTRIBUTES)
     check_images(images)
     if images.shape[1] != 1:
         raise InputError(f"attributes are planted into grey images, not {images.shape[1]} channels")
@@ -137,7 +137,7 @@ def make_task(data: Splits, keep: str, attribute: str, seed: int) -> PrivacyTask
         InputError: unknown words.
     """
     if keep not in KEEPS:
-        raise InputError(f"unknown label to keep {keep!r}: choose from {', '.join(KEEPS)}")
+        raise unknown("label to keep", keep, KEEPS)
 
     def part(split: ImageSet, name: str) -> Part:
         rng = stream(seed, f"attribute-{name}")
