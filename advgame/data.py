@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advgame.checks import check_images, check_labels
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.seeding import stream
 
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "svhn")
@@ -147,7 +147,12 @@ def load_data(
         InputError: unknown name, missing or corrupt files, or ``train_n`` out of range.
     """
     if name not in DATASETS:
-        raise InputError(f"unknown dataset {name!r}: choose one of {', '.join(DATASETS)}")
+        raise unknown("dataset", name, DATASETS)
+    if name == "digits" and (data_dir is not None or download):
+        raise InputError(
+            "digits is embedded and reads no folder: leave --data-dir and --download away, or say "
+            f"which data lie there, e.g. --dataset {DATASETS[1]}"
+        )
     full, test = _digits() if name == "digits" else _torchvision(name, data_dir, download)
     rest, held_out = stratified_split(full.labels, _VALIDATION.get(name, 0.02))
     train = full.subset(rest)
