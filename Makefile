@@ -2,12 +2,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow lint format
+.PHONY: train test test-slow test-lowest lint format
 
 # the marker is written last, so that an interrupted installation is made again
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+# the lower bounds of pyproject.toml, to the letter
+.venv-lowest/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	grep -v '^requires' pyproject.toml | grep -oE '"[a-z0-9-]+>=[0-9.]+' \
+	    | tr -d '"' | sed 's/>=/==/' >.venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet -c .venv-lowest/lowest.txt -e '.[test]'
 	touch $@
 
 train: .venv/installed
@@ -19,6 +27,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
