@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from advgame.checkpoint import read_json, write_atomically
@@ -58,6 +58,40 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
         raise InputError(f"{folder.name} failed, its last words: {said}")
 
 
+def split_flags(text: str) -> list[str]:
+    """The words of ``--extra``.
+
+    Raises:
+        InputError: a quotation that does not end.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"these flags cannot be read, {text!r}: {error}") from error
+
+
+def check_cells(script: Any, cells: Mapping[str, Sequence[str]], jobs: int) -> None:
+    """Refuse a study that cannot run, before its first cell and before it writes anything.
+
+    Args:
+        script: the module of its training script, with ``parse`` and ``check``.
+        cells: name of the folder -> flags.
+        jobs: processes at a time.
+
+    Raises:
+        InputError: no cell, fewer than one process, or what the first cell's training would say.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs must be 1 or above, not {jobs}")
+    if not cells:
+        raise InputError("nothing to run: ask for one seed and one method at least")
+    for name, flags in cells.items():
+        try:
+            script.check(script.parse(flags))
+        except InputError as problem:
+            raise InputError(f"{name}: {problem}") from problem
+
+
 def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs: int) -> None:
     """Run, resume or skip every cell, ``jobs`` at a time; prints what is done.
 
@@ -73,8 +107,6 @@ def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs
         SystemExit: SIGTERM or SIGHUP; as with Ctrl-C, cells under way are asked to stop and can be
             resumed.
     """
-    if jobs < 1:
-        raise InputError(f"jobs must be 1 or above, not {jobs}")
     console, failed = Console(stderr=True), list[str]()
     with ThreadPoolExecutor(jobs) as pool, _terminated_with_us():
         names = {
@@ -148,9 +180,9 @@ def usable(words: Sequence[str], flags: Sequence[str], script: Any) -> list[str]
     Args:
         words: of all methods of a study.
         flags: of the method.
-        script: the module of its training script, with ``Config`` and ``idle``.
+        script: the module of its training script, with ``parse`` and ``idle``.
     """
-    idle = script.idle(tyro.cli(script.Config, args=list(flags)))
+    idle = script.idle(script.parse(flags))
     return without(words, [name for names in idle.values() for name in names])
 
 
@@ -181,12 +213,13 @@ def same_flags(root: Path, flags: str) -> None:
     """
     note = root / "extra.txt"
     made = any(root.glob("*/config.json"))
-    if made and note.exists() and note.read_text() != flags:
+    had = note.read_text(errors="replace") if note.exists() else None
+    if made and had is not None and had != flags:
         raise InputError(
-            f"{root} holds cells made with other flags, {note.read_text()!r}, not {flags!r}: "
+            f"{root} holds cells made with other flags, {had!r}, not {flags!r}: "
             "choose another --runs-dir"
         )
-    if not note.exists() or note.read_text() != flags:
+    if had != flags:
         write_atomically(note, flags)
 
 

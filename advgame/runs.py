@@ -195,7 +195,9 @@ class RunFolder:
                 f"{self.path} is being written by another process: let it end, or stop it first"
             ) from error
         except OSError as error:
-            raise InputError(f"cannot lock {self.path}: {error}") from error
+            raise InputError(
+                f"cannot lock {self.path} ({error}): its .lock must be a file that you may write"
+            ) from error
         for left in self.path.rglob(".*.partial"):  # half written when a process was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         self._lock = lock

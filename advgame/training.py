@@ -306,7 +306,18 @@ class Trainer:
             )
         if path is None or step_of(path) == 0:
             return 0  # killed before there was more: begin again, to the same bits
-        state = Checkpoints.load(path, self._modules())
+        try:
+            return self._take(Checkpoints.load(path, self._modules()))
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{path} is a checkpoint of another game or version ({error!r}): restore the "
+                "run's own, or start a new run"
+            ) from error
+
+    def _take(self, state: Mapping[str, Any]) -> int:
+        """Go on from a checkpoint; how many rows of metrics.csv it vouches for."""
         if state["device"] != self.fabric.device.type:
             raise InputError(
                 f"{self.run.path} was trained on {state['device']}: resume it on such a device"
@@ -317,6 +328,9 @@ class Trainer:
         device = self.fabric.device
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = state["counts"]
+        best = self.run.path / "checkpoints" / "best.safetensors"
+        if self.chief and self.best > float("-inf") and not best.is_file():
+            raise InputError(f"{best} is lost: restore it from a backup, or start a new run")
         return int(state["rows"])
 
     def _asked_to_stop(self, signal_here: int | None) -> int:

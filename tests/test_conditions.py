@@ -102,6 +102,21 @@ def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(lost, run):
     assert (run.path / "metrics.csv").read_bytes() == before
 
 
+def test_a_run_whose_best_weights_are_lost_is_not_gone_on_with(run):
+    with pytest.raises(SystemExit):
+        play(run, stop(3))
+    (run.path / "checkpoints" / "best.safetensors").unlink()
+    with pytest.raises(InputError, match=r"best.safetensors is lost: restore it"):
+        play(run, resume=True)
+
+
+@pytest.mark.parametrize("state", [{}, {"device": "cpu"}, {"device": "cpu", "game": [1]}], ids=str)
+def test_a_checkpoint_of_something_else_is_refused(state, run):
+    run.checkpoints.save(3, {"defender": torch.nn.Linear(1, 1)}, state)
+    with pytest.raises(InputError, match="step_00000003 is a checkpoint of another game"):
+        play(run, resume=True)
+
+
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(step, run, monkeypatch):
     """As it begins, and between the first row and its checkpoint."""
@@ -198,7 +213,15 @@ def test_more_processes_than_cpus_are_refused(script, devices, refused):
 
 def test_an_evaluation_of_more_processes_than_cpus_is_refused(refused, tmp_path):
     (tmp_path / "w.safetensors").touch()
-    words = [str(tmp_path / "w.safetensors"), "--model", "small_cnn", "--eps", "0.1"]
+    words = [
+        str(tmp_path / "w.safetensors"),
+        "--model",
+        "small_cnn",
+        "--eps",
+        "0.1",
+        "--dataset",
+        "digits",
+    ]
     refused(evaluate, [*words, "--accelerator", "cpu", "--devices", "1000"], "CPU(s)")
 
 

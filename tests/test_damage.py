@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from advgame.checkpoint import Checkpoints, read_json
+from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
+from advgame.evaluation import evaluate
 from advgame.evaluation.cells import Cell, Cells
 from advgame.runs import Metrics, RunFolder
+from advgame.threat import Linf
 
 TABLE = "epoch,eval/robust\n1,0.25\n2,0.5\n3,0.75\n"
 
@@ -97,6 +100,27 @@ def test_cells_of_wrong_types_are_refused(change, tmp_path):
     (tmp_path / "fgsm" / "0.json").write_text(json.dumps({**good, **change}))
     with pytest.raises(InputError, match=r"0\.json.*delete it"):
         Cells(tmp_path, {"seed": 1})
+
+
+def test_cells_whose_settings_are_lost_are_not_taken_for_ones_own(tmp_path):
+    Cells(tmp_path, {"seed": 1}).put("fgsm/0", Cell("01", 0.1, 2, 2, 0.5, 2))
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(InputError, match=r"settings\.json is lost"):
+        Cells(tmp_path, {"seed": 2})
+
+
+def test_a_cell_of_other_images_is_refused(test_images, tmp_path):
+    model = SmallCNN((1, 8, 8), 10, width=8).eval()
+
+    def look():
+        return evaluate(model, test_images, Linf(0.1), ("fgsm",), seed=0, folder=tmp_path)
+
+    whole = look()
+    assert look().correct["fgsm"].equal(whole.correct["fgsm"])
+    cell = next(tmp_path.glob("fgsm*/*.json"))
+    cell.write_text(json.dumps({**json.loads(cell.read_text()), "survive": "01"}))
+    with pytest.raises(InputError, match="is of 2 images instead of 60: delete it"):
+        look()
 
 
 @pytest.mark.parametrize(

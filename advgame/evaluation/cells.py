@@ -71,12 +71,18 @@ class Cells:
         if folder is None:
             return
         settings = folder / "settings.json"
+        there = any(folder.glob("*/*.json"))  # looked at first: another process may begin just now
         if settings.exists():
             if read_json(settings, f"delete {folder}, and it is evaluated again") != about:
                 raise InputError(
                     f"{folder} holds an evaluation of other weights, images or settings: "
                     "choose another folder"
                 )
+        elif there:
+            raise InputError(
+                f"{settings} is lost, and with it what the cells beside it are of: "
+                f"restore it, or delete {folder}, and it is evaluated again"
+            )
         else:
             write_atomically(settings, json.dumps(about, indent=1))
         self.reload()

@@ -181,6 +181,11 @@ class _Work:
             self.progress(f"{name.split('/')[-1]} on images {start} to {start + len(standing) - 1}")
             cell = self._fill(key, attack, start, standing)
             self.cells.put(key, cell)
+        if len(cell.survive) != len(standing):
+            raise InputError(
+                f"{self.cells.folder}/{key}.json is of {len(cell.survive)} images instead of "
+                f"{len(standing)}: delete it and resume"
+            )
         return _mask(cell.survive)
 
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
