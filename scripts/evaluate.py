@@ -139,13 +139,13 @@ def check(config: Config) -> Config:
         config = replace(config, dataset=dataset, eps=eps)
     elif config.what and not config.model:
         raise InputError(
-            "a safetensors file of weights needs --model, the network that it belongs to; any other "
-            "file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
+            "a safetensors file of weights needs --model, the network that it belongs to; any "
+            "other file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
         )
     if not (config.dataset or config.data_import):
         raise InputError(
-            "say whose test images are attacked: --dataset, e.g. digits or cifar10, or --data-import "
-            "package.module:function for your own"
+            "say whose test images are attacked: --dataset, e.g. digits or cifar10, or for your "
+            "own --data-import package.module:function"
         )
     if not config.eps:
         raise InputError(
@@ -241,8 +241,8 @@ def held_out(config: Config) -> ImageSet | None:
     """Other images of the same data set, to compare with; None beside images of one's own."""
     if config.data_import:
         return None
-    name = config.dataset or "digits"
-    return load_data(name, config.data_dir, download=config.download).validation
+    assert config.dataset is not None  # `check` found it
+    return load_data(config.dataset, config.data_dir, download=config.download).validation
 
 
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:

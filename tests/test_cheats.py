@@ -151,6 +151,22 @@ class TwoFaced(Wrapped):
         return logits.flip(0) if x.requires_grad else logits
 
 
+class Probed(Wrapped):
+    """Honest to few images, other logits to as many as an evaluation has at once."""
+
+    def forward(self, x):
+        logits = self.model(x)
+        return logits.flip(1) if len(x) >= 300 and x.requires_grad else logits
+
+
+class KnowsAutoAttack(Wrapped):
+    """Other logits where AutoAttack is among the callers."""
+
+    def forward(self, x):
+        seen = any("pyautoattack" in frame.f_code.co_filename for frame in frames_above())
+        return self.model(x).flip(1) if seen else self.model(x)
+
+
 class Company(Wrapped):
     """Answers by the batch; a huge logit that is never the largest makes it look like rounding."""
 
@@ -212,6 +228,8 @@ CHEATS = {
     "careful": (lambda net, test: CarefulPeeking(net), "reads_labels"),
     "attacked": (lambda net, test: PeekingWhileAttacked(net), "reads_labels"),
     "two-faced": (lambda net, test: TwoFaced(net), "depends_on_caller"),
+    "probed": (lambda net, test: Probed(net), "depends_on_caller"),
+    "knows autoattack": (lambda net, test: KnowsAutoAttack(net), "depends_on_caller"),
     "company": (lambda net, test: Company(net), "batch_dependent"),
     "by place": (ByPlace, "batch_dependent"),
     "turncoat": (lambda net, test: Turncoat(Linear(torch.zeros(10, 64)), net), "changed_since"),
@@ -235,7 +253,12 @@ def test_a_disguised_memory_of_the_test_images_shows_beside_other_images(digits)
 
 def test_evaluate_compares_with_other_images(tmp_path):
     config = evaluate_script.Config(
-        import_="test_cheats:disguised", eps="0.25", attacks=("fgsm",), n=60, runs_dir=str(tmp_path)
+        import_="test_cheats:disguised",
+        dataset="digits",
+        eps="0.25",
+        attacks=("fgsm",),
+        n=60,
+        runs_dir=str(tmp_path),
     )
     flags = evaluate_script.main(config).report()["flags"]
     (told,) = (flag["meaning"] for flag in flags if flag["name"] == "test_images_known")
@@ -254,7 +277,7 @@ def honest_networks(digits):
 
 @pytest.mark.parametrize(
     ("n", "ball"),
-    [(3, BALL), (100, L2(1.0)), pytest.param(200, BALL, marks=pytest.mark.slow)],
+    [(3, BALL), (40, L2(1.0)), pytest.param(200, BALL, marks=pytest.mark.slow)],
 )
 def test_honest_networks_pass(n, ball, digits):
     for model in honest_networks(digits):

@@ -6,6 +6,7 @@ meaning of what it saw. None of them holds against malice: a model is code, see 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from advgame.attacks import fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.measure import evaluate
 from advgame.evaluation.verdicts import Verdicts, predict
 from advgame.seeding import stream
@@ -46,7 +48,15 @@ def one_function(model: nn.Module, data: ImageSet, threat: Threat, seed: int) ->
     alone = _alone(_logits, model, images)
     if not _agree(alone, _alone(_logits, model, images)):
         return {}  # randomised: another flag says so, and no two answers can be compared
-    found = {}
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = order.to(images.device)
+    mixed = torch.empty_like(alone)
+    mixed[order] = _logits(model, images[order], 7)
+    if not _agree(alone, mixed):
+        return {
+            "batch_dependent": "an image's logits depend on the other images in its batch, or on "
+            "its place there: attacks regroup images, so that numbers mean nothing"
+        }
     # a wrong label that would do: the second class, which on a fooled image is the right one
     decoys = alone.nan_to_num().topk(2, 1).indices[:, 1]
     misled = ImageSet(asked.images, decoys, data.classes)
@@ -56,25 +66,18 @@ def one_function(model: nn.Module, data: ImageSet, threat: Threat, seed: int) ->
         return {}  # what cannot be evaluated is refused elsewhere
     believed &= alone.argmax(1) != decoys  # where two classes tie
     seen = [_alone(_while_attacked, model, images, y, threat) for y in (asked.labels, decoys)]
-    if float(believed.float().mean()) > _FEW or not _agree(*seen):
-        found["reads_labels"] = (
-            "with other labels in its callers' hands it gives other answers: it reads them there"
-        )
-    elif not _agree(alone, seen[0]):
-        found["depends_on_caller"] = (
-            "the same images get other logits while gradients are wanted: what an attack climbs is "
-            "not what is judged"
-        )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    order = order.to(images.device)
-    mixed = torch.empty_like(alone)
-    mixed[order] = _logits(model, images[order], 7)
-    if not _agree(alone, mixed):
-        found["batch_dependent"] = (
-            "an image's logits depend on the other images in its batch, or on its place there: "
-            "attacks regroup images, so that numbers mean nothing"
-        )
-    return found
+    firsts = [answers[: len(images)] for _, answers in seen]
+    if float(believed.float().mean()) > _FEW or not _agree(*firsts):
+        return {
+            "reads_labels": "with other labels in its callers' hands it gives other answers: it "
+            "reads them there"
+        }
+    if all(_agree(_alone(_logits, model, x), answers) for x, answers in seen):
+        return {}
+    return {
+        "depends_on_caller": "the same images get other logits while it is attacked: what an "
+        "attack sees is not what is judged"
+    }
 
 
 def unchanged(model: nn.Module, data: ImageSet, verdicts: Verdicts) -> dict[str, str]:
@@ -122,15 +125,28 @@ def _logits(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
         return torch.cat([model(part) for part in images.split(batch_size)])
 
 
-def _while_attacked(model: nn.Module, images: Tensor, labels: Tensor, threat: Threat) -> Tensor:
-    """(N, K), as an attack that knows ``labels`` is first answered."""
-    answers: list[Tensor] = []
-    hook = model.register_forward_hook(lambda _, given, logits: answers.append(logits.detach()))
+def _while_attacked(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: Threat
+) -> tuple[Tensor, Tensor]:
+    """What attacks that know ``labels`` ask, (M, C, H, W), and are answered, (M, K).
+
+    The first rows are ``images`` themselves, in a batch as large as an evaluation's.
+    """
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
+        calls.append((given[0].detach().clone(), logits.detach().clone()))  # attacks write in them
+
+    hook = model.register_forward_hook(note)
     try:
-        fgsm(threat).run(model, images, labels, check=False)
+        fgsm(threat).run(model, images.repeat(3, 1, 1, 1), labels.repeat(3), check=False)
+        square = AutoAttackPart(threat, "square", square_queries=5)
+        with contextlib.suppress(InputError):  # images too small for it
+            square.run(model, images, labels, check=False)
     finally:
         hook.remove()
-    return answers[0]
+    asked, answers = zip(*calls, strict=True)
+    return torch.cat(asked), torch.cat(answers)
 
 
 def _agree(one: Tensor, two: Tensor) -> bool:
