@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -17,6 +18,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.checks import check_types
 from advgame.errors import InputError
+from advgame.evaluation.verdicts import out_of_memory
 from advgame.progress import unread_streams
 from advgame.runs import RunFolder
 
@@ -37,8 +39,8 @@ Names = Annotated[
 _FREE = ("resume", "name", "runs_dir", "data_dir", "download")  # may differ when a run goes on
 
 
-def peek(**defaults: str) -> dict[str, str]:
-    """The values of a few options on the command line, before it is parsed in full.
+def peek(words: Sequence[str], **defaults: str) -> dict[str, str]:
+    """The values of a few options among the words of a command line, before it is parsed in full.
 
     They decide what the other options' defaults are, which ``--help`` then shows.
     """
@@ -46,7 +48,7 @@ def peek(**defaults: str) -> dict[str, str]:
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", default=default)
     try:
-        known, _ = parser.parse_known_args()
+        known, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # an option without its value: the full parser says so better
         return defaults
     return dict(vars(known))
@@ -64,11 +66,14 @@ def run_script(
         stopped: what to say to Ctrl-C.
 
     Raises:
-        SystemExit: 2 for bad input, 1 for a full disk and its kind, 130 for Ctrl-C.
+        SystemExit: 2 for bad input, 1 for a full disk, full memory and their kind, 130 for Ctrl-C.
     """
     # MKL's sums depend on where in memory an array lies, unless told otherwise before its first
     # call; a resumed run would drift from the run that was never stopped.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    for screen in (sys.stdout, sys.stderr):
+        if isinstance(screen, io.TextIOWrapper):
+            screen.reconfigure(errors="backslashreplace")  # a terminal may not know what ε is
     with unread_streams():
         try:
             job()
@@ -76,6 +81,10 @@ def run_script(
             _exit(problem, 2)
         except OSError as problem:
             _exit(problem, 1)
+        except (MemoryError, RuntimeError) as problem:
+            if isinstance(problem, RuntimeError) and not out_of_memory(problem):
+                raise
+            _exit(f"too little memory: {str(problem).splitlines()[0]}", 1)
         except KeyboardInterrupt:
             _exit(f"interrupted; {stopped}", 130)
 

@@ -16,10 +16,10 @@ def derive_seed(seed: int, name: str) -> int:
     """A 63-bit seed for the stream ``name``, independent of the other names' streams.
 
     Raises:
-        InputError: a negative seed.
+        InputError: a negative seed, or one of more than 63 bits, which no file holds.
     """
-    if seed < 0:
-        raise InputError(f"seed must be 0 or above, not {seed}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must lie in 0..2^63 - 1, not {seed}")
     sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()),))
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 

@@ -112,6 +112,8 @@ def check_run(
     """
     check_types(type(config), vars(config), "settings")
     parse_linf_eps(config.eps)
+    if not config.attacks:
+        raise InputError("--attacks names none: a report needs one, e.g. fgsm,pgd20,autoattack")
     check_attacks(config.attacks)
     if wants := [name for name in config.attacks if "transfer" in name]:
         raise InputError(

@@ -49,8 +49,8 @@ class Threat(ABC):
 
     def __post_init__(self) -> None:
         if isinstance(self.eps, Tensor):
-            if self.eps.dim() != 1 or not self.eps.is_floating_point():
-                raise InputError("eps per image must be a float tensor (B,)")
+            if self.eps.dim() != 1 or not len(self.eps) or not self.eps.is_floating_point():
+                raise InputError("eps per image must be a float tensor (B,), B 1 or above")
             if not bool(((self.eps > 0) & torch.isfinite(self.eps)).all()):
                 raise InputError("every eps must be finite and above 0")
         else:

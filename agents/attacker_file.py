@@ -7,6 +7,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from advgame.checkpoint import write_atomically
@@ -26,12 +27,13 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and weights; a run folder stands for its attacker.safetensors.
 
     Raises:
-        InputError: missing or damaged file.
+        InputError: missing or damaged file, or weights that are NaN or infinite.
     """
     path = path / NAME if path.is_dir() else path
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except FileNotFoundError as error:
         raise InputError(
             f"no attacker file {path}: ADT-EXP and games without a network leave none "
@@ -39,3 +41,7 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         ) from error
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a safetensors file ({error})") from error
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise InputError(f"{path} cannot attack: its weights {broken[0]} are NaN or infinite")
+    return metadata, weights

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -276,8 +277,14 @@ def as_markdown(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Command: `{found['command']}`", ""])
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, dataset="digits"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder:
-    return main(tyro.cli(Config, default=defaults(**peek(dataset="digits"))), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

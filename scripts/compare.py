@@ -22,13 +22,24 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from statistics import mean
+from types import ModuleType
 from typing import Any, Literal
 
 import tyro
 
-from advgame.cells import run_cells, same_flags, summarise, whole_number, with_earlier
+from advgame.cells import (
+    check_cells,
+    run_cells,
+    same_flags,
+    split_flags,
+    summarise,
+    usable,
+    whole_number,
+    with_earlier,
+)
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import save_figure
@@ -128,7 +139,7 @@ def judging(config: Config) -> list[str]:
 
 def same(config: Config) -> str:
     """What the cells of one table share."""
-    return shlex.join([*judging(config), *shlex.split(config.extra)])
+    return shlex.join([*judging(config), *split_flags(config.extra)])
 
 
 def data(config: Config) -> list[str]:
@@ -141,7 +152,7 @@ def shared(config: Config) -> list[str]:
     """Flags of every training; of a flag that comes twice the last counts."""
     # a training's own report is not looked at
     report = ["--attacks", "fgsm", "--eval-n", "20"]
-    return [*data(config), *report, *shlex.split(f"{RECIPES[config.dataset]} {config.extra}")]
+    return [*data(config), *report, *split_flags(f"{RECIPES[config.dataset]} {config.extra}")]
 
 
 def epochs(config: Config) -> dict[str, int]:
@@ -179,6 +190,11 @@ def same_lengths(config: Config, held: Sequence[Mapping[str, Any]], root: Path) 
             )
 
 
+def module(script: str) -> ModuleType:
+    """A training script, imported."""
+    return import_module(script.removesuffix(".py"))
+
+
 def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
     """Script -> folder -> flags of every training, the surrogate's first."""
     made: dict[str, dict[str, list[str]]] = {}
@@ -188,9 +204,10 @@ def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
         cells += [(game, seed, length) for game, length in epochs(config).items()]
     for game, seed, length in cells:
         script, flags = GAMES[game]
+        given = usable(shared(config), split_flags(flags), module(script))
         learns = script == _LAS and "--agent random" not in flags
         flags += " --reward-interval 10" * (learns and config.dataset == "cifar10")
-        words = [*shared(config), *shlex.split(flags), "--epochs", str(length), "--seed", str(seed)]
+        words = [*given, *split_flags(flags), "--epochs", str(length), "--seed", str(seed)]
         made.setdefault(script, {})[f"{game}-seed{seed}"] = words
     return made
 
@@ -269,19 +286,33 @@ def as_markdown(
     return "\n".join(lines)
 
 
-def main(config: Config) -> None:
-    """Train and evaluate what is missing, then write the results."""
+def check(config: Config) -> None:
+    """Refuse what cannot work, before any work."""
     if odd := set(config.games) - set(GAMES):
         raise unknown("game", min(odd), GAMES)
-    if config.seeds < 1:
-        raise InputError(f"seeds must be 1 or above, not {config.seeds}")
+    if not config.games:
+        raise InputError("--games names none")
+    if len(set(config.games)) < len(config.games):
+        raise InputError(f"a game is asked for twice: {', '.join(config.games)}")
+    for option in ("seeds", "eval_n"):
+        if getattr(config, option) < 1:
+            raise InputError(f"{option} must be 1 or above, not {getattr(config, option)}")
     if config.counted and config.budget == "epochs":
         raise InputError("--counted is for --budget compute")
     check_attacks(config.attacks)
+    if not config.attacks:
+        raise InputError("--attacks names none: a table needs one")
     if config.dataset != "digits" and not config.data_dir:
         raise InputError(f"{config.dataset} needs --data-dir, the folder with its files")
+
+
+def main(config: Config) -> None:
+    """Train and evaluate what is missing, then write the results."""
+    check(config)
     name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parent
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
+    for script, cells in todo.items():
+        check_cells(module(script), cells, config.jobs)
     held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
     same_lengths(config, held, root)
     known = {f"{run['method']}-seed{run['seed']}" for run in held if config.missing_only}

@@ -153,6 +153,8 @@ def check(config: Config) -> Config:
             f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
         )
     {"Linf": parse_linf_eps, "L2": parse_eps}[config.norm](config.eps)
+    if not (config.attacks or config.attackers):
+        raise InputError("--attacks names none: say one, e.g. fgsm,pgd20,autoattack")
     check_attacks(names(config))
     wants = [name for name in names(config) if "transfer" in name]
     if wants and not config.surrogate:

@@ -18,7 +18,6 @@ stability.png (the L2L paper's Fig. 6).
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ import torch
 import train_gail
 import tyro
 
-from advgame.cells import run_cells, same_flags, usable, with_earlier
+from advgame.cells import check_cells, run_cells, same_flags, split_flags, usable, with_earlier
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import Rows, save_figure, seeds_figure
@@ -165,7 +164,7 @@ def cells(config: Config) -> dict[str, list[str]]:
             iterations = config.control_iterations
             seeds = config.random_seeds if method == "random" else seeds
         for seed in range(config.first_seed, config.first_seed + seeds):
-            wanted = ["--iterations", str(iterations), *shlex.split(config.extra)]
+            wanted = ["--iterations", str(iterations), *split_flags(config.extra)]
             flags = [*shared, *usable(wanted, METHODS[method][1], train_gail)]
             found[f"{method}-seed{seed}"] = [*flags, *METHODS[method][1], "--seed", str(seed)]
     return found
@@ -341,6 +340,7 @@ def main(config: Config) -> None:
     check(config)
     todo, root = cells(config), Path(config.runs_dir) / name_of(config)
     out = Path(config.out) / name_of(config)
+    check_cells(train_gail, todo, config.jobs)
     with_earlier([], out / "stability.json", config.extra)  # refuses before any training
     if not config.finished_only:
         same_flags(root, config.extra)

@@ -24,6 +24,7 @@ import torch
 import tyro
 
 from advgame.checkpoint import save_weights
+from advgame.checks import check_types, refuse_idle
 from advgame.cli import resume_settings, run_script, typed_options
 from advgame.curves import Curves, Panels, game_figure, save_figure
 from advgame.data import load_data
@@ -108,12 +109,30 @@ class Config:
     """a run folder to finish"""
 
 
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    games = (
+        "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "steps", "batch_size", "lr",
+        "adversary_lr", "weight_decay",
+    )  # fmt: skip
+    found: dict[str, tuple[str, ...]] = {}
+    if config.filter not in FILTERS:
+        found[f"--filter {config.filter}"] = games + (("dim",) if config.filter == "raw" else ())
+    if config.keep == "parity":
+        found["--keep parity"] = ("attribute",)
+    whose = {"gamma": "minimax", "beams": "k-beam"}
+    others = tuple(name for name, solver in whose.items() if config.solver != solver)
+    return {**found, f"--solver {config.solver}": others}
+
+
 def build(config: Config) -> tuple[PrivacyTask, Filter, PrivacyGame | None]:
     """Task, filter, and the game that trains it, where it is one to be trained.
 
     Raises:
         InputError: settings that cannot work.
     """
+    check_types(Config, vars(config), "settings")
+    refuse_idle(config, Config(), idle(config))
     for name in ("steps", "restarts", "hidden"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")

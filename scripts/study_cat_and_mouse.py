@@ -21,10 +21,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+import cat_and_mouse
 import numpy as np
 import tyro
 
-from advgame.cells import hardware, run_cells, same_flags, whole_number, with_earlier
+from advgame.cells import (
+    check_cells,
+    hardware,
+    run_cells,
+    same_flags,
+    split_flags,
+    whole_number,
+    with_earlier,
+)
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import Names, run_script
 from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
@@ -98,13 +107,13 @@ class Config:
 
 def same(config: Config) -> str:
     """What the cells of one table share, beside the data set."""
-    return shlex.join(["--attacks", *config.attacks, *shlex.split(config.extra)])
+    return shlex.join(["--attacks", *config.attacks, *split_flags(config.extra)])
 
 
 def cells(config: Config) -> dict[str, list[str]]:
     """Folder -> flags of every cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
-    shared = ["--dataset", config.dataset, *data, *shlex.split(same(config))]
+    shared = ["--dataset", config.dataset, *data, *split_flags(same(config))]
     return {
         f"{variant}-{eps.replace('/', '_')}-seed{seed}": [
             *shared, "--seed", str(seed), "--eps", eps, *VARIANTS[variant]
@@ -282,12 +291,13 @@ def main(config: Config) -> None:
     """Play what is missing, then write the results."""
     if odd := [name for name in config.variants if name not in VARIANTS]:
         raise unknown("variant", odd[0], VARIANTS)
-    words = shlex.split(config.extra)
+    words = split_flags(config.extra)
     if "--rounds" in config.extra and whole_number(words, "--rounds") < 4:
         raise InputError("the answers need 4 rounds or more")
     root, todo = Path(config.runs_dir) / config.dataset, cells(config)
     out = Path(config.out)
     path = out / f"cat_and_mouse_{config.dataset}.json"
+    check_cells(cat_and_mouse, todo, config.jobs)
     with_earlier([], path, same(config))  # refuses before any training
     same_flags(root, same(config))
     if config.finished_only:

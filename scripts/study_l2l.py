@@ -28,10 +28,12 @@ import train_l2l
 import tyro
 
 from advgame.cells import (
+    check_cells,
     drawable,
     hardware,
     run_cells,
     same_flags,
+    split_flags,
     summarise,
     thinned,
     usable,
@@ -106,13 +108,13 @@ class Config:
 
 def same(config: Config) -> str:
     """What the cells of one table share, beside the data set."""
-    return shlex.join(["--attacks", *config.attacks, *shlex.split(config.extra)])
+    return shlex.join(["--attacks", *config.attacks, *split_flags(config.extra)])
 
 
 def cells(config: Config) -> dict[str, list[str]]:
     """Folder -> flags of every cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
-    shared = ["--dataset", config.dataset, *data, *shlex.split(same(config))]
+    shared = ["--dataset", config.dataset, *data, *split_flags(same(config))]
     used = {name: usable(shared, METHODS[name], train_l2l) for name in config.methods}
     return {
         f"{method}-seed{seed}": [*used[method], "--seed", str(seed), *METHODS[method]]
@@ -227,6 +229,7 @@ def main(config: Config) -> None:
         raise unknown("method", odd[0], METHODS)
     root, todo = Path(config.runs_dir) / config.dataset, cells(config)
     out = Path(config.out)
+    check_cells(train_l2l, todo, config.jobs)
     with_earlier([], out / f"{config.dataset}.json", same(config))  # refuses before any training
     same_flags(root, same(config))
     if config.finished_only:

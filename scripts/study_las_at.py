@@ -22,16 +22,25 @@ also where their folders are gone. The picture is made when all cells have their
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+import train_las_at
 import tyro
 
-from advgame.cells import drawable, hardware, run_cells, same_flags, thinned, with_earlier
+from advgame.cells import (
+    check_cells,
+    drawable,
+    hardware,
+    run_cells,
+    same_flags,
+    split_flags,
+    thinned,
+    with_earlier,
+)
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.curves import save_figure, seeds_figure
@@ -127,7 +136,7 @@ def flags_of(cell: Cell, config: Config) -> list[str]:
     """What `train_las_at.py` is given for one cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
     words = ["--dataset", config.dataset, *data, "--seed", str(cell.seed)]
-    return [*words, *shlex.split(config.extra), *cell.flags]
+    return [*words, *split_flags(config.extra), *cell.flags]
 
 
 def read(cell: Cell, config: Config) -> dict[str, Any]:
@@ -278,6 +287,8 @@ def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     if odd := [name for name in config.players if name not in PLAYERS]:
         raise unknown("player", odd[0], PLAYERS)
+    todo = {cell.name: flags_of(cell, config) for cell in cells(config)}
+    check_cells(train_las_at, todo, config.jobs)
     out, extra = Path(config.out) / config.dataset, config.extra
     held = with_earlier([], out.with_suffix(".json"), extra)  # refuses before any training
     there = {*config.players, *(run["method"] for run in held)}

@@ -26,10 +26,12 @@ import train_minimax
 import tyro
 
 from advgame.cells import (
+    check_cells,
     drawable,
     hardware,
     run_cells,
     same_flags,
+    split_flags,
     summarise,
     thinned,
     usable,
@@ -138,7 +140,7 @@ class Config:
 
 def same(config: Config) -> str:
     """What the cells of one table share, beside data set, classifier and ε."""
-    return shlex.join(["--attacks", *config.attacks, *shlex.split(config.extra)])
+    return shlex.join(["--attacks", *config.attacks, *split_flags(config.extra)])
 
 
 def stem(config: Config) -> str:
@@ -150,7 +152,7 @@ def cells(config: Config) -> dict[str, list[str]]:
     """Folder -> flags of every cell."""
     data = ["--data-dir", config.data_dir] if config.data_dir else []
     shared = ["--dataset", config.dataset, *data, "--model", config.model, "--eps", config.eps]
-    shared += shlex.split(same(config))
+    shared += split_flags(same(config))
     used = {name: usable(shared, METHODS[name], train_minimax) for name in config.methods}
     return {
         f"{method}-seed{seed}": [*used[method], "--seed", str(seed), *METHODS[method]]
@@ -332,10 +334,11 @@ def main(config: Config) -> None:
         raise unknown("method", odd[0], METHODS)
     if missing := [name for name in (FGSM, "pgd20") if name not in config.attacks]:
         raise InputError(f"the tables need {missing[0]} among --attacks")
-    if any(word.startswith("--judged") for word in shlex.split(config.extra)):
+    if any(word.startswith("--judged") for word in split_flags(config.extra)):
         raise InputError("the tables are about the last weights: leave --judged out of --extra")
     name = stem(config)
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), cells(config)
+    check_cells(train_minimax, todo, config.jobs)
     held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
     same_flags(root, same(config))
     if config.missing_only:

@@ -70,7 +70,9 @@ def cells(config: Config) -> dict[str, privacy_filter.Config]:
     found: dict[str, privacy_filter.Config] = {}
 
     def add(name: str, seed: int, **changes: Any) -> None:
-        base = privacy_filter.Config(steps=config.steps, runs_dir=config.runs_dir, seed=seed)
+        base = privacy_filter.Config(runs_dir=config.runs_dir, seed=seed)
+        if changes["filter"] in FILTERS:  # the others do not learn
+            base = replace(base, steps=config.steps)
         found[f"{name}-seed{seed}"] = replace(base, name=f"{name}-seed{seed}", **changes)
 
     first = config.dims[0]

@@ -17,15 +17,15 @@ Writes `<out>/sweep-<dataset>-<model>-<eps>.json` and `.md`.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import train_minimax
 import tyro
 
-from advgame.cells import run_cells, same_flags, with_earlier
+from advgame.cells import check_cells, run_cells, same_flags, split_flags, with_earlier
 from advgame.checkpoint import read_json, write_atomically
 from advgame.cli import run_script
 from advgame.errors import InputError
@@ -82,7 +82,7 @@ def cells(config: Config) -> dict[str, list[str]]:
     shared += ["--data-dir", config.data_dir] if config.data_dir else []
     # the report on test images is as small as it can be, and nobody reads it
     shared += ["--attacks", "fgsm", "--eval-n", "10", "--restarts", "1"]
-    shared += ["--seed", str(config.seed), *shlex.split(config.extra)]
+    shared += ["--seed", str(config.seed), *split_flags(config.extra)]
     made: dict[str, list[str]] = {}
     for game in config.games:
         for gamma in config.gammas if game == "minimax" else (1.0,):
@@ -166,8 +166,9 @@ def main(config: Config) -> None:
     """Train what is missing, then write the results."""
     name = f"sweep-{config.dataset}-{config.model}-{config.eps.replace('/', 'of')}"
     root, out, todo = Path(config.runs_dir) / name, Path(config.out), cells(config)
-    if any(word.startswith("--restarts") for word in shlex.split(config.extra)):
+    if any(word.startswith("--restarts") for word in split_flags(config.extra)):
         raise InputError("one fresh attacker judges every cell: leave --restarts out of --extra")
+    check_cells(train_minimax, todo, config.jobs)
     with_earlier([], out / f"{name}.json", config.extra)  # refuses before any training
     same_flags(root, config.extra)
     run_cells(Path(__file__).with_name("train_minimax.py"), root, todo, config.jobs)

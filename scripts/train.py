@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -316,12 +316,17 @@ def _list() -> None:
         print(f"{name:16} {game.about}\n{'':16} {' '.join(words)}".rstrip())
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, dataset="digits", game="pgd-at", preset="default"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder | None:
     if "--list" in sys.argv[1:]:
         _list()
         return None
-    default = defaults(**peek(dataset="digits", game="pgd-at", preset="default"))
-    return main(tyro.cli(Config, default=default), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

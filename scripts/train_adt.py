@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
@@ -177,10 +178,7 @@ def defaults(dataset: str = "digits", preset: str = "default", method: str = "ex
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
-    others, usual = OF_OTHERS[config.method], defaults(config.dataset, config.preset, config.method)
-    width = () if config.generator == "resnet-3blocks" else ("ngf",)
-    idle = {f"--method {config.method}": others, f"--generator {config.generator}": width}
-    check_run(config, usual, idle)
+    check_run(config, defaults(config.dataset, config.preset, config.method), idle(config))
     for name in ("inner_steps", "inner_lr", "attacker_lr", "encoder_lr", "ngf", "latent"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
@@ -190,6 +188,13 @@ def check(config: Config) -> Config:
         raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
     fitting(config, Linf(parse_eps(config.eps)), config.draws)
     return config
+
+
+def idle(config: Config) -> dict[str, tuple[str, ...]]:
+    """Why -> options that then change nothing."""
+    width = () if config.generator == "resnet-3blocks" else ("ngf",)
+    others = OF_OTHERS[config.method]
+    return {f"--method {config.method}": others, f"--generator {config.generator}": width}
 
 
 def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttack:
@@ -309,9 +314,14 @@ def finish(
     )
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, dataset="digits", preset="default", method="exp"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder:
-    default = defaults(**peek(dataset="digits", preset="default", method="exp"))
-    return main(tyro.cli(Config, default=default), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

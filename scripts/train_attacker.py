@@ -28,7 +28,7 @@ from torch import Tensor
 
 from advgame.attacks.features import feature_names
 from advgame.attacks.menu import CHOICES, MOVES, Menu
-from advgame.checks import parse_linf_eps
+from advgame.checks import check_types, parse_linf_eps
 from advgame.cli import make_fabric, resume_settings, run_script, typed_options
 from advgame.curves import Panels, game_figure, save_figure, shares_figure
 from advgame.data import Splits, load_data
@@ -116,6 +116,7 @@ class Config:
 
 def check(config: Config) -> Config:
     """Refuse what cannot work, before any work."""
+    check_types(Config, vars(config), "settings")
     if not config.queries or min(config.queries) < 2:
         raise InputError(f"queries must be 2 or above, not {config.queries}")
     for name in ("envs", "epochs", "updates", "hidden", "validation_n"):
@@ -274,5 +275,9 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     return run
 
 
+def _from_command_line() -> RunFolder:
+    return main(tyro.cli(Config), typed_options(Config))
+
+
 if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config), typed_options(Config)))
+    run_script(_from_command_line)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +172,8 @@ def check(config: Config) -> Config:
         "trajectories", "every", "discriminator_steps", "envs", "n_steps", "value_epochs",
         "iterations", "evaluate_every", "save_every",
     )  # fmt: skip
+    if min(config.policy_hidden, default=0) < 1:
+        raise InputError(f"policy_hidden are widths of 1 or above, not {config.policy_hidden}")
     for name in counts:
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
@@ -397,9 +399,14 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     return run
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, env="CartPole-v1", preset="default"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder:
-    default = defaults(**peek(env="CartPole-v1", preset="default"))
-    return main(tyro.cli(Config, default=default), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

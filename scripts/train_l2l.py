@@ -15,7 +15,8 @@ curves.png, examples.png, and attacker.safetensors, the attacker as it was in th
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -265,9 +266,14 @@ def finish(
     )
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, dataset="digits", preset="default"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder:
-    default = defaults(**peek(dataset="digits", preset="default"))
-    return main(tyro.cli(Config, default=default), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

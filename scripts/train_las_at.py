@@ -15,7 +15,8 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -263,9 +264,14 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     return Script(check, build, finish).run(config, typed)
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, dataset="digits", preset="default"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder:
-    default = defaults(**peek(dataset="digits", preset="default"))
-    return main(tyro.cli(Config, default=default), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ would choose: where nothing is robust, that is a point near the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -148,10 +150,10 @@ def check(config: Config) -> Config:
         )
     if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
         raise InputError("solvers take their own steps: --grad-clip is not for them")
-    for name in ("attacker_lr", "look_ahead_lr", "ascent_steps", "restarts"):
-        if not getattr(config, name) > 0:
+    for name in ("attacker_lr", "look_ahead_lr", "ascent_steps", "restarts", "unroll"):
+        if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    for name in ("response_steps", "unroll", "gap_steps"):
+    for name in ("response_steps", "gap_steps"):
         if getattr(config, name) < 0:
             raise InputError(f"{name} must be 0 or above, not {getattr(config, name)}")
     if not 0 <= config.eps_ramp < 1:
@@ -366,8 +368,14 @@ def finish(
     )
 
 
+def parse(words: Sequence[str]) -> Config:
+    """The settings of a command line; `check` refuses those that cannot work."""
+    default = defaults(**peek(words, dataset="digits"))
+    return tyro.cli(Config, default=default, args=words)
+
+
 def _from_command_line() -> RunFolder:
-    return main(tyro.cli(Config, default=defaults(**peek(dataset="digits"))), typed_options(Config))
+    return main(parse(sys.argv[1:]), typed_options(Config))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ class GradientAttack:
                 value = getattr(self, name)
                 if isinstance(value, Tensor) and value.shape[0] != x.shape[0]:
                     raise InputError(f"{name} has {value.shape[0]} entries for {len(x)} images")
-                if isinstance(value, Tensor) and bool((value < 0).any()):
-                    raise InputError(f"{name} must not be negative")
+                if isinstance(value, Tensor) and not bool((value >= 0).all()):
+                    raise InputError(f"{name} must not be negative or NaN")
         if isinstance(self.threat.eps, Tensor) and self.threat.eps.shape[0] != x.shape[0]:
             raise InputError(f"eps has {self.threat.eps.shape[0]} entries for {len(x)} images")
         if self.start is not None and rng is None:

@@ -86,7 +86,7 @@ def imported(name: str) -> object:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return getattr(importlib.import_module(module_name), function_name)()
-    except Exception as error:  # a stranger's code may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's code may raise anything, or exit
         own = [
             f", {frame.filename}:{frame.lineno}"
             for frame in traceback.extract_tb(error.__traceback__)

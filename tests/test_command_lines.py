@@ -1,0 +1,171 @@
+"""Command lines that cannot work are refused in one line, before anything is written."""
+
+import io
+import sys
+
+import cat_and_mouse
+import compare
+import evaluate
+import gail_stability
+import privacy_filter
+import pytest
+import study_cat_and_mouse
+import study_l2l
+import study_las_at
+import study_minimax
+import torch
+import train
+import train_adt
+import train_attacker
+import train_gail
+import train_l2l
+import train_las_at
+import train_minimax
+import tyro
+from conftest import seeded
+
+from advgame.attacks import GradientAttack
+from advgame.cli import resume_settings, run_script
+from advgame.errors import InputError
+from advgame.runs import RunFolder
+from advgame.threat import Linf
+from agents.attackers import load_any_attacker
+from agents.attnet import AttNet, AttNetAttacker
+
+TRAININGS = (
+    train, train_las_at, train_l2l, train_adt, train_minimax, train_gail, train_attacker,
+    cat_and_mouse, privacy_filter,
+)  # fmt: skip
+STUDIES = {
+    study_l2l: {"methods": ("grad",)},
+    study_minimax: {"methods": ("alt",)},
+    study_cat_and_mouse: {"variants": ("fgsm",)},
+    study_las_at: {"players": ("random",), "equal_compute_seeds": 0},
+    gail_stability: {"updaters": ("adam",), "controls": ("cloning",)},
+    compare: {"games": ("pgd-at",)},
+}
+BAD = {gail_stability: "--episodes 1", study_cat_and_mouse: "--batch-size 1"}
+
+
+def name(value):
+    return value.__name__ if hasattr(value, "__name__") else None
+
+
+@pytest.mark.parametrize("script", TRAININGS, ids=name)
+def test_a_seed_that_no_file_holds_is_refused(script, refused):
+    refused(script, ["--seed", str(2**64)], "seed must lie in")
+
+
+@pytest.mark.parametrize("script", [s for s in TRAININGS if hasattr(s.Config, "attacks")], ids=name)
+@pytest.mark.parametrize("words", [[], [",,,"]])
+def test_a_report_needs_an_attack(script, words, refused):
+    refused(script, ["--attacks", *words], "--attacks names none")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "answer"),
+    [
+        (train_minimax, ["--defence", "unrolled", "--unroll", "0"], "unroll must be above 0"),
+        (train_minimax, ["--attacker-lr", "inf"], "attacker_lr must be above 0"),
+        (train_gail, ["--policy-hidden", "0"], "policy_hidden are widths"),
+        (privacy_filter, ["--filter", "raw", "--dim", "3"], "raw makes no use of --dim"),
+        (privacy_filter, ["--filter", "pca", "--steps", "9"], "pca makes no use of --steps"),
+        (privacy_filter, ["--gamma", "2", "--solver", "alt"], "alt makes no use of --gamma"),
+        (privacy_filter, ["--keep", "parity", "--attribute", "stroke"], "no use of --attribute"),
+        (train, ["--batch-size", str(10**15)], "batch size must lie in"),
+    ],
+)
+def test_wrong_words(script, words, answer, refused):
+    refused(script, words, answer)
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=name)
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"seeds": 0}, "seed"),
+        ({"jobs": 0}, "jobs"),
+        ({"extra": "'"}, "cannot be read"),
+        ({"extra": "bad"}, ""),
+    ],
+    ids=str,
+)
+def test_a_study_is_refused_before_it_writes(study, settings, answer, tmp_path):
+    folders = {"runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")}
+    if settings == {"extra": "bad"}:  # what the training refuses
+        settings, answer = {"extra": BAD.get(study, "--batch-size 0")}, "must be"
+    with pytest.raises(InputError, match=answer):
+        study.main(study.Config(**{**STUDIES[study], **folders, **settings}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_names_each_game_once(tmp_path):
+    for games, answer in ((("pgd-at", "pgd-at"), "twice"), ((), "names none")):
+        with pytest.raises(InputError, match=answer):
+            compare.main(compare.Config(games=games, runs_dir=str(tmp_path), out=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attacker_of_broken_weights_is_no_attacker(tmp_path):
+    network = AttNet((1, 8, 8), 10, hidden=4)
+    with torch.no_grad():
+        network.layers[0].bias[0] = torch.nan
+    AttNetAttacker(network, {}).save(tmp_path / "attacker.safetensors")
+    with pytest.raises(InputError, match=r"layers\.0\.bias are NaN"):
+        load_any_attacker(tmp_path)
+
+
+def test_radii_and_steps_are_numbers():
+    with pytest.raises(InputError, match="B 1 or above"):
+        Linf(torch.tensor([]))
+    x, y = torch.rand(1, 1, 2, 2), torch.zeros(1, dtype=torch.long)
+    attack = GradientAttack(Linf(0.1), 1, torch.tensor([torch.nan]))
+    with pytest.raises(InputError, match="negative or NaN"):
+        attack.run(torch.nn.Flatten(), x, y, rng=seeded())
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"agent": "nobody"}, "agent cannot be 'nobody'"),
+        ({"epochs": "4"}, "epochs cannot be '4'"),
+        ({"attacks": ["fgsm", 3]}, "attacks cannot be"),
+        ({"eps": None}, "eps cannot be None"),
+        ({"stranger": 1}, "another script or version"),
+        ({"lr": ...}, "another script or version"),  # not there
+    ],
+    ids=str,
+)
+def test_the_values_of_a_folder_are_of_their_types(change, answer, tmp_path):
+    settings = {**vars(train_las_at.Config()), **change}
+    settings = {key: value for key, value in settings.items() if value is not ...}
+    run = RunFolder.create(tmp_path / "run", settings, "cpu")
+    with pytest.raises(InputError, match=answer):
+        resume_settings(run.path, train_las_at.Config(resume=str(run.path)), {"resume"})
+
+
+def test_a_screen_that_knows_only_ascii_shows_the_help(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda: tyro.cli(train.Config, args=["--help"]))
+    assert stop.value.code == 0
+    screen.flush()
+    assert b"\\u03b5" in screen.buffer.getvalue()
+
+
+def test_a_builder_that_exits_is_an_error(tmp_path, monkeypatch, refused):
+    (tmp_path / "exits.py").write_text("import sys\ndef build():\n    sys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["--import", "exits:build", "--dataset", "digits", "--eps", "0.1"]
+    refused(evaluate, words, "exits:build failed: SystemExit")
+
+
+def test_full_memory_is_told_in_a_line(capsys):
+    def job():
+        torch.empty(2**60)
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(job)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error: too little memory: ")
