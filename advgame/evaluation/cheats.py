@@ -72,7 +72,8 @@ def one_function(model: nn.Module, data: ImageSet, threat: Threat, seed: int) ->
             "reads_labels": "with other labels in its callers' hands it gives other answers: it "
             "reads them there"
         }
-    if all(_agree(_alone(_logits, model, x), answers) for x, answers in seen):
+    n = len(images)  # no more at a time than before
+    if all(_agree(_alone(_logits, model, x, n), answers) for x, answers in seen):
         return {}
     return {
         "depends_on_caller": "the same images get other logits while it is attacked: what an "
