@@ -186,6 +186,7 @@ class Trainer:
             self.curves = Curves(self.run.path, purge_step=self.step + 1 if resume else None)
         try:
             if self.step == 0:  # rows of metrics.csv without any checkpoint: those were lost
+                self.fabric.barrier()  # the chief has cleared away what a kill left half written
                 self.run.checkpoints.save(0, {}, {}, self.fabric.global_rank)
             with Interrupt() as interrupt, self._progress() as progress:
                 while self.step < self.total:
