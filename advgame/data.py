@@ -27,6 +27,8 @@ _MNIST = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 
+# within --data-dir
+_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST"}
 # mean and standard deviation per channel of the training images, in [0, 1] units
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -185,6 +187,8 @@ def _torchvision(
     root = Path(data_dir)
     if not download and not root.is_dir():
         raise InputError(f"no data folder {root}: {how}")
+    if root.name == _FOLDERS.get(name):
+        raise InputError(f"--data-dir is the folder that {root.name} lies in: give {root.parent}")
     factory = _checked_mnist() if name == "mnist" else getattr(datasets, name.upper())
     parts = []
     for train in (True, False):

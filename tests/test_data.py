@@ -90,7 +90,8 @@ def test_stream_goes_on_from_its_state(digits):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda tmp: load_data("mnst"), "mnist"),
+        (lambda tmp: load_data("mnst"), "did you mean mnist?"),
+        (lambda tmp: load_data("digits", tmp), "digits is embedded and reads no folder"),
         (lambda tmp: load_data("cifar10"), "--data-dir"),
         (lambda tmp: load_data("mnist", tmp / "nowhere"), "--data-dir.*--download"),
         (lambda tmp: load_data("svhn", tmp), "--data-dir.*--download"),
@@ -110,6 +111,8 @@ def test_a_corrupt_download_is_refused(tmp_path):
         (folder / name).write_bytes(b"<html>not found</html>")
     with pytest.raises(InputError, match="missing or corrupt"):
         load_data("cifar10", tmp_path)
+    with pytest.raises(InputError, match=f"lies in: give {tmp_path}$"):
+        load_data("cifar10", folder)
 
 
 @pytest.fixture
