@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from advgame.classifiers.foreign import weights
 from advgame.errors import InputError
 
 FORMAT = 1
@@ -88,9 +89,13 @@ def read_json(path: Path, repair: str = "restore it, or start anew", kind: type 
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Parameters and buffers as safetensors, atomically."""
-    state = {name: value.detach().contiguous() for name, value in module.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(state))
+    """Parameters and buffers as safetensors, atomically.
+
+    Raises:
+        InputError: a state that safetensors cannot hold, see
+            `advgame.classifiers.foreign.check_savable`.
+    """
+    write_atomically(path, safetensors.torch.save(weights(module)))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -155,10 +160,12 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             _sync(self.folder)
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        except BaseException as error:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"checkpoint {final.name} could not be written: {error}") from error
+            if isinstance(error, OSError | RuntimeError):  # torch reports a failed write as such
+                raise OSError(f"checkpoint {final.name} could not be written: {error}") from error
+            raise
         self._forget_old(step, rank)
         return final
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -10,8 +9,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from advgame.attacks.modes import attacked
+from advgame.classifiers.foreign import frozen_copy
 from advgame.errors import InputError
 from advgame.losses import smoothed_cross_entropy
+from advgame.seeding import OwnChance
 
 DefenderLoss = Callable[[nn.Module], Tensor]
 """The classifier, as it is to be called, -> its loss per image (B,)."""
@@ -34,7 +36,7 @@ class Defender:
         algorithm: ``"sgd"``, or ``"adam"`` with its usual moments.
 
     Raises:
-        InputError: another algorithm.
+        InputError: another algorithm, or a classifier that has nothing to learn.
     """
 
     descents = 1
@@ -56,6 +58,13 @@ class Defender:
         self.true_probability, self.grad_clip = true_probability, grad_clip
         if algorithm not in ("sgd", "adam"):
             raise InputError(f"unknown algorithm {algorithm!r}: choose sgd or adam")
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise InputError(
+                f"this {type(module).__name__} has no weights that learn: call "
+                "requires_grad_(True) on it; quantised and frozen modules can be attacked only"
+            )
+        with attacked(module, "train"):
+            pass  # refuses what has no such mode
         optimizer: torch.optim.Optimizer = (
             torch.optim.SGD(
                 module.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
@@ -122,6 +131,11 @@ class Defender:
         self._wrapped_optimizer.zero_grad()
         losses = loss(self._wrapped)
         self.fabric.backward(losses.mean())
+        if all(parameter.grad is None for parameter in self.module.parameters()):
+            raise InputError(
+                f"no gradient reaches the weights of this {type(self.module).__name__}: does it "
+                "detach its logits, or are its last layers quantised?"
+            )
         return losses.detach()
 
     def look_ahead(self) -> nn.Module:
@@ -136,22 +150,53 @@ class Defender:
         Raises:
             InputError: a defender that does not learn by SGD: one step of Adam is another thing.
         """
-        if not isinstance(self.optimizer, torch.optim.SGD):
-            raise InputError("the look-ahead is a step of SGD: the defender must learn by it")
+        shadow = self.check_look_ahead()
         group = self.optimizer.param_groups[0]
-        if self._shadow is None:
-            self._shadow = copy.deepcopy(self.module)
         with torch.no_grad():
-            for ahead, parameter in zip(
-                self._shadow.parameters(), self.module.parameters(), strict=True
-            ):
+            for ahead, parameter in zip(shadow.parameters(), self.module.parameters(), strict=True):
                 ahead.copy_(parameter)
                 if parameter.grad is not None:
                     decayed = parameter.grad + group["weight_decay"] * parameter
                     ahead.add_(decayed, alpha=-group["lr"])
-            for there, here in zip(self._shadow.buffers(), self.module.buffers(), strict=True):
+            for there, here in zip(shadow.buffers(), self.module.buffers(), strict=True):
                 there.copy_(here)
-        return self._shadow.eval()
+        return shadow.eval()
+
+    def check_look_ahead(self) -> nn.Module:
+        """The look-ahead's copy of the classifier, made once; a game that pays asks beforehand.
+
+        Raises:
+            InputError: as `look_ahead`, or a classifier that cannot be copied.
+        """
+        if not isinstance(self.optimizer, torch.optim.SGD):
+            raise InputError("the look-ahead is a step of SGD: the defender must learn by it")
+        if self._shadow is None:
+            self._shadow = frozen_copy(self.module, "the look-ahead is a step of a copy")
+        return self._shadow
+
+    def check_batch(self, x: Tensor) -> None:
+        """Refuse batches that the classifier cannot learn from, before any work.
+
+        A batch of one image is tried: batch norm in training mode needs more than one value per
+        channel. Nothing is changed, nothing drawn.
+
+        Args:
+            x: the images of a batch, (B, C, H, W).
+
+        Raises:
+            InputError: what the classifier says of one image in training mode.
+        """
+        if len(x) > 1:
+            return
+        try:
+            with attacked(self.module, "train"), OwnChance(0, self.device), torch.no_grad():
+                self.module(x)
+        except ValueError as error:
+            raise InputError(
+                f"the classifier cannot learn from batches of one image ({error}): take more "
+                "images per batch, e.g. gymnasium.make_vec(id, num_envs=64), or a network without "
+                "batch norm"
+            ) from error
 
     def step(self) -> None:
         """The optimiser's step along the gradient that `backward` formed, clipped."""

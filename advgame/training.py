@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advgame.checkpoint import Checkpoints, load_weights, save_weights, step_of
+from advgame.classifiers.foreign import check_savable, copying
 from advgame.curves import Curves, means
 from advgame.errors import InputError
 from advgame.interrupt import Interrupt
@@ -127,6 +128,7 @@ class Trainer:
         validate: scores of the learner's module on the validation split.
         select: the score whose highest value chooses the best weights; of equal ones the earliest.
         role: the learner's name in tags and file names.
+        resumable: whether the game's state is all of it; a run of another one ends where it stops.
     """
 
     def __init__(
@@ -138,19 +140,22 @@ class Trainer:
         *,
         select: str = "eval/robust",
         role: str = "defender",
+        resumable: bool = True,
     ) -> None:
         self.game, self.run, self.plan, self.validate = game, run, plan, validate
-        self.select, self.role = select, role
+        self.select, self.role, self.resumable = select, role, resumable
         self.fabric = game.learner.fabric
         self.module = game.learner.module
         self.total = plan.epochs * game.steps_per_epoch
         if not self.total:
             raise InputError("the training split is smaller than one batch")
+        check_savable(self.module)
         self.scheduler = plan.scheduler(game.learner.optimizer, self.total)
         self.average: AveragedModel | None = None
         if plan.ema is not None:
             averaging = get_ema_multi_avg_fn(plan.ema)
-            self.average = AveragedModel(self.module, multi_avg_fn=averaging, use_buffers=True)
+            with copying(self.module, "ema averages a copy of the weights"):
+                self.average = AveragedModel(self.module, multi_avg_fn=averaging, use_buffers=True)
         self.step = 0
         self.best = float("-inf")
         self.sums: dict[str, Tensor] = {}
@@ -345,8 +350,13 @@ class Trainer:
         if not saved:
             self._save()
         name = signal.Signals(number).name
-        place = f"at step {self.step} of {self.total}; go on with --resume {self.run.path}"
-        print(f"\nstopped by {name} {place}", file=sys.stderr)
+        advice = (
+            f"go on with --resume {self.run.path}"
+            if self.resumable
+            else "it cannot go on, since its environment cannot be saved: start a new run"
+        )
+        place = f"at step {self.step} of {self.total}"
+        print(f"\nstopped by {name} {place}; {advice}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     def _progress(self) -> TrainingProgress:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from advgame.attacks.features import feature_names, features
 from advgame.attacks.menu import Menu
 from advgame.attacks.schedule import Ascent, Start
 from advgame.data import ImageSet
+from advgame.errors import InputError
 from advgame.threat import Threat
 from envs.queries import QueryEnv, QueryVectorEnv
 from envs.standard import check_standard
@@ -94,6 +96,15 @@ class AttackVectorEnv(QueryVectorEnv[Ascent]):
             price=price,
             images=images,
         )
+        x = self.pool.data.floats(slice(1)).requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            logits = self.model(x)
+            found = logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)
+        if not found or found[0] is None:
+            raise InputError(
+                "no gradient comes back through this classifier (is it quantised, or does it "
+                "detach?): use advgame/BlackBoxAttack-v0, which needs none"
+            )
 
     def _begin(self, x: Tensor, y: Tensor, budget: Tensor) -> Ascent:
         return Ascent(

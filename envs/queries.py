@@ -6,7 +6,6 @@ A subclass brings the mathematics of one query: the white-box `envs.attack`, the
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import attacked
 from advgame.attacks.menu import check_actions
+from advgame.classifiers.foreign import frozen_copy
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.frozen import shipped
@@ -101,7 +101,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         if threat is not None and isinstance(threat.eps, Tensor):
             raise InputError("the environment has one radius: give the threat a float")
         given = classifier if classifier is not None else shipped().model
-        self.model = copy.deepcopy(given).eval().requires_grad_(False)
+        self.model = frozen_copy(given, "the environment attacks a frozen copy of the classifier")
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         data = (data if data is not None else load_data("digits").train).to(device)
         self.threat = threat or Linf(0.15)

@@ -122,6 +122,9 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.single_action_space = spaces.MultiDiscrete(list(self.space.sizes))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self.defender.check_batch(self.data.floats(slice(num_envs)))
+        if reward_interval:
+            self.defender.check_look_ahead()
         self._initial_weights = copy.deepcopy(self.defender.module.state_dict())
         self._initial_state = copy.deepcopy(self.defender.state_dict())
         self._batches: Batches | None = None

@@ -64,7 +64,7 @@ def test_vector_form_declares_next_step_and_keeps_to_it(name):
 def test_a_batch_step_costs_one_forward_and_at_most_one_backward_per_row(kind):
     env = kind(16, classifier=Counting(shipped().model), queries=4, threat=EASY)
     model = env.model
-    model.forwards = 0  # the pool has looked at every image
+    model.forwards = model.backwards = 0  # the pool has looked at every image
     env.reset(seed=0)
     assert (model.forwards, model.backwards) == (16, 0)
     for step in range(1, 12):

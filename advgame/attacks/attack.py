@@ -114,7 +114,13 @@ def refusing_changes(model: nn.Module) -> Iterator[None]:
         if versions(given) != seen.pop():
             raise InputError(_CHANGES)
 
-    hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    try:
+        hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    except RuntimeError as error:  # torch.jit's
+        raise InputError(
+            f"a {type(model).__name__} takes no hooks, by which attacks watch a classifier: wrap "
+            "it in a torch.nn.Module of your own whose forward calls it"
+        ) from error
     try:
         yield
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from advgame.classifiers.foreign import set_mode
 from advgame.errors import InputError
 
 BatchNormMode = Literal["eval", "train"]
@@ -39,10 +40,11 @@ def attacked(
             "the classifier's weights were made under torch.inference_mode(), where no gradient "
             "can pass: make or load it outside of that mode"
         )
-    modes = [(module, module.training) for module in model.modules()]
+    # a frozen script has no mode
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     requires_grad = [(p, p.requires_grad) for p in model.parameters()]
     buffers = _Buffers(model) if restore_buffers else None
-    model.train(mode == "train")
+    set_mode(model, training=mode == "train")
     for parameter, _ in requires_grad:
         parameter.requires_grad_(False)
     try:
@@ -60,8 +62,15 @@ class _Buffers:
     """All buffers of a model, to be put back whether a forward wrote into them or replaced them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.places = [(module, dict(module._buffers)) for module in model.modules()]
+        # a script's dictionaries are views that cannot be put back: its tensors are written into
+        self.places = [
+            (module, dict(module._buffers))
+            for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        scripts = [one for one in model.modules() if isinstance(one, torch.jit.ScriptModule)]
         named = [one for _, own in self.places for one in own.values() if one is not None]
+        named += [buffer for script in scripts for buffer in script.buffers()]
         self.tensors = list(dict.fromkeys(named))  # some may be shared
         self.values = [tensor.detach().clone() for tensor in self.tensors]
 

@@ -177,12 +177,17 @@ def _network(module: nn.Module) -> str:
     """Architecture and weights; code that was edited behind the same names is not seen."""
     state = module.state_dict()
     shape = hashlib.sha256(f"{module!r}{list(state)}".encode()).hexdigest()
-    return f"{type(module).__qualname__} {shape[:16]} {_digest(*state.values())}"
+    # quantised modules keep their weights packed, others what they like
+    tensors = [value for value in state.values() if isinstance(value, Tensor)]
+    rest = [describe(value) for value in state.values() if not isinstance(value, Tensor)]
+    more = f" {rest}" if rest else ""
+    return f"{type(module).__qualname__} {shape[:16]} {_digest(*tensors)}{more}"
 
 
 def _digest(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        tensor = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, AttackResult, attacked, refusing_changes
+from advgame.attacks.feature import FeatureAttack
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -67,22 +68,15 @@ def evaluate(
             of another evaluation.
     """
     extra = dict(extra or {})
-    _check_settings(threat, attacks, extra, batch_size)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or above, not {batch_size}")
     world = fabric.world_size if fabric is not None else 1
     if world > 1 and folder is None:
         raise InputError("several processes meet in a folder: give one")
-    classes, images = check_classifier(model, data), data.floats()
-    if surrogate is not None:
-        check_classifier(surrogate, data)
-    context = Context(threat, data, seed, surrogate)
-    plan: dict[str, Suite] = {
-        name: [(name, extra[name])] if name in extra else make_suite(name, context)
-        for name in attacks
-    }
-    every = [attack for suite in plan.values() for _, attack in suite]
-    for attack in every:
-        if isinstance(attack, AutoAttackPart):
-            attack.check_task(classes, data.shape)
+    plan = check_evaluation(
+        model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
+    )
+    images = data.floats()
     more = [surrogate] if surrogate is not None else []
     rank = fabric.global_rank if fabric is not None else 0
 
@@ -106,16 +100,55 @@ def evaluate(
     return _gather(cells, plan, starts, batch_size)
 
 
-def _check_settings(
-    threat: object, attacks: Sequence[str], extra: Container[str], batch_size: int
-) -> None:
+@torch.inference_mode(False)
+def check_evaluation(
+    model: nn.Module,
+    data: ImageSet,
+    threat: Threat,
+    attacks: Sequence[str],
+    *,
+    seed: int = 0,
+    surrogate: nn.Module | None = None,
+    extra: Mapping[str, Attack] | None = None,
+) -> dict[str, Suite]:
+    """Refuse, before any work, what `evaluate` could not finish; it takes a few forwards.
+
+    Args:
+        model: as in `evaluate`, and so the others.
+        data: see there.
+        threat: see there.
+        attacks: see there.
+        seed: see there.
+        surrogate: see there.
+        extra: see there.
+
+    Returns:
+        the attacks of every name, in order.
+
+    Raises:
+        InputError: as `evaluate`.
+    """
+    extra = extra or {}
     if not isinstance(threat, Threat) or isinstance(threat.eps, Tensor):
         raise InputError(f"threat is a ball with one radius, e.g. Linf(8 / 255), not {threat!r}")
     if isinstance(attacks, str):
         raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
     check_attacks(tuple(name for name in attacks if name not in extra))
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or above, not {batch_size}")
+    classes = check_classifier(model, data)
+    if surrogate is not None:
+        check_classifier(surrogate, data)
+    context = Context(threat, data, seed, surrogate)
+    plan: dict[str, Suite] = {
+        name: [(name, extra[name])] if name in extra else make_suite(name, context)
+        for name in attacks
+    }
+    for suite in plan.values():
+        for _, attack in suite:
+            if isinstance(attack, AutoAttackPart):
+                attack.check_task(classes, data.shape)
+            if isinstance(attack, FeatureAttack):
+                attack.check_task(model, data.floats(slice(1)), data.labels)
+    return plan
 
 
 def check_classifier(model: nn.Module, data: ImageSet) -> int:
@@ -129,7 +162,8 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
     try:
         with attacked(model), torch.no_grad(), refusing_changes(model):
             logits = model(images)
-            if any(module.training for module in model.modules()):
+            model(images[:1])  # attacks regroup images, so that any number must do
+            if any(getattr(module, "training", False) for module in model.modules()):
                 raise InputError(
                     "the classifier switches to training mode in its forward pass: attacks need "
                     "one function, leave the mode to the caller"
@@ -252,8 +286,9 @@ def counted(model: nn.Module) -> Iterator[Calls]:
     """Count the images that pass through ``model``, and those that a gradient comes back for."""
     calls = Calls()
 
-    def back(gradient: Tensor) -> None:
-        calls.backwards += len(gradient)
+    def back(gradient: Tensor | None) -> None:
+        if gradient is not None:  # as where a quantised layer lets none pass
+            calls.backwards += len(gradient)
 
     def ask(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         calls.forwards += len(given[0])

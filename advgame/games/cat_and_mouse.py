@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked
 from advgame.checkpoint import load_weights, save_weights
+from advgame.classifiers.foreign import check_savable, copying
 from advgame.curves import Curves, Panels
 from advgame.data import Batches, ImageSet, Splits
 from advgame.defender import Defender
@@ -142,10 +143,13 @@ class CatAndMouse:
         half = batch_size // 2
         self.clean = Batches(data.train, half, derive_seed(seed, "clean"))
         self.adversarial = Batches(data.train, half, derive_seed(seed, "adversarial"))
+        defender.check_batch(data.train.floats(slice(half)).to(defender.device))
         self.rng = stream(seed, "attack", defender.device)
         self.chance = OwnChance(derive_seed(seed, "dropout"), defender.device)
         self.steps = 0
-        self._target = copy.deepcopy(defender.module)
+        check_savable(defender.module)
+        with copying(defender.module, "the classifiers of former rounds are copies"):
+            self._target = copy.deepcopy(defender.module)
         self._target_number = -1  # no classifier's weights yet
 
     @property

@@ -112,6 +112,7 @@ class DefenderTraining:
             raise InputError(f"ramp_steps must be 0 or above, not {ramp_steps}")
         self.rules, self.defender, self.ramp_steps = rules, defender, ramp_steps
         self.learner = defender
+        defender.check_batch(data.floats(slice(batch_size)).to(defender.device))
         rank, world = defender.fabric.global_rank, defender.fabric.world_size
         self.batches = Batches(
             data.to(defender.device), batch_size, seed, crop=crop, flip=flip, rank=rank, world=world

@@ -1,0 +1,125 @@
+"""What modules of strangers may not be able to: to be copied, frozen, saved."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from advgame.errors import InputError
+
+
+@contextlib.contextmanager
+def copying(module: nn.Module, purpose: str) -> Iterator[None]:
+    """Within the block ``module`` is copied by `copy.deepcopy`.
+
+    Args:
+        module: the original.
+        purpose: what needs the copy, for the message.
+
+    Raises:
+        InputError: which attribute cannot be copied.
+    """
+    try:
+        yield
+    except Exception as error:  # a stranger's attribute may raise anything
+        place, found = next(_uncopyable(module), ("", error))
+        reason = str(found).split("\n")[0].split(".  ")[0] or type(found).__name__
+        raise InputError(
+            f"{purpose}, and this {type(module).__name__} cannot be copied{place}: {reason}; make "
+            "what it holds anew in forward, detach it, or give its module a __deepcopy__"
+        ) from error
+
+
+def _uncopyable(module: nn.Module) -> Iterator[tuple[str, Exception]]:
+    """Attributes that deepcopy refuses, and why."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            inner = value if name in ("_parameters", "_buffers") else {name: value}
+            for attribute, held in {} if name == "_modules" else inner.items():
+                try:
+                    copy.deepcopy(held)
+                except Exception as error:
+                    yield f" (its {'.'.join(filter(None, (path, attribute)))})", error
+
+
+def frozen_copy(module: nn.Module, purpose: str) -> nn.Module:
+    """A copy in evaluation mode, as far as it has modes, without weight gradients.
+
+    Raises:
+        InputError: a module that cannot be copied.
+    """
+    with copying(module, purpose):
+        twin = copy.deepcopy(module)
+    set_mode(twin, training=False)
+    for parameter in twin.parameters():
+        parameter.detach_().requires_grad_(False)  # a script's copies are no leaves
+    return twin
+
+
+def set_mode(module: nn.Module, *, training: bool) -> None:
+    """Training or evaluation mode; an exported graph has the one that it was exported in.
+
+    Raises:
+        InputError: training mode of an exported graph.
+    """
+    try:
+        module.train(training)
+    except NotImplementedError as error:  # torch.export's
+        if training:
+            raise InputError(
+                f"this {type(module).__name__} has no training mode: hand in the module that it "
+                "was exported from"
+            ) from error
+        for part in module.modules():
+            part.training = False
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """What a file holds of a module: its parameters and buffers, contiguous, none shared.
+
+    Raises:
+        InputError: a state that safetensors cannot hold.
+    """
+    held: dict[str, Tensor] = {}
+    places = set[int]()
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(_unsaved(module, name, f"it is a {type(value).__name__}, no tensor"))
+        try:
+            own = value.detach().contiguous()
+            place = own.untyped_storage().data_ptr()
+            held[name] = own.clone() if place in places else own
+            places.add(place)
+            safetensors.torch.save({name: held[name].flatten()[:1].clone()})
+        except Exception as error:  # sparse, quantised and what else there may be
+            raise InputError(_unsaved(module, name, str(error).splitlines()[0])) from error
+    return held
+
+
+def _unsaved(module: nn.Module, name: str, reason: str) -> str:
+    return (
+        f"the weights of this {type(module).__name__} cannot be saved as safetensors: {name} "
+        f"({reason}); keep plain dense tensors in its state_dict"
+    )
+
+
+def check_savable(module: nn.Module) -> None:
+    """Refuse, before any training, a module whose weights cannot be saved and loaded back.
+
+    Raises:
+        InputError: what cannot be.
+    """
+    state = weights(module)
+    try:
+        with torch.no_grad():
+            module.load_state_dict(state)
+    except Exception as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        raise InputError(
+            f"this {type(module).__name__} does not take its own state_dict back: {reason}"
+        ) from error
