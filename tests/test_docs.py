@@ -13,6 +13,26 @@ from envs.attack import AttackVectorEnv
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
+# what the words around a block say of what it prints: (numbers, text) -> whether it is so
+CLAIMS = {
+    ("adt", 0): lambda n, said: n[1] < n[5],  # λ spreads the distribution
+    ("attack", 0): lambda n, said: n[1] > 0.2,  # random choices bring 0.1
+    ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers
+    ("games", 0): lambda n, said: n[0] == 33,  # TRADES' 27 of the table, and 6 for AWP
+    ("games", 1): lambda n, said: said.count("1.0") == 4 and "[]" in said,  # no flag
+    ("imitation", 1): lambda n, said: n[0] >= 8,  # a true return, of CartPole
+    ("imitation", 2): lambda n, said: -150 < n[0] < 0,
+    ("l2l", 0): lambda n, said: n[1] < n[0],  # the attacker learns
+    ("minimax", 0): lambda n, said: n[1] < n[0],
+    ("solvers", 0): lambda n, said: n[0] > 1 > n[2] and n[1] < 0.1,
+    ("solvers", 1): lambda n, said: n[0] < n[1] == 2.30,
+    ("strategy_selection", 1): lambda n, said: n[1] == 8,  # 256 decisions, 32 a step
+    ("strategy_selection", 2): lambda n, said: said.split()[-2:] == ["False", "False"],
+    ("updaters", 1): lambda n, said: n[1] < n[0],  # it has learned more than Adam
+}
+
+
 def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
@@ -24,12 +44,21 @@ def blocks(page):
 )
 def test_code_on_the_pages_runs_as_it_stands(page, number, capsys):
     exec(compile(blocks(page)[number], page.name, "exec"), {"__name__": "__main__"})
-    assert capsys.readouterr().out, "each block ends by printing what came of it"
+    said = capsys.readouterr().out
+    assert said, "each block ends by printing what came of it"
+    if claim := CLAIMS.get((page.stem, number)):
+        assert claim([float(one) for one in re.findall(NUMBER, said)], said)
 
 
-def test_the_ppo_of_the_page_is_short():
-    ppo = next(code for code in blocks(ROOT / "docs" / "attack.md") if "PPO" in code)
+@pytest.mark.parametrize("page", ["strategy_selection", "attack", "imitation"])
+def test_each_environments_page_has_a_short_ppo(page):
+    """README promises 15 lines."""
+    ppo = next(code for code in blocks(ROOT / "docs" / f"{page}.md") if "import PPO" in code)
     assert len([line for line in ppo.splitlines() if line.strip()]) <= 15
+
+
+def test_every_claim_is_of_a_block_that_there_is():
+    assert CLAIMS.keys() <= {(page.stem, i) for page in PAGES for i in range(len(blocks(page)))}
 
 
 @pytest.mark.parametrize("table", [features.FEATURES, squares.FEATURES])
