@@ -16,7 +16,7 @@ from advgame.checks import parse_eps
 from advgame.cli import make_fabric, resume_settings
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
-from advgame.evaluation import as_line, validator
+from advgame.evaluation import as_line, check_evaluation, validator
 from advgame.runs import RunFolder, device_name
 from advgame.selection import SCORES, Criterion, criterion
 from advgame.settings import RunConfig, training_plan
@@ -74,6 +74,8 @@ class Script(Generic[ConfigT, GameT]):
         fabric = make_fabric(config.accelerator, config.devices, config.precision)
         data = data.to(fabric.device)
         game, threat = self.build(config, data, fabric), Linf(parse_eps(config.eps))
+        test = data.test if config.eval_n is None else data.test.first(config.eval_n)
+        check_evaluation(game.learner.module, test, threat, config.attacks, seed=config.seed)
         own = self.own(game, threat)
         if select == "own" and own is None:
             raise InputError(

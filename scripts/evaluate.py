@@ -50,12 +50,11 @@ from advgame.evaluation import (
     Report,
     as_line,
     check_attacks,
-    check_classifier,
+    check_evaluation,
     evaluate,
     find_flags,
     write_report,
 )
-from advgame.evaluation.attacks import Context, make_suite
 from advgame.progress import telling
 from advgame.runs import RunFolder, device_name
 from advgame.seeding import derive_seed, stream
@@ -306,11 +305,8 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     fabric = make_fabric(config.accelerator, config.devices, "32-true")
     data, module = data.to(fabric.device), module.to(fabric.device)
     surrogate = None if surrogate is None else surrogate.to(fabric.device)
-    for one in (module, surrogate) if surrogate is not None else (module,):
-        check_classifier(one, data)
     threat = THREATS[config.norm](parse_eps(config.eps))
-    for name in names(config):  # refuses what is not for this norm
-        make_suite(name, Context(threat, data, config.seed, surrogate))
+    check_evaluation(module, data, threat, names(config), seed=config.seed, surrogate=surrogate)
     try_out(extra, module, data, config.seed)
     if not resume and fabric.global_rank == 0:
         RunFolder.create(path, asdict(config), device_name(fabric.device))

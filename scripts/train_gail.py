@@ -319,7 +319,8 @@ def resembles(config: Config, training: GailTraining) -> dict[str, Any]:
 def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
     """Learn; returns what the report adds to the curves."""
     training, expert, pairs = build(config)
-    if resume and isinstance(training.env.task, GymnasiumTask):
+    resumable = not isinstance(training.env.task, GymnasiumTask)
+    if resume and not resumable:
         training.env.task.load_state_dict({})  # refuses
     about: dict[str, Any] = {
         "pairs": pairs,
@@ -337,7 +338,9 @@ def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
     plan = TrainingPlan(
         config.iterations // config.evaluate_every, "constant", save_every=config.save_every
     )
-    trainer = Trainer(training, run, plan, validate, select="eval/return", role="policy")
+    trainer = Trainer(
+        training, run, plan, validate, select="eval/return", role="policy", resumable=resumable
+    )
     try:
         trainer.fit(resume=resume)
     except FloatingPointError as problem:  # a result, and a frequent one of learned updaters

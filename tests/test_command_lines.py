@@ -72,6 +72,7 @@ def test_a_report_needs_an_attack(script, words, refused):
         (privacy_filter, ["--filter", "pca", "--steps", "9"], "pca makes no use of --steps"),
         (privacy_filter, ["--gamma", "2", "--solver", "alt"], "alt makes no use of --gamma"),
         (privacy_filter, ["--keep", "parity", "--attribute", "stroke"], "no use of --attribute"),
+        (train, ["--eval-n", "1", "--attacks", "fea"], "images of other classes to aim at"),
         (train, ["--batch-size", str(10**15)], "batch size must lie in"),
     ],
 )

@@ -41,6 +41,9 @@ def softmax():
 def number():
     return 3
 
+def headless():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 2), torch.nn.Flatten())
+
 def broken():
     raise ZeroDivisionError("mine")
 
@@ -176,6 +179,11 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["--import", "my_code:number", *DIGITS], "must return a torch.nn.Module"),
         (["--import", "my_code:linear", *DIGITS], "images of this shape"),
         (["run", "--data-import", "my_code:number"], "ImageSet"),
+        (
+            ["--import", "my_code:headless", "--data-import", "my_code:images", "--eps", "0.1"]
+            + ["--attacks", "fgsm,fea"],
+            "linear layer",
+        ),
         (["--resume", "run"], "another script or version"),
         # 1.8 billion weights: refused by their shapes, before any is made
         ([*FILE, "--model", "wrn-40-40"], "does not hold this network's weights"),

@@ -225,13 +225,23 @@ def test_divergence_is_a_result(tmp_path):
     assert json.loads((folder / "report.json").read_text())["diverged"]["iteration"] < 8
 
 
-def test_any_task_with_its_own_demonstrations(tmp_path):
+def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     path = tmp_path / "acrobot.npz"
     env = ImitationVectorEnv(1, env_id="Acrobot-v1", horizon="task")
     dummy_expert(env, 2, seed=0).save(path)
     words = {"env": "Acrobot-v1", "demonstrations": str(path), "trajectories": 2}
     folder = train_gail.main(config(tmp_path, **words, iterations=2)).path
     assert json.loads((folder / "report.json").read_text())["eval/return"] == -500
+    part = train_gail.GailTraining.step
+
+    def stopped(self):
+        signal.raise_signal(signal.SIGTERM)
+        return part(self)
+
+    monkeypatch.setattr(train_gail.GailTraining, "step", stopped)
+    with pytest.raises(SystemExit):
+        train_gail.main(config(tmp_path, "stopped", **words, iterations=2))
+    assert "it cannot go on" in capsys.readouterr().err, "what --resume would refuse"
 
 
 @pytest.mark.slow

@@ -78,6 +78,25 @@ class FeatureAttack:
         if self.step_size is not None and not 0 < self.step_size < math.inf:
             raise InputError(f"step_size must be finite and above 0, not {self.step_size}")
 
+    def check_task(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        """Refuse a classifier without the features, and images without targets.
+
+        Args:
+            model: as in `run`.
+            x: an image of those that will be attacked or more, (n, C, H, W).
+            y: all their labels, (N,).
+
+        Raises:
+            InputError: no linear layer that runs, or no image of another class in the pool.
+        """
+        with torch.no_grad(), attacked(model), penultimate(model) as seen:
+            model(x[:1])
+        if not seen:
+            raise InputError("FeaAttack needs a linear layer, and none of this classifier's runs")
+        kinds = self.pool_labels.unique()
+        if len(kinds) < 2 and bool((y == kinds[0]).any()):
+            raise InputError("FeaAttack needs images of other classes to aim at: give it more")
+
     @at_boundary
     def run(
         self,
@@ -94,6 +113,7 @@ class FeatureAttack:
         if check:
             check_images(x)
             check_labels(y, len(x))
+            self.check_task(model, x, y)
         best, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         forwards = backwards = 0
         with attacked(model), penultimate(model) as seen:
@@ -129,8 +149,6 @@ class FeatureAttack:
     def _draw(self, y: Tensor, rng: torch.Generator) -> Tensor:
         """Positions in the pool, (B,), of images of other classes."""
         other = self.pool_labels[None, :] != y[:, None]
-        if not bool(other.any(1).all()):
-            raise InputError("FeaAttack needs images of other classes to aim at: give it more")
         return torch.multinomial(other.float(), 1, generator=rng)[:, 0]
 
     def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from advgame.evaluation.attacks import ATTACKS, check_attacks
 from advgame.evaluation.flags import Flag, find_flags
-from advgame.evaluation.measure import check_classifier, evaluate
+from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
 from advgame.evaluation.report import Report, as_line, write_report
 from advgame.evaluation.verdicts import Verdicts, predict, score, validator
 
@@ -14,6 +14,7 @@ __all__ = [
     "as_line",
     "check_attacks",
     "check_classifier",
+    "check_evaluation",
     "evaluate",
     "find_flags",
     "predict",
