@@ -180,8 +180,10 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["--import", "my_code:linear", *DIGITS], "images of this shape"),
         (["run", "--data-import", "my_code:number"], "ImageSet"),
         (
-            ["--import", "my_code:headless", "--data-import", "my_code:images", "--eps", "0.1"]
-            + ["--attacks", "fgsm,fea"],
+            [
+                *("--import", "my_code:headless", "--data-import", "my_code:images"),
+                *("--eps", "0.1", "--attacks", "fgsm,fea"),
+            ],
             "linear layer",
         ),
         (["--resume", "run"], "another script or version"),
