@@ -66,8 +66,8 @@ def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypa
 
 def test_a_baseline_has_nothing_to_train(tmp_path, monkeypatch):
     monkeypatch.setattr(PrivacyGame, "step", None)
-    usual = privacy_filter.Config.steps
-    run = main(small(tmp_path, "pca", filter="pca", keep="parity", steps=usual))
+    sizes = {"dim": 2, "hidden": 4, "restarts": 1, "runs_dir": str(tmp_path)}
+    run = main(Config(filter="pca", keep="parity", **sizes))
     report = run.report()
     assert report["game"] == {}
     assert not (run.path / "metrics.csv").exists()
