@@ -1,8 +1,8 @@
 """Measure any classifier's robustness: which images survive which attack.
 
     python scripts/evaluate.py runs/NAME                              # a run of a training script
-    python scripts/evaluate.py weights.safetensors --model small_cnn  # a file of weights
-    python scripts/evaluate.py --import my_package.models:build       # any nn.Module of yours
+    python scripts/evaluate.py w.safetensors --model small_cnn --dataset digits --eps 0.15
+    python scripts/evaluate.py --import my_code:build --dataset digits --eps 0.15  # your nn.Module
     python scripts/evaluate.py runs/NAME --attacks clean,fgsm,pgd20,mim,cw,fea,autoattack --n 1000
     python scripts/evaluate.py runs/NAME --attackers runs/ATTACKER --queries 10
     python scripts/evaluate.py --list                                 # every attack by name
