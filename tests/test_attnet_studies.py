@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import study_attnet
-import sweep_minimax
 from equal_runs import SMALL
+from studies import attnet as study_attnet
+from studies import minimax_rates as sweep_minimax
 from train_minimax import Config, main
 
 from advgame.errors import InputError
@@ -77,7 +77,7 @@ def test_the_sweep_reads_validation_only(tmp_path):
     names = {run["method"] for run in made["runs"]}
     assert "minimax-gamma0.1-lr0.001-ratio10" in names
     for one in made["runs"]:
-        folder = Path(config.runs_dir) / "sweep-digits-small_cnn-0.15" / one["method"]
+        folder = Path(config.runs_dir) / "sweep-digits-small_cnn-0.15" / f"{one['method']}-seed0"
         settings = json.loads((folder / "config.json").read_text())["config"]
         assert settings["attacker_lr"] == pytest.approx(one["attacker_lr"])
         assert one["criterion"] == pytest.approx((one["fresh"] + one["pgd10"]) / 2)

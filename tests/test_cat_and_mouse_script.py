@@ -8,10 +8,10 @@ from dataclasses import replace
 import cat_and_mouse
 import numpy as np
 import pytest
-import study_cat_and_mouse
 import torch
 from cat_and_mouse import Config, defaults, main
 from equal_runs import SMALL, assert_equal_runs
+from studies import cat_and_mouse as study_cat_and_mouse
 
 from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
@@ -206,7 +206,7 @@ def test_a_study_of_too_few_rounds_is_refused_before_any_training(tmp_path):
 def test_the_study_writes_its_tables_and_pictures(whole, tmp_path):
     """Two cells, the second a copy in which every attack fools half of the images."""
     for seed in range(2):
-        folder = tmp_path / "digits" / f"fgsm-0.15-seed{seed}"
+        folder = tmp_path / "cat_and_mouse_digits" / f"fgsm-0.15-seed{seed}"
         shutil.copytree(whole.path, folder)
         about = json.loads((folder / "config.json").read_text())
         about["config"]["seed"] = seed

@@ -4,15 +4,9 @@ import io
 import sys
 
 import cat_and_mouse
-import compare
 import evaluate
-import gail_stability
 import privacy_filter
 import pytest
-import study_cat_and_mouse
-import study_l2l
-import study_las_at
-import study_minimax
 import torch
 import train
 import train_adt
@@ -23,6 +17,12 @@ import train_las_at
 import train_minimax
 import tyro
 from conftest import seeded
+from studies import cat_and_mouse as study_cat_and_mouse
+from studies import compare
+from studies import gail as gail_stability
+from studies import l2l as study_l2l
+from studies import las_at as study_las_at
+from studies import minimax as study_minimax
 
 from advgame.attacks import GradientAttack
 from advgame.cli import resume_settings, run_script
@@ -39,8 +39,8 @@ TRAININGS = (
 STUDIES = {
     study_l2l: {"methods": ("grad",)},
     study_minimax: {"methods": ("alt",)},
-    study_cat_and_mouse: {"variants": ("fgsm",)},
-    study_las_at: {"players": ("random",), "equal_compute_seeds": 0},
+    study_cat_and_mouse: {"methods": ("fgsm",)},
+    study_las_at: {"methods": ("random",), "equal_compute_seeds": 0},
     gail_stability: {"updaters": ("adam",), "controls": ("cloning",)},
     compare: {"games": ("pgd-at",)},
 }

@@ -4,8 +4,8 @@ import csv
 import json
 from dataclasses import replace
 
-import compare
 import pytest
+from studies import compare
 
 from advgame.cells import summarise, whole_number
 from advgame.errors import InputError

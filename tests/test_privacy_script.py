@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import privacy_filter
 import pytest
-import study_privacy
 from privacy_filter import Config, main
 from safetensors.torch import load_file
+from studies import privacy as study_privacy
 
 from advgame.checkpoint import load_weights
 from advgame.data import load_data

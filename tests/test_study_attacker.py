@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 
 import pytest
-import study_attacker
 import torch
 import train_attacker
+from studies import attacker as study_attacker
 
 from advgame.attacks import attacked
 from advgame.checkpoint import save_weights

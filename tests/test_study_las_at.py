@@ -1,13 +1,13 @@
-"""scripts/study_las_at.py: who is compared with whom, and that finished work is kept."""
+"""The study of LAS-AT: who is compared with whom, and that finished work is kept."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import study_las_at as study
 import train_las_at
 from conftest import ROOT
+from studies import las_at as study
 
 from advgame.errors import InputError
 
@@ -41,7 +41,7 @@ def test_differences_are_paired_by_seed_and_equal_compute_meets_its_learner_too(
     assert found["repo"]["autoattack_minus_repo-random"]["mean"] == pytest.approx(-0.1)
     assert "autoattack_minus_random" not in found["random"]
     about = {"summary": found, "device": "cpu", "command": "x"}
-    text = study.as_markdown(study.Config(), cells, about)
+    text = study.as_markdown("digits", cells, about)
     assert "interval: reinforce less random-equal-compute -10.0 ± 63.5." in text
 
 
@@ -64,14 +64,14 @@ def test_equal_compute_is_for_the_learner_of_the_same_row():
             "repo-random": 10,
         }.items()
     ]  # fmt: skip
-    made = {c.name: c.flags for c in study.equal_compute_cells(study.Config(), runs)}
+    made = study.LasStudy(study.Config()).later_cells(runs)
     lengths = {name: int(flags[flags.index("--epochs") + 1]) for name, flags in made.items()}
     assert lengths == {
         "random-equal-compute-seed0": 120,
         "random-equal-compute-20-seed0": 44,
         "repo-random-equal-compute-seed0": 60,
     }
-    assert made["repo-random-equal-compute-seed0"][:2] == ("--preset", "repo")
+    assert "repo" in made["repo-random-equal-compute-seed0"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results" / "las_at").rglob("*.json")))
@@ -91,18 +91,20 @@ def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkey
     (out / "digits.json").write_text(json.dumps({"runs": earlier, "extra": ""}))
     asked = study.Config(
         seeds=2,
-        players=("repo", "repo-random"),
+        methods=("repo", "repo-random"),
         missing_only=True,
         runs_dir=str(tmp_path / "runs"),
         out=str(out),
     )
     ran = []
-    monkeypatch.setattr(study, "run_cells", lambda script, root, cells, jobs: ran.extend(cells))
-    monkeypatch.setattr(
-        study,
-        "read",
-        lambda c, config: cell(c.player, c.seed, 0.6, total_forwards_per_image=9.0, curves={}),
-    )
+
+    def read(self, folder):
+        method, number = self.row(folder.name)
+        return cell(method, number, 0.6, total_forwards_per_image=9.0, curves={})
+
+    run = "advgame.study.run_cells"
+    monkeypatch.setattr(run, lambda script, root, cells, jobs: ran.extend(cells))
+    monkeypatch.setattr(study.LasStudy, "read", read)
     study.main(asked)
     assert ran == [
         "repo-random-seed0", "repo-random-seed1",
@@ -115,5 +117,5 @@ def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkey
     with pytest.raises(InputError, match="other flags"):
         study.main(replace(asked, extra="--epochs 5"))
     with pytest.raises(InputError, match="equal compute needs"):
-        study.main(replace(asked, players=("ppo",), out=str(tmp_path / "new")))
+        study.main(replace(asked, methods=("ppo",), out=str(tmp_path / "new")))
     assert not (Path(asked.runs_dir) / "digits" / "ppo-seed0").exists()

@@ -5,12 +5,12 @@ import sys
 from dataclasses import replace
 
 import pytest
-import study_black_box
 import sweeps
 import torch
 import train_l2l
 from conftest import BatchNormNet, Linear
 from equal_runs import SMALL
+from studies import black_box as study_black_box
 from torch.nn.functional import cross_entropy
 
 from advgame.attacks import fgsm, pgd

@@ -8,12 +8,12 @@ import sys
 import time
 from dataclasses import replace
 
-import gail_stability
 import pytest
 import torch
 import train_gail
 from conftest import ROOT
 from equal_runs import assert_equal_metrics, weights
+from studies import gail as gail_stability
 from test_scripts import run
 
 from advgame.errors import InputError

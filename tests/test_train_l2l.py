@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import evaluate
 import pytest
-import study_l2l
 import torch
 import train_l2l
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
+from studies import l2l as study_l2l
 from train_l2l import Config, defaults, main
 
 from advgame.cli import make_fabric, run_script
@@ -235,9 +235,8 @@ def test_epsilon_grows_from_nothing_to_its_full_size(digits):
 
 
 def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
-    cells = study_l2l.cells(
-        study_l2l.Config(seeds=1, extra="--scaling=paper --epochs 2 --width slim")
-    )
+    config = study_l2l.Config(seeds=1, extra="--scaling=paper --epochs 2 --width slim")
+    cells = study_l2l.L2LStudy(config).cells()
     assert "--scaling=paper" in cells["grad-seed0"]
     for name in ("plain", "fgsm", "pgm"):
         words = cells[f"{name}-seed0"]

@@ -5,11 +5,11 @@ import signal
 from dataclasses import replace
 
 import pytest
-import study_minimax
 import torch
 import train_minimax
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
+from studies import minimax as study_minimax
 from torch import Generator
 from train_minimax import Config, defaults, main
 

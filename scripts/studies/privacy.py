@@ -1,7 +1,7 @@
 """The privacy comparison: what a minimax filter keeps and gives away, against PCA and chance.
 
-    python scripts/study_privacy.py --seeds 3
-    python scripts/study_privacy.py --finished-only
+    python scripts/study.py privacy --seeds 3
+    python scripts/study.py privacy --finished-only
 
 Each cell is one run of `privacy_filter.py` (task x filter x dimension x seed), in this process;
 finished cells are kept, an interrupted one starts again, so that the command can be given again.
@@ -24,12 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import privacy_filter
-import tyro
 from rich.console import Console
 
 from advgame.cells import same_flags
 from advgame.checkpoint import read_json, write_atomically
-from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.privacy import FILTERS
@@ -238,7 +236,3 @@ def main(config: Config) -> None:
     write_atomically(out / "privacy.md", as_markdown(about))
     save_figure(trade_off_figure(list(about["summary"].values()), TASKS), out / "privacy.png")
     print(f"{len(runs)} cells; {out}/privacy.md")
-
-
-if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))

@@ -1,10 +1,10 @@
 """Is a learned schedule of gradient steps better than PGD, MIM and APGD at equal queries?
 
-    python scripts/study_attacker.py --runs-dir runs/study/digits
+    python scripts/study.py attacker --runs-dir runs/study/digits
 
 Attackers are trained by `train_attacker.py` on one classifier (a seed each) and attack test images
 of classifiers that they have not seen: other seeds of the same training, and another training.
-The classifiers are run folders of `study_las_at.py`: fixed is PGD-AT, reinforce LAS-AT. A query
+The classifiers are run folders of `study.py las_at`: fixed is PGD-AT, reinforce LAS-AT. A query
 is a forward of the classifier on one image; final forwards and first looks count, and every attack
 may stop at the first query that fools. Success is the share of the images that are classified
 correctly as they are.
@@ -23,7 +23,6 @@ from statistics import mean
 from typing import Any
 
 import torch
-import tyro
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -32,7 +31,6 @@ from torch import Tensor, nn
 from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.cells import run_cell
 from advgame.checkpoint import write_atomically
-from advgame.cli import run_script
 from advgame.curves import save_figure
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
@@ -86,7 +84,7 @@ def train(seed: int, config: Config) -> Path:
         raise InputError(f"{folder} learned on {had.get('classifier')}: choose another --attackers")
     flags = ["--classifier", *victims, "--seed", str(seed)]
     flags += ["--data-dir", config.data_dir] if config.data_dir else []
-    run_cell(Path(__file__).with_name("train_attacker.py"), folder, flags)
+    run_cell(Path(__file__).parents[1].joinpath("train_attacker.py"), folder, flags)
     return folder
 
 
@@ -293,7 +291,3 @@ def main(config: Config) -> None:
     write_atomically(out / f"attacker_{dataset}.md", as_markdown(about, config))
     title = f"Attack success on {dataset}, {len(victims)} unseen classifiers"
     save_figure(picture(about["summary"], title), out / f"attacker_{dataset}.png")
-
-
-if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))

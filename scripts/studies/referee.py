@@ -1,6 +1,6 @@
 """Several classifiers in front of the same attacks: one table, the worst case beside it.
 
-    python scripts/study_referee.py runs/study/digits/fixed-seed0 runs/study/digits/reinforce-seed0
+    python scripts/study.py referee runs/study/digits/fixed-seed0 runs/study/digits/reinforce-seed0
 
 Each classifier is evaluated by `evaluate.py` into a folder of its own, finished ones are kept and
 killed ones go on, so that the command can be given again. The default attacks are the columns of
@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 
 from advgame.checkpoint import write_atomically
-from advgame.cli import Names, run_script
+from advgame.cli import Names
 from advgame.errors import InputError
 from advgame.runs import made_by
 from advgame.statistics import wilson
@@ -106,7 +106,3 @@ def main(config: Config) -> None:
     write_atomically(out / f"{config.title}.json", json.dumps(content, indent=1) + "\n")
     write_atomically(out / f"{config.title}.md", as_markdown(reports, about))
     Console().print(f"more in {out / config.title}.md")
-
-
-if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))

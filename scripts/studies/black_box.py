@@ -1,7 +1,7 @@
 """The L2L paper's black-box tables: adversarial examples of surrogates, on other classifiers.
 
-    python scripts/study_black_box.py runs/l2l/digits/*-seed*
-    python scripts/study_black_box.py runs/A runs/B --surrogates runs/PLAIN runs/PGM --title mine
+    python scripts/study.py black_box runs/l2l/digits/*-seed*
+    python scripts/study.py black_box runs/A runs/B --surrogates runs/PLAIN runs/PGM --title mine
 
 A surrogate has the target's architecture and another seed (appendix A); run folders say which seed
 they had. Folders whose names differ in `-seedN` alone are one row, or one column, with mean ± sd
@@ -25,7 +25,7 @@ from torch import nn
 
 from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import make_fabric, run_script
+from advgame.cli import make_fabric
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
 from advgame.runs import RunFolder, device_name, made_by
@@ -196,7 +196,3 @@ def main(config: Config) -> None:
     write_atomically(out / f"black_box_{config.title}.json", json.dumps(about, indent=1) + "\n")
     write_atomically(out / f"black_box_{config.title}.md", as_markdown(rows, about))
     print(f"{len(rows)} pairs; {out}/black_box_{config.title}.md")
-
-
-if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))

@@ -1,7 +1,7 @@
 """What a fresh AttNet reaches, by effort, rate and output scale, against finished classifiers.
 
-    python scripts/study_attnet.py runs/A runs/B --name games --out runs/results
-    python scripts/study_attnet.py runs/A --name plain --data-dir DIR --scales 0 2 --rates 1e-3 1e-4
+    python scripts/study.py attnet runs/A runs/B --name games --out runs/results
+    python scripts/study.py attnet runs/A --name plain --data-dir DIR --scales 0 2 --rates 1e-3 1e-4
 
 The classifiers are the last ones of runs of `train_minimax.py`. While a fresh attacker learns from
 the training images, this measures on the validation images the classifier's error, f(u, v*(u)) as
@@ -29,7 +29,6 @@ from advgame.attacks import attacked, pgd
 from advgame.checkpoint import read_json, write_atomically
 from advgame.checks import parse_eps
 from advgame.classifiers.saved import run_classifier
-from advgame.cli import run_script
 from advgame.curves import save_figure, seeds_figure
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
@@ -201,7 +200,3 @@ def main(config: Config) -> None:
         lines.setdefault(label(one), []).append(one["rows"])
     title = f"A fresh AttNet on its way: {config.name}"
     save_figure(seeds_figure(lines, TITLES, title, x="step"), path.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))

@@ -1,0 +1,1 @@
+"""Tables over seeds, run by `study.py NAME`."""

@@ -1,0 +1,51 @@
+"""Experiments over seeds, each a table of methods with the papers' own numbers beside ours.
+
+    python scripts/study.py                                   # the studies, a line each
+    python scripts/study.py l2l --help                        # what one can be asked
+    python scripts/study.py l2l --dataset digits --seeds 3
+    python scripts/study.py l2l --from-json                   # table and picture again
+
+A cell is a training (method x seed) in its own process. Finished cells are kept and interrupted
+ones resumed, so that a command can be given again; cells that the results file holds stay there,
+also where their folders are gone. Results are `<out>/*.json`, `.md` and `.png`. A study is a file
+of `scripts/studies/`, with a `Config` and a `main`; it needs no other place.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from advgame.cli import run_script
+from advgame.errors import unknown
+
+_FOLDER = Path(__file__).with_name("studies")
+STUDIES = {path.stem: path for path in sorted(_FOLDER.glob("[a-z]*.py"))}
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the study that the first word names, with the others as its settings.
+
+    Raises:
+        InputError: no such study, or settings that it refuses.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        for name, path in STUDIES.items():
+            about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            print(f"{name:14} {about.splitlines()[0]}")
+        return
+    name, *rest = words
+    if name not in STUDIES:
+        raise unknown("study", name, STUDIES)
+    import tyro  # it takes a while, which a list need not wait for
+
+    study = import_module(f"studies.{name}")
+    study.main(tyro.cli(study.Config, args=rest, prog=f"study.py {name}"))
+
+
+if __name__ == "__main__":
+    run_script(lambda: run(sys.argv[1:]))
