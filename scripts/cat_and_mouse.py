@@ -102,7 +102,7 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or above, not {value}")
-    check_run(config, defaults(config.dataset))
+    check_run(replace(config, epochs=config.clean_rounds + config.rounds), defaults(config.dataset))
     check_attacks((config.attack,))
     if "transfer" in config.attack:
         raise InputError(f"{config.attack} needs another classifier: a round attacks its own")

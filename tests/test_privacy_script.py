@@ -100,7 +100,7 @@ def test_settings_reach_the_game(tmp_path):
         (["--gamma", "-1"], "gamma must be 0"),
         (["--batch-size", "5000"], "batch size must lie in"),
         (["--ascent-steps", "0"], "ascent_steps must be 1"),
-        (["--seed", "-1"], "seed must be 0"),
+        (["--seed", "-1"], "seed must lie in"),
         (["--name", "a/b"], "plain folder name"),
         (["--resume", "/nowhere"], "not a run folder"),
     ],
