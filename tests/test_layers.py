@@ -28,3 +28,16 @@ def test_advgame_works_beside_somebody_elses_envs(tmp_path):
     (tmp_path / "agents.py").write_text("raise SystemExit('the wrong agents')")
     code = "import advgame, advgame.attacks, advgame.games.las_at, advgame.evaluation.judge"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_public_names_are_there_and_import_torch_only_when_used():
+    code = """
+import sys, advgame
+assert "torch" not in sys.modules
+assert advgame.__version__[0] == "0"
+assert all(getattr(advgame, name) for name in advgame.__all__)
+assert set(advgame.__all__) <= set(dir(advgame))
+from advgame import *
+assert Linf(0.1).norm == "Linf" and games.Trades and attacks.SPSA
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
