@@ -80,6 +80,8 @@ def read_json(path: Path, repair: str = "restore it, or start anew", kind: type 
         InputError: missing or damaged file.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise ValueError("it is no file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): {repair}") from error

@@ -182,6 +182,11 @@ def check_logits(logits: Tensor, y: Tensor) -> int:
             f"the classifier must return logits (B, K), not a {type(logits).__name__}: "
             "wrap it in a module that returns the logits alone"
         )
+    if not logits.is_floating_point() or logits.layout != torch.strided or logits.is_meta:
+        raise InputError(
+            f"logits must be dense floating-point numbers, not {logits.dtype} ({logits.layout}, "
+            f"{logits.device.type})"
+        )
     if logits.dim() != 2 or logits.shape[0] != y.shape[0]:
         raise InputError(
             f"the classifier must map (B, C, H, W) to logits (B, K), not {tuple(logits.shape)}"
@@ -196,6 +201,8 @@ def check_logits(logits: Tensor, y: Tensor) -> int:
             "e.g. logits.masked_fill(mask, -1e4)"
         )
     classes = int(logits.shape[1])
+    if classes < 2:
+        raise InputError("the classifier has one class only: there is nothing to take it for")
     check_labels(y, logits.shape[0])
     if int(y.max()) >= classes:
         raise InputError(

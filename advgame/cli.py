@@ -36,7 +36,7 @@ Names = Annotated[
         str_from_instance=list,
     ),
 ]
-_FREE = ("resume", "name", "runs_dir", "data_dir", "download")  # may differ when a run goes on
+_FREE = ("resume", "data_dir", "download")  # may differ when a run goes on
 
 
 def peek(words: Sequence[str], **defaults: str) -> dict[str, str]:
@@ -151,9 +151,18 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
 
 
 def typed_options(kind: type) -> set[str]:
-    """The fields of a settings class that stand on the command line."""
-    words = {word.split("=")[0].lstrip("-").replace("-", "_") for word in sys.argv[1:]}
-    return {f.name for f in fields(kind) if {f.name, f"no_{f.name}"} & words}  # --no-FLAG, too
+    """The fields of a settings class that stand on the command line.
+
+    Raises:
+        InputError: an option of several values that is given twice, of which the last would count.
+    """
+    given = [word.split("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+    words = [word.lstrip("-").replace("-", "_") for word in given]
+    for field in fields(kind):
+        if isinstance(field.default, tuple) and words.count(field.name) > 1:
+            word = f"--{field.name.replace('_', '-')}"
+            raise InputError(f"{word} is given twice: name all after one {word}")
+    return {f.name for f in fields(kind) if {f.name, f"no_{f.name}"} & set(words)}  # --no-FLAG
 
 
 def resume_settings(

@@ -74,7 +74,7 @@ class ImageSet:
             InputError: NaN, out of range, or labels outside 0..K-1.
         """
         check_images(images)
-        return cls((images * 255).round().to(torch.uint8), labels.long(), classes)
+        return cls((images * 255).round().to(torch.uint8), labels, classes)
 
     @property
     def shape(self) -> tuple[int, int, int]:

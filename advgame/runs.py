@@ -310,6 +310,8 @@ class Metrics:
     def _read(path: Path, count: int | None) -> list[dict[str, float]]:
         """All rows, or the first ones, whatever comes after them."""
         try:
+            if path.exists() and not path.is_file():  # a pipe would wait for ever
+                raise ValueError("it is no file")
             *lines, rest = path.read_text(encoding="utf-8").split("\n")
             if rest and count is None:
                 raise ValueError("its last line is cut short")

@@ -28,7 +28,7 @@ from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat, per_image
 from agents.adt_networks import Body, Encoder, LatentMap, make_generator
-from agents.attacker_file import read_file, write_file
+from agents.attacker_file import filled, read_file, reading, write_file
 from agents.l2l import scaled
 
 FORMAT = "advgame adt generator 1"
@@ -268,14 +268,10 @@ def load_adt(path: Path) -> ADTAttacker:
     metadata, weights = read_file(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no ADT generator: it says {metadata.get('format')!r}")
-    try:
+    with reading(path):
         (colours, height, side), *rest = json.loads(metadata["network"])
         if rest[-1:] == ["raw"]:  # as the first files ended
             raise InputError("it does not say of how many images its raw gradients were the mean")
-        network = ADTNetwork((colours, height, side), *rest)
-        network.load_state_dict(weights)
+        network = filled(lambda: ADTNetwork((colours, height, side), *rest), weights)
         about = json.loads(metadata["about"])
-    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is damaged or of another version ({reason})") from error
     return ADTAttacker(network.requires_grad_(False).eval(), about)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from advgame.attacks.schedule import Ascent, Start
 from advgame.checks import check_images, check_labels
 from advgame.errors import InputError
 from advgame.threat import Threat
-from agents.attacker_file import read_file, write_file
+from agents.attacker_file import filled, read_file, reading, write_file
 from agents.policies import FeaturePolicy, sample
 
 FORMAT = "advgame attacker 1"
@@ -152,16 +152,15 @@ def load_attacker(path: Path) -> Attacker:
     metadata, weights = read_file(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no attacker: it says {metadata.get('format')!r}")
-    try:
+    with reading(path):
         lists = json.loads(metadata["menu"])
         menu = Menu(**{name: tuple(values) for name, values in lists.items()})
         names, start = tuple(json.loads(metadata["features"])), metadata["start"]
-        policy = FeaturePolicy(len(names), menu.sizes, int(metadata["hidden"]))
-        policy.load_state_dict(weights)
-        about = json.loads(metadata["about"])
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is damaged or of another version ({reason})") from error
+        about, hidden = json.loads(metadata["about"]), int(metadata["hidden"])
+        if start not in get_args(Start):
+            raise InputError(f"it begins at {start!r}")
     if names != feature_names(menu):
         raise InputError(f"{path} was trained on other features: train it again with this version")
+    with reading(path):
+        policy = filled(lambda: FeaturePolicy(len(names), menu.sizes, hidden), weights)
     return Attacker(policy.requires_grad_(False), menu, cast(Start, start), about)

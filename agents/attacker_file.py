@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import safetensors.torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from advgame.checkpoint import write_atomically
 from advgame.errors import InputError
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NAME = "attacker.safetensors"
 """Of the file in a run folder."""
 
@@ -45,3 +48,38 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if broken:
         raise InputError(f"{path} cannot attack: its weights {broken[0]} are NaN or infinite")
     return metadata, weights
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within the block, metadata that cannot be understood are a damaged file.
+
+    Raises:
+        InputError: what was wrong.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged or of another version ({reason})") from error
+
+
+def filled(make: Callable[[], ModuleT], weights: Mapping[str, Tensor]) -> ModuleT:
+    """A network with the weights of a file; it takes memory only once they are found to fit.
+
+    Args:
+        make: the network, of the sizes that the file's metadata say.
+        weights: name -> tensor.
+
+    Raises:
+        InputError: weights of another network.
+    """
+    with torch.device("meta"):
+        wanted = {name: value.shape for name, value in make().state_dict().items()}
+    held = {name: value.shape for name, value in weights.items()}
+    if wanted != held:
+        odd = min(n for n in wanted.keys() | held.keys() if wanted.get(n) != held.get(n))
+        raise InputError(f"its weights {odd} are not those of the network that it names")
+    module = make()
+    module.load_state_dict(weights)
+    return module

@@ -35,7 +35,7 @@ from advgame.attacks import AttackResult, at_boundary
 from advgame.checks import check_images, check_known_shape, check_labels
 from advgame.errors import InputError
 from advgame.threat import Linf, Threat, per_image
-from agents.attacker_file import read_file, write_file
+from agents.attacker_file import filled, read_file, reading, write_file
 
 FORMAT = "advgame attnet 2"
 Bound = Literal["tanh", "clip"]
@@ -219,12 +219,8 @@ def load_attnet(path: Path) -> AttNetAttacker:
     metadata, weights = read_file(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no AttNet: it says {metadata.get('format')!r}")
-    try:
+    with reading(path):
         (colours, height, side), classes, *rest = json.loads(metadata["network"])
-        network = AttNet((colours, height, side), classes, *rest)
-        network.load_state_dict(weights)
+        network = filled(lambda: AttNet((colours, height, side), classes, *rest), weights)
         about = json.loads(metadata["about"])
-    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is damaged or of another version ({reason})") from error
     return AttNetAttacker(network.requires_grad_(False).eval(), about)

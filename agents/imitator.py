@@ -285,7 +285,8 @@ def _make(env: Steps, settings: PolicySettings) -> OnPolicyAlgorithm:
         "policy_kwargs": {
             "net_arch": {"pi": widths, "vf": widths},
             "activation_fn": nn.Tanh,
-            "optimizer_kwargs": {"fused": True},  # half the time of the default
+            # fused: half the time; ε is torch's 1e-8 then, not SB3's 1e-5
+            "optimizer_kwargs": {"fused": True},
         },
         "device": "cpu",  # networks this small are fastest there
         "_init_setup_model": False,

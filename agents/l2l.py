@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from advgame.errors import InputError
 from advgame.health import gradient_sign, output_signs
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat, per_image
-from agents.attacker_file import read_file, write_file
+from agents.attacker_file import filled, read_file, reading, write_file
 from agents.attacker_networks import Width, make_body
 
 FORMAT = "advgame l2l attacker 1"
@@ -286,17 +286,11 @@ def load_l2l(path: Path) -> L2LAttacker:
     metadata, weights = read_file(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is no L2L attacker: it says {metadata.get('format')!r}")
-    try:
+    with reading(path):
         colours, height, side = json.loads(metadata["shape"])
-        network = L2LNetwork(
-            (colours, height, side),
-            int(metadata["gradients"]),
-            metadata["width"],  # type: ignore[arg-type]
-            metadata["scaling"],  # type: ignore[arg-type]
+        gradients, names = int(metadata["gradients"]), (metadata["width"], metadata["scaling"])
+        network = filled(
+            lambda: L2LNetwork((colours, height, side), gradients, *cast(Any, names)), weights
         )
-        network.load_state_dict(weights)
         about = json.loads(metadata["about"])
-    except (KeyError, ValueError, TypeError, RuntimeError, InputError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is damaged or of another version ({reason})") from error
     return L2LAttacker(network.requires_grad_(False).eval(), about)

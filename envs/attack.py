@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class AttackVectorEnv(QueryVectorEnv[Ascent]):
         max_episode_steps: int | None = None,
     ) -> None:
         check_standard(render_mode, max_episode_steps, "its episodes end by `queries`")
+        if start not in get_args(Start):
+            raise InputError(f"start must be one of {', '.join(get_args(Start))}, not {start!r}")
         self.menu, self.start = menu or Menu(), start
         super().__init__(
             num_envs,

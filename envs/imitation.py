@@ -177,8 +177,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         """
         if self._rng is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        acted = torch.as_tensor(actions, device=self.device)
-        self._check(acted)
+        acted = self._checked(torch.as_tensor(actions, device=self.device))
         with torch.no_grad():
             logit = self.discriminator.logits(self.theta, self.code.pairs(self.observations, acted))
         held = torch.zeros_like(self._over) if hold is None else hold.to(self.device)
@@ -241,17 +240,21 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             setattr(self, f"_{name}", state[name].to(self.device))
         self.observations = self.code.observe(self.task.observe(), self._over)
 
-    def _check(self, acted: Tensor) -> None:
+    def _checked(self, acted: Tensor) -> Tensor:
+        """Actions of the space; choices as int64, since smaller integers wrap around."""
         space = self.single_action_space
         shape = (self.num_envs, *_shape(space))
         if tuple(acted.shape) != shape:
             raise InputError(f"actions must have shape {shape}, not {tuple(acted.shape)}")
         if isinstance(space, spaces.Discrete):
-            low, high = torch.aminmax(acted)
-            if acted.is_floating_point() or low < 0 or high >= space.n:
+            if acted.is_floating_point() or acted.is_complex() or acted.dtype == torch.bool:
+                raise InputError(f"actions must be integers, not {acted.dtype}")
+            acted = acted.long()
+            if bool((acted < 0).any() | (acted >= int(space.n)).any()):
                 raise InputError(f"actions must be integers from 0 to {space.n - 1}")
         elif not bool(torch.isfinite(acted).all()):
             raise InputError("actions contain NaN or infinity")
+        return acted
 
 
 class ImitationEnv(gym.Env[np.ndarray[Any, Any], Any]):

@@ -6,6 +6,7 @@ A subclass brings the mathematics of one query: the white-box `envs.attack`, the
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -96,8 +97,12 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         images: bool,
     ) -> None:
         budgets = tuple(np.atleast_1d(queries).tolist())
-        if num_envs < 1 or not budgets or min(budgets) < 2:
-            raise InputError("num_envs must be 1 or above, queries 2 or above")
+        if num_envs < 1 or not budgets or not all(type(one) is int and one > 1 for one in budgets):
+            raise InputError("num_envs must be 1 or above, queries whole numbers of 2 or above")
+        if not all(math.isfinite(value) for value in (gain, bonus, price)):
+            raise InputError(f"gain, bonus and price must be finite: {gain}, {bonus}, {price}")
+        if threat is not None and not isinstance(threat, Threat):
+            raise InputError(f"threat is a ball, e.g. Linf(8 / 255), not {threat!r}")
         if threat is not None and isinstance(threat.eps, Tensor):
             raise InputError("the environment has one radius: give the threat a float")
         given = classifier if classifier is not None else shipped().model

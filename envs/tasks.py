@@ -160,7 +160,7 @@ class MountainCar(_Native):
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Push left (0), not at all (1) or right (2)."""
         x, v = self.state.unbind(1)
-        v = v + (actions - 1) * self._force - self._gravity * (3 * x).cos()
+        v = v + (actions.long() - 1) * self._force - self._gravity * (3 * x).cos()
         v = v.clamp(-self._top_speed, self._top_speed)
         x = (x + v).clamp(-1.2, 0.6)
         v = torch.where((x <= -1.2) & (v < 0), 0.0, v)
@@ -199,14 +199,14 @@ class GymnasiumTask:
         self.action_space: spaces.Discrete | spaces.Box = acted  # type: ignore[assignment]
         self.horizon = spec.max_episode_steps
         self.scale = (torch.zeros(seen.shape), torch.ones(seen.shape))
-        self._seen = torch.zeros(rows, *seen.shape)
+        self._seen, self._id = torch.zeros(rows, *seen.shape), env_id
 
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
         """Each with a seed of its own."""
         for row in rows.nonzero().flatten().tolist():
             seed = int(torch.randint(2**31, (), generator=rng))
             observation, _ = self._envs[row].reset(seed=seed)
-            self._seen[row] = torch.as_tensor(observation)
+            self._see(row, observation)
 
     def observe(self) -> Tensor:
         """As the environment's; (B, d)."""
@@ -219,9 +219,26 @@ class GymnasiumTask:
         for row in live.nonzero().flatten().tolist():
             action = actions[row].numpy().copy() if actions.dim() > 1 else int(actions[row])
             observation, reward, over[row], cut[row], _ = self._envs[row].step(action)
-            self._seen[row] = torch.as_tensor(observation)
-            rewards[row] = float(reward)
+            self._see(row, observation)
+            rewards[row] = self._number(reward)
         return rewards, over, cut & ~over
+
+    def _see(self, row: int, observation: Any) -> None:
+        seen = torch.as_tensor(np.asarray(observation, np.float32))
+        if seen.shape != self._seen.shape[1:] or not bool(torch.isfinite(seen).all()):
+            raise InputError(
+                f"{self._id} returned an observation that is not {tuple(self._seen.shape[1:])} "
+                f"finite numbers: {observation!r}"
+            )
+        self._seen[row] = seen
+
+    def _number(self, reward: Any) -> float:
+        try:
+            if np.isfinite(np.float32(reward)):
+                return float(reward)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise InputError(f"{self._id} returned a reward that is no finite number: {reward!r}")
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing: Gymnasium cannot save the inside of an environment."""

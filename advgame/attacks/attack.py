@@ -90,7 +90,7 @@ def _own(value: Any, copy: bool = False) -> Any:
     """A tensor that autograd takes, contiguous; anything else is left to the checks."""
     if not isinstance(value, Tensor):
         return value
-    return (value.clone() if copy or value.is_inference() else value).contiguous()
+    return (value.clone() if copy or value.is_inference() else value).detach().contiguous()
 
 
 @contextlib.contextmanager

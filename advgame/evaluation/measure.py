@@ -8,8 +8,9 @@ process, or how often the evaluation was interrupted.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -23,7 +24,7 @@ from advgame.attacks.feature import FeatureAttack
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation.attacks import Context, Suite, check_attacks, make_suite
+from advgame.evaluation.attacks import ATTACKS, Context, Suite, check_attacks, make_suite
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.cells import Cell, Cells, describe, fingerprint
 from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
@@ -36,7 +37,7 @@ def evaluate(
     model: nn.Module,
     data: ImageSet,
     threat: Threat,
-    attacks: tuple[str, ...] = ("fgsm", "pgd20", "autoattack"),
+    attacks: Iterable[str] = ("fgsm", "pgd20", "autoattack"),
     *,
     seed: int = 0,
     batch_size: int = 500,
@@ -68,6 +69,9 @@ def evaluate(
             of another evaluation.
     """
     extra = dict(extra or {})
+    if isinstance(attacks, str):
+        raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
+    attacks = tuple(attacks)
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or above, not {batch_size}")
     world = fabric.world_size if fabric is not None else 1
@@ -129,10 +133,13 @@ def check_evaluation(
         InputError: as `evaluate`.
     """
     extra = extra or {}
+    for name in extra:
+        if name in ATTACKS or name == "clean" or not re.fullmatch(r"[\w:. -]+", name):
+            raise InputError(f"{name!r} names an attack of ours, or no file: call it otherwise")
     if not isinstance(threat, Threat) or isinstance(threat.eps, Tensor):
         raise InputError(f"threat is a ball with one radius, e.g. Linf(8 / 255), not {threat!r}")
-    if isinstance(attacks, str):
-        raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
+    if len(set(attacks)) < len(attacks):
+        raise InputError(f"an attack is asked for twice: {', '.join(attacks)}")
     check_attacks(tuple(name for name in attacks if name not in extra))
     classes = check_classifier(model, data)
     if surrogate is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def outputs(model: nn.Module, data: ImageSet) -> dict[str, str]:
             "the classifier itself computes gradients in its forward pass: attacks through it "
             "are unreliable"
         )
-    if len(data) > 1 and float((passes[0] - passes[0][:1]).abs().max()) == 0:
+    same = float((passes[0] - passes[0][:1]).abs().max()) == 0
+    if same and bool((images != images[:1]).any()):
         found["constant_output"] = "every image has the same logits: the input is ignored"
     said = passes[0].argmax(1).unique()
     if len(said) == 1 and len(data.labels.unique()) > 1:
@@ -165,6 +167,10 @@ def growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[
     return found
 
 
+def _rescaled(logits: Tensor, y: Tensor, by: float) -> Tensor:
+    return cross_entropy(logits * by, y)
+
+
 def rivals(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
     """Attacks that should not beat PGD on cross-entropy: on the margin, and without gradients."""
     found = {}
@@ -173,14 +179,16 @@ def rivals(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[
     with torch.no_grad():
         logits = model(data.floats())
         gaps, spread = margin(logits, data.labels), float(logits.float().std(1).mean())
-    if math.isfinite(spread) and spread > 0:
-        rescaled = replace(pgd(threat, 20), loss=lambda out, y: cross_entropy(out / spread, y))
-        by_scale, _ = _survive(model, data, rescaled, seed)
+    # logits that were made small, as by a temperature, are tried at a trained network's size, too
+    scales = (1.0, 10.0) if 0 < spread < 1 else (1.0,) if 0 < spread < math.inf else ()
+    for scale in scales:
+        loss = partial(_rescaled, by=scale / spread)
+        by_scale, _ = _survive(model, data, replace(pgd(threat, 20), loss=loss), seed)
         if beats(by_scale, usual):
             more = int((usual & ~by_scale).sum()) - int((by_scale & ~usual).sum())
             found["logit_scale"] = (
-                f"PGD on logits of unit spread breaks {more} more of {len(data)} images than PGD "
-                f"on the logits, whose spread is {spread:.2g}: cross-entropy is blind at this scale"
+                f"PGD on logits of spread {scale:g} breaks {more} more of {len(data)} images than "
+                f"PGD on the logits, whose spread is {spread:.2g}: cross-entropy is blind there"
             )
     gap = float((usual & ~by_margin).float().mean())
     # tiny logits flatten cross-entropy too; a linear classifier's gap can honestly reach 0.18

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from advgame.curves import accuracy_figure, save_figure
+from advgame.errors import InputError
 from advgame.evaluation.flags import Flag
 from advgame.evaluation.verdicts import Verdicts
 from advgame.runs import RunFolder, versions
@@ -86,9 +87,16 @@ def write_report(run: RunFolder, report: Report) -> dict[str, Any]:
 
 
 def as_line(content: dict[str, Any]) -> str:
-    """The accuracies and the number of flags in one line."""
-    accuracy = ", ".join(f"{k} {100 * v:.1f} %" for k, v in content["accuracy"].items())
-    return f"{accuracy}; {len(content['flags'])} flag(s)"
+    """The accuracies and the number of flags in one line.
+
+    Raises:
+        InputError: a report of something else.
+    """
+    try:
+        accuracy = ", ".join(f"{k} {100 * v:.1f} %" for k, v in content["accuracy"].items())
+        return f"{accuracy}; {len(content['flags'])} flag(s)"
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"report.json is damaged, or no classifier's: {error!r}") from error
 
 
 def as_matrix(verdicts: Verdicts, labels: Tensor) -> str:
