@@ -213,7 +213,8 @@ def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
 def evaluations(config: Config, root: Path) -> dict[str, list[str]]:
     """Folder -> flags of every evaluation."""
     words = [*data(config), *judging(config)]
-    words += ["--surrogate", str(root / f"{CONTROL}-seed{SURROGATE_SEED}")]
+    if any("transfer" in attack for attack in config.attacks):
+        words += ["--surrogate", str(root / f"{CONTROL}-seed{SURROGATE_SEED}")]
     return {
         f"{game}-seed{seed}": [str(root / f"{game}-seed{seed}"), *words]
         for seed in range(config.seeds)
