@@ -98,8 +98,8 @@ class AttackVectorEnv(QueryVectorEnv[Ascent]):
             price=price,
             images=images,
         )
-        x = self.pool.data.floats(slice(1)).requires_grad_()
         with torch.inference_mode(False), torch.enable_grad():
+            x = self.pool.data.floats(slice(1)).requires_grad_()
             logits = self.model(x)
             found = logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)
         if not found or found[0] is None:

@@ -107,7 +107,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     survive = sum(row.endswith(",1,1,1") for row in rows[1:]) / 50
     assert survive == pytest.approx(report["worst_case"])
     assert (root / "runs" / "a" / "accuracy.png").stat().st_size > 5000
-    file = ["weights.safetensors", "--model", "small_cnn", "--eps", "0.1"]
+    file = ["weights.safetensors", "--model", "small_cnn", *DIGITS]
     answer([*file, "--attacks", "fgsm", "pgd20", "--n", "50", "--name", "b"], root, monkeypatch)
     again = json.loads((root / "runs" / "b" / "report.json").read_text())
     assert again["accuracy"] == report["accuracy"]

@@ -13,6 +13,7 @@ import train_las_at
 import tyro
 from conftest import ROOT
 from equal_runs import assert_equal_runs
+from study import STUDIES
 
 from advgame.cli import typed_options
 
@@ -27,9 +28,13 @@ def run(*words, **settings):
     )
 
 
-@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("*.py")))
-def test_help_explains_every_field(script, monkeypatch, capsys):
-    assert "--" in shown(ROOT / "scripts" / script, monkeypatch, capsys)
+SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "study.py")
+
+
+@pytest.mark.parametrize("words", [[one] for one in SCRIPTS] + [["study.py", s] for s in STUDIES])
+def test_help_explains_every_field(words, monkeypatch, capsys):
+    script, *name = words
+    assert "--" in shown(ROOT / "scripts" / script, monkeypatch, capsys, *name)
 
 
 def shown(script, monkeypatch, capsys, *words):

@@ -173,7 +173,7 @@ def test_what_an_updater_refuses(name):
 
 
 def test_names_and_options():
-    with pytest.raises(InputError, match=r"no updater 'lion': choose from adam, sgd, mlp"):
+    with pytest.raises(InputError, match=r"unknown updater 'lion': choose from adam, sgd, mlp"):
         make_updater("lion", lr=None, seed=0)
     with pytest.raises(InputError, match="updater adam has no option 'leak': choose from betas"):
         make_updater("adam", lr=None, seed=0, leak=0.1)
