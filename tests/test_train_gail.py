@@ -27,6 +27,12 @@ GAIL = [sys.executable, "scripts/train_gail.py"]
 TINY = {"iterations": 4, "evaluate_every": 2, "episodes": 8, "envs": 4, "n_steps": 16}
 
 
+@pytest.fixture(autouse=True)
+def _quick_and_rough_resemblance(monkeypatch):
+    """The held-out discriminators of the report take a minute otherwise."""
+    monkeypatch.setattr(resemblance, "_PATIENCE", 3)
+
+
 def config(tmp_path, name="run", **settings):
     return train_gail.Config(**{**TINY, "runs_dir": str(tmp_path), "name": name, **settings})
 
@@ -186,8 +192,7 @@ def test_batches_of_the_default_setting_hold_live_states():
     assert blind_batches(replace(usual, stagger=False))[1:7] == [1.0] * 6
 
 
-def test_the_report_says_how_far_the_policy_is_from_the_expert(tmp_path, monkeypatch):
-    monkeypatch.setattr(resemblance, "_PATIENCE", 3)  # quick and rough
+def test_the_report_says_how_far_the_policy_is_from_the_expert(tmp_path):
     found = {}
     for source in ("random", "cloning"):
         usual = train_gail.defaults("MountainCar-v0")  # whose episodes are short
