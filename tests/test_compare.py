@@ -201,7 +201,7 @@ def test_a_cell_has_the_dead_players_of_its_training(tmp_path):
     assert found["selected_by"] == SCORES["robust"][1]
 
 
-@pytest.mark.skip(reason="red since surrogate is refused where idle; being mended")
+@pytest.mark.slow
 def test_the_whole_of_a_small_comparison(tmp_path):
     asked = config(tmp_path)
     compare.main(asked)
