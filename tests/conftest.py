@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,15 @@ from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_example(name: str) -> ModuleType:
+    """`examples/NAME.py` as a module."""
+    path = ROOT / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"example_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -133,8 +133,10 @@ def play(words, stop_at):
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         return None if stop_at and end.code == 128 + signal.SIGTERM else f"exit code {end.code}"
-    except Exception:  # the test shows it; the other jobs go on
-        return traceback.format_exc()[-2000:]
+    except Exception as error:  # the test shows it, and where; the other jobs go on
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [f"{one.filename}:{one.lineno}" for one in frames if ".venv" not in one.filename]
+        return f"{type(error).__name__}: {error} ({', '.join(ours)})"
     finally:
         Trainer._one_step = step
     return None

@@ -49,6 +49,13 @@ def test_equal_epochs_and_equal_terms(tmp_path):
     assert flags(judged["trades-seed0"], "--surrogate").endswith("pgd-at-seed1000")
 
 
+def test_a_surrogate_is_given_where_an_attack_needs_one(tmp_path):
+    """`evaluate.py` refuses one that nothing makes use of."""
+    for attacks, wanted in ((("fgsm", "transfer"), True), (("fgsm", "spsa"), False)):
+        judged = compare.evaluations(config(tmp_path, attacks=attacks), tmp_path)
+        assert {"--surrogate" in words for words in judged.values()} == {wanted}
+
+
 def test_equal_compute_scales_epochs_by_what_a_step_costs(tmp_path):
     with pytest.raises(InputError, match="is missing"):
         compare.trainings(config(tmp_path, budget="compute"))

@@ -1,11 +1,10 @@
 """`examples/adt.py`, written from the paper, against the library's game; and its numbers."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
-from conftest import ROOT, BatchNormNet
+from conftest import BatchNormNet, load_example
 
 from advgame.defender import Defender
 from advgame.games.adt import Amortised
@@ -34,10 +33,7 @@ def renamed(state):
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("example_adt", ROOT / "examples" / "adt.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("adt")
 
 
 def test_three_steps_are_the_librarys(example, digits):

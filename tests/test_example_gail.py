@@ -1,10 +1,8 @@
 """`examples/gail.py`, written from the papers, against the library's game; and its number."""
 
-import importlib.util
-
 import pytest
 import torch
-from conftest import ROOT
+from conftest import load_example
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from advgame.games.imitation import ImitationGame
@@ -12,9 +10,7 @@ from advgame.imitation.discriminator import Discriminator
 from agents.coordinatewise import CoordinatewiseUpdater
 from envs.imitation import ImitationVectorEnv
 
-spec = importlib.util.spec_from_file_location("example_gail", ROOT / "examples" / "gail.py")
-gail = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(gail)
+gail = load_example("gail")
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-12}
 

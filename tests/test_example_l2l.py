@@ -1,11 +1,10 @@
 """`examples/l2l.py`, written from the paper, against the library's game; and its numbers."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
-from conftest import ROOT, BatchNormNet
+from conftest import BatchNormNet, load_example
 
 from advgame.defender import Defender
 from advgame.games.l2l import L2L, Modes
@@ -34,10 +33,7 @@ def renamed(state):
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("example_l2l", ROOT / "examples" / "l2l.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("l2l")
 
 
 def test_its_attacker_is_table_1s(example):

@@ -1,13 +1,11 @@
 """examples/las_at.py and the library's LAS-AT, with the same start and the same draws."""
 
 import copy
-import runpy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, seeded
+from conftest import load_example, seeded
 from torch import nn
 from torch.optim import SGD
 
@@ -18,7 +16,7 @@ from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.reinforce import PRESETS, Reinforce
 
-example = SimpleNamespace(**runpy.run_path(str(ROOT / "examples" / "las_at.py")))
+example = load_example("las_at")
 
 
 def classifier(x, y):

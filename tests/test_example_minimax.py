@@ -1,12 +1,10 @@
 """examples/minimax.py and the library's Minimax, with the same start and the same dropout."""
 
 import copy
-import runpy
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import load_example
 from torch.optim import SGD, Adam
 
 from advgame.classifiers import MinimaxCNN
@@ -17,7 +15,7 @@ from advgame.solvers import sensitivity
 from advgame.threat import Linf
 from agents.attnet import AttNet, AttNetPlayer
 
-example = SimpleNamespace(**runpy.run_path(str(ROOT / "examples" / "minimax.py")))
+example = load_example("minimax")
 
 
 @pytest.mark.parametrize(

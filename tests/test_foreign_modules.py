@@ -12,7 +12,7 @@ from torch import nn
 import envs  # noqa: F401
 from advgame.attacks import attacked
 from advgame.checkpoint import load_weights, save_weights
-from advgame.classifiers.foreign import check_savable
+from advgame.classifiers.foreign import check_savable, set_mode
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
@@ -75,6 +75,21 @@ def test_exported_and_scripted_modules_are_the_module_that_they_came_from(kind, 
     torch.testing.assert_close(*seen)
 
 
+class NoMode(nn.Module):
+    """Its train() has another signature than torch's."""
+
+    def forward(self, x):
+        return x.flatten(1)
+
+    def train(self):
+        raise RuntimeError("never")
+
+
+def test_a_module_whose_train_fails_is_told_so():
+    with pytest.raises(InputError, match="cannot be put into evaluation mode"):
+        set_mode(NoMode(), training=False)
+
+
 def test_what_they_cannot_do_is_refused_for_its_true_reason(victim, few):
     x = few.floats()
     with pytest.raises(InputError, match=r"takes no hooks.*wrap it"):
@@ -82,9 +97,12 @@ def test_what_they_cannot_do_is_refused_for_its_true_reason(victim, few):
     with pytest.raises(InputError, match="size"):
         evaluate(made("exported for 8", victim, x), few, BALL, ("fgsm",))
     exported = made("exported", copy.deepcopy(victim).requires_grad_(True), x)
-    with pytest.raises(InputError, match="no training mode: hand in the module"):
+    with pytest.raises(InputError, match="cannot be put into training mode"):
         Defender(exported)
-    with pytest.raises(InputError, match="no training mode"), attacked(exported, "train"):
+    with (
+        pytest.raises(InputError, match="cannot be put into training mode"),
+        attacked(exported, "train"),
+    ):
         pass
 
 

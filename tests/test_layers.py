@@ -41,3 +41,15 @@ from advgame import *
 assert Linf(0.1).norm == "Linf" and games.Trades and attacks.SPSA
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_that_is_not_installed_has_no_version():
+    code = """
+import importlib.metadata as metadata
+def version(name):
+    raise metadata.PackageNotFoundError(name)
+metadata.version = version
+import advgame
+assert advgame.__version__ == "unknown"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -65,15 +65,17 @@ def set_mode(module: nn.Module, *, training: bool) -> None:
     """Training or evaluation mode; an exported graph has the one that it was exported in.
 
     Raises:
-        InputError: training mode of an exported graph.
+        InputError: training mode of an exported graph, or a module whose ``train`` fails.
     """
     try:
         module.train(training)
-    except NotImplementedError as error:  # torch.export's
-        if training:
+    except Exception as error:  # a stranger's method may raise anything
+        exported = any(isinstance(part, torch.fx.GraphModule) for part in module.modules())
+        if training or not exported:
+            mode = "training" if training else "evaluation"
             raise InputError(
-                f"this {type(module).__name__} has no training mode: hand in the module that it "
-                "was exported from"
+                f"this {type(module).__name__} cannot be put into {mode} mode ({error}): hand in a "
+                "module whose train() works; of an exported graph the one that it was made from"
             ) from error
         for part in module.modules():
             part.training = False

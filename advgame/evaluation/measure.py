@@ -118,19 +118,20 @@ def check_evaluation(
     """Refuse, before any work, what `evaluate` could not finish; it takes a few forwards.
 
     Args:
-        model: as in `evaluate`, and so the others.
-        data: see there.
-        threat: see there.
-        attacks: see there.
-        seed: see there.
-        surrogate: see there.
-        extra: see there.
+        model: maps images in [0, 1] to logits; left as it was found.
+        data: test images, on the model's device.
+        threat: the ball, with one radius for all.
+        attacks: names from `advgame.evaluation.ATTACKS`, or of ``extra``.
+        seed: of everything random.
+        surrogate: another classifier, for the transfer attacks.
+        extra: further attacks by name.
 
     Returns:
         the attacks of every name, in order.
 
     Raises:
-        InputError: as `evaluate`.
+        InputError: unknown attack, or one that this classifier or these images do not allow;
+            images, labels or logits that cannot be judged.
     """
     extra = extra or {}
     for name in extra:
