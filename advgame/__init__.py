@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from advgame.defender import Defender
     from advgame.errors import InputError
     from advgame.evaluation import Verdicts, evaluate, find_flags
-    from advgame.runs import RunFolder
+    from advgame.run.folder import RunFolder
+    from advgame.run.loop import Trainer, TrainingPlan
     from advgame.threat import L2, Linf, Threat
-    from advgame.training import Trainer, TrainingPlan
 
 try:
     __version__ = version("advgame")
@@ -55,9 +55,9 @@ _HOMES = {
     "Splits": "data",
     "load_data": "data",
     "InputError": "errors",
-    "RunFolder": "runs",
-    "Trainer": "training",
-    "TrainingPlan": "training",
+    "RunFolder": "run.folder",
+    "Trainer": "run.loop",
+    "TrainingPlan": "run.loop",
     "Verdicts": "evaluation",
     "evaluate": "evaluation",
     "find_flags": "evaluation",

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from advgame.checkpoint import write_atomically
 from advgame.errors import InputError
+from advgame.run.checkpoint import write_atomically
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NAME = "attacker.safetensors"

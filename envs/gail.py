@@ -10,15 +10,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from advgame.curves import Curves, Panels
 from advgame.errors import InputError
 from advgame.games.imitation import DiscriminatorUpdater, ImitationGame
 from advgame.health import tagged
 from advgame.imitation.demonstrations import Demonstrations
 from advgame.imitation.discriminator import CHANCE_LOSS
 from advgame.imitation.resemblance import held_out_discriminator
+from advgame.run.curves import Curves, Panels
+from advgame.run.loop import Learner
 from advgame.seeding import derive_seed, stream
-from advgame.training import Learner
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import play
 
@@ -94,7 +94,7 @@ class _PolicyAsLearner:
 
 
 class GailTraining:
-    """`advgame.training.Game` over an imitation environment.
+    """`advgame.run.loop.Game` over an imitation environment.
 
     Args:
         env: the environment; reset here.
@@ -331,7 +331,7 @@ def judge_returns(
         seed: of the starts.
 
     Returns:
-        a function for `advgame.training.Trainer`: mean true return, its standard error over
+        a function for `advgame.run.loop.Trainer`: mean true return, its standard error over
         episodes, and the worst episode.
     """
 

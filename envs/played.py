@@ -8,18 +8,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from advgame.curves import Curves
 from advgame.games.strategy import CHOICES, StrategyPlayer
 from advgame.games.training import defender_health
 from advgame.health import Learns, gradient_sign, tagged
+from advgame.run.curves import Curves
+from advgame.run.loop import Learner
 from advgame.seeding import derive_seed
-from advgame.training import Learner
 from envs.queries import QueryVectorEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 
 class StrategyGame:
-    """LAS-AT: `advgame.training.Game` over the strategy environment.
+    """LAS-AT: `advgame.run.loop.Game` over the strategy environment.
 
     Args:
         env: the environment; reset here.
@@ -92,7 +92,7 @@ class AttackPlayer(Learner, Protocol):
 
 
 class AttackGame:
-    """Learning to attack frozen classifiers: `advgame.training.Game` over attack environments.
+    """Learning to attack frozen classifiers: `advgame.run.loop.Game` over attack environments.
 
     Every update begins with a reset, so that no episode is under way between two of them.
 

@@ -27,25 +27,25 @@ import torch.nn.functional as F
 import train_gail
 import tyro
 from lightning_fabric import Fabric
+from peers import peer
 from sb3_contrib import TRPO
 from stable_baselines3.common.vec_env import DummyVecEnv
+from timing import Play, compare, show
 from torch import Tensor, nn
 from torch.autograd import grad
 
 from advgame.attacks import attacked, pgd
-from advgame.attacks.peers import peer
-from advgame.checkpoint import write_atomically
 from advgame.classifiers import make_classifier
-from advgame.cli import run_script
 from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies, StrategySpace
-from advgame.runs import command, commit, cpu_name, device_name, versions
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import run_script
+from advgame.run.folder import command, commit, cpu_name, device_name, versions
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf, per_image
-from advgame.timing import Play, compare, show
 from agents.controls import RandomStrategy
 from agents.imitator import Imitator
 from agents.updaters import make_updater

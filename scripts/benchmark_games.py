@@ -24,14 +24,13 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from timing import Play, compare
 from torch import Tensor, nn
 from torch.autograd import grad
 
 from advgame.attacks import attacked, fast, feature_scatter, pgd
 from advgame.attacks.distributional import DistributionalAttack
-from advgame.checkpoint import write_atomically
 from advgame.classifiers import make_classifier
-from advgame.cli import run_script
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adt import Amortised, Explicit
@@ -43,10 +42,11 @@ from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.passes import DefenderStep, Passes
 from advgame.games.training import Rules
 from advgame.losses import cross_entropy
-from advgame.runs import cpu_name, device_name, made_by
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import run_script
+from advgame.run.folder import cpu_name, device_name, made_by
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
-from advgame.timing import Play, compare
 from agents.adt import ADTNetwork
 from agents.adt_players import ExplicitPlayer
 from agents.attacker_networks import Width

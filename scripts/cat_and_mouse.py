@@ -29,11 +29,8 @@ from rich.progress import track
 from torch import nn
 
 from advgame.attacks import Attack
-from advgame.checkpoint import read_json, write_atomically
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import Names, peek, run_script, typed_options
-from advgame.curves import game_figure, matrix_figure, save_figure
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -41,13 +38,16 @@ from advgame.evaluation import Report, check_attacks, evaluate, find_flags, writ
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
 from advgame.losses import check_smoothing
-from advgame.progress import telling
-from advgame.runs import Metrics, RunFolder, device_name
-from advgame.script import Script
+from advgame.run.checkpoint import read_json, write_atomically
+from advgame.run.cli import Names, peek, run_script, typed_options
+from advgame.run.curves import game_figure, matrix_figure, save_figure
+from advgame.run.folder import Metrics, RunFolder, device_name
+from advgame.run.job import Script
+from advgame.run.loop import load_best
+from advgame.run.progress import telling
+from advgame.run.settings import RunConfig, check_run
 from advgame.seeding import seeded_init
-from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
-from advgame.training import load_best
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def build(config: Config, data: Splits, fabric: Fabric, folder: Path) -> CatAndM
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Play and report: see `advgame.script.Script.run`."""
+    """Play and report: see `advgame.run.job.Script.run`."""
     if config.resume is not None:
         path = Path(config.resume)
     else:  # the game keeps classifiers in the run's folder: its name is settled here

@@ -4,7 +4,7 @@ import sys
 
 import study
 
-from advgame.cli import run_script
+from advgame.run.cli import run_script
 
 if __name__ == "__main__":
     run_script(lambda: study.run(["compare", *sys.argv[1:]]))

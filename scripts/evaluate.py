@@ -35,14 +35,6 @@ from advgame.classifiers.saved import (
     load_classifier,
     run_classifier,
 )
-from advgame.cli import (
-    Names,
-    check_devices,
-    make_fabric,
-    resume_settings,
-    run_script,
-    typed_options,
-)
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.evaluation import (
@@ -55,11 +47,19 @@ from advgame.evaluation import (
     find_flags,
     write_report,
 )
-from advgame.progress import telling
-from advgame.runs import RunFolder, device_name
+from advgame.run.cli import (
+    Names,
+    check_devices,
+    make_fabric,
+    resume_settings,
+    run_script,
+    typed_options,
+)
+from advgame.run.folder import RunFolder, device_name
+from advgame.run.progress import telling
+from advgame.run.selection import SCORES, criterion
+from advgame.run.settings import Dataset
 from advgame.seeding import derive_seed, stream
-from advgame.selection import SCORES, criterion
-from advgame.settings import Dataset
 from advgame.threat import THREATS
 from agents.attackers import learned_name, load_any_attacker
 

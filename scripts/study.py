@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from advgame.cli import run_script
 from advgame.errors import unknown
+from advgame.run.cli import run_script
 
 _FOLDER = Path(__file__).with_name("studies")
 STUDIES = {path.stem: path for path in sorted(_FOLDER.glob("[a-z]*.py"))}

@@ -25,10 +25,7 @@ import tyro
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked, fgsm, pgd
-from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import Names, make_fabric, run_script
-from advgame.curves import save_figure
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_classifier, predict
@@ -43,9 +40,12 @@ from advgame.evaluation.sweeps import (
 )
 from advgame.evaluation.verdicts import adversarial
 from advgame.games.passes import perturbation_stats
-from advgame.runs import RunFolder, device_name, made_by
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import Names, make_fabric, run_script
+from advgame.run.curves import save_figure
+from advgame.run.folder import RunFolder, device_name, made_by
+from advgame.run.settings import Dataset
 from advgame.seeding import stream
-from advgame.settings import Dataset
 from advgame.threat import Linf, Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 from lightning_fabric import Fabric
+from published import PUBLISHED
 from torch import Tensor
 
 from advgame.attacks import (
@@ -36,7 +37,6 @@ from advgame.attacks import (
     pgd,
 )
 from advgame.checks import parse_eps
-from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.errors import InputError, unknown
 from advgame.evaluation.judge import judge
@@ -46,11 +46,11 @@ from advgame.games.free import Free
 from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.published import PUBLISHED
-from advgame.runs import RunFolder
-from advgame.script import Script
-from advgame.selection import Criterion
-from advgame.settings import RunConfig, check_run, make_module
+from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.folder import RunFolder
+from advgame.run.job import Script
+from advgame.run.selection import Criterion
+from advgame.run.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf, Threat
 
 Preset = Literal["default", "repo"]
@@ -289,7 +289,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.script.Script.run`."""
+    """Train and report: see `advgame.run.job.Script.run`."""
     return Script(check, build, finish, purpose=lambda c: GAMES[c.game].purpose).run(config, typed)
 
 

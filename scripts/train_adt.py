@@ -29,9 +29,7 @@ from torch import nn
 
 from advgame.attacks import Attack
 from advgame.attacks.distributional import DistributionalAttack, Sampler
-from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -40,10 +38,12 @@ from advgame.evaluation.sweeps import variety
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.runs import RunFolder, command, commit
-from advgame.script import Script
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.folder import RunFolder, command, commit
+from advgame.run.job import Script
+from advgame.run.settings import RunConfig, check_run, make_module
 from advgame.seeding import seeded_init
-from advgame.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf
 from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling, beside
 from agents.adt_networks import Body
@@ -280,7 +280,7 @@ def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.script.Script.run`."""
+    """Train and report: see `advgame.run.job.Script.run`."""
     return Script(check, build, finish, sampler).run(config, typed)
 
 

@@ -29,16 +29,16 @@ from torch import Tensor
 from advgame.attacks.features import feature_names
 from advgame.attacks.menu import CHOICES, MOVES, Menu
 from advgame.checks import check_types, parse_linf_eps
-from advgame.cli import make_fabric, resume_settings, run_script, typed_options
-from advgame.curves import Panels, game_figure, save_figure, shares_figure
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run, shipped
 from advgame.health import deaths
-from advgame.runs import Metrics, RunFolder, command, commit, device_name
+from advgame.run.cli import make_fabric, resume_settings, run_script, typed_options
+from advgame.run.curves import Panels, game_figure, save_figure, shares_figure
+from advgame.run.folder import Metrics, RunFolder, command, commit, device_name
+from advgame.run.loop import Trainer, TrainingPlan, load_best
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.threat import Linf
-from advgame.training import Trainer, TrainingPlan, load_best
 from agents.episodes import EpisodeConfig, EpisodicReinforce
 from agents.policies import FeaturePolicy, FeatureValue
 from agents.sb3_attacker import PPOAttacker

@@ -27,13 +27,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from advgame.checkpoint import write_atomically
-from advgame.cli import run_script
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, slug
 from advgame.imitation.recording import record
-from advgame.interrupt import Interrupt
-from advgame.runs import command, commit, versions
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import run_script
+from advgame.run.folder import command, commit, versions
+from advgame.run.interrupt import Interrupt
 from advgame.seeding import derive_seed
 
 # reset seeds of the episodes; training resets with small seeds, one per attempt

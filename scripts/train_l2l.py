@@ -27,7 +27,6 @@ from lightning_fabric import Fabric
 from advgame.attacks import Attack, BatchNormMode, fgsm, pgd
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -36,11 +35,12 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import L2L, Form, Modes
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.runs import RunFolder, command, commit
-from advgame.script import Script
+from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.folder import RunFolder, command, commit
+from advgame.run.job import Script
+from advgame.run.selection import Criterion
+from advgame.run.settings import RunConfig, check_run
 from advgame.seeding import seeded_init
-from advgame.selection import Criterion
-from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
 from agents.attacker_file import NAME
 from agents.attacker_networks import Width
@@ -238,7 +238,7 @@ def own_attacker(game: DefenderTraining, threat: Linf) -> Attack | None:
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.script.Script.run`."""
+    """Train and report: see `advgame.run.job.Script.run`."""
     script = Script(
         check, build, finish, own_attacker, purpose=lambda c: PURPOSES.get(c.attacker, "robust")
     )

@@ -24,7 +24,6 @@ import tyro
 from lightning_fabric import Fabric
 
 from advgame.checks import parse_eps
-from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
@@ -32,9 +31,10 @@ from advgame.games.awp import make_defender
 from advgame.games.las_at import Credit, LasAt, LasTrades
 from advgame.games.strategy import BETAS, strategy_space
 from advgame.losses import check_smoothing
-from advgame.runs import RunFolder
-from advgame.script import Script
-from advgame.settings import RunConfig, check_run, make_module
+from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.folder import RunFolder
+from advgame.run.job import Script
+from advgame.run.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf
 from agents.players import LEARNERS, Agent, make_player
 from agents.reinforce import PRESETS, Baseline
@@ -260,7 +260,7 @@ def finish(
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.script.Script.run`."""
+    """Train and report: see `advgame.run.job.Script.run`."""
     return Script(check, build, finish).run(config, typed)
 
 

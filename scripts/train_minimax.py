@@ -33,7 +33,6 @@ from advgame import solvers
 from advgame.attacks import Attack
 from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import peek, run_script, typed_options
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -44,12 +43,13 @@ from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
 from advgame.games.training import DefenderTraining, Rules
 from advgame.health import network_signs
 from advgame.losses import check_smoothing
-from advgame.runs import RunFolder, command, commit
-from advgame.script import Script
+from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.folder import RunFolder, command, commit
+from advgame.run.job import Script
+from advgame.run.loop import Validate
+from advgame.run.settings import RunConfig, check_run
 from advgame.seeding import derive_seed, seeded_init
-from advgame.settings import RunConfig, check_run
 from advgame.threat import Linf
-from advgame.training import Validate
 from agents.attacker_file import NAME
 from agents.attackers import load_any_attacker
 from agents.attnet import (
@@ -295,7 +295,7 @@ def families(config: Config, data: Splits) -> dict[Responder, Family]:
 
 
 def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.script.Script.run`."""
+    """Train and report: see `advgame.run.job.Script.run`."""
     script = Script(
         check,
         build,

@@ -11,12 +11,12 @@ from gymnasium.utils import seeding
 from torch import nn
 
 from advgame.classifiers import SmallCNN
-from advgame.cli import run_script
 from advgame.data import Batches, Splits, load_data
 from advgame.defender import Defender
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
 from advgame.losses import cross_entropy
+from advgame.run.cli import run_script
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 

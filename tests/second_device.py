@@ -119,7 +119,7 @@ def make_fabric(accelerator, devices, precision):
 
 def play(words, stop_at):
     """A script as a process would run it; returns its error, or None."""
-    from advgame.training import Trainer
+    from advgame.run.loop import Trainer
 
     step = Trainer._one_step
 
@@ -166,7 +166,7 @@ def main() -> None:
     fill_gaps()
     sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
     torch.set_num_threads(1)
-    from advgame import cli
+    from advgame.run import cli
 
     cli.make_fabric, cli.run_script = make_fabric, lambda job, stopped="": job()
     results = {" ".join(job["words"]): play(**job) for job in jobs}

@@ -13,10 +13,10 @@ from torch import nn
 
 from advgame.attacks import attacked, feature_scatter, kl_pgd, near_pgd, pgd
 from advgame.classifiers import SmallCNN
-from advgame.cli import make_fabric
 from advgame.defender import Defender
 from advgame.games.awp import AWPDefender
 from advgame.games.training import DefenderTraining
+from advgame.run.cli import make_fabric
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 

@@ -11,10 +11,10 @@ import benchmark_games
 import pytest
 import torch
 import tyro
+from peers import peer
 from torch import nn
 
 from advgame.attacks import GradientAttack
-from advgame.attacks.peers import peer
 from advgame.classifiers import make_classifier
 from advgame.defender import Defender
 from advgame.errors import InputError

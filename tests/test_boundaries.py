@@ -12,14 +12,14 @@ import envs  # noqa: F401
 from advgame.attacks import CarliniWagnerLinf, fgsm, pgd
 from advgame.attacks.distributional import DistributionalAttack
 from advgame.attacks.feature import FeatureAttack
-from advgame.checkpoint import read_json
-from advgame.cli import typed_options
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_classifier, evaluate
 from advgame.evaluation.probes import outputs, rivals
 from advgame.frozen import shipped
-from advgame.runs import Metrics
+from advgame.run.checkpoint import read_json
+from advgame.run.cli import typed_options
+from advgame.run.folder import Metrics
 from advgame.threat import Linf
 from agents.attacker_file import write_file
 from agents.attackers import load_any_attacker

@@ -7,11 +7,11 @@ import torch
 from conftest import BatchNormNet
 
 from advgame.attacks import fgsm, pgd
-from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
 from advgame.data import Splits
 from advgame.defender import Defender
 from advgame.games.cat_and_mouse import CatAndMouse, attack_images, classifier_file, error
+from advgame.run.checkpoint import load_weights
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 

@@ -13,12 +13,12 @@ from cat_and_mouse import Config, defaults, main
 from equal_runs import SMALL, assert_equal_runs
 from studies import cat_and_mouse as study_cat_and_mouse
 
-from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.games.cat_and_mouse import CatAndMouse, classifier_file
-from advgame.runs import Metrics
+from advgame.run.checkpoint import load_weights
+from advgame.run.folder import Metrics
 
 EPS, STEPS = 0.15, 3
 

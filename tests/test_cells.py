@@ -10,8 +10,8 @@ import time
 import pytest
 from conftest import ROOT
 
-from advgame.cells import run_cells
 from advgame.errors import InputError
+from advgame.run.cells import run_cells
 
 # a cell that notes when it begins, fails or waits as told, and how it ends
 CELL = """
@@ -73,7 +73,7 @@ def test_finished_cells_are_left_alone(script, tmp_path):
 def test_a_study_that_is_stopped_stops_its_cells_once(script, tmp_path, number):
     """Signals to the whole group, as a terminal sends them; no further cell begins."""
     code = (
-        "import sys; from pathlib import Path; from advgame.cells import run_cells;"
+        "import sys; from pathlib import Path; from advgame.run.cells import run_cells;"
         "run_cells(Path(sys.argv[1]), Path(sys.argv[2]),"
         " {f'c{n}': ['--wait', '60'] for n in range(6)}, 2)"
     )

@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
-from advgame.checkpoint import UMASK, Checkpoints, load_weights, save_weights, write_atomically
 from advgame.errors import InputError
-from advgame.runs import Metrics, RunFolder
+from advgame.run.checkpoint import UMASK, Checkpoints, load_weights, save_weights, write_atomically
+from advgame.run.folder import Metrics, RunFolder
 
 RNG = torch.Generator().manual_seed(1)
 

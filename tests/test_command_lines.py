@@ -25,9 +25,9 @@ from studies import las_at as study_las_at
 from studies import minimax as study_minimax
 
 from advgame.attacks import GradientAttack
-from advgame.cli import resume_settings, run_script
 from advgame.errors import InputError
-from advgame.runs import RunFolder
+from advgame.run.cli import resume_settings, run_script
+from advgame.run.folder import RunFolder
 from advgame.threat import Linf
 from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttacker

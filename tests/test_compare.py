@@ -5,13 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from published import POSTER
 from studies import compare
+from studies._comparison import AUTOATTACK, PGD, selection, signs, table, with_gap
 
-from advgame.cells import summarise, whole_number
 from advgame.errors import InputError
-from advgame.evaluation.comparison import AUTOATTACK, PGD, selection, signs, table, with_gap
-from advgame.published import POSTER
-from advgame.selection import SCORES
+from advgame.run.cells import summarise, whole_number
+from advgame.run.selection import SCORES
 
 TINY = "--train-n 100 --epochs 8 --batch-size 50 --validate-every 8"
 

@@ -23,13 +23,13 @@ from conftest import ROOT
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from advgame import runs
-from advgame.cells import same_flags
-from advgame.checkpoint import Checkpoints
-from advgame.cli import resume_settings, run_script
+from advgame.run import folder
 from advgame.errors import InputError
-from advgame.runs import Metrics, RunFolder
-from advgame.training import Trainer, TrainingPlan
+from advgame.run.cells import same_flags
+from advgame.run.checkpoint import Checkpoints
+from advgame.run.cli import resume_settings, run_script
+from advgame.run.folder import Metrics, RunFolder
+from advgame.run.loop import Trainer, TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
 RESUMED = (*TRAINING, evaluate, privacy_filter, train_attacker, train_gail)
@@ -155,7 +155,7 @@ def test_under_nohup_a_terminal_may_be_closed(run):
 
 
 CHANGES = {
-    "torch": ("versions", {**runs.versions(), "torch": "0.0"}),
+    "torch": ("versions", {**folder.versions(), "torch": "0.0"}),
     "commit": ("commit", "abc"),
     "processor": ("processor", "abacus"),
 }
@@ -263,8 +263,8 @@ def test_nothing_is_written_in_place():
         if writing.search(line)
     ]
     assert found == [  # of a checkpoint, under another name until it is whole
-        'advgame/checkpoint.py: with (partial / "state.pt").open("wb") as file:',
-        "advgame/checkpoint.py: torch.save(dict(state), file)",
+        'advgame/run/checkpoint.py: with (partial / "state.pt").open("wb") as file:',
+        "advgame/run/checkpoint.py: torch.save(dict(state), file)",
     ]
 
 

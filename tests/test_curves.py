@@ -4,8 +4,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from advgame.curves import Curves
 from advgame.games.strategy import strategy_space
+from advgame.run.curves import Curves
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])

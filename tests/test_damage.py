@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 
-from advgame.checkpoint import Checkpoints, read_json
 from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
 from advgame.evaluation.cells import Cell, Cells
-from advgame.runs import Metrics, RunFolder
+from advgame.run.checkpoint import Checkpoints, read_json
+from advgame.run.folder import Metrics, RunFolder
 from advgame.threat import Linf
 
 TABLE = "epoch,eval/robust\n1,0.25\n2,0.5\n3,0.75\n"

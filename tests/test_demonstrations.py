@@ -16,11 +16,11 @@ import torch
 import train_experts
 from sb3_contrib import TRPO
 
-from advgame.cli import run_script
 from advgame.errors import InputError
 from advgame.imitation import demonstrations as module
 from advgame.imitation.demonstrations import Demonstrations, shipped, slug
 from advgame.imitation.recording import record
+from advgame.run.cli import run_script
 
 SHIPPED = ("CartPole-v1", "MountainCar-v0")
 

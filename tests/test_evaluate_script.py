@@ -15,11 +15,11 @@ from conftest import ROOT
 
 from advgame.attacks.features import feature_names
 from advgame.attacks.menu import Menu
-from advgame.checkpoint import save_weights
 from advgame.classifiers import make_classifier
-from advgame.cli import run_script
 from advgame.data import load_data
-from advgame.runs import RunFolder
+from advgame.run.checkpoint import save_weights
+from advgame.run.cli import run_script
+from advgame.run.folder import RunFolder
 from advgame.seeding import seeded_init
 from agents.attacker import Attacker
 from agents.l2l import L2LAttacker, L2LNetwork

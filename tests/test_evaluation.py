@@ -13,7 +13,7 @@ from advgame.errors import InputError
 from advgame.evaluation import Report, evaluate, find_flags, write_report
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.report import as_markdown
-from advgame.runs import RunFolder
+from advgame.run.folder import RunFolder
 from advgame.threat import L2, Linf
 
 BALL = Linf(0.1)

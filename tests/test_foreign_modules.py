@@ -11,7 +11,6 @@ from torch import nn
 
 import envs  # noqa: F401
 from advgame.attacks import attacked
-from advgame.checkpoint import load_weights, save_weights
 from advgame.classifiers.foreign import check_savable, set_mode
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -19,9 +18,10 @@ from advgame.evaluation import evaluate
 from advgame.frozen import shipped
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.training import DefenderTraining
-from advgame.runs import RunFolder
+from advgame.run.checkpoint import load_weights, save_weights
+from advgame.run.folder import RunFolder
+from advgame.run.loop import Trainer, TrainingPlan
 from advgame.threat import Linf
-from advgame.training import Trainer, TrainingPlan
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 BALL = Linf(0.15)

@@ -9,8 +9,8 @@ from advgame.attacks.blackbox import SPSA
 from advgame.attacks.features import features
 from advgame.attacks.label_free import transport_from
 from advgame.classifiers import SmallCNN
-from advgame.cli import make_fabric
 from advgame.defender import Defender
+from advgame.run.cli import make_fabric
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.attacker_networks import SlimBody, bounded, small_body

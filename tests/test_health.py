@@ -21,10 +21,10 @@ from advgame.games.l2l import L2L
 from advgame.games.minimax import Minimax
 from advgame.games.mixture import Mixture
 from advgame.games.training import DefenderTraining
-from advgame.runs import RunFolder
+from advgame.run.folder import RunFolder
+from advgame.run.loop import Trainer, TrainingPlan
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from advgame.training import Trainer, TrainingPlan
 from agents.attnet import AttNet, AttNetPlayer
 from agents.reinforce import Reinforce, ReinforceConfig
 

@@ -11,7 +11,6 @@ from conftest import BatchNormNet
 from torch import nn
 
 from advgame.attacks import kl_pgd, pgd
-from advgame.cli import run_script
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adversarial_training import AdversarialTraining
@@ -20,6 +19,7 @@ from advgame.games.las_at import LasAt, LasTrades
 from advgame.games.pairing import Trades
 from advgame.games.strategy import BETAS, Strategies, StrategySpace, strategy_space
 from advgame.losses import cross_entropy, divergence
+from advgame.run.cli import run_script
 from advgame.threat import Linf
 from agents.controls import FixedStrategy
 from agents.players import make_player

@@ -12,13 +12,13 @@ from torch.optim import SGD
 
 from advgame.attacks import fgsm
 from advgame.classifiers import SmallCNN
-from advgame.cli import make_fabric
 from advgame.data import Batches, ImageSet, Splits, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.health import network_signs
+from advgame.run.cli import make_fabric
 from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
 from agents.attackers import load_any_attacker

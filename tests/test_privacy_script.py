@@ -9,11 +9,11 @@ from privacy_filter import Config, main
 from safetensors.torch import load_file
 from studies import privacy as study_privacy
 
-from advgame.checkpoint import load_weights
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.privacy import Inference, PrivacyGame, make_filter, make_task
-from advgame.runs import Metrics
+from advgame.run.checkpoint import load_weights
+from advgame.run.folder import Metrics
 
 
 def small(folder, name, **changes):

@@ -3,7 +3,6 @@ import json
 import pytest
 from scipy import stats
 
-from advgame.cells import hardware, with_earlier
 from advgame.errors import InputError
 from advgame.imitation.stability import (
     as_rows,
@@ -15,6 +14,7 @@ from advgame.imitation.stability import (
     stability,
     summarise,
 )
+from advgame.run.cells import hardware, with_earlier
 from advgame.statistics import permutation_test
 
 

@@ -9,11 +9,11 @@ import train_attacker
 from studies import attacker as study_attacker
 
 from advgame.attacks import attacked
-from advgame.checkpoint import save_weights
 from advgame.errors import InputError
 from advgame.frozen import shipped
-from advgame.runs import RunFolder
-from advgame.settings import RunConfig
+from advgame.run.checkpoint import save_weights
+from advgame.run.folder import RunFolder
+from advgame.run.settings import RunConfig
 
 
 class Counting(torch.nn.Module):

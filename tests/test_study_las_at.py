@@ -102,7 +102,7 @@ def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkey
         method, number = self.row(folder.name)
         return cell(method, number, 0.6, total_forwards_per_image=9.0, curves={})
 
-    run = "advgame.study.run_cells"
+    run = "advgame.run.study.run_cells"
     monkeypatch.setattr(run, lambda script, root, cells, jobs: ran.extend(cells))
     monkeypatch.setattr(study.LasStudy, "read", read)
     study.main(asked)

@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from advgame.attacks import fgsm, pgd
 from advgame.classifiers.saved import run_classifier
-from advgame.cli import run_script
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
-from advgame.runs import RunFolder
+from advgame.run.cli import run_script
+from advgame.run.folder import RunFolder
 from advgame.threat import L2, Linf
 
 

@@ -8,21 +8,21 @@ from dataclasses import fields, replace
 import pytest
 import train
 from equal_runs import SMALL, assert_equal_runs, slow_but
+from published import PUBLISHED
 from train import Config, defaults, main
 
 from advgame.attacks.label_free import published_transport_from, transport_from
-from advgame.cli import make_fabric
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.evaluation import validator
 from advgame.games.awp import AWPDefender
 from advgame.games.training import DefenderTraining
-from advgame.published import PUBLISHED
-from advgame.runs import Metrics
-from advgame.selection import criterion
-from advgame.settings import RunConfig, make_module
+from advgame.run.cli import make_fabric
+from advgame.run.folder import Metrics
+from advgame.run.loop import load_best
+from advgame.run.selection import criterion
+from advgame.run.settings import RunConfig, make_module
 from advgame.threat import Linf
-from advgame.training import load_best
 
 
 def small(folder, name, game, **changes):

@@ -13,11 +13,11 @@ from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
 from train_adt import ADT_PANELS, Config, defaults, main
 
-from advgame.cli import make_fabric, run_script
 from advgame.errors import InputError
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import DefenderTraining
-from advgame.runs import Metrics
+from advgame.run.cli import make_fabric, run_script
+from advgame.run.folder import Metrics
 from advgame.threat import Linf
 from agents.adt_players import ExplicitPlayer, ImplicitPlayer
 

@@ -18,8 +18,8 @@ from test_scripts import run
 
 from advgame.errors import InputError
 from advgame.imitation import resemblance
-from advgame.runs import Metrics
-from advgame.training import Trainer
+from advgame.run.folder import Metrics
+from advgame.run.loop import Trainer
 from envs.gail import dummy_expert
 from envs.imitation import ImitationVectorEnv
 

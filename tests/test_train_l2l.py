@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from studies import l2l as study_l2l
 from train_l2l import Config, defaults, main
 
-from advgame.cli import make_fabric, run_script
 from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -22,10 +21,11 @@ from advgame.evaluation import validator
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import Modes
 from advgame.games.training import PANELS, DefenderTraining
-from advgame.runs import Metrics, RunFolder
-from advgame.selection import SCORES
+from advgame.run.cli import make_fabric, run_script
+from advgame.run.folder import Metrics, RunFolder
+from advgame.run.loop import load_best
+from advgame.run.selection import SCORES
 from advgame.threat import Linf
-from advgame.training import load_best
 
 
 def small(folder, name, **changes):

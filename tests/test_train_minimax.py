@@ -16,16 +16,16 @@ from train_minimax import Config, defaults, main
 import agents.best_response
 from advgame.attacks import fgsm
 from advgame.classifiers import make_classifier
-from advgame.cli import make_fabric
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.games.training import DefenderTraining
-from advgame.runs import Metrics
+from advgame.run.cli import make_fabric
+from advgame.run.folder import Metrics
+from advgame.run.loop import load_best
 from advgame.solvers import Optimistic, Solver
 from advgame.threat import Linf
-from advgame.training import load_best
 
 
 def small(folder, name, **changes):

@@ -12,14 +12,14 @@ from equal_runs import SMALL, assert_equal_runs, slow_but
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_las_at import Config, defaults, main
 
-from advgame.checkpoint import load_weights
 from advgame.classifiers import SmallCNN
-from advgame.cli import resume_settings
 from advgame.errors import InputError
-from advgame.progress import telling
-from advgame.runs import Metrics
+from advgame.run.checkpoint import load_weights
+from advgame.run.cli import resume_settings
+from advgame.run.folder import Metrics
+from advgame.run.loop import TrainingPlan
+from advgame.run.progress import telling
 from advgame.seeding import derive_seed, seeded_init, stream
-from advgame.training import TrainingPlan
 from envs.played import StrategyGame
 
 

@@ -12,10 +12,10 @@ import torch
 import train_gail
 from torch import nn
 
-from advgame.checkpoint import Checkpoints, load_weights
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, shipped
-from advgame.runs import RunFolder
+from advgame.run.checkpoint import Checkpoints, load_weights
+from advgame.run.folder import RunFolder
 
 
 class Bomb:

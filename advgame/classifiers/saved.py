@@ -12,10 +12,10 @@ import safetensors
 import torch
 from torch import nn
 
-from advgame.checkpoint import load_weights
 from advgame.classifiers import Normalise, make_classifier
 from advgame.errors import InputError
-from advgame.runs import RunFolder
+from advgame.run.checkpoint import load_weights
+from advgame.run.folder import RunFolder
 
 Which = Literal["best", "last"]
 
@@ -25,7 +25,7 @@ def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes
     """A classifier from a safetensors file, in evaluation mode.
 
     Args:
-        path: what `advgame.checkpoint.save_weights` wrote.
+        path: what `advgame.run.checkpoint.save_weights` wrote.
         model: name of the network, see `advgame.classifiers.make_classifier`.
         shape: (C, H, W) of the images.
         classes: number of classes.

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advgame.checkpoint import read_json, write_atomically
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.run.checkpoint import read_json, write_atomically
 from advgame.threat import Threat
 
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import nn
 
 from advgame.attacks import Attack, attacked, pgd
-from advgame.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
 from advgame.data import ImageSet
 from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.measure import evaluate
@@ -16,12 +15,13 @@ from advgame.evaluation.overfitting import catastrophic_overfitting
 from advgame.evaluation.report import Report, write_report
 from advgame.evaluation.verdicts import predict, score
 from advgame.health import deaths
-from advgame.progress import telling
-from advgame.runs import Metrics, RunFolder, device_name
+from advgame.run.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
+from advgame.run.folder import Metrics, RunFolder, device_name
+from advgame.run.loop import load_best
+from advgame.run.progress import telling
+from advgame.run.selection import SCORES, criterion
 from advgame.seeding import stream
-from advgame.selection import SCORES, criterion
 from advgame.threat import Threat
-from advgame.training import load_best
 
 
 def judge(

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from advgame.curves import accuracy_figure, save_figure
 from advgame.errors import InputError
 from advgame.evaluation.flags import Flag
 from advgame.evaluation.verdicts import Verdicts
-from advgame.runs import RunFolder, versions
+from advgame.run.curves import accuracy_figure, save_figure
+from advgame.run.folder import RunFolder, versions
 from advgame.statistics import wilson
 from advgame.threat import Threat
 

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked
-from advgame.checkpoint import load_weights, save_weights
 from advgame.classifiers.foreign import check_savable, copying
-from advgame.curves import Curves, Panels
 from advgame.data import Batches, ImageSet, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import predict
 from advgame.evaluation.verdicts import adversarial
 from advgame.games.training import PANELS as TRAINING_PANELS
+from advgame.run.checkpoint import load_weights, save_weights
+from advgame.run.curves import Curves, Panels
 from advgame.seeding import OwnChance, derive_seed, stream
 
 PANELS: Panels = {
@@ -96,7 +96,7 @@ def errors_under(
 
 
 class CatAndMouse:
-    """`advgame.training.Game` over all rounds; an epoch is a round.
+    """`advgame.run.loop.Game` over all rounds; an epoch is a round.
 
     The first ``clean_rounds`` epochs train classifier 0. In round k each batch is half clean and
     half attack k's images, of two streams that each pass through all training images. An attack's

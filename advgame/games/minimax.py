@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from advgame.attacks import fgsm
-from advgame.curves import Panels
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep, perturbation_stats
 from advgame.games.training import PANELS as TRAINING_PANELS
 from advgame.health import gradient_sign, network_signs, tagged
+from advgame.run.curves import Panels
 from advgame.solvers import Direction, Functional, Optimistic, Params, Risk, Solver, sensitivity
 from advgame.threat import Linf, Threat, per_image
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from advgame.attacks import attacked
-from advgame.curves import Curves, Panels
 from advgame.data import Batches, ImageSet
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.passes import DefenderStep
 from advgame.health import constant_sign, gradient_sign, tagged
 from advgame.losses import cross_entropy
+from advgame.run.curves import Curves, Panels
 from advgame.seeding import OwnChance, derive_seed, stream
 
 PANELS: Panels = {
@@ -82,7 +82,7 @@ class Watched(Protocol):
 
 
 class DefenderTraining:
-    """`advgame.training.Game` over a data set.
+    """`advgame.run.loop.Game` over a data set.
 
     Args:
         rules: of the game.

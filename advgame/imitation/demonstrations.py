@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advgame.checkpoint import write_atomically
 from advgame.errors import InputError
+from advgame.run.checkpoint import write_atomically
 
 _SHIPPED = Path(__file__).parent
 _UNPACKED = 2**28  # bytes; what unpacks to more must fill a twentieth of that in its file

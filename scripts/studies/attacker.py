@@ -29,14 +29,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from advgame.attacks import GradientAttack, attacked, mim, pgd
-from advgame.cells import run_cell
-from advgame.checkpoint import write_atomically
-from advgame.curves import save_figure
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run
 from advgame.losses import margin
-from advgame.runs import RunFolder, device_name, made_by
+from advgame.run.cells import run_cell
+from advgame.run.checkpoint import write_atomically
+from advgame.run.curves import save_figure
+from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.seeding import derive_seed, stream
 from advgame.statistics import spread
 from advgame.threat import Threat

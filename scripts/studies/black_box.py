@@ -23,12 +23,12 @@ from rich.progress import track
 from sweeps import group
 from torch import nn
 
-from advgame.checkpoint import write_atomically
 from advgame.checks import parse_eps
-from advgame.cli import make_fabric
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
-from advgame.runs import RunFolder, device_name, made_by
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import make_fabric
+from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.statistics import spread
 from advgame.threat import Linf
 

@@ -19,14 +19,22 @@ from typing import Any, Literal
 import cat_and_mouse
 import numpy as np
 
-from advgame.cells import split_flags, whole_number
-from advgame.checkpoint import read_json
 from advgame.checks import parse_eps
-from advgame.cli import Names
-from advgame.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.errors import InputError
+from advgame.run.cells import split_flags, whole_number
+from advgame.run.checkpoint import read_json
+from advgame.run.cli import Names
+from advgame.run.curves import Rows, matrix_figure, save_figure, seeds_figure
+from advgame.run.study import (
+    Finished,
+    Run,
+    Runs,
+    Study,
+    StudyConfig,
+    markdown_table,
+    provenance_lines,
+)
 from advgame.statistics import spread
-from advgame.study import Finished, Run, Runs, Study, StudyConfig, markdown_table, provenance_lines
 
 # name -> flags of cat_and_mouse.py
 METHODS: dict[str, tuple[str, ...]] = {

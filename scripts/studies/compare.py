@@ -28,7 +28,12 @@ from statistics import mean
 from types import ModuleType
 from typing import Any, Literal
 
-from advgame.cells import (
+from published import poster_table
+
+from advgame.errors import InputError, unknown
+from advgame.evaluation import check_attacks
+from advgame.evaluation.pictures import comparison_figure
+from advgame.run.cells import (
     check_cells,
     run_cells,
     same_flags,
@@ -38,16 +43,12 @@ from advgame.cells import (
     whole_number,
     with_earlier,
 )
-from advgame.checkpoint import read_json, write_atomically
-from advgame.cli import Names
-from advgame.curves import save_figure
-from advgame.errors import InputError, unknown
-from advgame.evaluation import check_attacks
-from advgame.evaluation.comparison import PGD, as_csv, selection, signs, table, with_gap
-from advgame.evaluation.pictures import comparison_figure
-from advgame.published import poster_table
-from advgame.runs import Metrics, made_by
-from advgame.selection import selected_by
+from advgame.run.checkpoint import read_json, write_atomically
+from advgame.run.cli import Names
+from advgame.run.curves import save_figure
+from advgame.run.folder import Metrics, made_by
+from advgame.run.selection import selected_by
+from studies._comparison import PGD, as_csv, selection, signs, table, with_gap
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"

@@ -19,12 +19,11 @@ from typing import Any, Literal
 
 import train_l2l
 
-from advgame.cells import drawable, summarise, thinned
-from advgame.cli import Names
-from advgame.curves import save_figure, seeds_figure
-from advgame.evaluation.comparison import selection
-from advgame.selection import selected_by
-from advgame.study import (
+from advgame.run.cells import drawable, summarise, thinned
+from advgame.run.cli import Names
+from advgame.run.curves import save_figure, seeds_figure
+from advgame.run.selection import selected_by
+from advgame.run.study import (
     Finished,
     Runs,
     Study,
@@ -32,6 +31,7 @@ from advgame.study import (
     markdown_table,
     provenance_lines,
 )
+from studies._comparison import selection
 
 CONTROL = "pgm"
 # name -> flags of train_l2l.py

@@ -25,13 +25,21 @@ from typing import Any, Literal
 
 import train_las_at
 
-from advgame.cells import drawable, thinned
-from advgame.cells import summarise as over_seeds
-from advgame.checkpoint import read_json
-from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
+from advgame.run.cells import drawable, thinned
+from advgame.run.cells import summarise as over_seeds
+from advgame.run.checkpoint import read_json
+from advgame.run.curves import save_figure, seeds_figure
+from advgame.run.study import (
+    Finished,
+    Run,
+    Runs,
+    Study,
+    StudyConfig,
+    markdown_table,
+    provenance_lines,
+)
 from advgame.statistics import spread
-from advgame.study import Finished, Run, Runs, Study, StudyConfig, markdown_table, provenance_lines
 
 _COST = "attacker/forwards_per_image"
 

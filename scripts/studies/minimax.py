@@ -17,15 +17,13 @@ from typing import Any, Literal
 
 import train_minimax
 
-from advgame.cells import drawable, split_flags, summarise, thinned
 from advgame.checks import parse_eps
-from advgame.cli import Names
-from advgame.curves import save_figure, seeds_figure
 from advgame.errors import InputError
-from advgame.evaluation.lemma import lemma_one
-from advgame.runs import Metrics
-from advgame.statistics import spread
-from advgame.study import (
+from advgame.run.cells import drawable, split_flags, summarise, thinned
+from advgame.run.cli import Names
+from advgame.run.curves import save_figure, seeds_figure
+from advgame.run.folder import Metrics
+from advgame.run.study import (
     Finished,
     Runs,
     Study,
@@ -33,6 +31,8 @@ from advgame.study import (
     markdown_table,
     provenance_lines,
 )
+from advgame.statistics import spread
+from studies._lemma import lemma_one
 
 # what `study.py minimax_rates` chose for Minimax and for Alt, on validation images of MNIST
 RATES = ("--lr", "3e-4", "--attacker-lr", "3e-3")

@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import train_minimax
 
-from advgame.cells import split_flags
 from advgame.errors import InputError
-from advgame.study import Finished, Run, Runs, Study, StudyConfig, markdown_table
+from advgame.run.cells import split_flags
+from advgame.run.study import Finished, Run, Runs, Study, StudyConfig, markdown_table
 from agents.attnet import load_attnet
 
 COLUMNS = {

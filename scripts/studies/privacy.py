@@ -26,13 +26,13 @@ from typing import Any
 import privacy_filter
 from rich.console import Console
 
-from advgame.cells import same_flags
-from advgame.checkpoint import read_json, write_atomically
-from advgame.curves import save_figure
 from advgame.errors import InputError
 from advgame.privacy import FILTERS
 from advgame.privacy.pictures import trade_off_figure
-from advgame.runs import cpu_name, made_by
+from advgame.run.cells import same_flags
+from advgame.run.checkpoint import read_json, write_atomically
+from advgame.run.curves import save_figure
+from advgame.run.folder import cpu_name, made_by
 from advgame.statistics import spread
 
 TASKS = {

@@ -18,10 +18,10 @@ import evaluate
 import tyro
 from rich.console import Console
 
-from advgame.checkpoint import write_atomically
-from advgame.cli import Names
 from advgame.errors import InputError
-from advgame.runs import made_by
+from advgame.run.checkpoint import write_atomically
+from advgame.run.cli import Names
+from advgame.run.folder import made_by
 from advgame.statistics import wilson
 
 POSTER = (

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from advgame.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.classifiers.foreign import check_savable, copying
-from advgame.curves import Curves, means
 from advgame.errors import InputError
-from advgame.interrupt import Interrupt
-from advgame.progress import TrainingProgress
-from advgame.runs import Metrics, RunFolder
+from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
+from advgame.run.curves import Curves, means
+from advgame.run.folder import Metrics, RunFolder
+from advgame.run.interrupt import Interrupt
+from advgame.run.progress import TrainingProgress
 
 Validate = Callable[[nn.Module], dict[str, float]]
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from advgame.checkpoint import UMASK, Checkpoints, read_json, write_atomically
 from advgame.errors import InputError
+from advgame.run.checkpoint import UMASK, Checkpoints, read_json, write_atomically
 
 FORMAT = 1
 _ABOUT = {"config": dict, "command": str, "versions": dict, "commit": str, "device": str}
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str:
     """The source's git commit, with ``+changes`` when the tree differs; "unknown" outside git."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     try:
         head = _git(root, "rev-parse", "HEAD").strip()
         return head + ("+changes" if _git(root, "status", "--porcelain", "-uno").strip() else "")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from advgame.evaluation.flags import wider_gap
-from advgame.selection import selected_by
+from advgame.run.selection import selected_by
 
 PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 Summary = Mapping[str, Mapping[str, Any]]
@@ -26,7 +26,7 @@ def signs(game: str, runs: Sequence[Mapping[str, Any]], summary: Summary, contro
     Args:
         game: a method of the runs.
         runs: cells with ``method``, ``n`` test images and ``flags``.
-        summary: of `advgame.cells.summarise`, made of runs `with_gap`.
+        summary: of `advgame.run.cells.summarise`, made of runs `with_gap`.
         control: a method too; where it is missing, nothing is compared with it.
     """
     raised = {flag for run in runs if run["method"] == game for flag in run["flags"]}
@@ -49,7 +49,7 @@ def table(summary: Summary, attacks: Sequence[str], control: str) -> list[list[s
     """Header and rows: everything in % but cost; "–" where a number is missing.
 
     Args:
-        summary: of `advgame.cells.summarise`, made with the control.
+        summary: of `advgame.run.cells.summarise`, made with the control.
         attacks: a column each, after clean images.
         control: whose worst case is subtracted, seed by seed.
     """

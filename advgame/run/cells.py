@@ -17,10 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from advgame.checkpoint import read_json, write_atomically
-from advgame.curves import Rows
 from advgame.errors import InputError
-from advgame.interrupt import hangup
+from advgame.run.checkpoint import read_json, write_atomically
+from advgame.run.curves import Rows
+from advgame.run.interrupt import hangup
 from advgame.statistics import spread
 
 
@@ -239,7 +239,7 @@ def thinned(rows: Rows, tags: Collection[str]) -> dict[str, list[tuple[int, floa
 
 
 def drawable(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Rows]]:
-    """Method -> the rows of its seeds, for `advgame.curves.seeds_figure`.
+    """Method -> the rows of its seeds, for `advgame.run.curves.seeds_figure`.
 
     Args:
         runs: a ``method`` and ``curves`` each, which `thinned` made.

@@ -19,8 +19,8 @@ from tyro.constructors import PrimitiveConstructorSpec
 from advgame.checks import check_types
 from advgame.errors import InputError
 from advgame.evaluation.verdicts import out_of_memory
-from advgame.progress import unread_streams
-from advgame.runs import RunFolder
+from advgame.run.folder import RunFolder
+from advgame.run.progress import unread_streams
 
 ConfigT = TypeVar("ConfigT")
 # An option that takes names, with spaces or commas between: --attacks fgsm,pgd20 autoattack

@@ -13,13 +13,13 @@ from torch import nn
 
 from advgame.checks import check_types, parse_linf_eps, refuse_idle
 from advgame.classifiers import Normalise, make_classifier
-from advgame.cli import Names, check_devices
 from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
+from advgame.run.cli import Names, check_devices
+from advgame.run.loop import TrainingPlan
+from advgame.run.selection import Select
 from advgame.seeding import derive_seed, seeded_init
-from advgame.selection import Select
-from advgame.training import TrainingPlan
 
 _DROPS = ("milestones",)
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from advgame.runs import RunFolder
+from advgame.run.folder import RunFolder
 
 Criterion = Literal["clean", "robust", "own"]
 Select = Literal["auto", "clean", "robust", "own"]

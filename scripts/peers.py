@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from timing import Play
 from torch import Tensor, nn
-
-from advgame.timing import Play
 
 
 def peer(name: str, model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Play:

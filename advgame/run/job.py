@@ -13,15 +13,15 @@ from torch import nn
 
 from advgame.attacks import Attack
 from advgame.checks import parse_eps
-from advgame.cli import make_fabric, resume_settings
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_evaluation, validator
-from advgame.runs import RunFolder, device_name
-from advgame.selection import SCORES, Criterion, criterion
-from advgame.settings import RunConfig, training_plan
+from advgame.run.cli import make_fabric, resume_settings
+from advgame.run.folder import RunFolder, device_name
+from advgame.run.loop import Game, Trainer, Validate
+from advgame.run.selection import SCORES, Criterion, criterion
+from advgame.run.settings import RunConfig, training_plan
 from advgame.threat import Linf
-from advgame.training import Game, Trainer, Validate
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 GameT = TypeVar("GameT", bound=Game)

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from advgame.cells import (
+from advgame.errors import InputError, unknown
+from advgame.run.cells import (
     check_cells,
     hardware,
     run_cells,
@@ -26,10 +27,9 @@ from advgame.cells import (
     usable,
     with_earlier,
 )
-from advgame.checkpoint import read_json, write_atomically
-from advgame.cli import Names
-from advgame.errors import InputError, unknown
-from advgame.runs import Metrics, made_by
+from advgame.run.checkpoint import read_json, write_atomically
+from advgame.run.cli import Names
+from advgame.run.folder import Metrics, made_by
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]

@@ -1,0 +1,1 @@
+"""Around a game: command line, run folder, checkpoints, training loop, curves, studies."""
