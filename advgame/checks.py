@@ -3,91 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from advgame.errors import InputError
-
-
-def check_types(kind: type, values: Mapping[str, Any], where: object) -> None:
-    """Refuse values that are not of the types of a settings class.
-
-    Args:
-        kind: the settings class.
-        values: some of its fields, by name.
-        where: whose they are, for the message.
-
-    Raises:
-        InputError: which value, and what it should be.
-    """
-    hints, every = get_type_hints(kind), CollectionCheckStrategy.ALL_ITEMS
-    for name, value in values.items():
-        try:
-            check_type(value, hints[name], collection_check_strategy=every)
-        except TypeCheckError as error:
-            raise InputError(f"{where}: {name} cannot be {value!r} ({error})") from error
-
-
-def refuse_idle(config: object, usual: object, idle: Mapping[str, Collection[str]]) -> None:
-    """Refuse options that change nothing, where they differ from what is usual.
-
-    Args:
-        config: all settings.
-        usual: the same with nothing asked for.
-        idle: why -> options, e.g. ``{"--agent ppo": ["baseline"]}``.
-
-    Raises:
-        InputError: the first of them.
-    """
-    for why, names in idle.items():
-        for name in names:
-            if getattr(config, name) != getattr(usual, name):
-                word = f"--{name.replace('_', '-')}"
-                raise InputError(f"{why} makes no use of {word}: leave it away")
-
-
-def parse_number(text: str | float, name: str = "value") -> float:
-    """A finite number typed as ``"0.15"`` or as a fraction ``"8/255"``.
-
-    Raises:
-        InputError: not a number, a zero denominator, or not finite.
-    """
-    parts = str(text).split("/")
-    try:
-        value = float(parts[0]) if len(parts) == 1 else float(parts[0]) / float(parts[1])
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if len(parts) > 2 or not math.isfinite(value):
-        raise InputError(f"{name} must be a number such as 0.15 or 8/255, not {text!r}")
-    return value
-
-
-def parse_eps(text: str | float) -> float:
-    """The radius ε of a threat model, in [0, 1] pixel units.
-
-    Raises:
-        InputError: not a number, not finite, or not above 0.
-    """
-    eps = parse_number(text, "eps")
-    if eps <= 0:
-        raise InputError(f"eps must be above 0, not {text!r}")
-    return eps
-
-
-def parse_linf_eps(text: str | float) -> float:
-    """The radius of an L∞ ball as a person types it; 1 and above are levels of 255, not pixels.
-
-    Raises:
-        InputError: as `parse_eps`, or 1 and above, which holds every image.
-    """
-    eps = parse_eps(text)
-    if eps >= 1:
-        raise InputError(f"eps is in [0, 1] pixels: did you mean {text}/255?")
-    return eps
 
 
 def check_known_shape(x: Tensor, shape: Sequence[int]) -> None:

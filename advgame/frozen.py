@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from advgame.checks import parse_eps
 from advgame.classifiers.saved import load_classifier, run_classifier
 from advgame.errors import InputError
 from advgame.run.folder import RunFolder
+from advgame.run.options import parse_eps
 from advgame.seeding import seeded_init
 from advgame.threat import Linf, Threat
 

@@ -15,8 +15,8 @@ from typing import ClassVar, Self, overload
 import torch
 from torch import Tensor
 
-from advgame.checks import parse_eps
 from advgame.errors import InputError
+from advgame.run.options import parse_eps
 
 Index = Tensor | slice
 _ON_FACE = 1e-3  # how near to the face counts as on it: rounding moves projected points by less

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import write_atomically
+from advgame.run.files import write_atomically
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 NAME = "attacker.safetensors"

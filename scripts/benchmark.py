@@ -41,8 +41,8 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies, StrategySpace
-from advgame.run.checkpoint import write_atomically
 from advgame.run.cli import run_script
+from advgame.run.files import write_atomically
 from advgame.run.folder import command, commit, cpu_name, device_name, versions
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf, per_image

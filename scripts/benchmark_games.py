@@ -42,8 +42,8 @@ from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.passes import DefenderStep, Passes
 from advgame.games.training import Rules
 from advgame.losses import cross_entropy
-from advgame.run.checkpoint import write_atomically
 from advgame.run.cli import run_script
+from advgame.run.files import write_atomically
 from advgame.run.folder import cpu_name, device_name, made_by
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf

@@ -29,7 +29,6 @@ from rich.progress import track
 from torch import nn
 
 from advgame.attacks import Attack
-from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
@@ -38,12 +37,13 @@ from advgame.evaluation import Report, check_attacks, evaluate, find_flags, writ
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
 from advgame.losses import check_smoothing
-from advgame.run.checkpoint import read_json, write_atomically
-from advgame.run.cli import Names, peek, run_script, typed_options
+from advgame.run.cli import run_script
 from advgame.run.curves import game_figure, matrix_figure, save_figure
+from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, RunFolder, device_name
 from advgame.run.job import Script
 from advgame.run.loop import load_best
+from advgame.run.options import Names, parse_eps, peek, typed_options
 from advgame.run.progress import telling
 from advgame.run.settings import RunConfig, check_run
 from advgame.seeding import seeded_init

@@ -28,7 +28,6 @@ from rich.table import Table
 from torch import nn
 
 from advgame.attacks import Attack, attacked
-from advgame.checks import check_types, parse_eps, parse_linf_eps, refuse_idle
 from advgame.classifiers.saved import (
     imported,
     imported_classifier,
@@ -47,15 +46,17 @@ from advgame.evaluation import (
     find_flags,
     write_report,
 )
-from advgame.run.cli import (
+from advgame.run.cli import resume_settings, run_script
+from advgame.run.devices import check_devices, make_fabric
+from advgame.run.folder import RunFolder, device_name
+from advgame.run.options import (
     Names,
-    check_devices,
-    make_fabric,
-    resume_settings,
-    run_script,
+    check_types,
+    parse_eps,
+    parse_linf_eps,
+    refuse_idle,
     typed_options,
 )
-from advgame.run.folder import RunFolder, device_name
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
 from advgame.run.settings import Dataset

@@ -25,7 +25,6 @@ import tyro
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked, fgsm, pgd
-from advgame.checks import parse_eps
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_classifier, predict
@@ -40,10 +39,12 @@ from advgame.evaluation.sweeps import (
 )
 from advgame.evaluation.verdicts import adversarial
 from advgame.games.passes import perturbation_stats
-from advgame.run.checkpoint import write_atomically
-from advgame.run.cli import Names, make_fabric, run_script
+from advgame.run.cli import run_script
 from advgame.run.curves import save_figure
+from advgame.run.devices import make_fabric
+from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
+from advgame.run.options import Names, parse_eps
 from advgame.run.settings import Dataset
 from advgame.seeding import stream
 from advgame.threat import Linf, Threat

@@ -36,7 +36,6 @@ from advgame.attacks import (
     near_pgd,
     pgd,
 )
-from advgame.checks import parse_eps
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.errors import InputError, unknown
 from advgame.evaluation.judge import judge
@@ -46,9 +45,10 @@ from advgame.games.free import Free
 from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.run.job import Script
+from advgame.run.options import parse_eps, peek, typed_options
 from advgame.run.selection import Criterion
 from advgame.run.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf, Threat

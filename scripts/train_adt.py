@@ -29,7 +29,6 @@ from torch import nn
 
 from advgame.attacks import Attack
 from advgame.attacks.distributional import DistributionalAttack, Sampler
-from advgame.checks import parse_eps
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -38,10 +37,11 @@ from advgame.evaluation.sweeps import variety
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.run.checkpoint import write_atomically
-from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.cli import run_script
+from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, command, commit
 from advgame.run.job import Script
+from advgame.run.options import parse_eps, peek, typed_options
 from advgame.run.settings import RunConfig, check_run, make_module
 from advgame.seeding import seeded_init
 from advgame.threat import Linf

@@ -28,15 +28,16 @@ from torch import Tensor
 
 from advgame.attacks.features import feature_names
 from advgame.attacks.menu import CHOICES, MOVES, Menu
-from advgame.checks import check_types, parse_linf_eps
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run, shipped
 from advgame.health import deaths
-from advgame.run.cli import make_fabric, resume_settings, run_script, typed_options
+from advgame.run.cli import resume_settings, run_script
 from advgame.run.curves import Panels, game_figure, save_figure, shares_figure
+from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics, RunFolder, command, commit, device_name
 from advgame.run.loop import Trainer, TrainingPlan, load_best
+from advgame.run.options import check_types, parse_linf_eps, typed_options
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.threat import Linf
 from agents.episodes import EpisodeConfig, EpisodicReinforce

@@ -30,8 +30,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, slug
 from advgame.imitation.recording import record
-from advgame.run.checkpoint import write_atomically
 from advgame.run.cli import run_script
+from advgame.run.files import write_atomically
 from advgame.run.folder import command, commit, versions
 from advgame.run.interrupt import Interrupt
 from advgame.seeding import derive_seed

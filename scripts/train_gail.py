@@ -27,16 +27,16 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
-from advgame.checks import check_types, refuse_idle
 from advgame.errors import InputError, unknown
 from advgame.games.imitation import ImitationGame
 from advgame.health import deaths
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import Discriminator
-from advgame.run.cli import peek, resume_settings, run_script, typed_options
+from advgame.run.cli import resume_settings, run_script
 from advgame.run.curves import game_figure, save_figure
 from advgame.run.folder import Metrics, RunFolder, device_name
 from advgame.run.loop import Trainer, TrainingPlan
+from advgame.run.options import check_types, peek, refuse_idle, typed_options
 from advgame.seeding import derive_seed, stream
 from agents.cloning import clone
 from agents.imitator import Algorithm, Imitator, PolicySettings

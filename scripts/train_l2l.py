@@ -25,7 +25,6 @@ import tyro
 from lightning_fabric import Fabric
 
 from advgame.attacks import Attack, BatchNormMode, fgsm, pgd
-from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
@@ -35,9 +34,10 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import L2L, Form, Modes
 from advgame.games.training import PANELS, DefenderTraining, Rules
 from advgame.losses import check_smoothing
-from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit
 from advgame.run.job import Script
+from advgame.run.options import parse_eps, peek, typed_options
 from advgame.run.selection import Criterion
 from advgame.run.settings import RunConfig, check_run
 from advgame.seeding import seeded_init

@@ -23,7 +23,6 @@ from typing import Any, Literal
 import tyro
 from lightning_fabric import Fabric
 
-from advgame.checks import parse_eps
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.errors import InputError
 from advgame.evaluation.judge import judge
@@ -31,9 +30,10 @@ from advgame.games.awp import make_defender
 from advgame.games.las_at import Credit, LasAt, LasTrades
 from advgame.games.strategy import BETAS, strategy_space
 from advgame.losses import check_smoothing
-from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.run.job import Script
+from advgame.run.options import parse_eps, peek, typed_options
 from advgame.run.settings import RunConfig, check_run, make_module
 from advgame.threat import Linf
 from agents.players import LEARNERS, Agent, make_player

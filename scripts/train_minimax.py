@@ -31,7 +31,6 @@ from torch import nn
 
 from advgame import solvers
 from advgame.attacks import Attack
-from advgame.checks import parse_eps
 from advgame.classifiers import Normalise, make_classifier
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
@@ -43,10 +42,11 @@ from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
 from advgame.games.training import DefenderTraining, Rules
 from advgame.health import network_signs
 from advgame.losses import check_smoothing
-from advgame.run.cli import peek, run_script, typed_options
+from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit
 from advgame.run.job import Script
 from advgame.run.loop import Validate
+from advgame.run.options import parse_eps, peek, typed_options
 from advgame.run.settings import RunConfig, check_run
 from advgame.seeding import derive_seed, seeded_init
 from advgame.threat import Linf

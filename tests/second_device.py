@@ -166,9 +166,9 @@ def main() -> None:
     fill_gaps()
     sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
     torch.set_num_threads(1)
-    from advgame.run import cli
+    from advgame.run import cli, devices
 
-    cli.make_fabric, cli.run_script = make_fabric, lambda job, stopped="": job()
+    devices.make_fabric, cli.run_script = make_fabric, lambda job, stopped="": job()
     results = {" ".join(job["words"]): play(**job) for job in jobs}
     text = json.dumps({"jobs": results, "refusals": refusals()}, indent=1)
     (folder / "results.json").write_text(text)

@@ -16,7 +16,7 @@ from advgame.classifiers import SmallCNN
 from advgame.defender import Defender
 from advgame.games.awp import AWPDefender
 from advgame.games.training import DefenderTraining
-from advgame.run.cli import make_fabric
+from advgame.run.devices import make_fabric
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 

@@ -17,9 +17,9 @@ from advgame.errors import InputError
 from advgame.evaluation import as_line, check_classifier, evaluate
 from advgame.evaluation.probes import outputs, rivals
 from advgame.frozen import shipped
-from advgame.run.checkpoint import read_json
-from advgame.run.cli import typed_options
+from advgame.run.files import read_json
 from advgame.run.folder import Metrics
+from advgame.run.options import typed_options
 from advgame.threat import Linf
 from agents.attacker_file import write_file
 from agents.attackers import load_any_attacker

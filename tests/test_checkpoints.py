@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import UMASK, Checkpoints, load_weights, save_weights, write_atomically
+from advgame.run.checkpoint import Checkpoints, load_weights, save_weights
+from advgame.run.files import UMASK, write_atomically
 from advgame.run.folder import Metrics, RunFolder
 
 RNG = torch.Generator().manual_seed(1)

@@ -23,8 +23,8 @@ from conftest import ROOT
 from lightning_fabric import Fabric
 from rich.console import Console
 
-from advgame.run import folder
 from advgame.errors import InputError
+from advgame.run import folder
 from advgame.run.cells import same_flags
 from advgame.run.checkpoint import Checkpoints
 from advgame.run.cli import resume_settings, run_script

@@ -10,7 +10,8 @@ from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
 from advgame.evaluation.cells import Cell, Cells
-from advgame.run.checkpoint import Checkpoints, read_json
+from advgame.run.checkpoint import Checkpoints
+from advgame.run.files import read_json
 from advgame.run.folder import Metrics, RunFolder
 from advgame.threat import Linf
 

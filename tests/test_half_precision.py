@@ -10,7 +10,7 @@ from advgame.attacks.features import features
 from advgame.attacks.label_free import transport_from
 from advgame.classifiers import SmallCNN
 from advgame.defender import Defender
-from advgame.run.cli import make_fabric
+from advgame.run.devices import make_fabric
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.attacker_networks import SlimBody, bounded, small_body

@@ -18,7 +18,7 @@ from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.health import network_signs
-from advgame.run.cli import make_fabric
+from advgame.run.devices import make_fabric
 from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
 from agents.attackers import load_any_attacker

@@ -15,7 +15,7 @@ from conftest import ROOT
 from equal_runs import assert_equal_runs
 from study import STUDIES
 
-from advgame.run.cli import typed_options
+from advgame.run.options import typed_options
 
 TRAIN = [sys.executable, "scripts/train_las_at.py"]
 TINY = ["--train-n", "200", "--batch-size", "32", "--eval-n", "30", "--attacks", "fgsm"]

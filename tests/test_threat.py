@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from advgame.checks import parse_eps
 from advgame.errors import InputError
+from advgame.run.options import parse_eps
 from advgame.threat import L2, THREATS, Linf
 
 BALLS = [Linf(0.1), L2(0.7), Linf(torch.linspace(0.01, 0.3, 6)), L2(torch.linspace(0.1, 1, 6))]

@@ -17,7 +17,7 @@ from advgame.errors import InputError
 from advgame.evaluation import validator
 from advgame.games.awp import AWPDefender
 from advgame.games.training import DefenderTraining
-from advgame.run.cli import make_fabric
+from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.run.loop import load_best
 from advgame.run.selection import criterion

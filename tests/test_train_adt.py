@@ -16,7 +16,8 @@ from train_adt import ADT_PANELS, Config, defaults, main
 from advgame.errors import InputError
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import DefenderTraining
-from advgame.run.cli import make_fabric, run_script
+from advgame.run.cli import run_script
+from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.threat import Linf
 from agents.adt_players import ExplicitPlayer, ImplicitPlayer

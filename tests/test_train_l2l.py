@@ -21,7 +21,8 @@ from advgame.evaluation import validator
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import Modes
 from advgame.games.training import PANELS, DefenderTraining
-from advgame.run.cli import make_fabric, run_script
+from advgame.run.cli import run_script
+from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import load_best
 from advgame.run.selection import SCORES

@@ -21,7 +21,7 @@ from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.games.training import DefenderTraining
-from advgame.run.cli import make_fabric
+from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.run.loop import load_best
 from advgame.solvers import Optimistic, Solver

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from advgame.attacks.attack import AttackResult, at_boundary
 from advgame.attacks.modes import BatchNormMode, attacked
-from advgame.checks import check_images, check_labels, check_logits, parse_number
+from advgame.checks import check_images, check_labels, check_logits
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy
+from advgame.run.options import parse_number
 from advgame.threat import Index, Threat, per_image
 
 

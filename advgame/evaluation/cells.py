@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.run.checkpoint import read_json, write_atomically
+from advgame.run.files import read_json, write_atomically
 from advgame.threat import Threat
 
 

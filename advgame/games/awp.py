@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advgame.checks import parse_number
 from advgame.defender import Defender, DefenderLoss
 from advgame.errors import InputError
+from advgame.run.options import parse_number
 
 
 class AWPDefender(Defender):

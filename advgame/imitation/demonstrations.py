@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import write_atomically
+from advgame.run.files import write_atomically
 
 _SHIPPED = Path(__file__).parent
 _UNPACKED = 2**28  # bytes; what unpacks to more must fill a twentieth of that in its file

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import read_json, write_atomically
 from advgame.run.curves import Rows
+from advgame.run.files import read_json, write_atomically
 from advgame.run.interrupt import hangup
 from advgame.statistics import spread
 

@@ -24,70 +24,9 @@ from torch import nn
 
 from advgame.classifiers.foreign import weights
 from advgame.errors import InputError
+from advgame.run.files import UMASK, read_json, sync, write_atomically
 
 FORMAT = 1
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace a file by its new content, or leave the old one untouched.
-
-    The new content is written under a name that nobody can know beforehand, so that two writers do
-    not meet and no link that lies there is followed. A link at ``path`` itself is replaced.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(".partial", f".{path.name}.", path.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fchmod(descriptor, 0o666 & ~UMASK)  # mkstemp's files are their owner's alone
-            os.fsync(descriptor)
-        os.replace(partial, path)
-        _sync(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
-
-
-UMASK = _umask()
-"""Of this process, read once, before there are threads."""
-
-
-def read_json(path: Path, repair: str = "restore it, or start anew", kind: type = dict) -> Any:
-    """What a JSON file holds.
-
-    Args:
-        path: of the file.
-        repair: what to do where it is damaged.
-        kind: ``dict`` or ``list``, what it must hold; an empty one counts as damage.
-
-    Raises:
-        InputError: missing or damaged file.
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever
-            raise ValueError("it is no file")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}): {repair}") from error
-    if not isinstance(content, kind) or not content:
-        raise InputError(f"{path} cannot be read (damaged, or of something else): {repair}")
-    return content
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -155,13 +94,13 @@ class Checkpoints:
                 save_weights(module, partial / f"{name}.safetensors")
             with (partial / "state.pt").open("wb") as file:
                 torch.save(dict(state), file)
-            _sync(partial / "state.pt")
+            sync(partial / "state.pt")
             digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
             manifest = {"format": FORMAT, "step": step, "sha256": digests}
             write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
-            _sync(self.folder)
+            sync(self.folder)
         except BaseException as error:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -16,7 +16,7 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
 
-from advgame.run.checkpoint import write_atomically
+from advgame.run.files import write_atomically
 from advgame.threat import Threat
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import UMASK, Checkpoints, read_json, write_atomically
+from advgame.run.checkpoint import Checkpoints
+from advgame.run.files import UMASK, read_json, write_atomically
 
 FORMAT = 1
 _ABOUT = {"config": dict, "command": str, "versions": dict, "commit": str, "device": str}

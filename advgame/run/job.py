@@ -12,13 +12,14 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from advgame.attacks import Attack
-from advgame.checks import parse_eps
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_evaluation, validator
-from advgame.run.cli import make_fabric, resume_settings
+from advgame.run.cli import resume_settings
+from advgame.run.devices import make_fabric
 from advgame.run.folder import RunFolder, device_name
 from advgame.run.loop import Game, Trainer, Validate
+from advgame.run.options import parse_eps
 from advgame.run.selection import SCORES, Criterion, criterion
 from advgame.run.settings import RunConfig, training_plan
 from advgame.threat import Linf

@@ -11,13 +11,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from advgame.checks import check_types, parse_linf_eps, refuse_idle
 from advgame.classifiers import Normalise, make_classifier
 from advgame.data import STATISTICS, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
-from advgame.run.cli import Names, check_devices
+from advgame.run.devices import check_devices
 from advgame.run.loop import TrainingPlan
+from advgame.run.options import Names, check_types, parse_linf_eps, refuse_idle
 from advgame.run.selection import Select
 from advgame.seeding import derive_seed, seeded_init
 

@@ -27,9 +27,9 @@ from advgame.run.cells import (
     usable,
     with_earlier,
 )
-from advgame.run.checkpoint import read_json, write_atomically
-from advgame.run.cli import Names
+from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
+from advgame.run.options import Names
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]

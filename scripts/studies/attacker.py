@@ -34,8 +34,8 @@ from advgame.errors import InputError
 from advgame.frozen import Frozen, from_run
 from advgame.losses import margin
 from advgame.run.cells import run_cell
-from advgame.run.checkpoint import write_atomically
 from advgame.run.curves import save_figure
+from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.seeding import derive_seed, stream
 from advgame.statistics import spread

@@ -26,15 +26,15 @@ import torch
 import tyro
 
 from advgame.attacks import attacked, pgd
-from advgame.checks import parse_eps
 from advgame.classifiers.saved import run_classifier
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.health import network_signs
 from advgame.losses import cross_entropy
-from advgame.run.checkpoint import read_json, write_atomically
 from advgame.run.curves import save_figure, seeds_figure
+from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import RunFolder, made_by
+from advgame.run.options import parse_eps
 from advgame.threat import Linf
 from agents.attacker_file import NAME
 from agents.attnet import AttNet, AttNetAttack, load_attnet

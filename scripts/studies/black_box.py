@@ -23,12 +23,12 @@ from rich.progress import track
 from sweeps import group
 from torch import nn
 
-from advgame.checks import parse_eps
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
-from advgame.run.checkpoint import write_atomically
-from advgame.run.cli import make_fabric
+from advgame.run.devices import make_fabric
+from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
+from advgame.run.options import parse_eps
 from advgame.statistics import spread
 from advgame.threat import Linf
 

@@ -19,12 +19,11 @@ from typing import Any, Literal
 import cat_and_mouse
 import numpy as np
 
-from advgame.checks import parse_eps
 from advgame.errors import InputError
 from advgame.run.cells import split_flags, whole_number
-from advgame.run.checkpoint import read_json
-from advgame.run.cli import Names
 from advgame.run.curves import Rows, matrix_figure, save_figure, seeds_figure
+from advgame.run.files import read_json
+from advgame.run.options import Names, parse_eps
 from advgame.run.study import (
     Finished,
     Run,

@@ -43,10 +43,10 @@ from advgame.run.cells import (
     whole_number,
     with_earlier,
 )
-from advgame.run.checkpoint import read_json, write_atomically
-from advgame.run.cli import Names
 from advgame.run.curves import save_figure
+from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
+from advgame.run.options import Names
 from advgame.run.selection import selected_by
 from studies._comparison import PGD, as_csv, selection, signs, table, with_gap
 

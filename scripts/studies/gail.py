@@ -32,8 +32,8 @@ from advgame.health import deaths
 from advgame.imitation.demonstrations import provenance, shipped, slug
 from advgame.imitation.stability import as_rows, judged, pairs_as_lines, pairwise, score, summarise
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable, with_earlier
-from advgame.run.checkpoint import read_json, write_atomically
 from advgame.run.curves import Rows, save_figure, seeds_figure
+from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.seeding import stream
 from envs.gail import expert_halves

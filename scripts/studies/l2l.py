@@ -20,8 +20,8 @@ from typing import Any, Literal
 import train_l2l
 
 from advgame.run.cells import drawable, summarise, thinned
-from advgame.run.cli import Names
 from advgame.run.curves import save_figure, seeds_figure
+from advgame.run.options import Names
 from advgame.run.selection import selected_by
 from advgame.run.study import (
     Finished,

@@ -28,8 +28,8 @@ import train_las_at
 from advgame.errors import InputError
 from advgame.run.cells import drawable, thinned
 from advgame.run.cells import summarise as over_seeds
-from advgame.run.checkpoint import read_json
 from advgame.run.curves import save_figure, seeds_figure
+from advgame.run.files import read_json
 from advgame.run.study import (
     Finished,
     Run,

@@ -17,12 +17,11 @@ from typing import Any, Literal
 
 import train_minimax
 
-from advgame.checks import parse_eps
 from advgame.errors import InputError
 from advgame.run.cells import drawable, split_flags, summarise, thinned
-from advgame.run.cli import Names
 from advgame.run.curves import save_figure, seeds_figure
 from advgame.run.folder import Metrics
+from advgame.run.options import Names, parse_eps
 from advgame.run.study import (
     Finished,
     Runs,

@@ -30,8 +30,8 @@ from advgame.errors import InputError
 from advgame.privacy import FILTERS
 from advgame.privacy.pictures import trade_off_figure
 from advgame.run.cells import same_flags
-from advgame.run.checkpoint import read_json, write_atomically
 from advgame.run.curves import save_figure
+from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import cpu_name, made_by
 from advgame.statistics import spread
 

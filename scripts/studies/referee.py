@@ -19,9 +19,9 @@ import tyro
 from rich.console import Console
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import write_atomically
-from advgame.run.cli import Names
+from advgame.run.files import write_atomically
 from advgame.run.folder import made_by
+from advgame.run.options import Names
 from advgame.statistics import wilson
 
 POSTER = (

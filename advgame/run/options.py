@@ -1,0 +1,136 @@
+"""Options as a person types them, refused in words where they cannot work; imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+from tyro.constructors import PrimitiveConstructorSpec
+
+from advgame.errors import InputError
+
+# An option that takes names, with spaces or commas between: --attacks fgsm,pgd20 autoattack
+Names = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME [NAME ...]",
+        instance_from_str=lambda words: tuple(
+            name for word in words for part in word.split(",") if (name := part.strip())
+        ),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=list,
+    ),
+]
+
+
+def peek(words: Sequence[str], **defaults: str) -> dict[str, str]:
+    """The values of a few options among the words of a command line, before it is parsed in full.
+
+    They decide what the other options' defaults are, which ``--help`` then shows.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", default=default)
+    try:
+        known, _ = parser.parse_known_args(list(words))
+    except argparse.ArgumentError:  # an option without its value: the full parser says so better
+        return defaults
+    return dict(vars(known))
+
+
+def typed_options(kind: type) -> set[str]:
+    """The fields of a settings class that stand on the command line.
+
+    Raises:
+        InputError: an option of several values that is given twice, of which the last would count.
+    """
+    given = [word.split("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+    words = [word.lstrip("-").replace("-", "_") for word in given]
+    for field in fields(kind):
+        if isinstance(field.default, tuple) and words.count(field.name) > 1:
+            word = f"--{field.name.replace('_', '-')}"
+            raise InputError(f"{word} is given twice: name all after one {word}")
+    return {f.name for f in fields(kind) if {f.name, f"no_{f.name}"} & set(words)}  # --no-FLAG
+
+
+def check_types(kind: type, values: Mapping[str, Any], where: object) -> None:
+    """Refuse values that are not of the types of a settings class.
+
+    Args:
+        kind: the settings class.
+        values: some of its fields, by name.
+        where: whose they are, for the message.
+
+    Raises:
+        InputError: which value, and what it should be.
+    """
+    hints, every = get_type_hints(kind), CollectionCheckStrategy.ALL_ITEMS
+    for name, value in values.items():
+        try:
+            check_type(value, hints[name], collection_check_strategy=every)
+        except TypeCheckError as error:
+            raise InputError(f"{where}: {name} cannot be {value!r} ({error})") from error
+
+
+def refuse_idle(config: object, usual: object, idle: Mapping[str, Collection[str]]) -> None:
+    """Refuse options that change nothing, where they differ from what is usual.
+
+    Args:
+        config: all settings.
+        usual: the same with nothing asked for.
+        idle: why -> options, e.g. ``{"--agent ppo": ["baseline"]}``.
+
+    Raises:
+        InputError: the first of them.
+    """
+    for why, names in idle.items():
+        for name in names:
+            if getattr(config, name) != getattr(usual, name):
+                word = f"--{name.replace('_', '-')}"
+                raise InputError(f"{why} makes no use of {word}: leave it away")
+
+
+def parse_number(text: str | float, name: str = "value") -> float:
+    """A finite number typed as ``"0.15"`` or as a fraction ``"8/255"``.
+
+    Raises:
+        InputError: not a number, a zero denominator, or not finite.
+    """
+    parts = str(text).split("/")
+    try:
+        value = float(parts[0]) if len(parts) == 1 else float(parts[0]) / float(parts[1])
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if len(parts) > 2 or not math.isfinite(value):
+        raise InputError(f"{name} must be a number such as 0.15 or 8/255, not {text!r}")
+    return value
+
+
+def parse_eps(text: str | float) -> float:
+    """The radius ε of a threat model, in [0, 1] pixel units.
+
+    Raises:
+        InputError: not a number, not finite, or not above 0.
+    """
+    eps = parse_number(text, "eps")
+    if eps <= 0:
+        raise InputError(f"eps must be above 0, not {text!r}")
+    return eps
+
+
+def parse_linf_eps(text: str | float) -> float:
+    """The radius of an L∞ ball as a person types it; 1 and above are levels of 255, not pixels.
+
+    Raises:
+        InputError: as `parse_eps`, or 1 and above, which holds every image.
+    """
+    eps = parse_eps(text)
+    if eps >= 1:
+        raise InputError(f"eps is in [0, 1] pixels: did you mean {text}/255?")
+    return eps
