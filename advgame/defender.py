@@ -13,7 +13,7 @@ from advgame.attacks.modes import attacked
 from advgame.classifiers.foreign import frozen_copy
 from advgame.errors import InputError
 from advgame.losses import smoothed_cross_entropy
-from advgame.seeding import OwnChance
+from advgame.seeding import PrivateRNG
 
 DefenderLoss = Callable[[nn.Module], Tensor]
 """The classifier, as it is to be called, -> its loss per image (B,)."""
@@ -189,7 +189,7 @@ class Defender:
         if len(x) > 1:
             return
         try:
-            with attacked(self.module, "train"), OwnChance(0, self.device), torch.no_grad():
+            with attacked(self.module, "train"), PrivateRNG(0, self.device), torch.no_grad():
                 self.module(x)
         except ValueError as error:
             raise InputError(

@@ -37,10 +37,10 @@ def seeded_init(seed: int, name: str = "init") -> Iterator[None]:
         yield
 
 
-class OwnChance:
+class PrivateRNG:
     """Torch's global streams as a private stream, for code that takes no generator (dropout, SB3).
 
-    Inside ``with chance:`` the global streams are this object's; outside they are as they were.
+    Inside ``with private:`` the global streams are this object's; outside they are as they were.
 
     Args:
         seed: where the stream begins.

@@ -21,7 +21,7 @@ from advgame.errors import InputError
 from advgame.evaluation import predict, score
 from advgame.evaluation.verdicts import adversarial
 from advgame.losses import cross_entropy
-from advgame.seeding import OwnChance, derive_seed, seeded_init, stream
+from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Threat
 from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttack, AttNetAttacker
@@ -251,7 +251,7 @@ class Ascent:
         self._optimizer = torch.optim.Adam(
             self.network.parameters(), effort.lr, maximize=True, fused=True
         )
-        self._chance = OwnChance(derive_seed(own, "dropout"), device)
+        self._chance = PrivateRNG(derive_seed(own, "dropout"), device)
 
     def run(self, steps: int) -> Any:
         """Go on for so many steps; returns the network, in evaluation mode."""

@@ -23,7 +23,7 @@ from torch.distributions import Categorical
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
 from advgame.health import entropy_sign
-from advgame.seeding import OwnChance
+from advgame.seeding import PrivateRNG
 from agents.policies import DIVERGED, StrategyPolicy
 
 _BUFFER = ("observations", "actions", "rewards", "returns", "episode_starts", "values")
@@ -63,7 +63,7 @@ class SB3Chance:
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self._torch, self._numpy = OwnChance(seed, device), _numpy_state(seed)
+        self._torch, self._numpy = PrivateRNG(seed, device), _numpy_state(seed)
 
     def __enter__(self) -> None:
         self._outer = np.random.get_state(legacy=True)  # noqa: NPY002

@@ -25,7 +25,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import Credit, LasAt, StepResult
 from advgame.games.strategy import StrategySpace
-from advgame.seeding import OwnChance, derive_seed, seeded_init, stream
+from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Linf
 from envs.standard import check_reset, check_standard
 
@@ -161,7 +161,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         )
         self._rng = stream(seed, f"attack{fabric.global_rank}", self.defender.device)
         dropout = derive_seed(seed, f"dropout{fabric.global_rank}")
-        self._chance = OwnChance(dropout, self.defender.device)
+        self._chance = PrivateRNG(dropout, self.defender.device)
         self.steps = 0
         self._draw()
 

@@ -36,10 +36,10 @@ from advgame.errors import InputError
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.awp import AWPDefender
+from advgame.games.costs import DefenderStep, Passes
 from advgame.games.free import Free
 from advgame.games.l2l import L2L, Form
 from advgame.games.pairing import LogitPairing, Mart, Trades
-from advgame.games.passes import DefenderStep, Passes
 from advgame.games.training import Rules
 from advgame.losses import cross_entropy
 from advgame.run.cli import run_script

@@ -38,7 +38,7 @@ from advgame.evaluation.sweeps import (
     sweep,
 )
 from advgame.evaluation.verdicts import adversarial
-from advgame.games.passes import perturbation_stats
+from advgame.games.costs import perturbation_stats
 from advgame.run.cli import run_script
 from advgame.run.curves import save_figure
 from advgame.run.devices import make_fabric

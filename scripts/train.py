@@ -111,7 +111,7 @@ class Game:
     purpose: Criterion = "robust"
 
 
-def given(value: T | None) -> T:
+def require(value: T | None) -> T:
     """An option that `check` found to be there."""
     assert value is not None
     return value
@@ -120,12 +120,12 @@ def given(value: T | None) -> T:
 def _against(
     config: Config, threat: Threat, attack: Callable[[Threat], GradientAttack]
 ) -> AdversarialTraining:
-    mode: BatchNormMode = given(config.attack_mode)
+    mode: BatchNormMode = require(config.attack_mode)
     return AdversarialTraining(threat, lambda ball: replace(attack(ball), mode=mode))
 
 
 def _sizes(config: Config, ball: Threat) -> tuple[int, float | Tensor]:
-    return given(config.attack_steps), ball.eps * given(config.step_size)
+    return require(config.attack_steps), ball.eps * require(config.step_size)
 
 
 _PGD: dict[str, Any] = {"attack_steps": 10, "step_size": 0.25}
@@ -140,17 +140,17 @@ GAMES: dict[str, Game] = {
     ),
     "fast": Game(
         "one step of 1.25 ε from a uniform start (Wong et al. 2020)",
-        lambda c, t, *_: _against(c, t, lambda b: fast(b, b.eps * given(c.step_size))),
+        lambda c, t, *_: _against(c, t, lambda b: fast(b, b.eps * require(c.step_size))),
         {"step_size": 1.25, **_EVAL},
     ),
     "n-fgsm": Game(
         "one step of ε from noise of 2 ε, not pulled back (de Jorge et al. 2022)",
-        lambda c, t, *_: _against(c, t, lambda b: n_fgsm(b, given(c.noise))),
+        lambda c, t, *_: _against(c, t, lambda b: n_fgsm(b, require(c.noise))),
         {"noise": 2.0, **_EVAL},
     ),
     "free": Game(
         "a batch replayed, one backward pass for both players (Shafahi et al. 2019)",
-        lambda c, t, *_: Free(t, given(c.replays)),
+        lambda c, t, *_: Free(t, require(c.replays)),
         {"replays": 8},
     ),
     "pgd-at": Game(
@@ -160,24 +160,24 @@ GAMES: dict[str, Game] = {
     ),
     "alp": Game(
         "clean images and PGD's, their logits drawn together (Kannan et al. 2018)",
-        lambda c, t, *_: LogitPairing(t, given(c.beta), lambda b: pgd(b, *_sizes(c, b))),
+        lambda c, t, *_: LogitPairing(t, require(c.beta), lambda b: pgd(b, *_sizes(c, b))),
         {"beta": 0.5, **_PGD},
     ),
     "feature-scatter": Game(
         "one step that moves the batch's outputs away, no labels (Zhang & Wang 2019)",
         lambda c, t, *_: AdversarialTraining(
-            t, lambda b: feature_scatter(b, transport=given(c.transport))
+            t, lambda b: feature_scatter(b, transport=require(c.transport))
         ),
         {"true_probability": 0.5, "transport": "fixed"},
     ),
     "trades": Game(
         "clean images, and the divergence to the outputs of KL-PGD (Zhang et al. 2019)",
-        lambda c, t, *_: Trades(t, given(c.beta), lambda b: kl_pgd(b, *_sizes(c, b))),
+        lambda c, t, *_: Trades(t, require(c.beta), lambda b: kl_pgd(b, *_sizes(c, b))),
         {"beta": 6.0, **_PGD},
     ),
     "mart": Game(
         "boosted CE, and TRADES' divergence where the classifier is unsure (Wang et al. 2020)",
-        lambda c, t, *_: Mart(t, given(c.beta), lambda b: near_pgd(b, *_sizes(c, b))),
+        lambda c, t, *_: Mart(t, require(c.beta), lambda b: near_pgd(b, *_sizes(c, b))),
         {"beta": 5.0, **_PGD},
     ),
 }

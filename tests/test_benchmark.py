@@ -18,7 +18,7 @@ from advgame.attacks import GradientAttack
 from advgame.classifiers import make_classifier
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import Passes
+from advgame.games.costs import Passes
 from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init
 from advgame.threat import Linf

@@ -5,13 +5,13 @@ import shutil
 import signal
 from dataclasses import replace
 
-import cat_and_mouse
 import numpy as np
 import pytest
 import torch
-from cat_and_mouse import Config, defaults, main
+import train_cat_and_mouse
 from equal_runs import SMALL, assert_equal_runs
 from studies import cat_and_mouse as study_cat_and_mouse
+from train_cat_and_mouse import Config, defaults, main
 
 from advgame.classifiers import SmallCNN
 from advgame.data import load_data
@@ -117,7 +117,7 @@ def test_stopped_between_rounds_and_resumed_is_the_same_to_the_bit(whole, tmp_pa
 
 def test_stopped_within_a_round_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch):
     """With random starts, dropout, and weights that began the round anew."""
-    monkeypatch.setattr(cat_and_mouse, "find_flags", lambda *_: [])  # they take the longest
+    monkeypatch.setattr(train_cat_and_mouse, "find_flags", lambda *_: [])  # they take the longest
     sizes = {"batch_size": 16, "round_steps": 3, "rounds": 2, "validate_every": 3}
     changes = {"attack": "pgd10", "restart_weights": True, "model": "minimax_cnn", **sizes}
     run = main(settings(tmp_path, "whole", **changes))
@@ -129,10 +129,10 @@ def test_an_interrupted_matrix_goes_on_where_it_was(whole, tmp_path, monkeypatch
     shutil.copytree(whole.path, folder)
     (folder / "report.json").unlink()
     (folder / "matrix" / "attack_002.json").unlink()
-    monkeypatch.setattr(cat_and_mouse, "find_flags", lambda *_: [])
-    real, asked = cat_and_mouse.errors_under, []
+    monkeypatch.setattr(train_cat_and_mouse, "find_flags", lambda *_: [])
+    real, asked = train_cat_and_mouse.errors_under, []
     monkeypatch.setattr(
-        cat_and_mouse, "errors_under", lambda n, *rest: (asked.append(n), real(n, *rest))[1]
+        train_cat_and_mouse, "errors_under", lambda n, *rest: (asked.append(n), real(n, *rest))[1]
     )
     main(Config(resume=str(folder)))
     assert asked == [2]
@@ -141,7 +141,7 @@ def test_an_interrupted_matrix_goes_on_where_it_was(whole, tmp_path, monkeypatch
 
 def test_a_run_is_not_overwritten_and_every_data_set_has_settings(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
-        config = cat_and_mouse.check(replace(defaults(name), epochs=1))
+        config = train_cat_and_mouse.check(replace(defaults(name), epochs=1))
         assert config.dataset == name
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match="never overwritten"):
@@ -169,7 +169,7 @@ def test_a_run_is_not_overwritten_and_every_data_set_has_settings(tmp_path):
     ],
 )
 def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(cat_and_mouse, words, answer)
+    refused(train_cat_and_mouse, words, answer)
 
 
 def test_answers_of_a_game_that_is_known():

@@ -3,18 +3,18 @@
 import io
 import sys
 
-import cat_and_mouse
 import evaluate
-import privacy_filter
 import pytest
 import torch
 import train
 import train_adt
 import train_attacker
+import train_cat_and_mouse
 import train_gail
 import train_l2l
 import train_las_at
 import train_minimax
+import train_privacy_filter
 import tyro
 from conftest import seeded
 from studies import cat_and_mouse as study_cat_and_mouse
@@ -34,7 +34,7 @@ from agents.attnet import AttNet, AttNetAttacker
 
 TRAININGS = (
     train, train_las_at, train_l2l, train_adt, train_minimax, train_gail, train_attacker,
-    cat_and_mouse, privacy_filter,
+    train_cat_and_mouse, train_privacy_filter,
 )  # fmt: skip
 STUDIES = {
     study_l2l: {"methods": ("grad",)},
@@ -68,10 +68,10 @@ def test_a_report_needs_an_attack(script, words, refused):
         (train_minimax, ["--defence", "unrolled", "--unroll", "0"], "unroll must be above 0"),
         (train_minimax, ["--attacker-lr", "inf"], "attacker_lr must be above 0"),
         (train_gail, ["--policy-hidden", "0"], "policy_hidden are widths"),
-        (privacy_filter, ["--filter", "raw", "--dim", "3"], "raw makes no use of --dim"),
-        (privacy_filter, ["--filter", "pca", "--steps", "9"], "pca makes no use of --steps"),
-        (privacy_filter, ["--gamma", "2", "--solver", "alt"], "alt makes no use of --gamma"),
-        (privacy_filter, ["--keep", "parity", "--attribute", "stroke"], "no use of --attribute"),
+        (train_privacy_filter, ["--filter", "raw", "--dim", "3"], "raw makes no use of --dim"),
+        (train_privacy_filter, ["--filter", "pca", "--steps", "9"], "pca makes no use of --steps"),
+        (train_privacy_filter, ["--gamma", "2", "--solver", "alt"], "alt makes no use of --gamma"),
+        (train_privacy_filter, ["--keep", "parity", "--attribute", "stroke"], "use of --attribute"),
         (train, ["--eval-n", "1", "--attacks", "fea"], "images of other classes to aim at"),
         (train, ["--batch-size", str(10**15)], "batch size must lie in"),
     ],

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from published import POSTER
 from studies import compare
-from studies._comparison import AUTOATTACK, PGD, selection, signs, table, with_gap
+from studies._comparison import AUTOATTACK, PGD, flags_of, selection, table, with_gap
 
 from advgame.errors import InputError
 from advgame.run.cells import summarise, whole_number
@@ -172,7 +172,7 @@ def test_a_gap_to_autoattack_that_the_control_has_not_is_a_sign():
         summary = summarise(runs, control)
         rows = table(summary, ("adt:pgd20", "autoattack"), control)
         assert rows[2][rows[0].index("PGD-20 − AutoAttack")].startswith(f"{100 * gap:.1f}")
-        return signs("masked", runs, summary, control)
+        return flags_of("masked", runs, summary, control)
 
     assert found(0.1) == "wider_gap_than_pgd-at"
     assert found(0.06) == "none", "4 points more is no sign"

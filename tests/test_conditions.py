@@ -9,7 +9,6 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import evaluate
-import privacy_filter
 import pytest
 import torch
 import train
@@ -19,6 +18,7 @@ import train_gail
 import train_l2l
 import train_las_at
 import train_minimax
+import train_privacy_filter
 from conftest import ROOT
 from lightning_fabric import Fabric
 from rich.console import Console
@@ -32,7 +32,7 @@ from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import Trainer, TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
-RESUMED = (*TRAINING, evaluate, privacy_filter, train_attacker, train_gail)
+RESUMED = (*TRAINING, evaluate, train_privacy_filter, train_attacker, train_gail)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
 from advgame.evaluation.autoattack import AutoAttackPart
-from advgame.games.passes import perturbation_stats
+from advgame.games.costs import perturbation_stats
 from advgame.seeding import seeded_init
 from advgame.threat import L2, Linf
 from agents.adt import ADTAttack, ADTNetwork

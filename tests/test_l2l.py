@@ -16,8 +16,8 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.awp import AWPDefender
+from advgame.games.costs import perturbation_stats
 from advgame.games.l2l import L2L, Modes
-from advgame.games.passes import perturbation_stats
 from advgame.losses import cross_entropy
 from advgame.seeding import seeded_init
 from advgame.threat import L2, Linf

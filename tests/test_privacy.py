@@ -14,9 +14,9 @@ from torch import nn
 from advgame.errors import InputError
 from advgame.privacy import (
     ATTRIBUTES,
+    FilterTraining,
     Inference,
     Part,
-    PrivacyGame,
     PrivacyTask,
     make_filter,
     make_task,
@@ -152,7 +152,7 @@ def test_raw_gives_out_every_pixel(digits):
 def test_the_risk_is_the_formula():
     task = toy()
     filter_ = make_filter("linear", task.train.x, 2, 0)
-    game = PrivacyGame(task, filter_, rho=3.0, adversary="linear")
+    game = FilterTraining(task, filter_, rho=3.0, adversary="linear")
     part = Part(task.train.x[:20], task.train.useful[:20], task.train.private[:20])
     game.publisher.eval()
     found = game.risk(part)(game.solver.u, game.solver.v).detach().numpy()
@@ -175,7 +175,7 @@ def test_a_step_is_the_solvers_on_the_risk():
     """z is computed once per step: the same numbers as computing it for every ascent."""
     task = toy()
     whole, spelled = (
-        PrivacyGame(task, make_filter("mlp", task.train.x, 2, 0), batch_size=600, ascent_steps=3)
+        FilterTraining(task, make_filter("mlp", task.train.x, 2, 0), batch_size=600, ascent_steps=3)
         for _ in range(2)
     )
     for _ in range(4):
@@ -193,7 +193,7 @@ def test_a_filter_hides_what_pca_leaks(solver):
     task = toy()
     leaking = make_filter("pca", task.train.x, 2, 0)
     assert judged(task, leaking)["linear"].test > 0.98
-    game = PrivacyGame(
+    game = FilterTraining(
         task, make_filter("linear", task.train.x, 2, 0), solver=solver, hidden=8, lr=1e-2, beams=2
     )
     start = game.measure()
@@ -221,7 +221,7 @@ def test_rho_decides():
 
     def private(rho):
         filter_ = make_filter("linear", task.train.x, 2, 0)
-        game = PrivacyGame(task, filter_, rho=rho, hidden=8, lr=1e-2)
+        game = FilterTraining(task, filter_, rho=rho, hidden=8, lr=1e-2)
         for _ in range(60):
             game.step()
         return judged(task, game.filter())["mlp"].test
@@ -235,7 +235,7 @@ def test_equal_bits(solver):
     task = toy()
 
     def weights():
-        game = PrivacyGame(task, make_filter("mlp", task.train.x, 3, 1), solver=solver, seed=1)
+        game = FilterTraining(task, make_filter("mlp", task.train.x, 3, 1), solver=solver, seed=1)
         for _ in range(5):
             game.step()
         return game.filter()
@@ -249,7 +249,7 @@ def test_equal_bits(solver):
 
 def test_fresh_inferences_know_nothing_of_the_players():
     task = toy()
-    game = PrivacyGame(task, make_filter("linear", task.train.x, 2, 0))
+    game = FilterTraining(task, make_filter("linear", task.train.x, 2, 0))
     for _ in range(3):
         game.step()
     before = judged(task, game.filter())
@@ -302,7 +302,7 @@ def test_validation_chooses_and_never_test(rng):
 def test_measures_are_cross_entropies_of_the_best_adversary():
     task = toy()
     filter_ = make_filter("linear", task.train.x, 2, 0)
-    game = PrivacyGame(task, filter_, solver="k-beam", beams=2, rho=2.0, adversary="linear")
+    game = FilterTraining(task, filter_, solver="k-beam", beams=2, rho=2.0, adversary="linear")
     with torch.no_grad():
         for module in (game.publisher.head, game.adversaries[1]):
             for p in module.parameters():
@@ -334,12 +334,12 @@ def test_measures_are_cross_entropies_of_the_best_adversary():
 def test_wrong_games_are_refused(changes, answer):
     task = toy()
     with pytest.raises(InputError, match=answer):
-        PrivacyGame(task, make_filter("linear", task.train.x, 2, 0), **changes)
+        FilterTraining(task, make_filter("linear", task.train.x, 2, 0), **changes)
 
 
 def test_a_game_that_diverges_says_so():
     task = toy()
-    game = PrivacyGame(task, make_filter("mlp", task.train.x, 2, 0), solver="alt", lr=1e12)
+    game = FilterTraining(task, make_filter("mlp", task.train.x, 2, 0), solver="alt", lr=1e12)
     with pytest.raises(InputError, match="training diverged"):
         all(game.step() for _ in range(50))
 

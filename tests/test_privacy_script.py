@@ -1,17 +1,17 @@
-"""scripts/privacy_filter.py and study_privacy.py as a stranger runs them."""
+"""scripts/train_privacy_filter.py and study_privacy.py as a stranger runs them."""
 
 import json
 from dataclasses import replace
 
-import privacy_filter
 import pytest
-from privacy_filter import Config, main
+import train_privacy_filter
 from safetensors.torch import load_file
 from studies import privacy as study_privacy
+from train_privacy_filter import Config, main
 
 from advgame.data import load_data
 from advgame.errors import InputError
-from advgame.privacy import Inference, PrivacyGame, make_filter, make_task
+from advgame.privacy import FilterTraining, Inference, make_filter, make_task
 from advgame.run.checkpoint import load_weights
 from advgame.run.folder import Metrics
 
@@ -34,7 +34,7 @@ def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypa
     with pytest.raises(InputError, match="never overwritten"):
         main(small(tmp_path, "whole"))
 
-    real, played = PrivacyGame.step, []
+    real, played = FilterTraining.step, []
 
     def stopped(self):
         played.append(0)
@@ -43,7 +43,7 @@ def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypa
         return real(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PrivacyGame, "step", stopped)
+        patch.setattr(FilterTraining, "step", stopped)
         with pytest.raises(KeyboardInterrupt):
             main(small(tmp_path, "cut"))
     cut = main(Config(resume=str(tmp_path / "cut")))
@@ -60,12 +60,12 @@ def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypa
     task = make_task(load_data("digits"), "class", "slant", 0)
     fresh = make_filter("linear", task.train.x, 2, 7)
     load_weights(fresh, cut.path / "filter.safetensors")
-    kinds = privacy_filter.judge(small(tmp_path, ""), task, fresh)["private"]["kinds"]
+    kinds = train_privacy_filter.judge(small(tmp_path, ""), task, fresh)["private"]["kinds"]
     assert kinds == without_time(cut.path)["private"]["kinds"]
 
 
 def test_a_baseline_has_nothing_to_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(PrivacyGame, "step", None)
+    monkeypatch.setattr(FilterTraining, "step", None)
     sizes = {"dim": 2, "hidden": 4, "restarts": 1, "runs_dir": str(tmp_path)}
     run = main(Config(filter="pca", keep="parity", **sizes))
     report = run.report()
@@ -79,7 +79,7 @@ def test_a_baseline_has_nothing_to_train(tmp_path, monkeypatch):
 
 
 def test_settings_reach_the_game(tmp_path):
-    _, filter_, game = privacy_filter.build(
+    _, filter_, game = train_privacy_filter.build(
         small(tmp_path, "", solver="k-beam", beams=2, rho=3.0, ascent_steps=4, filter="mlp")
     )
     assert (len(game.adversaries), game.rho, game.solver.ascent_steps) == (2, 3.0, 4)
@@ -106,7 +106,7 @@ def test_settings_reach_the_game(tmp_path):
     ],
 )
 def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(privacy_filter, words, answer)
+    refused(train_privacy_filter, words, answer)
 
 
 def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch):
@@ -118,10 +118,10 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return {kind: Inference(0.5, 0.5 + len(judged) / 100) for kind in ("linear", "mlp", "svm")}
 
-    monkeypatch.setattr(privacy_filter, "try_all", quick)
+    monkeypatch.setattr(train_privacy_filter, "try_all", quick)
     monkeypatch.setattr(study_privacy, "TASKS", {"class": "keep the digit, hide the slant"})
     monkeypatch.setattr(study_privacy, "RHOS", (3.0,))
-    monkeypatch.setattr(privacy_filter, "save_figure", lambda *_: None)
+    monkeypatch.setattr(train_privacy_filter, "save_figure", lambda *_: None)
     config = study_privacy.Config(
         seeds=1, dims=(3,), steps=1, runs_dir=str(tmp_path / "runs"), out=str(tmp_path / "out")
     )

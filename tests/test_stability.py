@@ -7,12 +7,12 @@ from advgame.errors import InputError
 from advgame.imitation.stability import (
     as_rows,
     below,
-    judged,
     pairs_as_lines,
     pairwise,
     score,
     stability,
     summarise,
+    with_stability,
 )
 from advgame.run.cells import hardware, with_earlier
 from advgame.statistics import permutation_test
@@ -67,7 +67,7 @@ def test_runs_whose_folders_are_gone_stay_in_the_results(tmp_path):
     assert with_earlier([one], path, "") == [one]
     path.write_text(json.dumps({"runs": [{**one, "scores": [0.0]}, other]}))
     assert with_earlier([one], path, "") == [one, other]
-    assert judged(other)["first"] == 10
+    assert with_stability(other)["first"] == 10
     path.write_text(json.dumps({"runs": [other], "extra": "--entropy 0"}))
     with pytest.raises(InputError, match="another --out"):
         with_earlier([one], path, "")
@@ -78,7 +78,7 @@ def test_runs_whose_folders_are_gone_stay_in_the_results(tmp_path):
 
 def run_of(method, seed, scores, **more):
     run = {"method": method, "seed": seed, "every": 10, "scores": scores, "diverged": None}
-    return judged({**run, "iterations": 10 * len(scores), **more})
+    return with_stability({**run, "iterations": 10 * len(scores), **more})
 
 
 def test_a_run_that_diverges_is_not_steady():

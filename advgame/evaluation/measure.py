@@ -28,7 +28,7 @@ from advgame.evaluation.attacks import ATTACKS, Context, Suite, check_attacks, m
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.cells import Cell, Cells, describe, fingerprint
 from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
-from advgame.seeding import OwnChance, derive_seed, stream
+from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Threat
 
 
@@ -233,7 +233,7 @@ class _Work:
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
         rows = start + standing.nonzero()[:, 0].to(self.images.device)
         survive, largest, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
-        chance = OwnChance(derive_seed(self.seed, key), self.images.device)
+        chance = PrivateRNG(derive_seed(self.seed, key), self.images.device)
         with counted(self.model) as calls, attacked(self.model), chance:
             pieces = self._judge(key, attack, rows) if len(rows) else []
         for piece, said, size in pieces:

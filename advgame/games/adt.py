@@ -22,7 +22,7 @@ from advgame.attacks import Slope
 from advgame.attacks.distributional import DistributionalAttack
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.health import tagged
 from advgame.threat import Linf, Threat
 

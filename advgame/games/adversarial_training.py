@@ -15,7 +15,7 @@ from torch import Tensor
 
 from advgame.attacks import Attack
 from advgame.defender import Defender
-from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.threat import Threat
 
 

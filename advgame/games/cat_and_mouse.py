@@ -25,7 +25,7 @@ from advgame.evaluation.verdicts import adversarial
 from advgame.games.training import PANELS as TRAINING_PANELS
 from advgame.run.checkpoint import load_weights, save_weights
 from advgame.run.curves import Curves, Panels
-from advgame.seeding import OwnChance, derive_seed, stream
+from advgame.seeding import PrivateRNG, derive_seed, stream
 
 PANELS: Panels = {
     "Cat and mouse": (
@@ -145,7 +145,7 @@ class CatAndMouse:
         self.adversarial = Batches(data.train, half, derive_seed(seed, "adversarial"))
         defender.check_batch(data.train.floats(slice(half)).to(defender.device))
         self.rng = stream(seed, "attack", defender.device)
-        self.chance = OwnChance(derive_seed(seed, "dropout"), defender.device)
+        self.chance = PrivateRNG(derive_seed(seed, "dropout"), defender.device)
         self.steps = 0
         check_savable(defender.module)
         with copying(defender.module, "the classifiers of former rounds are copies"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.threat import Linf, Threat
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from advgame.attacks import BatchNormMode, Slope, attacked
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.health import tagged
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Linf, Threat

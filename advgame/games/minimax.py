@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from advgame.attacks import fgsm
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import DefenderStep, perturbation_stats
+from advgame.games.costs import DefenderStep, perturbation_stats
 from advgame.games.training import PANELS as TRAINING_PANELS
 from advgame.health import gradient_sign, network_signs, tagged
 from advgame.run.curves import Panels

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from advgame.attacks import GradientAttack, fgsm, ifgsm, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.costs import DefenderStep, perturbation_stats
 from advgame.games.minimax import network_risk
-from advgame.games.passes import DefenderStep, perturbation_stats
 from advgame.health import network_signs, tagged
 from advgame.solvers import Functional, KBeam, Params, Risk
 from advgame.threat import Linf, Threat

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from advgame.attacks import Attack, kl_pgd, near_pgd, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import DefenderStep, Passes, perturbation_stats
+from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.losses import Loss, boosted_cross_entropy, cross_entropy, divergence
 from advgame.threat import Threat
 

@@ -11,11 +11,11 @@ from advgame.attacks import attacked
 from advgame.data import Batches, ImageSet
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.passes import DefenderStep
+from advgame.games.costs import DefenderStep
 from advgame.health import constant_sign, gradient_sign, tagged
 from advgame.losses import cross_entropy
 from advgame.run.curves import Curves, Panels
-from advgame.seeding import OwnChance, derive_seed, stream
+from advgame.seeding import PrivateRNG, derive_seed, stream
 
 PANELS: Panels = {
     "Losses": (
@@ -119,7 +119,7 @@ class DefenderTraining:
         )
         self.steps_per_epoch = len(self.batches)
         self.rng = stream(seed, f"attack{rank}", defender.device)
-        self.chance = OwnChance(derive_seed(seed, f"dropout{rank}"), defender.device)
+        self.chance = PrivateRNG(derive_seed(seed, f"dropout{rank}"), defender.device)
         self.steps = 0
         # the last batch, and whether no step needed its clean images: set by every step, so that
         # they are no part of the state

@@ -91,7 +91,7 @@ def stability(iterations: Sequence[int], scores: Sequence[float]) -> Stability:
     )
 
 
-def judged(run: Mapping[str, Any]) -> dict[str, Any]:
+def with_stability(run: Mapping[str, Any]) -> dict[str, Any]:
     """A run with what its scores say, where it does not say so itself.
 
     Scores of earlier files are rounded to three digits, which can cross a threshold.

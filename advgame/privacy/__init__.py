@@ -2,8 +2,8 @@
 
 from advgame.privacy.filters import BASELINES, FILTERS, Filter, make_filter, mlp
 from advgame.privacy.fresh import INFERENCES, Inference, strongest, try_all
-from advgame.privacy.game import SOLVERS, PrivacyGame
 from advgame.privacy.tasks import ATTRIBUTES, KEEPS, Part, PrivacyTask, make_task, plant
+from advgame.privacy.training import SOLVERS, FilterTraining
 
 __all__ = [
     "ATTRIBUTES",
@@ -13,9 +13,9 @@ __all__ = [
     "KEEPS",
     "SOLVERS",
     "Filter",
+    "FilterTraining",
     "Inference",
     "Part",
-    "PrivacyGame",
     "PrivacyTask",
     "make_filter",
     "make_task",

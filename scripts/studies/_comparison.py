@@ -20,7 +20,7 @@ def with_gap(run: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**run, "gap": run[PGD] - run[AUTOATTACK]} if {PGD, AUTOATTACK} <= run.keys() else run
 
 
-def signs(game: str, runs: Sequence[Mapping[str, Any]], summary: Summary, control: str) -> str:
+def flags_of(game: str, runs: Sequence[Mapping[str, Any]], summary: Summary, control: str) -> str:
     """The flags of a game's cells, and what shows beside the control only; "none" without.
 
     Args:

@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-import cat_and_mouse
 import numpy as np
+import train_cat_and_mouse
 
 from advgame.errors import InputError
 from advgame.run.cells import split_flags, whole_number
@@ -35,7 +35,7 @@ from advgame.run.study import (
 )
 from advgame.statistics import spread
 
-# name -> flags of cat_and_mouse.py
+# name -> flags of train_cat_and_mouse.py
 METHODS: dict[str, tuple[str, ...]] = {
     "fgsm": (),
     "scratch": ("--restart-weights",),
@@ -94,7 +94,7 @@ class Config(StudyConfig):
 class CatAndMouseStudy(Study[Config]):
     """The paper's table 3 and figure 1."""
 
-    script = cat_and_mouse
+    script = train_cat_and_mouse
     methods = METHODS
 
     @property

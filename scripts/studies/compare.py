@@ -48,7 +48,7 @@ from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.run.options import Names
 from advgame.run.selection import selected_by
-from studies._comparison import PGD, as_csv, selection, signs, table, with_gap
+from studies._comparison import PGD, as_csv, flags_of, selection, table, with_gap
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"
@@ -274,7 +274,7 @@ def as_markdown(
         "|---" * (len(head) + 1) + "|",
     ]
     lines += [
-        f"| {' | '.join(row)} | {signs(row[0], results, about['summary'], CONTROL)} |"
+        f"| {' | '.join(row)} | {flags_of(row[0], results, about['summary'], CONTROL)} |"
         for row in rows
     ]
     poster = "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:"

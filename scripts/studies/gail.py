@@ -30,7 +30,14 @@ import train_gail
 from advgame.errors import InputError, unknown
 from advgame.health import deaths
 from advgame.imitation.demonstrations import provenance, shipped, slug
-from advgame.imitation.stability import as_rows, judged, pairs_as_lines, pairwise, score, summarise
+from advgame.imitation.stability import (
+    as_rows,
+    pairs_as_lines,
+    pairwise,
+    score,
+    summarise,
+    with_stability,
+)
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable, with_earlier
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json, write_atomically
@@ -352,7 +359,7 @@ def main(config: Config) -> None:
         if (root / name / "report.json").exists():
             method, seed = name.rsplit("-seed", 1)
             results.append(read(root / name, method, int(seed), ends))
-    runs = [judged(r) for r in with_earlier(results, out / "stability.json", config.extra)]
+    runs = [with_stability(r) for r in with_earlier(results, out / "stability.json", config.extra)]
     if not runs:
         raise InputError(f"{root} holds no finished run")
     runs.sort(key=lambda run: list(METHODS).index(run["method"]))

@@ -3,8 +3,8 @@
     python scripts/study.py privacy --seeds 3
     python scripts/study.py privacy --finished-only
 
-Each cell is one run of `privacy_filter.py` (task x filter x dimension x seed), in this process;
-finished cells are kept, an interrupted one starts again, so that the command can be given again.
+Each cell is one run of `train_privacy_filter.py` (task x filter x dimension x seed), in this
+process; finished cells are kept, an interrupted one starts again: the command can be given again.
 Baselines are PCA and a random projection of equal dimension, and the raw images. Then, at one
 dimension, the minimax filter for several ρ, and by plain descent and ascent (alt).
 
@@ -23,7 +23,7 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import privacy_filter
+import train_privacy_filter
 from rich.console import Console
 
 from advgame.errors import InputError
@@ -63,12 +63,12 @@ class Config:
     """where the results go"""
 
 
-def cells(config: Config) -> dict[str, privacy_filter.Config]:
+def cells(config: Config) -> dict[str, train_privacy_filter.Config]:
     """Folder -> settings of every cell, seed by seed."""
-    found: dict[str, privacy_filter.Config] = {}
+    found: dict[str, train_privacy_filter.Config] = {}
 
     def add(name: str, seed: int, **changes: Any) -> None:
-        base = privacy_filter.Config(runs_dir=config.runs_dir, seed=seed)
+        base = train_privacy_filter.Config(runs_dir=config.runs_dir, seed=seed)
         if changes["filter"] in FILTERS:  # the others do not learn
             base = replace(base, steps=config.steps)
         found[f"{name}-seed{seed}"] = replace(base, name=f"{name}-seed{seed}", **changes)
@@ -196,7 +196,7 @@ def as_markdown(about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def play(todo: Mapping[str, privacy_filter.Config], root: Path) -> None:
+def play(todo: Mapping[str, train_privacy_filter.Config], root: Path) -> None:
     """Run what is not finished."""
     console = Console(stderr=True)
     for number, (name, settings) in enumerate(todo.items(), 1):
@@ -205,7 +205,7 @@ def play(todo: Mapping[str, privacy_filter.Config], root: Path) -> None:
             continue
         going_on = replace(settings, resume=str(folder)) if folder.exists() else settings
         with redirect_stdout(StringIO()):
-            privacy_filter.main(going_on)
+            train_privacy_filter.main(going_on)
         console.print(f"{number}/{len(todo)} {name}")
 
 
@@ -216,7 +216,7 @@ def main(config: Config) -> None:
     root, todo, out = Path(config.runs_dir), cells(config), Path(config.out)
     for settings in todo.values():
         if settings.seed == 0:
-            privacy_filter.build(settings)  # refuses before any work
+            train_privacy_filter.build(settings)  # refuses before any work
     same_flags(root, shlex.join(["--steps", str(config.steps)]))
     if config.finished_only:
         todo = {name: one for name, one in todo.items() if (root / name / "report.json").exists()}

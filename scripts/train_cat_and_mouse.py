@@ -1,10 +1,10 @@
 """Play the cat-and-mouse game: attack the classifier, retrain it on the attack, and again.
 
-    python scripts/cat_and_mouse.py                                     # digits, FGSM, a minute
-    python scripts/cat_and_mouse.py --attack mvm:ifgsm                  # any attack with a name
-    python scripts/cat_and_mouse.py --restart-weights                   # retraining from scratch
-    python scripts/cat_and_mouse.py --dataset mnist --data-dir D --eps 0.15    # the paper's η 0.3
-    python scripts/cat_and_mouse.py --resume runs/NAME                  # go on after a kill
+    python scripts/train_cat_and_mouse.py                        # digits, FGSM, a minute
+    python scripts/train_cat_and_mouse.py --attack mvm:ifgsm     # any attack with a name
+    python scripts/train_cat_and_mouse.py --restart-weights      # retraining from scratch
+    python scripts/train_cat_and_mouse.py --dataset mnist --data-dir D --eps 0.15  # paper's η 0.3
+    python scripts/train_cat_and_mouse.py --resume runs/NAME     # go on after a kill
 
 A run keeps the classifier of every round (`rounds/`), and ends with the errors of each of them
 under each round's attack: matrix.json, matrix.md (the cut that the paper's table 3 shows) and

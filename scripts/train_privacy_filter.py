@@ -1,10 +1,10 @@
 """Train a privacy filter on digits and report what it keeps and what it gives away.
 
-    python scripts/privacy_filter.py                                # keep the digit, hide its slant
-    python scripts/privacy_filter.py --keep attribute                 # the reverse
-    python scripts/privacy_filter.py --keep parity --filter mlp       # odd or even, but not which
-    python scripts/privacy_filter.py --filter pca                     # a baseline: nothing to train
-    python scripts/privacy_filter.py --resume runs/NAME               # after an interrupt
+    python scripts/train_privacy_filter.py                             # keep digits, hide slant
+    python scripts/train_privacy_filter.py --keep attribute            # the reverse
+    python scripts/train_privacy_filter.py --keep parity --filter mlp  # odd or even, but not which
+    python scripts/train_privacy_filter.py --filter pca                # a baseline without training
+    python scripts/train_privacy_filter.py --resume runs/NAME          # after an interrupt
 
 The classifiers of the game are thrown away. Fresh ones are trained on what the filter gives out,
 chosen on the validation split, and the test split is reported. A run takes seconds, so there is no
@@ -28,7 +28,7 @@ from advgame.errors import InputError
 from advgame.privacy import (
     FILTERS,
     Filter,
-    PrivacyGame,
+    FilterTraining,
     PrivacyTask,
     make_filter,
     make_task,
@@ -125,7 +125,7 @@ def idle(config: Config) -> dict[str, tuple[str, ...]]:
     return {**found, f"--solver {config.solver}": others}
 
 
-def build(config: Config) -> tuple[PrivacyTask, Filter, PrivacyGame | None]:
+def build(config: Config) -> tuple[PrivacyTask, Filter, FilterTraining | None]:
     """Task, filter, and the game that trains it, where it is one to be trained.
 
     Raises:
@@ -140,7 +140,7 @@ def build(config: Config) -> tuple[PrivacyTask, Filter, PrivacyGame | None]:
     filter_ = make_filter(config.filter, task.train.x, config.dim, config.seed, config.hidden)
     if config.filter not in FILTERS:
         return task, filter_, None
-    game = PrivacyGame(
+    game = FilterTraining(
         task,
         filter_,
         rho=config.rho,
@@ -159,7 +159,7 @@ def build(config: Config) -> tuple[PrivacyTask, Filter, PrivacyGame | None]:
     return task, filter_, game
 
 
-def train(config: Config, game: PrivacyGame, run: RunFolder) -> dict[str, float]:
+def train(config: Config, game: FilterTraining, run: RunFolder) -> dict[str, float]:
     """Play, with curves; returns where the game ended."""
     (run.path / "metrics.csv").unlink(missing_ok=True)
     metrics, curves = Metrics(run.path / "metrics.csv"), Curves(run.path, purge_step=0)
@@ -269,7 +269,7 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
 
 
 def filtered(
-    config: Config, run: RunFolder, task: PrivacyTask, filter_: Filter, game: PrivacyGame | None
+    config: Config, run: RunFolder, task: PrivacyTask, filter_: Filter, game: FilterTraining | None
 ) -> None:
     """Train, where there is something to train, judge and write the report."""
     began = time.perf_counter()

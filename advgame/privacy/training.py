@@ -45,7 +45,7 @@ class Publisher(nn.Module):
         return z, self.head(z)
 
 
-class PrivacyGame:
+class FilterTraining:
     """The game on random batches of the training split: a step is one step of each player.
 
     Args:
