@@ -1,6 +1,8 @@
 """The pages of the environments: their code runs, their tables are the code's."""
 
+import ast
 import re
+from importlib import import_module
 
 import gymnasium as gym
 import pytest
@@ -8,9 +10,10 @@ from conftest import ROOT
 
 import envs
 from advgame.attacks import features, menu, squares
+from advgame.health import SIGNS
 from envs.attack import AttackVectorEnv
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
@@ -85,3 +88,74 @@ def test_the_pages_name_every_argument_and_choice():
         assert f"`{name}`" in text
     for name in (*menu.LOSSES, *menu.DIRECTIONS, *menu.MOVES):
         assert name in text
+
+
+def anchors(page):
+    """What GitHub makes of a page's headings."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+MARKDOWN = [
+    *ROOT.glob("*.md"),
+    *(page for name in ("docs", "results") for page in (ROOT / name).rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+GROUPS = "game|strategy|attacker|defender|eval|cost|time|policy|discriminator|updater"
+
+
+def test_every_tensorboard_tag_is_in_words():
+    """The tags that the packages write in full; those made of parts are named by pattern."""
+    page = (ROOT / "docs" / "runs.md").read_text()
+    found = set()
+    for package in ("advgame", "envs", "agents"):
+        for path in (ROOT / package).rglob("*.py"):
+            tree = list(ast.walk(ast.parse(path.read_text())))
+            parts = {id(n) for one in tree if isinstance(one, ast.JoinedStr) for n in one.values}
+            words = [n.value for n in tree if isinstance(n, ast.Constant) and id(n) not in parts]
+            found |= {one for one in words if re.fullmatch(rf"({GROUPS})/\w+", str(one))}
+    assert len(found) > 50
+    assert not [tag for tag in sorted(found) if f"`{tag}`" not in page]
+    assert not [
+        sign for sign in SIGNS if f"| `{sign}` |" not in (ROOT / "docs/evaluation.md").read_text()
+    ]
+
+
+def test_readme_is_short_and_names_every_page():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    assert "unrelated to facebookresearch/advgame" in text[:1500]
+    for name in (name for name in gym.registry if name.startswith("advgame/")):
+        assert f"`{name}`" in text
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name}" in text, page.name
+
+
+def test_the_api_page_lists_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text()
+    sections = re.split(r"^## `(.*)`$", text, flags=re.MULTILINE)[1:]
+    listed = {
+        package: [
+            name
+            for row in re.findall(r"^\| (`.*?) \|", body, re.MULTILINE)
+            for name in re.findall(r"`(\w+)`", row)
+        ]
+        for package, body in zip(sections[::2], sections[1::2], strict=True)
+    }
+    for package, names in listed.items():
+        assert sorted(names) == sorted(import_module(package).__all__), package
+        for name in names:
+            assert getattr(import_module(package), name) is not None
