@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from importlib import import_module
 
 import gymnasium as gym
@@ -159,3 +160,20 @@ def test_the_api_page_lists_every_public_name():
         assert sorted(names) == sorted(import_module(package).__all__), package
         for name in names:
             assert getattr(import_module(package), name) is not None
+
+
+def test_what_strangers_run_is_what_we_run():
+    """CI's steps are those of `.ci/run`, and pre-commit's are those of `make lint`."""
+    targets = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"- run: make ([\w-]+)", workflow) == " ".join(targets).split()
+    recipe = (ROOT / "Makefile").read_text().split("lint: ")[1].split("\n\n")[0]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.findall(r"\$\(BIN\)/(.*)", recipe) == re.findall(r"entry: .venv/bin/(.*)", hooks)
+
+
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {project['version']}\n" in cited
+    assert f"\nlicense: {project['license']}\n" in cited
