@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -38,14 +37,11 @@ from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.evaluation import (
     ATTACKS,
-    Report,
     as_line,
     check_attacks,
     check_evaluation,
-    evaluate,
-    find_flags,
-    write_report,
 )
+from advgame.evaluation.judge import judge_classifier
 from advgame.run.cli import resume_settings, run_script
 from advgame.run.devices import check_devices, make_fabric
 from advgame.run.folder import RunFolder, device_name
@@ -222,29 +218,21 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
             )
 
 
-def images(config: Config) -> tuple[str, ImageSet]:
-    """The name and the test images."""
+def images(config: Config) -> tuple[str, ImageSet, ImageSet | None]:
+    """The name and the test images; others of the same data set, where there are any."""
+    held_out = None
     if config.data_import:
-        data = imported(config.data_import)
+        name, data = config.data_import, imported(config.data_import)
         if not isinstance(data, ImageSet):
             raise InputError(
                 f"{config.data_import} must return an advgame.data.ImageSet, "
                 f"not {type(data).__name__}: ImageSet.from_floats makes one"
             )
-        name = config.data_import
     else:
         assert config.dataset is not None  # `check` found it
-        name = config.dataset
-        data = load_data(name, config.data_dir, download=config.download).test
-    return name, data if config.n is None else data.first(config.n)
-
-
-def held_out(config: Config) -> ImageSet | None:
-    """Other images of the same data set, to compare with; None beside images of one's own."""
-    if config.data_import:
-        return None
-    assert config.dataset is not None  # `check` found it
-    return load_data(config.dataset, config.data_dir, download=config.download).validation
+        splits = load_data(config.dataset, config.data_dir, download=config.download)
+        name, data, held_out = splits.name, splits.test, splits.validation
+    return name, data if config.n is None else data.first(config.n), held_out
 
 
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
@@ -296,7 +284,7 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
         path = RunFolder.new_path(Path(config.runs_dir), config.name)
     config = check(config)
     extra = learned(config)
-    dataset, data = images(config)
+    dataset, data, others = images(config)
     module = (
         imported_classifier(config.import_)
         if config.import_
@@ -315,59 +303,27 @@ def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
     with run.held() if fabric.global_rank == 0 else nullcontext():
         if (run.path / "report.json").exists():
             return _finished(run)
-        _report(config, run, dataset, data, module, surrogate, extra, fabric)
+        with telling(f"{run.path}: {len(data)} images") as tell:
+            content = judge_classifier(
+                run,
+                module,
+                data,
+                threat,
+                names(config),
+                dataset=dataset,
+                weights=weights_in_words(config),
+                tell=tell,
+                extra=extra,
+                also={"what": config.what or config.import_, "batch_size": config.batch_size},
+                seed=config.seed,
+                batch_size=config.batch_size,
+                surrogate=surrogate,
+                held_out=None if others is None else others.to(fabric.device),
+                fabric=fabric,
+            )
+        if content:
+            print(f"{as_line(content)}; more in {run.path}/report.md")
     return run
-
-
-def _report(
-    config: Config,
-    run: RunFolder,
-    dataset: str,
-    data: ImageSet,
-    module: nn.Module,
-    surrogate: nn.Module | None,
-    extra: dict[str, Attack],
-    fabric: Fabric,
-) -> None:
-    """Attack, look for flags, write the folder."""
-    threat = THREATS[config.norm](parse_eps(config.eps))
-    with telling(f"{run.path}: {len(data)} images") as tell:
-        verdicts = evaluate(
-            module,
-            data,
-            threat,
-            (*names(config), *extra),
-            seed=config.seed,
-            batch_size=config.batch_size,
-            surrogate=surrogate,
-            extra=extra,
-            folder=run.path / "evaluation",
-            fabric=fabric,
-            progress=tell,
-        )
-        if fabric.global_rank:
-            return
-        tell("looking for signs of unreliable numbers")
-        others = held_out(config)
-        others = None if others is None else others.to(fabric.device)
-        flags = find_flags(module, data, threat, verdicts, config.seed, others)
-    also = {"what": config.what or config.import_, "batch_size": config.batch_size}
-    content = write_report(
-        run,
-        Report(
-            dataset,
-            threat,
-            verdicts,
-            data.labels,
-            flags,
-            config.seed,
-            device_name(fabric.device),
-            weights_in_words(config),
-            run.about()["command"],
-            also,
-        ),
-    )
-    print(f"{as_line(content)}; more in {run.path}/report.md")
 
 
 def _print_attacks() -> None:

@@ -111,7 +111,7 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     names = [Path(what).name for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two classifiers are called {twice[0]}: rename a folder")
-    learned, (_, data) = evaluate.learned(first), evaluate.images(first)
+    learned, (_, data, _) = evaluate.learned(first), evaluate.images(first)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
     models = {Path(a.what).name: evaluate.classifier(a, data, a.what).to(device) for a in asked}

@@ -33,14 +33,15 @@ from advgame.classifiers import Normalise, make_classifier
 from advgame.data import DATASETS, STATISTICS, Splits
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import Report, check_attacks, evaluate, find_flags, write_report
+from advgame.evaluation import check_attacks
 from advgame.evaluation.attacks import Context, make_suite
+from advgame.evaluation.judge import judge_classifier
 from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
 from advgame.losses import check_smoothing
 from advgame.run.cli import run_script
 from advgame.run.curves import game_figure, matrix_figure, save_figure
 from advgame.run.files import read_json, write_atomically
-from advgame.run.folder import Metrics, RunFolder, device_name
+from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import Script
 from advgame.run.loop import load_best
 from advgame.run.options import Names, parse_eps, peek, typed_options
@@ -199,32 +200,17 @@ def finish(
     load_best(run, module, "last")
     test = data.test if config.eval_n is None else data.test.first(config.eval_n)
     with telling(f"{run.path}: {len(test)} test images") as tell:
-        verdicts = evaluate(
+        return judge_classifier(
+            run,
             module,
             test,
             ball,
             config.attacks,
+            dataset=config.dataset,
+            weights=f"of the last round, {config.rounds}",
+            tell=tell,
             seed=config.seed,
-            folder=run.path / "evaluation",
-            progress=tell,
         )
-        tell("looking for signs of unreliable numbers")
-        flags = find_flags(module, test, ball, verdicts, config.seed)
-    return write_report(
-        run,
-        Report(
-            config.dataset,
-            ball,
-            verdicts,
-            test.labels,
-            flags,
-            config.seed,
-            device_name(test.images.device),
-            f"of the last round, {config.rounds}",
-            run.about()["command"],
-            {},
-        ),
-    )
 
 
 def matrix(config: Config, run: RunFolder, game: CatAndMouse) -> dict[str, Any]:

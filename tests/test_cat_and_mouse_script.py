@@ -117,7 +117,9 @@ def test_stopped_between_rounds_and_resumed_is_the_same_to_the_bit(whole, tmp_pa
 
 def test_stopped_within_a_round_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch):
     """With random starts, dropout, and weights that began the round anew."""
-    monkeypatch.setattr(train_cat_and_mouse, "find_flags", lambda *_: [])  # they take the longest
+    monkeypatch.setattr(
+        "advgame.evaluation.judge.find_flags", lambda *_: []
+    )  # they take the longest
     sizes = {"batch_size": 16, "round_steps": 3, "rounds": 2, "validate_every": 3}
     changes = {"attack": "pgd10", "restart_weights": True, "model": "minimax_cnn", **sizes}
     run = main(settings(tmp_path, "whole", **changes))
@@ -129,7 +131,7 @@ def test_an_interrupted_matrix_goes_on_where_it_was(whole, tmp_path, monkeypatch
     shutil.copytree(whole.path, folder)
     (folder / "report.json").unlink()
     (folder / "matrix" / "attack_002.json").unlink()
-    monkeypatch.setattr(train_cat_and_mouse, "find_flags", lambda *_: [])
+    monkeypatch.setattr("advgame.evaluation.judge.find_flags", lambda *_: [])
     real, asked = train_cat_and_mouse.errors_under, []
     monkeypatch.setattr(
         train_cat_and_mouse, "errors_under", lambda n, *rest: (asked.append(n), real(n, *rest))[1]

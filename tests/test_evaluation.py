@@ -10,7 +10,7 @@ from pyautoattack import AutoAttack
 
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation import Report, evaluate, find_flags, write_report
+from advgame.evaluation import evaluate, find_flags, write_report
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.report import as_markdown
 from advgame.run.folder import RunFolder
@@ -98,9 +98,8 @@ def test_report_says_the_same_in_both_files(honest, test_images, tmp_path):
     run = RunFolder.create(tmp_path / "run", {}, "cpu")
     verdicts = evaluate(honest, test_images, L2(0.5), ("fgsm", "pgd20"))
     flags = find_flags(honest, test_images, L2(0.5), verdicts)
-    labels = test_images.labels
-    report = Report("digits", L2(0.5), verdicts, labels, flags, 0, "cpu", "best", "x.py", {})
-    write_report(run, report)
+    about = {"dataset": "digits", "seed": 0, "weights": "best", "also": {}}
+    write_report(run, verdicts, test_images, L2(0.5), flags, **about)
     content = json.loads((run.path / "report.json").read_text())
     assert content["threat"] == {"norm": "L2", "eps": 0.5}
     assert content["n"] == 60

@@ -3,13 +3,12 @@
 from advgame.evaluation.attacks import ATTACKS, check_attacks
 from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
-from advgame.evaluation.report import Report, as_line, write_report
+from advgame.evaluation.report import as_line, write_report
 from advgame.evaluation.verdicts import Verdicts, predict, score, validator
 
 __all__ = [
     "ATTACKS",
     "Flag",
-    "Report",
     "Verdicts",
     "as_line",
     "check_attacks",

@@ -1,27 +1,103 @@
-"""The end of a run: judge the selected weights on test images, write the report, draw pictures."""
+"""Evaluate a classifier, look for flags, write the report: `judge` does it for a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from lightning_fabric import Fabric
 from torch import nn
 
 from advgame.attacks import Attack, attacked, pgd
 from advgame.data import ImageSet
-from advgame.evaluation.flags import Flag, find_flags
+from advgame.evaluation.flags import find_flags
 from advgame.evaluation.measure import evaluate
 from advgame.evaluation.overfitting import catastrophic_overfitting
-from advgame.evaluation.report import Report, write_report
+from advgame.evaluation.report import write_report
 from advgame.evaluation.verdicts import predict, score
-from advgame.health import deaths
+from advgame.health import Death, deaths
 from advgame.run.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
-from advgame.run.folder import Metrics, RunFolder, device_name
+from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import load_best
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
 from advgame.seeding import stream
 from advgame.threat import Threat
+
+
+def judge_classifier(
+    run: RunFolder,
+    module: nn.Module,
+    test: ImageSet,
+    threat: Threat,
+    attacks: Sequence[str],
+    *,
+    dataset: str,
+    weights: str,
+    tell: Callable[[str], None],
+    extra: Mapping[str, Attack] | None = None,
+    dead: Sequence[Death] = (),
+    also: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 500,
+    surrogate: nn.Module | None = None,
+    held_out: ImageSet | None = None,
+    fabric: Fabric | None = None,
+) -> dict[str, Any]:
+    """Attack a classifier, look for signs of unreliable numbers, write the report.
+
+    Killed, it goes on where it was: what is done lies in the run's folder ``evaluation``.
+
+    Args:
+        run: where the report goes.
+        module: the classifier.
+        test: test images, on its device.
+        threat: the ball.
+        attacks: names from `advgame.evaluation.ATTACKS`; those of ``extra`` come after them.
+        dataset: name for the report.
+        weights: which weights these are, in words.
+        tell: told a line before each piece of work.
+        extra: further attacks by name.
+        dead: players of the training that ended dead, which are flagged too.
+        also: further numbers for the report, by name.
+        seed: of the attacks.
+        batch_size: images at a time.
+        surrogate: another classifier, for the transfer attacks.
+        held_out: other images of the data set, to compare with.
+        fabric: with several processes, batches are shared out.
+
+    Returns:
+        The content of ``report.json``; nothing in processes but the first.
+    """
+    extra = dict(extra or {})
+    verdicts = evaluate(
+        module,
+        test,
+        threat,
+        (*attacks, *extra),
+        seed=seed,
+        batch_size=batch_size,
+        surrogate=surrogate,
+        extra=extra,
+        folder=run.path / "evaluation",
+        fabric=fabric,
+        progress=tell,
+    )
+    if fabric is not None and fabric.global_rank:
+        return {}
+    tell("looking for signs of unreliable numbers")
+    flags = find_flags(module, test, threat, verdicts, seed, held_out)
+    return write_report(
+        run,
+        verdicts,
+        test,
+        threat,
+        (*flags, *dead),
+        dataset=dataset,
+        seed=seed,
+        weights=weights,
+        also=also or {},
+    )
 
 
 def judge(
@@ -39,7 +115,7 @@ def judge(
     which: Literal["best", "last"] = "best",
     measure: Callable[[nn.Module], Mapping[str, Any]] = lambda module: {},
 ) -> dict[str, Any]:
-    """Write the report, ``curves.png`` and ``examples.png``; killed, it goes on where it was.
+    """End a training run: `judge_classifier` on its weights, ``curves.png``, ``examples.png``.
 
     Args:
         run: a finished run.
@@ -64,47 +140,36 @@ def judge(
     scores = dict(zip(("clean", "pgd20"), score(module, test, pgd(threat, 20), rng), strict=True))
     load_best(run, module, which)
     module.eval()  # as it is to be used; training has left it in the other mode
-    _pictures(run, module, test.subset(slice(10)), threat, seed, title, panels)
+    rows = Metrics.read(run.path / "metrics.csv")
+    _pictures(run, rows, module, test.subset(slice(10)), threat, seed, title, panels)
+    _, by = SCORES[criterion(run)]
+    also: dict[str, Any] = {"selected_by": by, other: scores}
     with telling(f"{run.path}: {len(test)} test images") as tell:
         if respond:
             tell("training a fresh attacker")
-        extra = dict(respond(module)) if respond else {}
-        more = dict(measure(module))
-        verdicts = evaluate(
+        extra = respond(module) if respond else {}
+        also |= measure(module)
+        if found := catastrophic_overfitting(rows):
+            also["catastrophic_overfitting"] = found
+        return judge_classifier(
+            run,
             module,
             test,
             threat,
-            (*attacks, *extra),
-            seed=seed,
+            attacks,
+            dataset=dataset,
+            weights={"best": f"best {by}", "last": "the last"}[which],
+            tell=tell,
             extra=extra,
-            folder=run.path / "evaluation",
-            progress=tell,
+            dead=deaths(rows),
+            also=also,
+            seed=seed,
         )
-        tell("looking for signs of unreliable numbers")
-        flags = find_flags(module, test, threat, verdicts, seed)
-    rows = Metrics.read(run.path / "metrics.csv")
-    flags += [Flag(one.name, one.sentence) for one in deaths(rows)]
-    _, by = SCORES[criterion(run)]
-    also: dict[str, Any] = {"selected_by": by, other: scores, **more}
-    if found := catastrophic_overfitting(rows):
-        also["catastrophic_overfitting"] = found
-    content = Report(
-        dataset,
-        threat,
-        verdicts,
-        test.labels,
-        flags,
-        seed,
-        device_name(test.images.device),
-        {"best": f"best {by}", "last": "the last"}[which],
-        run.about()["command"],
-        also,
-    )
-    return write_report(run, content)
 
 
 def _pictures(
     run: RunFolder,
+    rows: Sequence[dict[str, float]],
     module: nn.Module,
     sample: ImageSet,
     threat: Threat,
@@ -112,7 +177,6 @@ def _pictures(
     title: str,
     panels: Panels,
 ) -> None:
-    rows = Metrics.read(run.path / "metrics.csv")
     step = int(rows[-1]["step"])
     images, labels = sample.floats(), sample.labels
     rng = stream(seed, "strip", images.device)

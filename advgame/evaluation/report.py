@@ -2,85 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.flags import Flag
 from advgame.evaluation.verdicts import Verdicts
+from advgame.health import Death
 from advgame.run.curves import accuracy_figure, save_figure
-from advgame.run.folder import RunFolder, versions
+from advgame.run.folder import RunFolder, device_name, versions
 from advgame.statistics import wilson
 from advgame.threat import Threat
 
 
-@dataclass(frozen=True)
-class Report:
-    """An evaluation with everything that its numbers depend on.
+def write_report(
+    run: RunFolder,
+    verdicts: Verdicts,
+    data: ImageSet,
+    threat: Threat,
+    flags: Iterable[Flag | Death],
+    *,
+    dataset: str,
+    seed: int,
+    weights: str,
+    also: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write report.json, report.md, verdicts.csv and accuracy.png; returns what the first says.
 
     Args:
-        dataset: name of the data set; its test split was used.
-        threat: the ball.
+        run: the folder; its settings name the command.
         verdicts: per image and attack.
-        labels: (N,) of the images.
-        flags: signs of unreliable numbers.
+        data: the images that were attacked.
+        threat: the ball.
+        flags: signs of unreliable numbers, and players that ended dead.
+        dataset: name of the data set; its test split was used.
         seed: of the attacks.
-        device: in words.
         weights: which weights were judged, e.g. "best on validation".
-        command: how the run was started.
         also: further numbers by name, e.g. of the last weights.
     """
-
-    dataset: str
-    threat: Threat
-    verdicts: Verdicts
-    labels: Tensor
-    flags: list[Flag]
-    seed: int
-    device: str
-    weights: str
-    command: str
-    also: dict[str, Any]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The content of ``report.json``; ``seconds`` and ``timing`` are wall-clock."""
-        return {
-            "dataset": self.dataset,
-            "split": "test",
-            "threat": {"norm": self.threat.norm, "eps": float(self.threat.eps)},
-            "n": len(self.verdicts.correct["clean"]),
-            "seed": self.seed,
-            "weights": self.weights,
-            "accuracy": self.verdicts.accuracy(),
-            "worst_case": self.verdicts.worst_case(),
-            "calls": {
-                name: {
-                    "forwards": self.verdicts.forwards[name],
-                    "backwards": self.verdicts.backwards[name],
-                }
-                for name in self.verdicts.forwards
-            },
-            "notes": self.verdicts.notes,
-            "flags": [flag.as_dict() for flag in self.flags],
-            **self.also,
-            "command": self.command,
-            "versions": versions(),
-            "device": self.device,
-            "seconds": sum(self.verdicts.seconds.values()),
-            "timing": self.verdicts.seconds,
-        }
-
-
-def write_report(run: RunFolder, report: Report) -> dict[str, Any]:
-    """Write report.json, report.md, verdicts.csv and accuracy.png; returns what the first says."""
-    content = report.as_dict()
-    run.write_text("verdicts.csv", as_matrix(report.verdicts, report.labels))
-    threat, n = content["threat"], content["n"]
-    bars = {name: (share, *wilson(share, n)) for name, share in content["accuracy"].items()}
-    title = f"{report.dataset}, {threat['norm']} ε = {threat['eps']:.3g}, {n} test images"
-    save_figure(accuracy_figure(bars, content["worst_case"], title), run.path / "accuracy.png")
+    n, accuracy = len(data), verdicts.accuracy()
+    calls = {
+        name: {"forwards": forwards, "backwards": verdicts.backwards[name]}
+        for name, forwards in verdicts.forwards.items()
+    }
+    content = {
+        "dataset": dataset,
+        "split": "test",
+        "threat": {"norm": threat.norm, "eps": float(threat.eps)},
+        "n": n,
+        "seed": seed,
+        "weights": weights,
+        "accuracy": accuracy,
+        "worst_case": verdicts.worst_case(),
+        "calls": calls,
+        "notes": verdicts.notes,
+        "flags": [flag.as_dict() for flag in flags],
+        **also,
+        "command": run.about()["command"],
+        "versions": versions(),
+        "device": device_name(data.images.device),
+        "seconds": sum(verdicts.seconds.values()),  # these two are wall-clock
+        "timing": verdicts.seconds,
+    }
+    run.write_text("verdicts.csv", as_matrix(verdicts, data.labels))
+    bars = {name: (share, *wilson(share, n)) for name, share in accuracy.items()}
+    title = f"{dataset}, {threat.norm} ε = {float(threat.eps):.3g}, {n} test images"
+    save_figure(accuracy_figure(bars, verdicts.worst_case(), title), run.path / "accuracy.png")
     run.write_text("report.md", as_markdown(content))
     run.write_json("report.json", content)  # last: a run that has it is finished
     return content
