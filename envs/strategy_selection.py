@@ -66,7 +66,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             on the CPU when None.
         game: the rules; L∞ with ε₀ = 0.15 when None.
         space: the choices; the CIFAR-10 lists of LAS-AT at the game's ε₀ when None.
-        credit: how batch terms are shared out, `advgame.games.las_at.Payoffs.reward`.
+        credit: how batch terms are shared out, `advgame.games.las_at.LasAt.pay`.
         reward_interval: k; 0 never pays.
         crop: random crops of the training images.
         flip: random flips; they come with ``crop`` only.
@@ -204,13 +204,18 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         played, due = self.images, self.reward_due
         with self._chance:
             self.result = self.game.step(
-                self.defender, played, self.labels, strategies, self._rng, pay=due
+                self.defender,
+                played,
+                self.labels,
+                strategies,
+                self._rng,
+                credit=self.credit if due else None,
             )
         self.steps += 1
         info = self._info(self.result, played, due)
         self._draw()
         payoffs = self.result.payoffs
-        reward = payoffs.reward(self.credit) if payoffs else torch.zeros_like(info["loss"])
+        reward = payoffs.reward if payoffs else torch.zeros_like(info["loss"])
         ended = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
         return self.images.clone(), reward, ended, torch.zeros_like(ended), info
 

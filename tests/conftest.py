@@ -73,7 +73,7 @@ def honest(digits):
     for _ in range(8 * len(batches)):
         x, y = batches.next()
         chosen = Strategies(torch.full((64,), 0.1), torch.full((64,), 3), torch.full((64,), 0.05))
-        LasAt(Linf(0.1)).step(defender, x, y, chosen, rng, pay=False)
+        LasAt(Linf(0.1)).step(defender, x, y, chosen, rng, credit=None)
     return defender.module.eval()
 
 

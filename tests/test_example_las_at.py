@@ -48,10 +48,10 @@ def test_three_steps_of_both_players_are_the_librarys(digits):
         part = slice(32 * step, 32 * step + 32)
         told = example.las_at_step(f, theta, policy, w, x[part], y[part], rng)
         strategies = space.decode(player.act(x[part], learn=True))
-        result = game.step(defender, x[part], y[part], strategies, player.rng)
-        player.learn(result.payoffs.reward("batch"))
+        made = game.step(defender, x[part], y[part], strategies, player.rng, credit="batch")
+        player.learn(made.payoffs.reward)
         assert told["ε"] == strategies.eps.mean()
-        for name, terms in zip(("R1", "R2", "R3"), vars(result.payoffs).values(), strict=True):
+        for name, terms in zip(("R1", "R2", "R3"), vars(made.payoffs).values(), strict=False):
             torch.testing.assert_close(told[name].double(), terms.double().mean())
         assert 0 < told["R2"] < 4, "a step in which all are robust, or none, shows little"
     for ours, theirs, old in zip((f, policy), (defender.module, player.policy), start, strict=True):
@@ -59,6 +59,26 @@ def test_three_steps_of_both_players_are_the_librarys(digits):
         for one, two, before in zip(*states, strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
             assert float((one - before).abs().max()) > 1e-4
+
+
+def test_the_mean_loss_of_a_batch_is_clamped_not_each_images(digits):
+    """As published: images with a loss above 10 count in full while their mean lies below it."""
+    x, y = digits.train.floats(slice(32)).double(), digits.train.labels[:32]
+    with seeded_init(1):
+        f = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+        policy = example.StrategyNet(digits.train.shape).double()
+    f[1].weight.data *= 6
+    ours, player = Defender(copy.deepcopy(f)), Reinforce(policy, PRESETS["repo"], seeded())
+    chosen = StrategySpace(example.EPS0).decode(player.act(x, learn=False))
+    rules = LasAt(Linf(example.EPS0), start="eps0")
+    made = rules.step(ours, x, y, chosen, player.rng, credit="batch")
+    told = example.las_at_step(
+        f, SGD(f.parameters(), 0.1), policy, SGD(policy.parameters(), 0.1), x, y, seeded()
+    )
+    assert bool((made.losses > 10).any())
+    assert bool((made.losses < 10).any())
+    assert 0 < told["R1"] < 10
+    torch.testing.assert_close(made.payoffs.r1, told["R1"].expand(32))
 
 
 @pytest.mark.slow

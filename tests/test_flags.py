@@ -378,7 +378,7 @@ def test_honest_classifiers_of_real_data_are_not_flagged(
         ticks = torch.full((64,), 3 if robust else 0)
         size = torch.full((64,), strength)
         chosen = Strategies(size, ticks, size / 2)
-        LasAt(ball).step(defender, x, y, chosen, rng, pay=False)
+        LasAt(ball).step(defender, x, y, chosen, rng, credit=None)
     test = data.test.first(100)
     verdicts = evaluate(module.eval(), test, ball, ("pgd20", "cw"))
     accuracy = verdicts.accuracy()

@@ -66,8 +66,10 @@ def test_with_the_games_own_strategy_it_is_that_game(name, awp):
     x, y = batch()
     first, second = (torch.Generator().manual_seed(2) for _ in range(2))
     for step in range(3):
-        pay = step == 1  # being paid changes nothing in the defender's game but where chance is
-        made = rules(THREAT).step(one, x, y, always(10, beta=beta), first, pay=pay)
+        credit = (
+            "mixed" if step == 1 else None
+        )  # being paid changes nothing in the defender's game but where chance is
+        made = rules(THREAT).step(one, x, y, always(10, beta=beta), first, credit=credit)
         wanted = game.step(two, x, y, second)
         second.set_state(first.get_state())  # the look-ahead draws, too
         assert torch.equal(made.x_adv, wanted.x_adv)
@@ -136,10 +138,10 @@ def test_paying_leaves_batch_norm_alone():
     torch.manual_seed(0)
     start = BatchNormNet()
     buffers = []
-    for pay in (False, True):
+    for credit in (None, "mixed"):
         defender = Defender(copy.deepcopy(start), **SETTINGS)
         rng = torch.Generator().manual_seed(4)
-        LasTrades(THREAT).step(defender, x, y, always(8, beta=6), rng, pay=pay)
+        LasTrades(THREAT).step(defender, x, y, always(8, beta=6), rng, credit=credit)
         buffers.append([buffer.clone() for buffer in defender.module.buffers()])
     assert all(torch.equal(a, b) for a, b in zip(*buffers, strict=True))
 
@@ -150,7 +152,7 @@ def test_the_cost_is_counted():
     for kind in (Defender, partial(AWPDefender, gamma=0.01)):
         for rules, beta in ((LasAt, None), (LasTrades, 6)):
             result = rules(THREAT).step(
-                kind(net(), **SETTINGS), x, y, always(10, beta=beta), torch.Generator(), pay=False
+                kind(net(), **SETTINGS), x, y, always(10, beta=beta), torch.Generator(), credit=None
             )
             costs[rules, kind is Defender] = float(result.stats["attacker/forwards_per_image"])
     assert costs == {

@@ -1,6 +1,7 @@
 """LAS-AT's rules: decoding, pay-offs by hand, the look-ahead, the real defender untouched."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import BatchNormNet, Linear
 from advgame.attacks import GradientAttack
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.las_at import LasAt, Payoffs
+from advgame.games.las_at import Credit, LasAt
 from advgame.games.strategy import SPACES, Strategies, StrategySpace, strategy_space
 from advgame.losses import cross_entropy
 from advgame.threat import L2, Linf
@@ -125,7 +126,7 @@ def test_paying_leaves_the_defender_as_if_it_had_not_been_paid(rng, digits):
     """The look-ahead, its attack and R1 touch neither weights, buffers nor optimiser."""
     x, y = digits.train.floats(slice(16)), digits.train.labels[:16]
     ends = []
-    for pay in (True, False):
+    for credit in ("mixed", None):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = BatchNormNet()
@@ -133,7 +134,7 @@ def test_paying_leaves_the_defender_as_if_it_had_not_been_paid(rng, digits):
         defender = Defender(model, lr=0.05)
         for step in range(3):
             rng = torch.Generator().manual_seed(step)
-            LasAt(Linf(0.1)).step(defender, x, y, strategies(16), rng, pay=pay)
+            LasAt(Linf(0.1)).step(defender, x, y, strategies(16), rng, credit=credit)
         ends.append(defender)
     for one, two in zip(*(d.module.state_dict().values() for d in ends), strict=True):
         assert torch.equal(one, two)
@@ -167,10 +168,21 @@ def test_a_step_pays_for_the_next_defender_and_then_moves_the_real_one(rng, digi
 
 
 def test_credits_share_out_the_same_total():
-    payoffs = Payoffs(torch.tensor([1.0, 3]), torch.tensor([4.0, 0]), torch.tensor([2.0, 2]))
-    assert payoffs.reward("sample").tolist() == [7, 5]
-    assert payoffs.reward("mixed").tolist() == [5, 7]
-    assert payoffs.reward("batch").tolist() == [6, 6]
+    told = torch.tensor([1.0, 3]), torch.tensor([1.0, 0]), torch.tensor([1.0, 1])
+    paid = {credit: LasAt(Linf(0.1)).pay(*told, credit) for credit in get_args(Credit)}
+    assert {name: one.reward.tolist() for name, one in paid.items()} == {
+        "sample": [7, 5], "mixed": [5, 7], "batch": [6, 6],
+    }  # fmt: skip
+
+
+def test_of_one_scalar_the_batchs_mean_is_clamped_not_each_image():
+    """As published; each image's own R1 is clamped by itself."""
+    told = torch.tensor([30.0, 2.0]), torch.tensor([1.0, 0]), torch.zeros(2)
+    rules = LasAt(Linf(0.1), a=0.5, r2_weight=30)
+    one, own = rules.pay(*told, "batch"), rules.pay(*told, "sample")
+    assert (one.r1.tolist(), one.r2.tolist()) == ([5, 5], [10, 10])
+    assert (own.r1.tolist(), own.r2.tolist()) == ([5, 1], [10, 0])
+    assert one.reward.tolist() == [15, 15], "means 16 and 15, clamped; of the clamped: 3 and 5"
 
 
 def test_terms_are_clamped_as_published():
@@ -190,7 +202,7 @@ def test_examples_stay_in_each_images_own_ball(kind, rng, digits):
     chosen = space.decode(actions)
     for start in ("own", "eps0"):
         defender = Defender(BatchNormNet())
-        result = LasAt(kind(0.15), start=start).step(defender, x, y, chosen, rng, pay=False)
+        result = LasAt(kind(0.15), start=start).step(defender, x, y, chosen, rng, credit=None)
         assert (kind(1).size(result.x_adv - x) <= chosen.eps + 1e-6).all()
         assert result.x_adv.min() >= 0
         assert result.x_adv.max() <= 1
@@ -218,5 +230,5 @@ def test_cost_counts_forwards_and_backwards(rng, digits):
     x, y = digits.train.floats(slice(8)), digits.train.labels[:8]
     chosen = strategies(8)
     chosen.steps[:4] = 3
-    result = LasAt(Linf(0.1)).step(Defender(BatchNormNet()), x, y, chosen, rng, pay=False)
+    result = LasAt(Linf(0.1)).step(Defender(BatchNormNet()), x, y, chosen, rng, credit=None)
     assert float(result.stats["attacker/forwards_per_image"]) == 2 * 4 + 3

@@ -1,80 +1,59 @@
-"""One step of LAS-AT: the defender meets an attack whose strategy somebody else chose.
+"""LAS-AT: one training step of a defender against PGD whose strategy is chosen image by image.
 
-Source: Jia et al., LAS-AT (CVPR 2022) and its published code. The attacker is paid, per image,
+Source: Jia et al., LAS-AT (CVPR 2022) and its published code. `LasAt.step` is the whole step of
+the target network f_θ (here the defender), in the order of the paper's algorithm 1. Somebody else
+chose the strategies a = (ε, T, α), per image, and is paid for them by `LasAt.pay`, again per image:
     R = a·R1 + b·R2 + c·R3
-R1: loss of the defender on the adversarial examples; R2, R3: robust and clean correctness of the
-defender after a one-step look-ahead on them. R1 is zero-sum against the defender's training
-loss, R2 and R3 reward what helps the defender: as published, LAS-AT is a general-sum game.
+R1: loss of f_θ on the adversarial examples; R2, R3: whether f_θ̂ is right on the attacked and on
+the clean image, where θ̂ is θ after a one-step look-ahead. R1 is zero-sum against the defender's
+training loss, R2 and R3 reward what helps the defender: as published, a general-sum game.
+
+`envs.strategy_selection` plays it with actions and rewards; a policy learns by `agents.reinforce`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, BatchNormMode, GradientAttack, LabelFree, pgd
+from advgame.attacks import Attack, AttackResult, BatchNormMode, GradientAttack, LabelFree, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.costs import DefenderStep
 from advgame.games.pairing import Trades
 from advgame.games.strategy import Strategies
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import GaussianStart, Threat
 
 Credit = Literal["mixed", "sample", "batch"]
+"""Who is paid for what, see `LasAt.pay`."""
 
 
 @dataclass(frozen=True)
 class Payoffs:
-    """The attacker's pay-off terms, already weighted; their sum is its reward.
+    """What the attacker earns in a step, each (B,).
 
     Args:
-        r1: (B,) a·min(loss on the adversarial example, 10).
-        r2: (B,) b·r2_weight·(robustly correct after the look-ahead).
-        r3: (B,) c·r3_weight·(clean correct after the look-ahead).
+        r1: a·R1.
+        r2: b·R2.
+        r3: c·R3.
+        reward: R, of each image's strategy.
     """
 
     r1: Tensor
     r2: Tensor
     r3: Tensor
-
-    def reward(self, credit: Credit) -> Tensor:
-        """The reward of each image's strategy, (B,).
-
-        - ``"mixed"``: own R1, the batch's mean R2 and R3: unbiased for what one image's player
-          earns when the other images count as its environment. Against the sum of all pay-offs
-          its R2 and R3 weigh 1/B, since every image moves all B of them.
-        - ``"sample"``: own R1, R2 and R3: lower variance, and biased, since the look-ahead's
-          effect on other images is left out.
-        - ``"batch"``: one scalar for all, as the published code: unbiased for the sum of all
-          pay-offs, up to the factor 1/B, with the noise of B images on each.
-        """
-        if credit == "sample":
-            return self.r1 + self.r2 + self.r3
-        shared = (self.r2 + self.r3).mean()
-        if credit == "mixed":
-            return self.r1 + shared
-        return (self.r1.mean() + shared).expand_as(self.r1).clone()
+    reward: Tensor
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What one step of the game did.
+class StepResult(DefenderStep):
+    """What one step did; ``payoffs`` are the attacker's, or None where it was not paid."""
 
-    Args:
-        x_adv: (B, C, H, W) adversarial examples the defender trained on.
-        losses: (B,) the defender's training losses.
-        payoffs: the attacker's terms, or None where they were not asked for.
-        stats: scalar tensors to log; ``attacker/forwards_per_image`` is what the step is worth in
-            forwards of the defender (F = 1, input-backward 1, backward with weights 2).
-    """
-
-    x_adv: Tensor
-    losses: Tensor
-    payoffs: Payoffs | None
-    stats: dict[str, Tensor]
+    payoffs: Payoffs | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +71,7 @@ class LasAt:
             ball of ε₀ whatever ε was chosen, as the published code does.
         look_ahead_mode: batch-norm mode of the look-ahead attack; the published code's is train.
         loss: what the attack ascends and R1 pays.
-        cap: R1 is at most this, and R2, R3 between its ends; published: 10, LAS-TRADES 20.
+        cap: R1 lies in [0, cap], R2 and R3 in [-cap, cap]; published: 10, LAS-TRADES 20.
         clamp: pull what the defender learns from back into the ball of ε₀, so that a larger ε
             changes the attack's path only (LAS-AWP); R1 is paid before that.
 
@@ -104,6 +83,8 @@ class LasAt:
     defender's own loss is not smoothed. That would take a second gradient of the defender per
     paid step.
     """
+
+    batches: ClassVar[int] = 1  # that the objective passes through the classifier
 
     threat: Threat
     a: float = 1.0
@@ -120,11 +101,6 @@ class LasAt:
     def __post_init__(self) -> None:
         if isinstance(self.threat.eps, Tensor):
             raise InputError("the game is judged at one eps: give the threat a float")
-
-    @property
-    def batches(self) -> int:
-        """Batches of images that the objective passes through the classifier."""
-        return 1
 
     def objective(
         self,
@@ -179,65 +155,88 @@ class LasAt:
         strategies: Strategies,
         rng: torch.Generator,
         *,
-        pay: bool = True,
+        credit: Credit | None = "mixed",
     ) -> StepResult:
-        """Attack with the strategies, pay the attacker, teach the defender.
+        """Attack with the strategies, pay for them, teach the defender.
 
         Args:
-            defender: learns from the adversarial examples; everything else leaves it untouched.
+            defender: θ and its optimiser; learns from the adversarial examples.
             x: clean images (B, C, H, W) in [0, 1].
             y: labels (B,).
-            strategies: one PGD configuration per image.
+            strategies: a = (ε, T, α), one PGD configuration per image.
             rng: stream of the random starts, on the images' device; the look-ahead's are drawn
                 from it, too, so that games which pay and which do not draw other starts.
-            pay: compute the attacker's pay-offs, the costly part.
+            credit: how the reward is shared out; None pays nothing, which spares the costly part.
+
+        Returns:
+            ``stats["attacker/forwards_per_image"]`` is what the step is worth in forwards of the
+            defender (F = 1, input-backward 1, backward with weights 2).
         """
-        with defender.fabric.autocast():
-            attacked = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
-        cost = (attacked.forwards + attacked.backwards) / len(x)
-        x_adv = attacked.x_adv
-        r1 = self._loss_now(defender, x, x_adv, y, strategies) if pay else None
+        autocast = defender.fabric.autocast
+        # x' = x + δ: PGD with each image's own ε, T, α
+        with autocast():
+            made = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
+        x_adv, cost = made.x_adv, _passes(made)
+
+        # R1: the loss L(f_θ(x'), y), before θ learns from x'
+        if credit is not None:
+            defender.module.eval()
+            with torch.no_grad(), autocast():
+                loss = self.objective(defender.module, x, x_adv, y, strategies, self.loss)
+            cost += self.batches
+
+        # g = ∇_θ of the training loss on x'
         x_adv = self.threat.project(x_adv, x) if self.clamp else x_adv
         losses = defender.descend(
             lambda model: self.objective(model, x, x_adv, y, strategies, defender.loss)
         )
         cost += 3 * self.batches * defender.descents
+
+        # R2, R3: is f_θ̂ right under PGD-10, and on the clean image, where θ̂ = θ - λ g
         payoffs = None
-        if r1 is not None:
-            with defender.fabric.autocast():
-                payoffs, spent = self._pay(defender.look_ahead(), r1, x, y, rng)
-            cost += spent + self.batches
+        if credit is not None:
+            f_ahead = defender.look_ahead()
+            with autocast():
+                held = self.look_ahead_attack().run(f_ahead, x, y, rng=rng, check=False)
+                with torch.no_grad():
+                    clean = f_ahead(x).argmax(1) == y
+                    robust = (
+                        f_ahead(held.x_adv).argmax(1) == y if held.fooled is None else ~held.fooled
+                    )
+            cost += _passes(held) + 1 + (held.fooled is None)
+            payoffs = self.pay(loss, robust.float(), clean.float(), credit)
+
+        # θ ← θ - λ g, by the defender's own optimiser, with its momentum
         defender.step()
         stats = self._stats(losses, payoffs, strategies)
         stats["attacker/forwards_per_image"] = torch.tensor(cost, device=x.device)
-        return StepResult(x_adv, losses, payoffs, stats)
+        return StepResult(x_adv, losses, stats, payoffs)
 
-    def _loss_now(
-        self, defender: Defender, x: Tensor, x_adv: Tensor, y: Tensor, strategies: Strategies
-    ) -> Tensor:
-        """The objective before the defender learns, in evaluation mode, (B,)."""
-        defender.module.eval()
-        with torch.no_grad(), defender.fabric.autocast():
-            return self.objective(defender.module, x, x_adv, y, strategies, self.loss)
+    def pay(self, loss: Tensor, robust: Tensor, clean: Tensor, credit: Credit) -> Payoffs:
+        """The reward R = a·R1 + b·R2 + c·R3 of each image's strategy: change it here.
 
-    def _pay(
-        self, ahead: nn.Module, r1: Tensor, x: Tensor, y: Tensor, rng: torch.Generator
-    ) -> tuple[Payoffs, float]:
-        attacked = self.look_ahead_attack().run(ahead, x, y, rng=rng, check=False)
-        spent = (attacked.forwards + attacked.backwards) / len(x) + 1
-        with torch.no_grad():
-            clean = ahead(x).argmax(1) == y
-            if attacked.fooled is None:
-                robust = ahead(attacked.x_adv).argmax(1) == y
-                spent += 1
-            else:
-                robust = ~attacked.fooled
-        payoffs = Payoffs(
-            self.a * r1.clamp(0, self.cap),
-            self.b * (self.r2_weight * robust.float()).clamp(-self.cap, self.cap),
-            self.c * (self.r3_weight * clean.float()).clamp(-self.cap, self.cap),
-        )
-        return payoffs, spent
+        Args:
+            loss: (B,) of f_θ on the adversarial examples.
+            robust: (B,) 1 where f_θ̂ is right on the attacked image, 0 elsewhere.
+            clean: (B,) the same on the clean image.
+            credit: who is paid for what.
+                ``"mixed"``: own R1, the batch's mean R2 and R3: unbiased for what one image's
+                player earns when the other images count as its environment. Against the sum of
+                all pay-offs its R2 and R3 weigh 1/B, since every image moves all B of them.
+                ``"sample"``: own R1, R2 and R3: lower variance, and biased, since the look-ahead's
+                effect on other images is left out.
+                ``"batch"``: as the published code, each term is the batch's mean, clamped as a
+                whole, and all images get the same: unbiased for the sum of all pay-offs, up to
+                the factor 1/B, with the noise of B images on each.
+        """
+        r1, r2, r3 = loss, self.r2_weight * robust, self.r3_weight * clean
+        if credit == "batch":
+            r1, r2, r3 = (r.mean().expand_as(r).clone() for r in (r1, r2, r3))
+        r1 = self.a * r1.clamp(0, self.cap)
+        r2 = self.b * r2.clamp(-self.cap, self.cap)
+        r3 = self.c * r3.clamp(-self.cap, self.cap)
+        reward = r1 + (r2 + r3).mean() if credit == "mixed" else r1 + r2 + r3
+        return Payoffs(r1, r2, r3, reward)
 
     def _stats(
         self, losses: Tensor, payoffs: Payoffs | None, strategies: Strategies
@@ -251,13 +250,19 @@ class LasAt:
         if strategies.beta is not None:
             stats["strategy/beta"] = strategies.beta.mean()
         if payoffs is not None:
+            reward = payoffs.r1.mean() + (payoffs.r2 + payoffs.r3).mean()
             stats |= {
                 "game/r1_loss": payoffs.r1.mean(),
                 "game/r2_robust": payoffs.r2.mean(),
                 "game/r3_clean": payoffs.r3.mean(),
-                "game/attacker_reward": payoffs.reward("batch").mean(),
+                "game/attacker_reward": reward.repeat(len(losses)).mean(),  # rounded as ever
             }
         return stats
+
+
+def _passes(made: AttackResult) -> float:
+    """Forwards and input-backwards of an attack, per image."""
+    return (made.forwards + made.backwards) / len(made.x_adv)
 
 
 @dataclass(frozen=True)
@@ -270,12 +275,9 @@ class LasTrades(LasAt):
     not.
     """
 
-    cap: float = 20.0
+    batches: ClassVar[int] = 2  # clean images and adversarial examples
 
-    @property
-    def batches(self) -> int:
-        """Clean images and adversarial examples."""
-        return 2
+    cap: float = 20.0
 
     def attack(self, strategies: Strategies) -> Attack:
         """KL-PGD with each image's own strategy."""
