@@ -64,8 +64,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         data: training images; the digits training split when None.
         defender: classifier and optimiser, which the environment owns from now on; a small CNN
             on the CPU when None.
-        game: the rules; L∞ with ε₀ = 0.15 when None.
-        space: the choices; the CIFAR-10 lists of LAS-AT at the game's ε₀ when None.
+        rules: of the game; L∞ with ε₀ = 0.15 when None.
+        space: the choices; the CIFAR-10 lists of LAS-AT at the rules' ε₀ when None.
         credit: how batch terms are shared out, `advgame.games.las_at.LasAt.pay`.
         reward_interval: k; 0 never pays.
         crop: random crops of the training images.
@@ -88,7 +88,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         *,
         data: ImageSet | None = None,
         defender: Defender | None = None,
-        game: LasAt | None = None,
+        rules: LasAt | None = None,
         space: StrategySpace | None = None,
         credit: Credit = "mixed",
         reward_interval: int = 1,
@@ -111,8 +111,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
                 f"{type(defender).__name__}"
             )
         data = data if data is not None else load_data("digits").train
-        self.game = game or LasAt(Linf(0.15))
-        self.space = space or StrategySpace(float(self.game.threat.eps))
+        self.rules = rules or LasAt(Linf(0.15))
+        self.space = space or StrategySpace(float(self.rules.threat.eps))
         self.defender = defender or _default_defender(data)
         self.data = data.to(self.defender.device)
         self.credit: Credit = credit
@@ -203,7 +203,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             strategies = strategies.scaled((self.steps + 1) / self.ramp_steps)
         played, due = self.images, self.reward_due
         with self._chance:
-            self.result = self.game.step(
+            self.result = self.rules.step(
                 self.defender,
                 played,
                 self.labels,

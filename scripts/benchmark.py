@@ -174,7 +174,7 @@ def measure_env(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) ->
     game = LasAt(Linf(eps))
     models = [task("small_cnn", data.shape, ENVS, device)[0] for _ in range(2)]
     defender, twin = (Defender(model, lr=0.05, fabric=fabric) for model in models)
-    env = StrategySelectionVectorEnv(ENVS, data=data, defender=defender, game=game)
+    env = StrategySelectionVectorEnv(ENVS, data=data, defender=defender, rules=game)
     env.reset(seed=SEED)
     player = RandomStrategy(env.space.sizes, stream(SEED, "actions", device))
     warm_up = 3 * repeats  # teaches the defender, so that the look-ahead attack has work to do

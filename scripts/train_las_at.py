@@ -202,7 +202,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         fabric=fabric,
     )
     trades = config.objective == "trades"
-    game = (LasTrades if trades else LasAt)(
+    rules = (LasTrades if trades else LasAt)(
         Linf(parse_eps(config.eps)),
         start="eps0" if repo else "own",
         look_ahead_mode="train" if repo else "eval",
@@ -212,7 +212,7 @@ def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         config.batch_size,
         data=data.train,
         defender=defender,
-        game=game,
+        rules=rules,
         space=strategy_space(config.space, parse_eps(config.eps), BETAS if trades else ()),
         credit=config.credit,
         reward_interval=config.reward_interval

@@ -184,7 +184,7 @@ def test_the_environment_plays_it(digits):
     env = StrategySelectionVectorEnv(
         16,
         data=digits.train,
-        game=LasTrades(Linf(0.15)),
+        rules=LasTrades(Linf(0.15)),
         space=strategy_space("las-trades-cifar10", 0.15, BETAS),
     )
     env.reset(seed=0)
@@ -202,7 +202,7 @@ def test_a_policy_paid_by_r1_alone_raises_beta(digits):
     env = StrategySelectionVectorEnv(
         64,
         data=digits.train,
-        game=LasTrades(Linf(0.15), b=0, c=0),
+        rules=LasTrades(Linf(0.15), b=0, c=0),
         space=strategy_space("las-trades-cifar10", 0.15, BETAS),
         credit="sample",
     )

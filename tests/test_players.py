@@ -212,7 +212,7 @@ def robustness_after(player, rng, steps=250):
         64,
         data=data,
         defender=defender,
-        game=LasAt(Linf(0.08), r2_weight=1.0, r3_weight=0.0),
+        rules=LasAt(Linf(0.08), r2_weight=1.0, r3_weight=0.0),
         space=StrategySpace(0.08, (1, 8), (5,), (2,)),
     )
     game = StrategyGame(env, player, seed=0)
