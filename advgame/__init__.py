@@ -6,9 +6,10 @@ here by name, and is imported when it is first used: ``import advgame`` alone lo
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
+
+from advgame.lazy import lazily
 
 if TYPE_CHECKING:
     from advgame import attacks, games
@@ -46,33 +47,5 @@ __all__ = [
     "make_classifier",
 ]
 
-_HOMES = {
-    "L2": "threat",
-    "Linf": "threat",
-    "Threat": "threat",
-    "Defender": "defender",
-    "ImageSet": "data",
-    "Splits": "data",
-    "load_data": "data",
-    "InputError": "errors",
-    "RunFolder": "run.folder",
-    "Trainer": "run.loop",
-    "TrainingPlan": "run.loop",
-    "Verdicts": "evaluation",
-    "evaluate": "evaluation",
-    "find_flags": "evaluation",
-    "make_classifier": "classifiers",
-}
-
-
-def __getattr__(name: str) -> object:
-    """A public name, from where it lives (PEP 562)."""
-    if name in _HOMES:
-        return getattr(import_module(f"advgame.{_HOMES[name]}"), name)
-    if name in __all__:
-        return import_module(f"advgame.{name}")
-    raise AttributeError(f"module 'advgame' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)

@@ -32,11 +32,13 @@ def test_advgame_works_beside_somebody_elses_envs(tmp_path):
 
 def test_the_public_names_are_there_and_import_torch_only_when_used():
     code = """
-import sys, advgame
+import sys, advgame, advgame.classifiers, advgame.evaluation, advgame.games, advgame.privacy
 assert "torch" not in sys.modules
 assert advgame.__version__[0] == "0"
-assert all(getattr(advgame, name) for name in advgame.__all__)
-assert set(advgame.__all__) <= set(dir(advgame))
+for package in (advgame, advgame.classifiers, advgame.evaluation, advgame.games, advgame.privacy):
+    assert all(getattr(package, name) for name in package.__all__)
+    assert set(package.__all__) == set(dir(package))
+    assert not hasattr(package, "nothing")
 from advgame import *
 assert Linf(0.1).norm == "Linf" and games.Trades and attacks.SPSA
 """

@@ -5,62 +5,18 @@ Each also has ``embed`` (images -> features (B, width)), which other networks us
 
 from __future__ import annotations
 
-import re
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from advgame.lazy import lazily
 
-from advgame.classifiers.normalise import Normalise
-from advgame.classifiers.resnet import ResidualNet, preact_resnet18, resnet18, wide_resnet
-from advgame.classifiers.small import MinimaxCNN, SmallCNN
-from advgame.errors import InputError, unknown
-
-CLASSIFIERS = ("small_cnn", "minimax_cnn", "resnet18", "preact_resnet18", "wrn-DEPTH-WIDEN")
-
-
-class Embedder(Protocol):
-    """A network with a feature layer of known width."""
-
-    width: int
-
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, width)."""
-        ...
-
-
-def make_classifier(
-    name: str, shape: tuple[int, int, int], classes: int, normalise: nn.Module | None = None
-) -> nn.Module:
-    """Build a classifier by name.
-
-    Args:
-        name: one of `CLASSIFIERS`, e.g. ``"small_cnn"`` or ``"wrn-28-10"``.
-        shape: (C, H, W) of the images.
-        classes: number of classes K.
-        normalise: first layer of the residual networks; the small ones take raw pixels.
-
-    Raises:
-        InputError: unknown name, or images too small for the network.
-    """
-    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
-    if name == "small_cnn":
-        return SmallCNN(shape, classes)
-    if name == "minimax_cnn":
-        if min(shape[1:]) < 4:
-            raise InputError(f"minimax_cnn needs images of at least 4x4 pixels, not {shape}")
-        return MinimaxCNN(shape, classes)
-    if name == "resnet18":
-        return resnet18(classes, shape[0], normalise)
-    if name == "preact_resnet18":
-        return preact_resnet18(classes, shape[0], normalise)
-    if wide:
-        return wide_resnet(int(wide[1]), int(wide[2]), classes, shape[0], normalise)
-    raise unknown("model", name, CLASSIFIERS)
-
+if TYPE_CHECKING:
+    from advgame.classifiers.named import CLASSIFIERS, make_classifier
+    from advgame.classifiers.normalise import Normalise
+    from advgame.classifiers.resnet import ResidualNet, preact_resnet18, resnet18, wide_resnet
+    from advgame.classifiers.small import MinimaxCNN, SmallCNN
 
 __all__ = [
     "CLASSIFIERS",
-    "Embedder",
     "MinimaxCNN",
     "Normalise",
     "ResidualNet",
@@ -70,3 +26,6 @@ __all__ = [
     "resnet18",
     "wide_resnet",
 ]
+
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)

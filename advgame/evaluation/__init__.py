@@ -1,10 +1,18 @@
 """Measuring robustness: verdicts per image and attack, sanity flags, reports."""
 
-from advgame.evaluation.attacks import ATTACKS, check_attacks
-from advgame.evaluation.flags import Flag, find_flags
-from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
-from advgame.evaluation.report import as_line, write_report
-from advgame.evaluation.verdicts import Verdicts, predict, score, validator
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advgame.lazy import lazily
+
+if TYPE_CHECKING:
+    from advgame.evaluation.attacks import ATTACKS, check_attacks
+    from advgame.evaluation.flags import Flag, find_flags
+    from advgame.evaluation.judge import judge_classifier
+    from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
+    from advgame.evaluation.report import as_line, write_report
+    from advgame.evaluation.verdicts import Verdicts, predict, score, validator
 
 __all__ = [
     "ATTACKS",
@@ -16,8 +24,12 @@ __all__ = [
     "check_evaluation",
     "evaluate",
     "find_flags",
+    "judge_classifier",
     "predict",
     "score",
     "validator",
     "write_report",
 ]
+
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)

@@ -1,25 +1,39 @@
-"""Games: what one step of each attacker-defender game does.
+"""Games: what one training step of each attacker-defender game does.
 
-Most are rules of `DefenderTraining`; `CatAndMouse` and `ImitationGame` play on their own.
+`DefenderTraining`, `CatAndMouse` and `ImitationGame` are games: the training loop plays them. The
+others are rules, which say what one batch does: `DefenderTraining` plays them on a data set, but
+for LAS-AT's, which `envs.strategy_selection` plays with the actions of a policy.
 """
 
-from advgame.games.adt import Amortised, Explicit
-from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.cat_and_mouse import CatAndMouse
-from advgame.games.free import Free
-from advgame.games.imitation import ImitationGame
-from advgame.games.l2l import L2L
-from advgame.games.las_at import LasAt, LasTrades
-from advgame.games.minimax import Minimax, SensitivityTraining
-from advgame.games.mixture import Mixture
-from advgame.games.pairing import LogitPairing, Mart, Trades
-from advgame.games.training import DefenderTraining
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advgame.lazy import lazily
+
+if TYPE_CHECKING:
+    from advgame.games.adt import Amortised, Explicit
+    from advgame.games.adversarial_training import AdversarialTraining
+    from advgame.games.awp import AWPDefender
+    from advgame.games.cat_and_mouse import CatAndMouse
+    from advgame.games.costs import DefenderStep, Passes
+    from advgame.games.free import Free
+    from advgame.games.imitation import ImitationGame
+    from advgame.games.l2l import L2L
+    from advgame.games.las_at import LasAt, LasTrades
+    from advgame.games.minimax import Minimax, SensitivityTraining
+    from advgame.games.mixture import Mixture
+    from advgame.games.pairing import LogitPairing, Mart, Trades
+    from advgame.games.strategy import Strategies, StrategySpace, strategy_space
+    from advgame.games.training import DefenderTraining, Rules
 
 __all__ = [
     "L2L",
+    "AWPDefender",
     "AdversarialTraining",
     "Amortised",
     "CatAndMouse",
+    "DefenderStep",
     "DefenderTraining",
     "Explicit",
     "Free",
@@ -30,6 +44,14 @@ __all__ = [
     "Mart",
     "Minimax",
     "Mixture",
+    "Passes",
+    "Rules",
     "SensitivityTraining",
+    "Strategies",
+    "StrategySpace",
     "Trades",
+    "strategy_space",
 ]
+
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)

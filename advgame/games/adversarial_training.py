@@ -1,26 +1,27 @@
-"""Adversarial training against an attack that does not learn: the controls of a learned attacker.
+"""Adversarial training with an attack that does not learn: PGD-AT, FGSM-AT, or none at all.
 
-Without an attack it is plain training, with FGSM or PGD it is FGSM-AT (Goodfellow et al. 2015) or
-PGD-AT (Madry et al. 2018; "PGM" in L2L). Batches, schedule and counts are those of the games.
+Sources: Goodfellow et al. 2015 (FGSM-AT), Madry et al. 2018 (PGD-AT; "PGM" in L2L). These are the
+controls of a learned attacker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.attacks import Attack
 from advgame.defender import Defender
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
+from advgame.games.training import Rules
 from advgame.threat import Threat
 
 
 @dataclass(frozen=True)
-class AdversarialTraining:
+class AdversarialTraining(Rules):
     """The rules.
 
     Args:
@@ -31,18 +32,10 @@ class AdversarialTraining:
     threat: Threat
     attack: Callable[[Threat], Attack] | None = None
 
+    @override
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of the defender.
-
-        Args:
-            defender: learns.
-            x: clean images (B, C, H, W) in [0, 1].
-            y: labels (B,).
-            rng: stream of random starts, on the images' device.
-            scale: share of ε that is in use.
-        """
         threat, passes, x_adv = self.threat.scaled(scale), Passes(), x
         if self.attack is not None:
             with defender.fabric.autocast():
@@ -58,10 +51,3 @@ class AdversarialTraining:
         else:
             stats |= perturbation_stats(x_adv - x, threat)
         return DefenderStep(x_adv, losses, stats | passes.stats(x.device))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the attack does not learn."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""

@@ -11,19 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
+from advgame.games.training import Rules
 from advgame.threat import Linf, Threat
 
 
-class Free:
+class Free(Rules):
     """The rules.
 
-    A batch is replayed m times and the optimiser steps each time, while the learning rate and the
-    epochs count batches: E epochs cost about E·m epochs of plain training, which is why the paper
-    divides the number of epochs by m. The gradients are those of training mode, both.
+    A batch is replayed m times and the optimiser steps each time; a step returns the last of them,
+    and draws nothing. The learning rate and the epochs count batches: E epochs cost about E·m
+    epochs of plain training, which is why the paper divides the number of epochs by m. The
+    gradients are those of training mode, both.
 
     ∇_δ is taken at the image, clip(x + δ). The authors' PyTorch code (FreeAdversarialTraining)
     takes it through the clip, where it is 0 for what would leave [0, 1]: there δ is stuck for as
@@ -48,13 +51,10 @@ class Free:
         self.threat, self.replays = threat, replays
         self.delta: Tensor | None = None  # (B, C, H, W), in the ball
 
+    @override
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """Make m steps of the defender on one batch; what is returned is of the last one.
-
-        See `advgame.games.training.Rules`; nothing is drawn here.
-        """
         threat, passes, leaves = self.threat.scaled(scale), Passes(), list[Tensor]()
         eps = float(threat.eps)
         delta = torch.zeros_like(x) if self.delta is None else self.delta.to(x)
@@ -76,10 +76,10 @@ class Free:
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The perturbation that the next batch begins with."""
         return {"delta": self.delta}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
         self.delta = state["delta"]

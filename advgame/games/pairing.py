@@ -8,20 +8,21 @@ clean images and adversarial examples apart, as TRADES' and MART's published cod
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.attacks import Attack, kl_pgd, near_pgd, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
+from advgame.games.training import Rules
 from advgame.losses import Loss, boosted_cross_entropy, cross_entropy, divergence
 from advgame.threat import Threat
 
@@ -29,7 +30,7 @@ pgd10 = partial(pgd, steps=10)
 
 
 @dataclass(frozen=True)
-class PairedTraining(ABC):
+class PairedTraining(Rules):
     """The rules; a game says what its two terms are.
 
     Args:
@@ -62,10 +63,10 @@ class PairedTraining(ABC):
             fit: the defender's loss, cross-entropy with its smoothing.
         """
 
+    @override
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of the defender: see `advgame.games.training.Rules`."""
         threat, passes, stats = self.threat.scaled(scale), Passes(), dict[str, Tensor]()
         with defender.fabric.autocast():
             made = self.attack(threat).run(defender.module, x, y, rng=rng, check=False)
@@ -86,13 +87,6 @@ class PairedTraining(ABC):
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the attack does not learn."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Nothing."""
-
 
 @dataclass(frozen=True)
 class Trades(PairedTraining):
@@ -105,10 +99,10 @@ class Trades(PairedTraining):
     beta: float | Tensor = 6.0
     attack: Callable[[Threat], Attack] = kl_pgd
 
+    @override
     def terms(
         self, clean: Tensor, adversarial: Tensor, y: Tensor, fit: Loss
     ) -> tuple[Tensor, Tensor]:
-        """CE and KL."""
         return fit(clean, y), divergence(clean, adversarial)
 
 
@@ -122,10 +116,10 @@ class Mart(PairedTraining):
     beta: float | Tensor = 5.0
     attack: Callable[[Threat], Attack] = near_pgd
 
+    @override
     def terms(
         self, clean: Tensor, adversarial: Tensor, y: Tensor, fit: Loss
     ) -> tuple[Tensor, Tensor]:
-        """BCE, and KL weighted by how little the clean image's class is believed in."""
         missing = 1.0000001 - F.softmax(clean, 1).gather(1, y[:, None])[:, 0]
         return boosted_cross_entropy(adversarial, y, fit), divergence(clean, adversarial) * missing
 
@@ -140,8 +134,8 @@ class LogitPairing(PairedTraining):
     beta: float | Tensor = 0.5
     attack: Callable[[Threat], Attack] = pgd10
 
+    @override
     def terms(
         self, clean: Tensor, adversarial: Tensor, y: Tensor, fit: Loss
     ) -> tuple[Tensor, Tensor]:
-        """The mean of both cross-entropies, and the square."""
         return (fit(clean, y) + fit(adversarial, y)) / 2, (clean - adversarial).square().mean(1)

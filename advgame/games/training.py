@@ -1,7 +1,8 @@
-"""A defender's training as the shared loop sees it: batches, chance, and the rules of a game."""
+"""`DefenderTraining`, the game that the training loop plays over a data set, and its `Rules`."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -48,21 +49,29 @@ PANELS: Panels = {
 
 
 class Rules(Protocol):
-    """One step of a game between a defender and whoever perturbs its images."""
+    """What a batch does in a game between a defender and whoever perturbs its images."""
 
+    @abstractmethod
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """Play one batch at ``scale`` times ε."""
-        ...
+        """Play one batch.
+
+        Args:
+            defender: learns.
+            x: clean images (B, C, H, W) in [0, 1].
+            y: labels (B,).
+            rng: stream of random starts, on the images' device.
+            scale: share of ε that is in use.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """What learns besides the defender."""
-        ...
+        """What learns besides the defender, or is carried over from batch to batch: nothing."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        ...
+        return
 
 
 def defender_health(defender: Defender, x: Tensor) -> tuple[Tensor, dict[str, float]]:
