@@ -9,7 +9,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from advgame.attacks.modes import attacked
+from advgame.attacks.boundary import attacked
+from advgame.attacks.input_gradients import input_gradient
 from advgame.classifiers.foreign import frozen_copy
 from advgame.errors import InputError
 from advgame.losses import smoothed_cross_entropy
@@ -115,8 +116,8 @@ class Defender:
         # Fabric's wrapper allows one backward pass only
         with self.fabric.autocast():
             losses = self.loss(self.module(x), y)
-        (slope,) = torch.autograd.grad(losses.sum(), x, create_graph=True)
-        penalty = slope.square().flatten(1).sum(1).mean()
+        gradient = input_gradient(losses.sum(), x, create_graph=True)
+        penalty = gradient.square().flatten(1).sum(1).mean()
         self.fabric.backward(losses.mean() + sensitivity / 2 * penalty)
         return losses.detach()
 

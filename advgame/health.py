@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.modes import attacked
+from advgame.attacks.boundary import attacked
 
 PREFIX = "health/"
 AT_BOUND = 0.995  # |tanh| at an input of 3, where a hundredth of the gradient is left

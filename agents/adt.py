@@ -20,12 +20,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, BatchNormMode, Slope, at_boundary, attacked
+from advgame.attacks import (
+    Attack,
+    AttackResult,
+    BatchNormMode,
+    InputGradient,
+    at_boundary,
+    attacked,
+)
 from advgame.attacks.distributional import worst_of
-from advgame.checks import check_images, check_known_shape, check_labels
+from advgame.checks import check_known_shape
 from advgame.distributions import TanhNormal
 from advgame.errors import InputError
-from advgame.losses import Loss, cross_entropy
+from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.threat import Linf, Threat, per_image
 from agents.adt_networks import Body, Encoder, LatentMap, make_generator
 from agents.attacker_file import filled, read_file, reading, write_file
@@ -83,16 +90,16 @@ class ADTNetwork(nn.Module):
         inputs, outputs = 3 * colours + implicit, colours * (1 if implicit else 2)
         self.body = make_generator(body, inputs, outputs, shape, ngf)
 
-    def information(self, x: Tensor, threat: Threat, slope: Slope) -> Tensor:
+    def information(self, x: Tensor, threat: Threat, gradient: InputGradient) -> Tensor:
         """𝒜 (B, 3C, H, W), a constant: two input gradients.
 
         Args:
             x: clean images, not in half precision.
             threat: an L∞ ball; its radius may be per image.
-            slope: the classifier's input gradients on these images.
+            gradient: the classifier's input gradients on these images.
         """
-        first = slope.at_clean()
-        second = slope(threat.project(x + threat.steepest(first) * per_image(threat.eps, x), x))
+        first = gradient.at_clean()
+        second = gradient(threat.project(x + threat.steepest(first) * per_image(threat.eps, x), x))
         if self.scaling == "raw":
             return torch.cat([x, first / self.batch, second / self.batch], 1)
         return torch.cat([x, scaled(first, "image"), scaled(second, "image")], 1)
@@ -130,8 +137,10 @@ def beside(network: ADTNetwork) -> Encoder:
 
 
 @dataclass(frozen=True)
-class ADTAttack:
-    """`advgame.attacks.Attack`: a generator attacks whatever classifier it is given.
+class ADTAttack(Attack):
+    """A generator attacks whatever classifier it is given.
+
+    ``loss`` of the result is the margin, where there was a choice.
 
     Args:
         network: G; in evaluation mode while it attacks.
@@ -161,12 +170,14 @@ class ADTAttack:
         self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
     ) -> Iterator[Tensor]:
         """See `advgame.attacks.distributional.Sampler`."""
-        return self._draw(Slope(model, x, y, loss=self.loss, mode=self.mode), x, count, rng)
+        return self._draw(InputGradient(model, x, y, loss=self.loss, mode=self.mode), x, count, rng)
 
-    def _draw(self, slope: Slope, x: Tensor, count: int, rng: torch.Generator) -> Iterator[Tensor]:
+    def _draw(
+        self, gradient: InputGradient, x: Tensor, count: int, rng: torch.Generator
+    ) -> Iterator[Tensor]:
         network = self.network.to(x.device)
-        full = x.detach() if x.dtype == torch.float64 else x.detach().float()
-        information = network.information(full, self.threat, slope)
+        full = full_precision(x.detach())
+        information = network.information(full, self.threat, gradient)
         with _evaluating(network):
             explicit = network.distribution(information) if network.kind == "exp-am" else None
 
@@ -180,30 +191,19 @@ class ADTAttack:
 
         return (one() for _ in range(count))
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Attack one batch; ``loss`` of the result is the margin, where there was a choice.
+    def _draws(self) -> str:
+        return "this attack, which draws samples,"
 
-        Raises:
-            InputError: input that cannot be attacked, images of another shape than the
-                network's, or no ``rng``.
-        """
-        if rng is None:
-            raise InputError("this attack draws samples: it needs rng, a torch.Generator")
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
-            check_known_shape(x, self.network.shape)
-        slope = Slope(model, x, y, loss=self.loss, mode=self.mode, check=check)
-        points = self._draw(slope, x, self.draws, rng)
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        super()._check(x, y)
+        check_known_shape(x, self.network.shape)
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        assert rng is not None
+        gradient = InputGradient(model, x, y, loss=self.loss, mode=self.mode, check=check)
+        points = self._draw(gradient, x, self.draws, rng)
         calls = GRADIENTS * len(x)
         if self.draws == 1:
             return AttackResult(next(points), None, None, calls, calls)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Slope, attacked
+from advgame.attacks import InputGradient, attacked
 from advgame.distributions import LOG_2
 from advgame.errors import InputError
 from advgame.games.adt import Sampled
@@ -53,9 +53,11 @@ class ExplicitPlayer:
             network.parameters(), lr, (0.5, 0.999), maximize=True, fused=True
         )
 
-    def sample(self, x: Tensor, threat: Threat, slope: Slope, rng: torch.Generator) -> Sampled:
+    def sample(
+        self, x: Tensor, threat: Threat, gradient: InputGradient, rng: torch.Generator
+    ) -> Sampled:
         """See `advgame.games.adt.SamplingPlayer`."""
-        found = self.module.distribution(self.module.information(x, threat, slope))
+        found = self.module.distribution(self.module.information(x, threat, gradient))
         draw = found.sample(rng)
         entropy = found.entropy(draw).mean()
         stats = {
@@ -73,10 +75,12 @@ class ExplicitPlayer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+    def signs(
+        self, x: Tensor, y: Tensor, threat: Threat, gradient: InputGradient
+    ) -> dict[str, float]:
         """See `advgame.games.adt.SamplingPlayer`; of the mean perturbation tanh(μ)."""
         with torch.no_grad(), attacked(self.module):
-            found = self.module.distribution(self.module.information(x, threat, slope))
+            found = self.module.distribution(self.module.information(x, threat, gradient))
         signs = output_signs(found.mean.tanh(), y) | gradient_sign(self.optimizer)
         return signs | {"width": float(found.spread.mean())}
 
@@ -142,10 +146,12 @@ class ImplicitPlayer:
             )
         ]
 
-    def sample(self, x: Tensor, threat: Threat, slope: Slope, rng: torch.Generator) -> Sampled:
+    def sample(
+        self, x: Tensor, threat: Threat, gradient: InputGradient, rng: torch.Generator
+    ) -> Sampled:
         """See `advgame.games.adt.SamplingPlayer`."""
         self.encoder.train()
-        information = self.module.information(x, threat, slope)
+        information = self.module.information(x, threat, gradient)
         z = self.module.noise(information, rng)
         value = self.module.perturbation(information, z)
         seen = value.view_as(value)  # what the encoder sees, with a gradient of its own
@@ -173,11 +179,13 @@ class ImplicitPlayer:
             optimizer.step()
             optimizer.zero_grad()
 
-    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+    def signs(
+        self, x: Tensor, y: Tensor, threat: Threat, gradient: InputGradient
+    ) -> dict[str, float]:
         """See `advgame.games.adt.SamplingPlayer`; of perturbations from a fixed draw of z."""
         rng = torch.Generator(x.device).manual_seed(0)
         with torch.no_grad(), attacked(self.module):
-            information = self.module.information(x, threat, slope)
+            information = self.module.information(x, threat, gradient)
             value = self.module.perturbation(information, self.module.noise(information, rng))
         return output_signs(value, y) | gradient_sign(self.optimizers[0])
 

@@ -18,11 +18,10 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, at_boundary, attacked
+from advgame.attacks import Attack, AttackResult, attacked
 from advgame.attacks.features import feature_names, features
 from advgame.attacks.menu import Menu
 from advgame.attacks.schedule import Ascent, Start
-from advgame.checks import check_images, check_labels
 from advgame.errors import InputError
 from advgame.threat import Threat
 from agents.attacker_file import filled, read_file, reading, write_file
@@ -32,8 +31,8 @@ FORMAT = "advgame attacker 1"
 
 
 @dataclass(frozen=True)
-class LearnedAttack:
-    """`advgame.attacks.Attack`: a policy chooses every step.
+class LearnedAttack(Attack):
+    """A policy chooses every step of a gradient attack.
 
     An image that is fooled leaves the batch at once. Another's result is the best point seen,
     that of the highest margin.
@@ -60,26 +59,12 @@ class LearnedAttack:
         if self.queries < 1:
             raise InputError(f"queries must be 1 or above, not {self.queries}")
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Attack one batch; ``rng`` is needed where the menu has random jumps.
+    def _draws(self) -> str | None:
+        return "drawing the choices" if self.stochastic else None
 
-        Raises:
-            InputError: input that cannot be attacked.
-        """
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
-        if self.stochastic and rng is None:
-            raise InputError("drawing the choices needs rng, a torch.Generator")
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
         policy = self.policy.to(x.device).eval()
         budget = torch.full((len(x),), self.queries, device=x.device)
         rows = torch.arange(len(x), device=x.device)

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from advgame.attacks import AttackResult, at_boundary
-from advgame.checks import check_images, check_known_shape, check_labels
+from advgame.attacks import Attack, AttackResult
+from advgame.checks import check_known_shape
 from advgame.errors import InputError
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import filled, read_file, reading, write_file
@@ -112,8 +112,8 @@ class AttNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class AttNetAttack:
-    """`advgame.attacks.Attack`: a trained AttNet attacks any classifier; it asks it nothing.
+class AttNetAttack(Attack):
+    """A trained AttNet attacks any classifier; it asks it nothing, and nothing is drawn.
 
     Args:
         network: g; in evaluation mode while it attacks.
@@ -130,28 +130,15 @@ class AttNetAttack:
         if not isinstance(self.threat, Linf):
             raise InputError(f"AttNet attacks in L∞ balls, not in {self.threat.norm}")
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Attack one batch; nothing is drawn, and ``model`` is not used.
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        super()._check(x, y)
+        check_known_shape(x, self.network.shape)
+        if int(y.max()) >= self.network.classes:
+            raise InputError(f"this attacker knows {self.network.classes} classes only")
 
-        Raises:
-            InputError: input that cannot be attacked, images of another shape than the
-                network's, or labels that it does not know.
-        """
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
-            check_known_shape(x, self.network.shape)
-            if int(y.max()) >= self.network.classes:
-                raise InputError(f"this attacker knows {self.network.classes} classes only")
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
         network = self.network.to(x.device)
         training = network.training
         try:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, Slope, attacked
+from advgame.attacks import Attack, InputGradient, attacked
 from advgame.data import Batches, ImageSet, Splits
 from advgame.errors import InputError
 from advgame.evaluation import predict, score
@@ -99,7 +99,7 @@ class L2Ls:
         self, network: L2LNetwork, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
     ) -> Tensor:
         """See `Family`."""
-        return network.perturb(x, threat, Slope(model, x, y, check=False))
+        return network.perturb(x, threat, InputGradient(model, x, y, check=False))
 
     def attack(self, network: L2LNetwork, threat: Threat) -> Attack:
         """See `Family`."""

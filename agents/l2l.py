@@ -21,11 +21,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, BatchNormMode, Slope, at_boundary, attacked
-from advgame.checks import check_images, check_known_shape, check_labels
+from advgame.attacks import Attack, AttackResult, BatchNormMode, InputGradient, attacked
+from advgame.checks import check_known_shape
 from advgame.errors import InputError
 from advgame.health import gradient_sign, output_signs
-from advgame.losses import Loss, cross_entropy
+from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import filled, read_file, reading, write_file
 from agents.attacker_networks import Width, make_body
@@ -83,11 +83,11 @@ class L2LNetwork(nn.Module):
         """How often the body runs per attack."""
         return max(self.gradients, 1)
 
-    def perturb(self, x: Tensor, threat: Threat, slope: Slope) -> Tensor:
+    def perturb(self, x: Tensor, threat: Threat, gradient: InputGradient) -> Tensor:
         """Adversarial examples (B, C, H, W) in the ball and in [0, 1], in fp32 at least; `play`."""
-        return self.play(x, threat, slope)[1]
+        return self.play(x, threat, gradient)[1]
 
-    def play(self, x: Tensor, threat: Threat, slope: Slope) -> tuple[Tensor, Tensor]:
+    def play(self, x: Tensor, threat: Threat, gradient: InputGradient) -> tuple[Tensor, Tensor]:
         """What the network puts out, in units of ε, and the adversarial examples.
 
         The gradient channels are constants: ∂/∂φ of a later cell reaches the earlier ones through
@@ -96,7 +96,7 @@ class L2LNetwork(nn.Module):
         Args:
             x: clean images, not in half precision.
             threat: an L∞ ball; its radius may be per image.
-            slope: the classifier's input gradients on these images.
+            gradient: the classifier's input gradients on these images.
 
         Returns:
             (B, C, H, W) in [-1, 1], before the pixel range cuts it, and (B, C, H, W) in the ball
@@ -106,7 +106,7 @@ class L2LNetwork(nn.Module):
         for cell in range(self.cells):
             known = [x_adv]
             if self.gradients:
-                known.append(scaled(slope(x_adv) if cell else slope.at_clean(), self.scaling))
+                known.append(scaled(gradient(x_adv) if cell else gradient.at_clean(), self.scaling))
             move = self.body(torch.cat(known, 1).to(self._dtype)).to(x.dtype)
             moved = (moved + move).clamp(-1, 1)
             x_adv = threat.project(x + moved * per_image(threat.eps, x), x)
@@ -118,8 +118,8 @@ class L2LNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class L2LAttack:
-    """`advgame.attacks.Attack`: a trained network attacks whatever classifier it is given.
+class L2LAttack(Attack):
+    """A trained network attacks whatever classifier it is given; nothing is drawn.
 
     Args:
         network: g; in evaluation mode while it attacks.
@@ -140,36 +140,23 @@ class L2LAttack:
         if not isinstance(self.threat, Linf):
             raise InputError(f"L2L attacks in L∞ balls, not in {self.threat.norm}")
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Attack one batch; nothing is drawn.
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        super()._check(x, y)
+        check_known_shape(x, self.network.shape)
 
-        Raises:
-            InputError: input that cannot be attacked, or images of another shape than the
-                network's.
-        """
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
-            check_known_shape(x, self.network.shape)
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
         network = self.network.to(x.device)
         training = network.training
-        slope = Slope(model, x, y, loss=self.loss, mode=self.mode, check=check)
-        full = x.detach() if x.dtype == torch.float64 else x.detach().float()
+        gradient = InputGradient(model, x, y, loss=self.loss, mode=self.mode, check=check)
+        full = full_precision(x.detach())
         try:
             with torch.no_grad():
-                x_adv = network.eval().perturb(full, self.threat, slope)
+                x_adv = network.eval().perturb(full, self.threat, gradient)
         finally:
             network.train(training)
-        calls = slope.calls * len(x)
+        calls = gradient.calls * len(x)
         return AttackResult(x_adv, None, None, calls, calls)
 
 
@@ -211,9 +198,9 @@ class L2LPlayer:
         """Forwards of the network per attack."""
         return self.module.cells
 
-    def perturb(self, x: Tensor, threat: Threat, slope: Slope) -> Tensor:
+    def perturb(self, x: Tensor, threat: Threat, gradient: InputGradient) -> Tensor:
         """`L2LNetwork.perturb`, in the mode that the network is in."""
-        return self.module.perturb(x, threat, slope)
+        return self.module.perturb(x, threat, gradient)
 
     def step(self) -> None:
         """Up along the gradient that a backward pass left, which is then cleared."""
@@ -222,10 +209,12 @@ class L2LPlayer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+    def signs(
+        self, x: Tensor, y: Tensor, threat: Threat, gradient: InputGradient
+    ) -> dict[str, float]:
         """See `advgame.games.l2l.AttackerPlayer`."""
         with torch.no_grad(), attacked(self.module):
-            moved, _ = self.module.play(x, threat, slope)
+            moved, _ = self.module.play(x, threat, gradient)
         return output_signs(moved, y) | gradient_sign(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch import nn
 from advgame.attacks import Attack, attacked, pgd
 from advgame.attacks.menu import Menu
 from advgame.data import ImageSet
-from advgame.frozen import Frozen
 from advgame.losses import margin
 from advgame.seeding import stream
+from advgame.targets import Target
 from advgame.threat import Threat
 from agents.attacker import Attacker
 from agents.policies import FeaturePolicy
@@ -43,7 +43,7 @@ class Validation:
 
     def __init__(
         self,
-        frozen: Sequence[Frozen],
+        frozen: Sequence[Target],
         images: ImageSet,
         budgets: Sequence[int],
         menu: Menu,

@@ -23,8 +23,8 @@ from advgame.attacks.menu import check_actions
 from advgame.classifiers.foreign import frozen_copy
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
-from advgame.frozen import shipped
 from advgame.seeding import stream
+from advgame.targets import shipped
 from advgame.threat import Linf, Threat
 from envs.pool import Pool
 from envs.standard import check_reset

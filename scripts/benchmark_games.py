@@ -6,7 +6,7 @@
 
 The contestants take turns in shuffled order. Each game's step counts its own passes (`cost/*` in
 its curves); the prediction is those counts times what a single pass was measured to take in the
-same run. ``published PGM-10`` forms and throws away weight gradients in its attack, as several
+same run. ``published PGD-10`` forms and throws away weight gradients in its attack, as several
 published codes do.
 """
 
@@ -28,8 +28,7 @@ from timing import Play, compare
 from torch import Tensor, nn
 from torch.autograd import grad
 
-from advgame.attacks import attacked, fast, feature_scatter, pgd
-from advgame.attacks.distributional import DistributionalAttack
+from advgame.attacks import DistributionalAttack, attacked, fast, feature_scatter, pgd
 from advgame.classifiers import make_classifier
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -54,8 +53,8 @@ from agents.l2l import GRADIENTS, L2LNetwork, L2LPlayer
 
 CLASSES, SEED, STEPS, OFTEN = 10, 0, 10, 4
 PER_TURN = ("median_s", "min_s", "max_s", "times_ours")
-PUBLISHED, AWP, ADT = "published PGM-10", "PGM-10, AWP", "ADT-EXP-AM"
-# the L2L paper's table 3, CIFAR-10 on one 2080 Ti, over its PGM-10
+PUBLISHED, AWP, ADT = "published PGD-10", "PGD-10, AWP", "ADT-EXP-AM"
+# the L2L paper's table 3, CIFAR-10 on one 2080 Ti, over its PGD-10
 PAPER = {"plain": 0.08, PUBLISHED: 1.0, "naive": 0.22, "grad": 0.47, "two-step": 0.61}
 
 
@@ -68,7 +67,7 @@ class Config:
     width: Width = "wide"
     """of L2L's attacker"""
     family: Literal["l2l", "baselines"] = "l2l"
-    """which games, beside plain and PGM-10 training"""
+    """which games, beside plain and PGD-10 training"""
     shape: tuple[int, int, int] = (3, 32, 32)
     """channels, height and width of the images"""
     batch: int = 4
@@ -81,10 +80,10 @@ class Config:
     """where the figures go, with a table beside them"""
 
 
-def published_pgm(
+def published_pgd(
     defender: Defender, x: Tensor, y: Tensor, eps: float, rng: torch.Generator
 ) -> None:
-    """PGM-10 training whose attack calls ``backward``: gradients on the weights come with it."""
+    """PGD-10 training whose attack calls ``backward``: gradients on the weights come with it."""
     ball, model = Linf(eps), defender.module.eval()
     x_adv = ball.random_start(x, rng)
     for _ in range(STEPS):
@@ -100,7 +99,7 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
     """Every game by name, each with an attacker of its own."""
     found: dict[str, Rules] = {
         "plain": AdversarialTraining(threat),
-        "PGM-10": AdversarialTraining(threat, lambda t: pgd(t, STEPS, t.eps * 7 / 31)),
+        "PGD-10": AdversarialTraining(threat, lambda t: pgd(t, STEPS, t.eps * 7 / 31)),
     }
     if config.family == "baselines":
         return found | {
@@ -110,7 +109,7 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
             "Feature Scatter": AdversarialTraining(threat, feature_scatter),
             "TRADES": Trades(threat),
             "MART": Mart(threat),
-            AWP: found["PGM-10"],
+            AWP: found["PGD-10"],
             "ADT-EXP": Explicit(DistributionalAttack(threat)),
             ADT: Amortised(threat, ExplicitPlayer(generator(config))),
         }
@@ -230,7 +229,7 @@ def measure(config: Config) -> dict[str, Any]:
     singles = single_passes(defender, networks(config), x, y)
     plays: dict[str, Play] = {
         **{name: partial(often, one) for name, one in singles.items()},
-        PUBLISHED: partial(published_pgm, defender, x, y, 0.031, start),
+        PUBLISHED: partial(published_pgd, defender, x, y, 0.031, start),
         **steps,
     }
     rows = compare(plays, config.repeats, 1, nullcontext, held_to=PUBLISHED)
@@ -240,7 +239,7 @@ def measure(config: Config) -> dict[str, Any]:
     for name, count in passes.items():
         expected = predict(count, times, naive=name.startswith("naive"))
         rows[name] |= {"predicted_s": expected, "measured_over_predicted": times[name] / expected}
-        rows[name] |= {"over_pgm": times[name] / times["PGM-10"], "passes": asdict(count)}
+        rows[name] |= {"over_pgd": times[name] / times["PGD-10"], "passes": asdict(count)}
     return rows
 
 
@@ -255,7 +254,7 @@ def as_markdown(config: Config, about: dict[str, Any]) -> str:
         "gradients, A: forwards of the attacker, of which with backward.",
         "",
         "| game | F | B_x | B | A | seconds (min – max) | measured / predicted | / published "
-        "PGM-10 | / our PGM-10 | paper, / its PGM-10 |",
+        "PGD-10 | / our PGD-10 | paper, / its PGD-10 |",
         "|---" * 10 + "|",
     ]
     for name, row in about["contestants"].items():
@@ -269,7 +268,7 @@ def as_markdown(config: Config, about: dict[str, Any]) -> str:
         cells.append(f"{row['median_s']:.3g} ({row['min_s']:.3g} – {row['max_s']:.3g})")
         cells.append(f"{row['measured_over_predicted']:.2f}" if count else "–")
         cells.append(f"{row['times_ours']:.2f}")
-        cells.append(f"{row['over_pgm']:.2f}" if count else "–")
+        cells.append(f"{row['over_pgd']:.2f}" if count else "–")
         cells.append(f"{PAPER[name]:.2f}" if name in PAPER else "–")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     parts = [
@@ -297,7 +296,7 @@ def main(config: Config) -> None:
         **asdict(config),
         "contestants": measure(config),
     }
-    table = Table("", "seconds", "measured / predicted", "/ published PGM-10")
+    table = Table("", "seconds", "measured / predicted", "/ published PGD-10")
     for name, row in about["contestants"].items():
         share = row.get("measured_over_predicted")
         table.add_row(

@@ -1,9 +1,9 @@
 """Sweeps and pictures: how a classifier's robustness depends on the attack, and what it looks like.
 
     python scripts/sweeps.py runs/A                           # one classifier
-    python scripts/sweeps.py runs/pgm runs/grad runs/two      # the first is the baseline
+    python scripts/sweeps.py runs/pgd runs/grad runs/two      # the first is the baseline
     python scripts/sweeps.py runs/A --attackers runs/two      # pictures of a learned attacker too
-    python scripts/sweeps.py runs/l2l/digits/{pgm,grad}-seed{0,1,2} --out results/l2l/sweeps
+    python scripts/sweeps.py runs/l2l/digits/{pgd,grad}-seed{0,1,2} --out results/l2l/sweeps
 
 Classifiers whose folders differ in `-seedN` alone are one line with a band. Writes
 `<out>/`: sweeps.png (accuracy against ε and against the number of PGD steps, and the differences
@@ -138,7 +138,7 @@ def measure(
             model,
             x,
             y,
-            attacks["pgm20"],
+            attacks["pgd20"],
             threat,
             RESTARTS,
             stream(config.seed, "restarts", device),
@@ -180,7 +180,7 @@ def main(config: Config) -> None:
     out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
     models, data, threat, learned = load(config)
     step = threat.eps * L2L_STEP
-    attacks = {"fgsm": fgsm(threat), "pgm20": pgd(threat, 20, step), **learned}
+    attacks = {"fgsm": fgsm(threat), "pgd20": pgd(threat, 20, step), **learned}
     numbers = {name: measure(config, m, data, threat, attacks) for name, m in models.items()}
     groups = dict.fromkeys(map(group, models))
     size = f"{threat.norm} ε = {float(threat.eps):.3g}"

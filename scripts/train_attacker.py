@@ -30,7 +30,6 @@ from advgame.attacks.features import feature_names
 from advgame.attacks.menu import CHOICES, MOVES, Menu
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
-from advgame.frozen import Frozen, from_run, shipped
 from advgame.health import deaths
 from advgame.run.cli import resume_settings, run_script
 from advgame.run.curves import Panels, game_figure, save_figure, shares_figure
@@ -39,6 +38,7 @@ from advgame.run.folder import Metrics, RunFolder, command, commit, device_name
 from advgame.run.loop import Trainer, TrainingPlan, load_best
 from advgame.run.options import check_types, parse_linf_eps, typed_options
 from advgame.seeding import derive_seed, seeded_init, stream
+from advgame.targets import Target, from_run, shipped
 from advgame.threat import Linf
 from agents.episodes import EpisodeConfig, EpisodicReinforce
 from agents.policies import FeaturePolicy, FeatureValue
@@ -135,7 +135,7 @@ def check(config: Config) -> Config:
     return config
 
 
-def targets(config: Config) -> list[Frozen]:
+def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
     found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
     if len({one.dataset for one in found}) > 1:
@@ -146,7 +146,7 @@ def targets(config: Config) -> list[Frozen]:
 
 
 def build(
-    config: Config, frozen: list[Frozen], data: Splits, fabric: Fabric
+    config: Config, frozen: list[Target], data: Splits, fabric: Fabric
 ) -> tuple[AttackGame, Menu]:
     """Environments and learner."""
     menu = Menu(moves=config.moves)

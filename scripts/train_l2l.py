@@ -2,7 +2,7 @@
 
     python scripts/train_l2l.py                                   # digits, Grad, minutes on 2 cores
     python scripts/train_l2l.py --attacker two-step --form shared
-    python scripts/train_l2l.py --attacker pgm                    # a control: plain, fgsm or pgm
+    python scripts/train_l2l.py --attacker pgd                    # a control: plain, fgsm or pgd
     python scripts/train_l2l.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
     python scripts/train_l2l.py --resume runs/NAME                # go on, to the same bits
     python scripts/evaluate.py runs/A --attackers runs/B          # B's attacker on A's classifier
@@ -48,12 +48,12 @@ from agents.l2l import GRADIENTS, L2LAttack, L2LAttacker, L2LNetwork, L2LPlayer,
 from agents.reinforce import averaging
 
 Preset = Literal["default", "repo"]
-Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgm"]
+Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgd"]
 CONTROLS = {
     "plain": None,
     "fgsm": fgsm,
     # the paper's 10 steps of 0.007 at ε 0.031, from a random start
-    "pgm": lambda threat: pgd(threat, 10, threat.eps * 7 / 31),
+    "pgd": lambda threat: pgd(threat, 10, threat.eps * 7 / 31),
 }
 
 # Plain training is for clean images. Naive's classifier is robust to nothing but its own attacker.
@@ -78,7 +78,7 @@ class Config(RunConfig):
     preset: Preset = "default"
     """default: ours; repo: the published code's settings"""
     attacker: Kind = "grad"
-    """naive, grad, two-step or k-step (of --steps) learn; plain, fgsm and pgm are controls"""
+    """naive, grad, two-step or k-step (of --steps) learn; plain, fgsm and pgd are controls"""
     steps: int = 3
     """of k-step: cells of the attacker"""
     width: Width = "small"

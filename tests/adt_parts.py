@@ -1,6 +1,6 @@
 """What the tests of ADT share: its attacks, networks and players, small."""
 
-from advgame.attacks.distributional import DistributionalAttack
+from advgame.attacks import DistributionalAttack
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.adt import ADTAttack, ADTNetwork

@@ -9,7 +9,7 @@ from adt_parts import DIGIT, EPS, KINDS, known, network, player
 from conftest import BatchNormNet, normed, seeded
 from torch import nn
 
-from advgame.attacks import Slope, attacked
+from advgame.attacks import InputGradient, attacked
 from advgame.attacks.distributional import DistributionalAttack, worst_of
 from advgame.classifiers import SmallCNN
 from advgame.data import Batches
@@ -17,11 +17,11 @@ from advgame.defender import Defender
 from advgame.distributions import LOG_2
 from advgame.evaluation.measure import counted
 from advgame.evaluation.sweeps import differences
-from advgame.frozen import shipped
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.awp import AWPDefender
 from advgame.losses import cross_entropy
 from advgame.seeding import seeded_init
+from advgame.targets import shipped
 from advgame.threat import Linf
 
 
@@ -86,9 +86,9 @@ def test_a_generator_is_told_two_gradients(digits, victim):
     for scaling, by in (("image", largest), ("raw", [32, 32])):  # as in training, not 8
         told = network(scaling=scaling, batch=32)
         wanted = torch.cat([x, first / by[0], second / by[1]], 1)
-        got = told.information(x, Linf(EPS), Slope(victim, x, y))
+        got = told.information(x, Linf(EPS), InputGradient(victim, x, y))
         torch.testing.assert_close(got, wanted)
-        alone = told.information(x[:1], Linf(EPS), Slope(victim, x[:1], y[:1]))
+        alone = told.information(x[:1], Linf(EPS), InputGradient(victim, x[:1], y[:1]))
         torch.testing.assert_close(alone, got[:1], rtol=1e-4, atol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_one_backward_holds_both_players_gradients(case, digits):
     model, twin = copy.deepcopy(defender.module), copy.deepcopy(own.module).train()
     encoder = copy.deepcopy(own.encoder) if kind == "imp-am" else None
     result = Amortised(Linf(EPS), own).step(defender, x, y, seeded())
-    information = twin.information(x, Linf(EPS), Slope(model, x, y))
+    information = twin.information(x, Linf(EPS), InputGradient(model, x, y))
     rng = seeded()
     if encoder is None:
         found = twin.distribution(information)
@@ -164,7 +164,7 @@ def test_under_awp_the_generator_follows_the_gradient_at_the_perturbed_weights(d
     result = Amortised(Linf(EPS), own).step(defender, x, y, seeded())
     assert float(result.stats["cost/forwards"]) == 4
     assert float(result.stats["cost/backwards"]) == 2
-    sampled = twin.sample(x, Linf(EPS), Slope(model, x, y), seeded())
+    sampled = twin.sample(x, Linf(EPS), InputGradient(model, x, y), seeded())
     leaf = sampled.x_adv.detach().requires_grad_()
     weights, slopes = [p for p in model.parameters() if p.dim() > 1], []
     for _ in range(2):  # at θ, and at θ + v

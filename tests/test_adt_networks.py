@@ -10,17 +10,16 @@ from conftest import multiplications, seeded, undefended
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from advgame.attacks import Slope, pgd
-from advgame.attacks.distributional import DistributionalAttack
+from advgame.attacks import DistributionalAttack, InputGradient, pgd
 from advgame.classifiers import SmallCNN, make_classifier
 from advgame.data import Batches
 from advgame.defender import Defender
 from advgame.distributions import LOG_2
 from advgame.errors import InputError
-from advgame.frozen import shipped
 from advgame.games.adt import Amortised, Explicit
 from advgame.losses import margin
 from advgame.seeding import seeded_init
+from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, load_adt
 from agents.adt_networks import PRIOR_NLL, Encoder, LatentMap, make_generator
@@ -104,7 +103,7 @@ def test_the_published_hinge_pushes_nothing():
     for threshold, pushed in ((0.9, 0.0), (0.5, 1.0)):
         own = ImplicitPlayer(network("imp-am"), copy.deepcopy(encoder), threshold=threshold)
         x, y = torch.rand(256, *DIGIT, generator=seeded()), torch.zeros(256, dtype=torch.int64)
-        sampled = own.sample(x, Linf(EPS), Slope(shipped().model, x, y), seeded())
+        sampled = own.sample(x, Linf(EPS), InputGradient(shipped().model, x, y), seeded())
         assert float(sampled.stats["attacker/pushed"]) == pushed
 
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from advgame.attacks.menu import Menu
 from advgame.errors import InputError
-from advgame.frozen import shipped
+from advgame.targets import shipped
 from envs.arrays import NumpyVectorEnv
 from envs.attack import AttackVectorEnv
 from envs.sb3 import AttackVecEnv

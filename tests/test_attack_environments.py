@@ -14,8 +14,8 @@ from torch import nn
 
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.frozen import shipped
 from advgame.losses import margin
+from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from envs.attack import AttackEnv, AttackVectorEnv
 from envs.blackbox import BlackBoxAttackVectorEnv

@@ -18,8 +18,8 @@ from advgame.attacks.features import feature_names
 from advgame.attacks.menu import CHOICES, Menu
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.frozen import shipped
 from advgame.seeding import seeded_init, stream
+from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from agents.attacker import Attacker, load_attacker
 from agents.episodes import EpisodeConfig, EpisodicReinforce, Rollout, collect, returns_to_go

@@ -151,13 +151,13 @@ def test_games_are_timed_against_their_own_passes(tmp_path):
     config = tyro.cli(benchmark_games.Config, args=[*words, "--repeats", "1", "--out", str(out)])
     benchmark_games.main(config)
     rows = json.loads(out.read_text())["contestants"]
-    for name in ("naive", "grad", "two-step", "grad, shared", "two-step, shared", "PGM-10"):
+    for name in ("naive", "grad", "two-step", "grad, shared", "two-step, shared", "PGD-10"):
         row = rows[name]
         assert row["measured_over_predicted"] == row["median_s"] / row["predicted_s"]
     passes = rows["two-step, shared"]["passes"]
     assert passes["forwards"] == 3
     assert passes["attacker_backwards"] == 2
-    assert rows["published PGM-10"]["times_ours"] == 1
+    assert rows["published PGD-10"]["times_ours"] == 1
     assert "| grad | 4 | 3 | 1 | 2, 1 |" in out.with_suffix(".md").read_text()
     with pytest.raises(InputError, match="batch 2"):
         benchmark_games.main(replace(config, batch=1))
@@ -172,7 +172,7 @@ def test_the_baselines_are_timed_too(tmp_path):
     assert (rows["TRADES"]["passes"]["forwards"], rows["TRADES"]["passes"]["backwards"]) == (13, 2)
     assert not {"grad", "naive attacker F"} & set(rows)
     counts = {name: row["passes"] for name, row in rows.items() if "passes" in row}
-    assert [counts[name]["forwards"] for name in ("PGM-10", "PGM-10, AWP")] == [11, 12]
+    assert [counts[name]["forwards"] for name in ("PGD-10", "PGD-10, AWP")] == [11, 12]
     assert counts["ADT-EXP"]["forwards"] == 36  # the paper's 7 steps of 5 samples, and the defender
     assert (counts["ADT-EXP-AM"]["forwards"], counts["ADT-EXP-AM"]["attacker_forwards"]) == (3, 1)
 
@@ -184,15 +184,15 @@ def test_a_prediction_by_hand():
     assert benchmark_games.predict(passes, times, naive=False) == 1 + 20 + 100 + 3000 + 1.2e5
 
 
-def test_the_published_loop_makes_the_step_of_our_pgm():
+def test_the_published_loop_makes_the_step_of_our_pgd():
     x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
     defenders = []
     for _ in range(2):
         with seeded_init(0):
             defenders.append(Defender(make_classifier("small_cnn", (1, 8, 8), 10), lr=0.1))
     start = torch.Generator().manual_seed(1)
-    benchmark_games.published_pgm(defenders[0], x, y, 0.1, start)
+    benchmark_games.published_pgd(defenders[0], x, y, 0.1, start)
     rules = benchmark_games.games(benchmark_games.Config(shape=(1, 8, 8), width="small"), Linf(0.1))
-    rules["PGM-10"].step(defenders[1], x, y, torch.Generator().manual_seed(1))
+    rules["PGD-10"].step(defenders[1], x, y, torch.Generator().manual_seed(1))
     for one, other in zip(*(d.module.parameters() for d in defenders), strict=True):
         torch.testing.assert_close(one, other)

@@ -9,17 +9,15 @@ from gymnasium import spaces
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import CarliniWagnerLinf, fgsm, pgd
-from advgame.attacks.distributional import DistributionalAttack
-from advgame.attacks.feature import FeatureAttack
+from advgame.attacks import CarliniWagnerLinf, DistributionalAttack, FeatureAttack, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_classifier, evaluate
 from advgame.evaluation.probes import outputs, rivals
-from advgame.frozen import shipped
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics
 from advgame.run.options import typed_options
+from advgame.targets import shipped
 from advgame.threat import Linf
 from agents.attacker_file import write_file
 from agents.attackers import load_any_attacker

@@ -12,8 +12,8 @@ from advgame.attacks import attacked
 from advgame.classifiers import SmallCNN
 from advgame.data import ImageSet, load_data
 from advgame.evaluation import Verdicts, cheats, evaluate, find_flags, predict
-from advgame.frozen import shipped
 from advgame.seeding import seeded_init
+from advgame.targets import shipped
 from advgame.threat import L2, Linf
 
 BALL = Linf(0.15)

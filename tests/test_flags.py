@@ -12,11 +12,11 @@ from advgame.data import STATISTICS, Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import Verdicts, evaluate, find_flags
-from advgame.frozen import shipped
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init, stream
 from advgame.statistics import beats
+from advgame.targets import shipped
 from advgame.threat import L2, Linf
 
 BALL = Linf(0.1)
@@ -246,7 +246,7 @@ def test_the_mode_that_a_classifier_comes_in_changes_nothing(test_images):
     assert names(model.train(), test_images) == names(model.eval(), test_images)
 
 
-@pytest.mark.parametrize("attack", ["transfer", "l2l:transfer-fgsm", "l2l:transfer-pgm10"])
+@pytest.mark.parametrize("attack", ["transfer", "l2l:transfer-fgsm", "l2l:transfer-pgd10"])
 def test_a_transfer_attack_that_beats_the_gradients_is_flagged(attack, honest, test_images):
     """The quantised classifier's gradients are gone; its honest twin's are as good as its own."""
     masked = Quantised(honest).eval()

@@ -7,11 +7,15 @@ import torch
 from conftest import seeded, undefended
 from torch import nn
 
-from advgame.attacks import kl_pgd, mim, pgd
-from advgame.attacks.blackbox import SPSA
-from advgame.attacks.carlini_wagner import CarliniWagnerLinf
-from advgame.attacks.distributional import DistributionalAttack
-from advgame.attacks.feature import FeatureAttack
+from advgame.attacks import (
+    SPSA,
+    CarliniWagnerLinf,
+    DistributionalAttack,
+    FeatureAttack,
+    kl_pgd,
+    mim,
+    pgd,
+)
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate

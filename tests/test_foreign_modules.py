@@ -15,12 +15,12 @@ from advgame.classifiers.foreign import check_savable, set_mode
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
-from advgame.frozen import shipped
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.training import DefenderTraining
 from advgame.run.checkpoint import load_weights, save_weights
 from advgame.run.folder import RunFolder
 from advgame.run.loop import Trainer, TrainingPlan
+from advgame.targets import shipped
 from advgame.threat import Linf
 from envs.strategy_selection import StrategySelectionVectorEnv
 

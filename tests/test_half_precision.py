@@ -5,7 +5,7 @@ import torch
 from conftest import seeded
 from schedule_parts import ascent, the_same_for_all
 
-from advgame.attacks.blackbox import SPSA
+from advgame.attacks import SPSA
 from advgame.attacks.features import features
 from advgame.attacks.label_free import transport_from
 from advgame.classifiers import SmallCNN

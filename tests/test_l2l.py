@@ -9,7 +9,7 @@ from conftest import normed
 from l2l_parts import DIGIT, EPS, network, player
 from torch import nn
 
-from advgame.attacks import Slope, attacked, fgsm, pgd
+from advgame.attacks import InputGradient, attacked, fgsm, pgd
 from advgame.classifiers import SmallCNN
 from advgame.data import Batches
 from advgame.defender import Defender
@@ -40,7 +40,7 @@ def test_shared_gradients_equal_separate_ones(gradients, batch, rng):
     result = game.step(defender, x, y, rng)
     model.train(), net.train()
     before = copy.deepcopy(model)
-    x_adv = net.perturb(x, Linf(EPS), Slope(model, x, y))
+    x_adv = net.perturb(x, Linf(EPS), InputGradient(model, x, y))
     assert torch.equal(result.x_adv, x_adv)
     theta = torch.autograd.grad(
         cross_entropy(model(x_adv.detach()), y).mean(), list(model.parameters())
@@ -83,12 +83,12 @@ def test_the_alternating_attacker_meets_the_updated_defender(learning, batch, rn
     defender, game, model, net = start(1, keep, modes=Modes(learning=learning))
     result = game.step(defender, x, y, rng)
     with torch.no_grad():
-        first = net.eval().perturb(x, Linf(EPS), Slope(model, x, y))
+        first = net.eval().perturb(x, Linf(EPS), InputGradient(model, x, y))
     assert torch.equal(result.x_adv, first), "g in evaluation mode, the gradient before the step"
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     cross_entropy(model.train()(first), y).mean().backward()
     optimizer.step()
-    slope = Slope(model, x, y, mode=learning)
+    slope = InputGradient(model, x, y, mode=learning)
     x_adv = net.train().perturb(x, Linf(EPS), slope)
     with attacked(model, learning):
         reached = cross_entropy(model(x_adv), y).mean()

@@ -9,7 +9,7 @@ from conftest import Linear, normed
 from l2l_parts import EPS, network
 from torch import nn
 
-from advgame.attacks import Slope
+from advgame.attacks import InputGradient
 from advgame.losses import cross_entropy
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
@@ -80,12 +80,12 @@ def test_the_gradient_reaches_phi_through_the_first_point(rng):
     x = 0.3 + 0.4 * torch.rand(4, 1, 8, 8, generator=rng, dtype=torch.float64)
     y, threat, seen = torch.tensor([0, 1, 2, 3]), Linf(EPS), []
 
-    class Recorded(Slope):
+    class Recorded(InputGradient):
         def _form(self, points):
             seen.append(super()._form(points))
             return seen[-1]
 
-    class Replayed(Slope):
+    class Replayed(InputGradient):
         def __init__(self, detach=False):
             super().__init__(smooth, x, y)
             self.left = iter(seen)
@@ -131,7 +131,7 @@ def test_the_gradient_reaches_phi_through_the_first_point(rng):
 def test_the_slope_is_the_input_gradient_and_a_constant(batch):
     x, y = batch[0].double(), batch[1]
     model = normed().double().eval()
-    slope = Slope(model, x, y)
+    slope = InputGradient(model, x, y)
     first = slope.at_clean()
     assert first is slope.at_clean()
     assert slope.calls == 1
@@ -145,7 +145,7 @@ def test_the_slope_is_the_input_gradient_and_a_constant(batch):
     assert not slope(moved).requires_grad
     assert slope.calls == 2
     cut = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Threshold(1e9, 0.5)).double()
-    assert not Slope(cut, x, y).at_clean().any()
+    assert not InputGradient(cut, x, y).at_clean().any()
 
 
 def test_scaling_by_image_or_by_batch():

@@ -9,7 +9,7 @@ from conftest import multiplications, normed, undefended
 from l2l_parts import EPS, network
 from safetensors.torch import load_file, save_file
 
-from advgame.attacks import Slope, attacked, pgd
+from advgame.attacks import InputGradient, attacked, pgd
 from advgame.classifiers import SmallCNN
 from advgame.data import Batches
 from advgame.errors import InputError
@@ -114,7 +114,7 @@ def taught(gradients, model, data, steps=60):
     for _ in range(steps):
         x, y = batches.next()
         with attacked(model):
-            x_adv = own.perturb(x, threat, Slope(model, x, y))
+            x_adv = own.perturb(x, threat, InputGradient(model, x, y))
             cross_entropy(model(x_adv), y).mean().backward()
         own.step()
     return own.module

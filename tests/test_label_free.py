@@ -17,8 +17,8 @@ from advgame.attacks.label_free import (
 )
 from advgame.data import load_data
 from advgame.errors import InputError
-from advgame.frozen import shipped
 from advgame.losses import divergence
+from advgame.targets import shipped
 from advgame.threat import GaussianStart, Linf
 
 

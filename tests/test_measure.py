@@ -10,9 +10,16 @@ import torch
 from conftest import Linear, seeded
 from torch import nn
 
-from advgame.attacks import AttackResult, fgsm, near_pgd, pgd
-from advgame.attacks.blackbox import SPSA, EoT, Transfer
-from advgame.attacks.carlini_wagner import CarliniWagnerLinf
+from advgame.attacks import (
+    SPSA,
+    AttackResult,
+    CarliniWagnerLinf,
+    EoT,
+    Transfer,
+    fgsm,
+    near_pgd,
+    pgd,
+)
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
@@ -45,7 +52,7 @@ def same(one, two):
 @pytest.mark.parametrize("wrap", [lambda model: model, Noisy])
 def test_interrupted_anywhere_it_goes_on_to_the_same_verdicts(wrap, honest, test_images, tmp_path):
     model, data = wrap(honest), test_images.subset(slice(9))
-    attacks = ("pgd10", "aa:apgd-ce", "nfgsm")
+    attacks = ("pgd10", "aa:apgd-ce", "n-fgsm")
     lines = []
 
     def run(folder, progress):
@@ -201,7 +208,7 @@ def process(rank, barrier):
 def test_two_processes_share_the_batches_and_give_the_verdicts_of_one(
     honest, test_images, tmp_path
 ):
-    data, attacks, lines = test_images.subset(slice(10)), ("pgd10", "nfgsm"), ([], [])
+    data, attacks, lines = test_images.subset(slice(10)), ("pgd10", "n-fgsm"), ([], [])
 
     waits = []
 

@@ -14,18 +14,16 @@ from conftest import seeded
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import attacked
-from advgame.attacks.blackbox import SPSA
-from advgame.attacks.feature import FeatureAttack
+from advgame.attacks import SPSA, FeatureAttack, attacked
 from advgame.classifiers import SmallCNN
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import ATTACKS, evaluate, find_flags, score
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.evaluation.autoattack import AutoAttackPart
-from advgame.frozen import shipped
 from advgame.imitation.recording import record
 from advgame.seeding import seeded_init
+from advgame.targets import shipped
 from advgame.threat import Linf
 from agents.adt import ADTAttack
 from agents.attnet import AttNet, AttNetAttack

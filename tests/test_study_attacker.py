@@ -10,10 +10,10 @@ from studies import attacker as study_attacker
 
 from advgame.attacks import attacked
 from advgame.errors import InputError
-from advgame.frozen import shipped
 from advgame.run.checkpoint import save_weights
 from advgame.run.folder import RunFolder
 from advgame.run.settings import RunConfig
+from advgame.targets import shipped
 
 
 class Counting(torch.nn.Module):

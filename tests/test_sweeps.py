@@ -180,7 +180,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     found = json.loads((tmp_path / "sweeps.json").read_text())
     assert list(found["classifiers"]) == list(names)
     one = found["classifiers"]["grad-seed0"]
-    assert list(one["perturbations"]) == ["fgsm", "pgm20", "learned:grad-seed1"]
+    assert list(one["perturbations"]) == ["fgsm", "pgd20", "learned:grad-seed1"]
     assert 0 < one["perturbations"]["fgsm"]["size"] <= 1
     assert len(one["steps"]) == len(sweeps.STEPS)
     assert set(found["landscape"]) == {"plain", "grad"}
@@ -199,7 +199,7 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
         *(("grad-seed0", "plain-seed1"), ("grad-seed1", "plain-seed0")),
     }
     for row in found["pairs"]:
-        assert 0 <= row["l2l:transfer-pgm10"] <= row["clean"] <= 1
+        assert 0 <= row["l2l:transfer-pgd10"] <= row["clean"] <= 1
     table = (tmp_path / "black_box_tiny.md").read_text()
     assert "| plain | 2 |" in table
     assert "(40.03)" in table

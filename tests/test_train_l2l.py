@@ -38,7 +38,7 @@ VARIANTS = {
     "grad": {"attacker_steps": 2, "eps_ramp": 0.5},
     "shared": {"attacker": "two-step", "form": "shared", "ema": 0.9, "model": "minimax_cnn"},
     "repo": {"attacker": "naive", "width": "two-block", "gradient_mode": "repo", "train_n": 100},
-    "pgm": {"attacker": "pgm"},
+    "pgd": {"attacker": "pgd"},
 }
 
 
@@ -62,8 +62,8 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(variant, tmp_path):
     resumed = main(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     files = [run.path / "attacker.safetensors" for run in (whole, resumed)]
-    assert [file.exists() for file in files] == [variant != "pgm"] * 2
-    if variant != "pgm":
+    assert [file.exists() for file in files] == [variant != "pgd"] * 2
+    if variant != "pgd":
         one, two = (load_file(file) for file in files)
         assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -213,8 +213,8 @@ def test_settings_reach_the_game():
     group = game.attacker.optimizer.param_groups[0]
     assert (group["lr"], group["betas"]) == (pytest.approx(6e-3), (0.9, 0.999))
     assert group["weight_decay"] == 0.25
-    pgm = train_l2l.rules(replace(Config(), attacker="pgm"), (1, 8, 8), fabric)
-    attack = pgm.attack(Linf(0.31))
+    pgd = train_l2l.rules(replace(Config(), attacker="pgd"), (1, 8, 8), fabric)
+    attack = pgd.attack(Linf(0.31))
     assert (attack.steps, attack.step_size) == (10, pytest.approx(0.07))
 
 
@@ -239,7 +239,7 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
     config = study_l2l.Config(seeds=1, extra="--scaling=paper --epochs 2 --width slim")
     cells = study_l2l.L2LStudy(config).cells()
     assert "--scaling=paper" in cells["grad-seed0"]
-    for name in ("plain", "fgsm", "pgm"):
+    for name in ("plain", "fgsm", "pgd"):
         words = cells[f"{name}-seed0"]
         assert not {"--scaling=paper", "--width", "slim"} & set(words)
         assert words[words.index("--epochs") + 1] == "2"
@@ -261,9 +261,9 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
         (["--attacker", "grad", "--steps", "2"], "--attacker grad makes no use of --steps"),
         (["--attacker-steps", "0"], "attacker_steps must be above 0"),
         (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
-        (["--attacker", "pgm", "--form", "shared"], "pgm makes no use of --form"),
+        (["--attacker", "pgd", "--form", "shared"], "pgd makes no use of --form"),
         (["--attacker", "plain", "--width", "slim"], "plain makes no use of --width"),
-        (["--attacker", "pgm", "--select", "own"], "no attacker of its own"),
+        (["--attacker", "pgd", "--select", "own"], "no attacker of its own"),
         (["--eps-ramp", "1"], "eps_ramp"),
         (["--true-probability", "0"], "probability"),
         (["--batch-size", "100000"], "batch size"),

@@ -1,19 +1,16 @@
-"""What every attack is to those who use one, and what it does where a stranger's call comes in."""
+"""The base class of all attacks on classifiers, and what an attack returns."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from advgame.attacks.boundary import at_boundary
+from advgame.checks import check_images, check_labels
 from advgame.errors import InputError
-
-CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class AttackResult:
         x_adv: (B, C, H, W), the adversarial examples, in the ball and in [0, 1].
         loss: (B,) loss at ``x_adv`` where the attack computed it (``keep="best"`` or several
             restarts), else None; it is what the attack maximises, or minimises when targeted.
-        fooled: (B,) whether the attack succeeded, with ``stop_when_fooled``, else None.
+        fooled: (B,) whether the attack succeeded, where it looked, else None.
         forwards: number of image forwards made, summed over the batch.
         backwards: number of image input-backwards made.
     """
@@ -36,13 +33,14 @@ class AttackResult:
     backwards: int
 
 
-class Attack(Protocol):
-    """Perturbs images within a threat model; holds settings only.
+class Attack(ABC):
+    """Perturbs images within a threat model; a subclass holds settings only and brings `_attack`.
 
-    Hand-made and learned attacks alike are of this form, so that an evaluation, a game or a
+    Hand-made and learned attacks alike are of this class, so that an evaluation, a game or a
     comparison takes either.
     """
 
+    @at_boundary
     def run(
         self,
         model: nn.Module,
@@ -58,81 +56,38 @@ class Attack(Protocol):
             model: maps (B, C, H, W) in [0, 1] to logits (B, K); left exactly as it was found.
             x: clean images in [0, 1].
             y: (B,) labels.
-            rng: stream of all draws, on the images' device.
-            check: validate the input first.
+            rng: stream of all draws, on the images' device; needed where the attack draws.
+            check: validate the input first; a training loop that validated its data set turns
+                it off.
 
         Raises:
             InputError: input that cannot be attacked.
         """
-        ...
+        if rng is None and (drawn := self._draws()):
+            raise InputError(f"{drawn} needs rng, a torch.Generator on the images' device")
+        if check:
+            self._check(x, y)
+        return self._attack(model, x, y, rng, check)
 
+    def perturb(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """`run`'s adversarial examples alone, (B, C, H, W)."""
+        return self.run(model, x, y, rng=rng).x_adv
 
-def at_boundary(call: CallT) -> CallT:
-    """Decorate a method (self, model, x, y, ...) that attacks: the caller's context is left.
+    @abstractmethod
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        """The attack itself: ``rng`` is there if `_draws` says so, ``check`` asks for a look at
+        the first logits.
+        """
 
-    Inside there is no inference mode, whatever the caller is in: an attack that forms gradients
-    would find none there and return the clean images. Images and labels made in that mode are
-    copied; images in another memory layout become contiguous, once. With ``check`` a classifier
-    that changes the images in place is refused, and it is a copy that it has changed.
-    """
+    def _draws(self) -> str | None:
+        """What is drawn from ``rng``; None where the attack does without."""
+        return None
 
-    @functools.wraps(call)
-    def entered(self: Any, model: nn.Module, x: Tensor, y: Tensor, *args: Any, **more: Any) -> Any:
-        check = more.get("check", True)
-        pure = refusing_changes(model) if check else contextlib.nullcontext()
-        with torch.inference_mode(False), pure:
-            return call(self, model, _own(x, copy=check), _own(y), *args, **more)
-
-    return entered  # type: ignore[return-value]
-
-
-def _own(value: Any, copy: bool = False) -> Any:
-    """A tensor that autograd takes, contiguous; anything else is left to the checks."""
-    if not isinstance(value, Tensor):
-        return value
-    return (value.clone() if copy or value.is_inference() else value).detach().contiguous()
-
-
-@contextlib.contextmanager
-def refusing_changes(model: nn.Module) -> Iterator[None]:
-    """Within the block, a forward that changes its input in place is refused.
-
-    What it is given may be an attack's own iterate, or the caller's images.
-
-    Raises:
-        InputError: what was seen.
-    """
-    seen: list[list[int]] = []
-
-    def versions(given: tuple[Any, ...]) -> list[int]:
-        return [one._version for one in given if isinstance(one, Tensor)]
-
-    def before(_: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.append(versions(given))
-
-    def after(_: nn.Module, given: tuple[Any, ...], logits: object) -> None:
-        if versions(given) != seen.pop():
-            raise InputError(_CHANGES)
-
-    try:
-        hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
-    except RuntimeError as error:  # torch.jit's
-        raise InputError(
-            f"a {type(model).__name__} takes no hooks, by which attacks watch a classifier: wrap "
-            "it in a torch.nn.Module of your own whose forward calls it"
-        ) from error
-    try:
-        yield
-    except RuntimeError as error:
-        if any(word in str(error) for word in ("in-place", "inplace")):
-            raise InputError(_CHANGES) from error
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-_CHANGES = (
-    "the classifier changes the images that it is given in place (such as x -= mean): let it make "
-    "a new tensor (x = x - mean)"
-)
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        """Refuse images and labels that cannot be attacked."""
+        check_images(x)
+        check_labels(y, len(x))

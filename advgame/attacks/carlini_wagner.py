@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult, at_boundary
-from advgame.attacks.gradient import finite
-from advgame.attacks.modes import attacked
-from advgame.checks import check_images, check_labels, check_logits
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import attacked
+from advgame.attacks.input_gradients import finite, input_gradient
+from advgame.checks import check_logits
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.threat import Linf, per_image
 
 
 @dataclass(frozen=True)
-class CarliniWagnerLinf:
+class CarliniWagnerLinf(Attack):
     """Minimise  c · max(z_y - max_(k≠y) z_k, 0) + Σ max(|δ| - τ, 0)  for ever smaller τ.
 
     c rises tenfold until the image is misclassified with no pixel beyond τ, then τ falls to
@@ -48,20 +48,9 @@ class CarliniWagnerLinf:
         if not isinstance(self.threat, Linf):
             raise InputError("this attack of Carlini & Wagner is for the Linf norm only")
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        """Attack one batch; see `advgame.attacks.attack.Attack`. No chance is involved."""
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
         with attacked(model):
             return _Search(self, model, x, y).run(check)
 
@@ -125,7 +114,7 @@ class _Search:
             if bool(found.all()):
                 break
             if step < self.attack.iterations:
-                w.grad = finite(torch.autograd.grad(loss, w)[0])
+                w.grad = finite(input_gradient(loss, w))
                 self.backwards += len(rows)
                 adam.step()
         return found, best

@@ -18,13 +18,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult, at_boundary
-from advgame.attacks.gradient import finite, input_gradient
-from advgame.attacks.modes import BatchNormMode, attacked
-from advgame.checks import check_images, check_labels, check_logits
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import BatchNormMode, at_boundary, attacked
+from advgame.attacks.input_gradients import finite, input_gradient
+from advgame.checks import check_logits
 from advgame.distributions import TanhNormal
 from advgame.errors import InputError
-from advgame.losses import Loss, cross_entropy, margin
+from advgame.losses import Loss, cross_entropy, full_precision, margin
 from advgame.threat import Linf, Threat, per_image
 
 
@@ -82,8 +82,10 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class DistributionalAttack:
-    """ADT-EXP's inner problem as an `advgame.attacks.Attack`.
+class DistributionalAttack(Attack):
+    """ADT-EXP's inner problem as an attack: fit a distribution per image, draw, keep the worst.
+
+    ``loss`` of the result is the margin, where there was something to choose from.
 
     μ and ρ begin at 0 (σ = 0.693). Each step draws ``samples`` perturbations and moves both by
     Adam, whose published betas (0, 0) make it a step of ``lr`` along the gradient's sign.
@@ -151,7 +153,7 @@ class DistributionalAttack:
             rng: of the draws, on the images' device.
             check: look at the first logits, and refuse those that cannot be attacked.
         """
-        x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+        x = full_precision(x.detach())
         found = TanhNormal(*(torch.zeros_like(x, requires_grad=True) for _ in "μρ"))
         leaves = [found.mean, found.raw]
         adam = torch.optim.Adam(leaves, self.lr, self.betas, maximize=True)
@@ -160,7 +162,7 @@ class DistributionalAttack:
             for _ in range(self.steps):
                 draw = found.sample(rng, self.samples)
                 points = self.place(draw.value, x)
-                slopes, losses = [], []
+                gradients, losses = [], []
                 for point in points.detach():  # through the classifier one batch at a time
                     leaf = point.requires_grad_()
                     logits = model(leaf)
@@ -168,11 +170,11 @@ class DistributionalAttack:
                         check_logits(logits, y)
                         check = False
                     each = self.loss(logits, y)
-                    slopes.append(finite(input_gradient(each.sum(), leaf)))
+                    gradients.append(finite(input_gradient(each.sum(), leaf)))
                     losses.append(each.detach())
                 entropy = self.lam / x[0].numel() * found.entropy(draw).sum()
-                # the slope at a point is a constant: the chain rule through the points alone
-                climbed = (points * torch.stack(slopes)).sum() + entropy
+                # the gradient at a point is a constant: the chain rule through the points alone
+                climbed = (points * torch.stack(gradients)).sum() + entropy
                 if not self.accumulate:
                     adam.zero_grad()
                 (scale * climbed).backward(inputs=leaves)
@@ -193,25 +195,13 @@ class DistributionalAttack:
         """Fit once, then draw: see `Sampler`."""
         return self.draw_from(self.fit(model, x, y, rng), x, count, rng)
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Fit, draw, keep the worst; see `advgame.attacks.attack.Attack`.
+    def _draws(self) -> str:
+        return "this attack, which draws samples,"
 
-        ``loss`` of the result is the margin, where there was something to choose from.
-        """
-        if rng is None:
-            raise InputError("this attack draws samples: it needs rng, a torch.Generator")
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        assert rng is not None
         fitted = self.fit(model, x, y, rng, check=check)
         points, made = self.draw_from(fitted, x, self.draws, rng), self.steps * self.samples
         if self.draws == 1:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult, at_boundary
-from advgame.attacks.modes import attacked
-from advgame.checks import check_images, check_labels, check_logits
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import attacked
+from advgame.attacks.input_gradients import input_gradient
+from advgame.checks import check_logits
 from advgame.errors import InputError
 from advgame.threat import Threat, per_image
 
@@ -48,7 +49,7 @@ def penultimate(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @dataclass(frozen=True)
-class FeatureAttack:
+class FeatureAttack(Attack):
     """Ascend cos(features(x'), features(target image)); the first success ends it.
 
     Args:
@@ -97,22 +98,14 @@ class FeatureAttack:
         if len(kinds) < 2 and bool((y == kinds[0]).any()):
             raise InputError("FeaAttack needs images of other classes to aim at: give it more")
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _draws(self) -> str:
+        return "FeaAttack, which draws target images,"
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        """Attack one batch; see `advgame.attacks.attack.Attack`."""
-        if rng is None:
-            raise InputError("FeaAttack draws target images: it needs rng, a torch.Generator")
+        assert rng is not None
         if check:
-            check_images(x)
-            check_labels(y, len(x))
             self.check_task(model, x, y)
         best, fooled = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         forwards = backwards = 0
@@ -140,7 +133,7 @@ class FeatureAttack:
                     best[rows[hit]], fooled[rows[hit]] = leaf.detach()[hit], True
                     if step == self.steps or bool(hit.all()):
                         break
-                    (grad,) = torch.autograd.grad(alike.sum(), leaf)
+                    grad = input_gradient(alike.sum(), leaf)
                     backwards += len(rows)
                     rows, goal, kept = rows[~hit], goal[~hit], leaf.detach()[~hit]
                     x_adv = self._step(kept, grad[~hit], x[rows], rows)

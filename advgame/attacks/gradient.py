@@ -1,4 +1,4 @@
-"""FGSM, I-FGSM and PGD, with ε, steps and step size per image.
+"""FGSM, I-FGSM, PGD, MIM and their kin: projected gradient ascent, with settings per image.
 
 One loop serves the family:  x ← Π( x + α · steepest(∇ₓ loss) ),  Π the projection on the threat
 model's ball. The papers differ in its settings only:
@@ -15,31 +15,24 @@ each step works on the prefix that still moves. Nothing is computed only to be m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult, at_boundary
-from advgame.attacks.modes import BatchNormMode, attacked
-from advgame.checks import check_images, check_labels, check_logits
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import BatchNormMode, attacked
+from advgame.attacks.input_gradients import finite, input_gradient
+from advgame.checks import check_labels, check_logits
 from advgame.errors import InputError
-from advgame.losses import Loss, cross_entropy
+from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.run.options import parse_number
-from advgame.threat import Index, Threat, per_image
-
-
-class Start(Protocol):
-    """Where attacks begin: a ball, or noise of another kind."""
-
-    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """A draw around each image of ``x``."""
-        ...
+from advgame.threat import GaussianStart, Index, Threat, per_image
 
 
 @dataclass(frozen=True)
-class GradientAttack:
+class GradientAttack(Attack):
     """Projected gradient ascent in a threat model.
 
     Args:
@@ -58,7 +51,7 @@ class GradientAttack:
         stop_when_fooled: an image that is misclassified (targeted: classified as the target)
             leaves the batch at once, for good: for verdicts. Costs a host synchronisation per
             step; the result holds ``fooled`` instead of ``loss``.
-        mode: batch norm and dropout while attacking, `advgame.attacks.modes`.
+        mode: batch norm and dropout while attacking, `advgame.attacks.boundary`.
 
     Raises:
         InputError: settings that no attack can use.
@@ -67,7 +60,7 @@ class GradientAttack:
     threat: Threat
     steps: int | Tensor
     step_size: float | Tensor
-    start: Start | None = None
+    start: Threat | GaussianStart | None = None
     restarts: int = 1
     keep: Literal["last", "best"] = "last"
     loss: Loss = cross_entropy
@@ -97,48 +90,23 @@ class GradientAttack:
         if self.keep == "best" and self.stop_when_fooled:
             raise InputError("stop_when_fooled keeps the image that fooled: use keep='last'")
 
-    def perturb(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None
-    ) -> Tensor:
-        """Adversarial examples (B, C, H, W) for images in [0, 1] and labels (B,).
+    def _draws(self) -> str | None:
+        return "a random start" if self.start is not None else None
 
-        Raises:
-            InputError: images, labels or classifier outputs that cannot be attacked.
-        """
-        return self.run(model, x, y, rng=rng).x_adv
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        super()._check(x, y)
+        for name in ("steps", "step_size"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and value.shape[0] != x.shape[0]:
+                raise InputError(f"{name} has {value.shape[0]} entries for {len(x)} images")
+            if isinstance(value, Tensor) and not bool((value >= 0).all()):
+                raise InputError(f"{name} must not be negative or NaN")
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        """Attack and also report the loss reached and the passes spent.
-
-        Args:
-            model: maps (B, C, H, W) in [0, 1] to logits (B, K); left exactly as it was found.
-            x: clean images. Arithmetic is in fp32 at least, whatever their precision.
-            y: labels, or targets when ``targeted``.
-            rng: stream of the random starts, on the images' device; needed when ``start`` is set.
-            check: validate the input; a training loop that validated its data set turns it off.
-        """
-        if check:
-            check_images(x)
-            check_labels(y, x.shape[0])
-            for name in ("steps", "step_size"):
-                value = getattr(self, name)
-                if isinstance(value, Tensor) and value.shape[0] != x.shape[0]:
-                    raise InputError(f"{name} has {value.shape[0]} entries for {len(x)} images")
-                if isinstance(value, Tensor) and not bool((value >= 0).all()):
-                    raise InputError(f"{name} must not be negative or NaN")
         if isinstance(self.threat.eps, Tensor) and self.threat.eps.shape[0] != x.shape[0]:
             raise InputError(f"eps has {self.threat.eps.shape[0]} entries for {len(x)} images")
-        if self.start is not None and rng is None:
-            raise InputError("a random start needs rng, a torch.Generator on the images' device")
         with attacked(model, self.mode):
             return _Ascent(self, model, x, y, check).run(rng)
 
@@ -156,7 +124,7 @@ class _Ascent:
         self.attack, self.model = attack, model
         self.unchecked = check  # the first logits are looked at, which costs no further forward
         self.dtype = x.dtype
-        self.x_unsorted = x.detach() if x.dtype == torch.float64 else x.detach().float()
+        self.x_unsorted = full_precision(x.detach())
         self.order: Tensor | None = None
         if isinstance(attack.steps, Tensor):
             self.order = attack.steps.to(x.device).argsort(descending=True, stable=True)
@@ -295,33 +263,67 @@ class _Ascent:
             _keep_better(best, objective, x_adv, reached, rows)
 
 
-def input_gradient(total: Tensor, leaf: Tensor) -> Tensor:
-    """d(total)/d(leaf); zero where the classifier cuts the graph, which the flags then report."""
-    if not total.requires_grad:
-        return torch.zeros_like(leaf)
-    (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    return torch.zeros_like(leaf) if grad is None else grad
-
-
-def finite(grad: Tensor) -> Tensor:
-    """A gradient of which a norm, a sum or a product may be taken.
-
-    One infinite entry makes a norm infinite and all other entries 0, one NaN makes everything
-    NaN. What is infinite becomes the largest finite size among its image's entries (1 where there
-    is none), with its sign; NaN points nowhere and becomes 0.
-
-    Args:
-        grad: (B, ...).
-    """
-    bounded = torch.where(grad.isfinite(), grad, 0.0)
-    largest = per_image(bounded.abs().flatten(1).amax(1), grad)
-    largest = torch.where(largest > 0, largest, 1.0)
-    # sign(NaN) is 0
-    return torch.where(grad.isfinite(), grad, grad.sign() * largest)
-
-
 def _keep_better(best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, rows: Index) -> None:
     """Where ``x`` reaches more than ``best`` did, write it there."""
     better = reached > objective[rows]
     best[rows] = torch.where(per_image(better, x), x, best[rows])
     objective[rows] = torch.where(better, reached, objective[rows])
+
+
+def fgsm(threat: Threat) -> GradientAttack:
+    """One step of length ε from the clean image (Goodfellow et al. 2015)."""
+    return GradientAttack(threat, steps=1, step_size=threat.eps)
+
+
+def ifgsm(threat: Threat, steps: int, step_size: float | Tensor) -> GradientAttack:
+    """Several steps from the clean image (Kurakin et al. 2017)."""
+    return GradientAttack(threat, steps=steps, step_size=step_size)
+
+
+def mim(
+    threat: Threat, steps: int, step_size: float | Tensor | None = None, momentum: float = 1.0
+) -> GradientAttack:
+    """I-FGSM with momentum (Dong et al. 2018); the step is ε/steps when not given."""
+    size = threat.eps / steps if step_size is None else step_size
+    return GradientAttack(threat, steps, size, momentum=momentum)
+
+
+def fast(threat: Threat, step_size: float | Tensor | None = None) -> GradientAttack:
+    """One step from a uniform start, pulled back into the ball (Wong et al. 2020).
+
+    ``step_size`` is 1.25 ε when not given: 10/255 at ε = 8/255.
+    """
+    size = threat.eps * 1.25 if step_size is None else step_size
+    return GradientAttack(threat, 1, size, start=threat)
+
+
+def n_fgsm(threat: Threat, noise: float = 2.0) -> GradientAttack:
+    """One step of length ε from noise in the ball of ``noise``·ε (de Jorge et al. 2022).
+
+    As the paper has it for training, the result is not pulled back to the ε-ball: it lies in
+    that of (``noise`` + 1)·ε.
+    """
+    whole = threat.scaled(noise + 1)
+    return GradientAttack(whole, 1, threat.eps, start=threat.scaled(noise))
+
+
+def pgd(
+    threat: Threat, steps: int, step_size: float | Tensor | None = None, restarts: int = 1
+) -> GradientAttack:
+    """Several steps from a random start in the ball (Madry et al. 2018).
+
+    ``step_size`` is ε/4 when not given: 2/255 at ε = 8/255.
+    """
+    if step_size is None:
+        step_size = threat.eps / 4
+    return GradientAttack(threat, steps, step_size, start=threat, restarts=restarts)
+
+
+def near_pgd(
+    threat: Threat, steps: int = 10, step_size: float | Tensor | None = None
+) -> GradientAttack:
+    """PGD from Gaussian noise of 0.001 about the image, as TRADES and MART begin.
+
+    ``step_size`` is ε/4 when not given.
+    """
+    return replace(pgd(threat, steps, step_size), start=GaussianStart())

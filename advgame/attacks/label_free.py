@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advgame.attacks.attack import AttackResult, at_boundary
-from advgame.attacks.gradient import GradientAttack
-from advgame.attacks.modes import attacked
-from advgame.attacks.named import near_pgd
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import attacked
+from advgame.attacks.gradient import GradientAttack, near_pgd
 from advgame.checks import check_images, check_logits
 from advgame.losses import Loss, divergence_from, full_precision
 from advgame.threat import Threat
@@ -23,7 +22,7 @@ Transport = Literal["fixed", "repo"]
 
 
 @dataclass(frozen=True)
-class LabelFree:
+class LabelFree(Attack):
     """A gradient attack whose loss knows the clean logits, formed once per attack.
 
     Args:
@@ -34,19 +33,15 @@ class LabelFree:
     attack: GradientAttack
     loss_from: Callable[[Tensor], Loss] = divergence_from
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _draws(self) -> str | None:
+        return self.attack._draws()
+
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        check_images(x)  # the labels are not looked at
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        """Attack one batch: see `Attack.run`; ``y`` is not looked at."""
-        if check:
-            check_images(x)
         with attacked(model, self.attack.mode), torch.no_grad():
             clean = model(x)
         rows = torch.arange(len(x), device=x.device)

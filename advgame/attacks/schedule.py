@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.gradient import finite
+from advgame.attacks.input_gradients import finite
 from advgame.attacks.menu import CHOICES, Menu, Moves
 from advgame.checks import check_logits
 from advgame.errors import InputError

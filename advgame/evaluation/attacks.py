@@ -15,11 +15,20 @@ from typing import cast
 
 from torch import nn
 
-from advgame.attacks import Attack, GradientAttack, fgsm, ifgsm, mim, pgd
-from advgame.attacks.blackbox import SPSA, EoT, Transfer
-from advgame.attacks.carlini_wagner import CarliniWagnerLinf
-from advgame.attacks.distributional import DistributionalAttack
-from advgame.attacks.feature import FeatureAttack
+from advgame.attacks import (
+    SPSA,
+    Attack,
+    CarliniWagnerLinf,
+    DistributionalAttack,
+    EoT,
+    FeatureAttack,
+    GradientAttack,
+    Transfer,
+    fgsm,
+    ifgsm,
+    mim,
+    pgd,
+)
 from advgame.data import ImageSet
 from advgame.errors import InputError, unknown
 from advgame.evaluation.autoattack import VERSIONS, AutoAttackPart, Version
@@ -33,14 +42,14 @@ class Context:
 
     Args:
         threat: the ball of the evaluation.
-        data: the images that are attacked; feature attacks draw their targets from them.
+        data: the images that are attacked; FeaAttack draws its targets from them.
         seed: of AutoAttack.
         surrogate: another classifier, for transfer.
     """
 
     threat: Threat
-    data: ImageSet
-    seed: int
+    data: ImageSet | None = None
+    seed: int = 0
     surrogate: nn.Module | None = None
 
 
@@ -81,7 +90,12 @@ def _pgd(steps: int, share: float = 1 / 4) -> Callable[[Context], Attack]:
 
 
 def _features(targets: int) -> Callable[[Context], Attack]:
-    return lambda c: FeatureAttack(c.threat, c.data.floats(), c.data.labels, targets)
+    def build(context: Context) -> Attack:
+        if context.data is None:
+            raise InputError("FeaAttack needs images to aim at: use advgame.attacks.FeatureAttack")
+        return FeatureAttack(context.threat, context.data.floats(), context.data.labels, targets)
+
+    return build
 
 
 def _carlini_wagner(context: Context) -> Attack:
@@ -114,7 +128,7 @@ _ADT_CW = _steepest(lambda t: _margin(t, 30, kappa=50.0))
 
 ATTACKS: dict[str, Entry] = {
     "fgsm": Entry("one step of ε from the clean image", _steepest(fgsm)),
-    "nfgsm": Entry(
+    "n-fgsm": Entry(
         "one step of ε from noise of 2ε, pulled back into the ball",
         _steepest(lambda t: GradientAttack(t, 1, t.eps, start=t.scaled(2.0))),
     ),
@@ -153,16 +167,16 @@ ATTACKS: dict[str, Entry] = {
         lambda c: DistributionalAttack(c.threat),
     ),
     "adt:spsa": Entry("ADT: SPSA with 2,048 samples", lambda c: SPSA(c.threat, samples=2048)),
-    "l2l:pgm10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", _pgd(10, L2L_STEP)),
-    "l2l:pgm20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", _pgd(20, L2L_STEP)),
-    "l2l:pgm40": Entry("L2L's table: 40 steps of 0.003 at ε 0.031", _pgd(40, L2L_STEP)),
-    "l2l:pgm100": Entry("L2L's table: 100 steps of 0.003 at ε 0.031", _pgd(100, L2L_STEP)),
-    "l2l:cw": Entry("L2L's code: C&W with Adam, clean where it fails", _carlini_wagner),
+    "l2l:pgd10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", _pgd(10, L2L_STEP)),
+    "l2l:pgd20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", _pgd(20, L2L_STEP)),
+    "l2l:pgd40": Entry("L2L's table: 40 steps of 0.003 at ε 0.031", _pgd(40, L2L_STEP)),
+    "l2l:pgd100": Entry("L2L's table: 100 steps of 0.003 at ε 0.031", _pgd(100, L2L_STEP)),
+    "l2l:cw-adam": Entry("L2L's code: C&W with Adam, clean where it fails", _carlini_wagner),
     "l2l:transfer-fgsm": Entry(
         "L2L's black-box tables: FGSM made on the surrogate", _transfer(fgsm)
     ),
-    "l2l:transfer-pgm10": Entry(
-        "L2L's black-box tables: l2l:pgm10 made on the surrogate",
+    "l2l:transfer-pgd10": Entry(
+        "L2L's black-box tables: l2l:pgd10 made on the surrogate",
         _transfer(lambda t: pgd(t, 10, t.eps * L2L_STEP)),
     ),
     "las:pgd10": Entry("LAS-AT's table: 10 steps of ε/4", _pgd(10)),

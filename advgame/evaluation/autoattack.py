@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import AttackResult, at_boundary, attacked
-from advgame.checks import check_images, check_labels, check_logits
+from advgame.attacks import Attack, AttackResult, attacked
+from advgame.checks import check_labels, check_logits
 from advgame.errors import InputError
 from advgame.threat import Threat
 
@@ -53,7 +53,7 @@ class _AsAutoAttackWants(nn.Module):
 
 
 @dataclass(frozen=True)
-class AutoAttackPart:
+class AutoAttackPart(Attack):
     """One attack of AutoAttack on one batch.
 
     pyautoattack seeds each attack anew for each batch, so that its attacks run one by one on the
@@ -90,23 +90,10 @@ class AutoAttackPart:
                 f"{classes}: use pgd100, cw and aa:square instead"
             )
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        """Attack one batch; see `advgame.attacks.attack.Attack`.
-
-        ``rng`` is not used; the process's own random streams are left as they were.
-
-        Raises:
-            InputError: too few classes for this attack, or a radius per image.
-        """
+        # the process's own random streams are left as they were
         from pyautoattack import AutoAttack
 
         if isinstance(self.threat.eps, Tensor):
@@ -117,7 +104,6 @@ class AutoAttackPart:
             with torch.enable_grad():
                 logits = model(x[:2].clone().requires_grad_())
             if check:
-                check_images(x)
                 check_labels(y, len(x), check_logits(logits, y[:2]))
             self.check_task(logits.shape[1], (x.shape[1], x.shape[2], x.shape[3]))
             if self.part != "square" and not logits.requires_grad:

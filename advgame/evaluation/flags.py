@@ -20,10 +20,10 @@ from advgame.threat import Threat
 
 _SLACK = 1e-5  # rounding of x + δ in fp32, with room for AutoAttack's own
 _PGD = (
-    "pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgm20", "l2l:pgm40", "l2l:pgm100",
+    "pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgd20", "l2l:pgd40", "l2l:pgd100",
     "las:pgd20", "las:pgd50", "madry:pgd40", "madry:pgd100",
 )  # fmt: skip
-_TRANSFER = ("transfer", "transfer-mim", "l2l:transfer-fgsm", "l2l:transfer-pgm10")
+_TRANSFER = ("transfer", "transfer-mim", "l2l:transfer-fgsm", "l2l:transfer-pgd10")
 _BLACK = (*_TRANSFER, "spsa", "adt:spsa", "aa:square")
 
 

@@ -19,8 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, AttackResult, attacked, refusing_changes
-from advgame.attacks.feature import FeatureAttack
+from advgame.attacks import Attack, AttackResult, FeatureAttack, attacked, refusing_changes
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -266,17 +265,11 @@ class _Work:
         return [piece for half in rows.tensor_split(2) for piece in self._judge(key, attack, half)]
 
 
-class _Nothing:
+class _Nothing(Attack):
     """The attack that leaves every image as it is."""
 
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
         return AttackResult(x, None, None, 0, 0)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import Attack, attacked, pgd
 from advgame.attacks.distributional import Sampler
-from advgame.attacks.gradient import input_gradient
+from advgame.attacks.input_gradients import input_gradient
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import L2L_STEP
@@ -34,7 +34,7 @@ def over_radius(threat: Threat, shares: Sequence[float], steps: int = 10) -> dic
 
 
 def over_steps(threat: Threat, steps: Sequence[int]) -> dict[float, Attack]:
-    """Number of steps -> PGD with L2L's step size, as `l2l:pgm20`."""
+    """Number of steps -> PGD with L2L's step size, as `l2l:pgd20`."""
     return {float(count): pgd(threat, count, threat.eps * L2L_STEP) for count in steps}
 
 

@@ -18,8 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Slope
-from advgame.attacks.distributional import DistributionalAttack
+from advgame.attacks import DistributionalAttack, InputGradient
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
@@ -100,7 +99,9 @@ class SamplingPlayer(Protocol):
         """The generator."""
         ...
 
-    def sample(self, x: Tensor, threat: Threat, slope: Slope, rng: torch.Generator) -> Sampled:
+    def sample(
+        self, x: Tensor, threat: Threat, gradient: InputGradient, rng: torch.Generator
+    ) -> Sampled:
         """One sample per image: one forward of the generator."""
         ...
 
@@ -108,7 +109,9 @@ class SamplingPlayer(Protocol):
         """One step up along the gradients on φ, which are then cleared."""
         ...
 
-    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+    def signs(
+        self, x: Tensor, y: Tensor, threat: Threat, gradient: InputGradient
+    ) -> dict[str, float]:
         """Signs of life on a batch, see `advgame.health`."""
         ...
 
@@ -150,10 +153,10 @@ class Amortised:
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
         """One step of both players: see `advgame.games.training.Rules`."""
-        threat, slope = self.threat.scaled(scale), Slope(defender.module, x, y)
+        threat, gradient = self.threat.scaled(scale), InputGradient(defender.module, x, y)
         self.attacker.module.train()
         with defender.fabric.autocast():
-            sampled = self.attacker.sample(x, threat, slope, rng)
+            sampled = self.attacker.sample(x, threat, gradient, rng)
         x_adv, leaves = sampled.x_adv.detach(), list[Tensor]()
 
         def loss(model: nn.Module) -> Tensor:  # asked twice where weights are perturbed
@@ -164,18 +167,18 @@ class Amortised:
         defender.step()
         torch.autograd.backward((sampled.x_adv, sampled.bonus), (leaves[-1].grad, None))
         self.attacker.step()
-        passes = Passes(slope.calls, 0, slope.calls, 1, 1)
+        passes = Passes(gradient.calls, 0, gradient.calls, 1, 1)
         passes.add_descent(defender)
         stats = {"game/adversarial_loss": losses.mean(), "game/attacker_loss": losses.mean()}
-        if slope.clean_losses is not None:
-            stats["game/clean_loss"] = slope.clean_losses.mean()
+        if gradient.clean_losses is not None:
+            stats["game/clean_loss"] = gradient.clean_losses.mean()
         stats |= sampled.stats | perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
 
     def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
         """See `advgame.games.training.Watched`."""
-        slope = Slope(defender.module, x, y)
-        return tagged("attacker", self.attacker.signs(x, y, self.threat, slope))
+        gradient = InputGradient(defender.module, x, y)
+        return tagged("attacker", self.attacker.signs(x, y, self.threat, gradient))
 
     def state_dict(self) -> dict[str, Any]:
         """The attacker's."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import BatchNormMode, Slope, attacked
+from advgame.attacks import BatchNormMode, InputGradient, attacked
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
@@ -44,7 +44,7 @@ class AttackerPlayer(Protocol):
         """Forwards of g per attack."""
         ...
 
-    def perturb(self, x: Tensor, threat: Threat, slope: Slope) -> Tensor:
+    def perturb(self, x: Tensor, threat: Threat, gradient: InputGradient) -> Tensor:
         """Adversarial examples (B, C, H, W), differentiable in φ."""
         ...
 
@@ -52,7 +52,9 @@ class AttackerPlayer(Protocol):
         """One step up along the gradients on φ, which are then cleared."""
         ...
 
-    def signs(self, x: Tensor, y: Tensor, threat: Threat, slope: Slope) -> dict[str, float]:
+    def signs(
+        self, x: Tensor, y: Tensor, threat: Threat, gradient: InputGradient
+    ) -> dict[str, float]:
         """Signs of life on a batch, see `advgame.health`; {} of an attacker that cannot learn."""
         ...
 
@@ -138,18 +140,18 @@ class L2L:
         """
         threat, passes = self.threat.scaled(scale), Passes()
         play = self._shared if self.form == "shared" else self._alternating
-        slope = self._slope(defender, x, y, self.modes.gradient, self.modes.keep_buffers)
-        x_adv, losses, ascended = play(defender, x, y, threat, slope, passes)
+        gradient = self._gradient(defender, x, y, self.modes.gradient, self.modes.keep_buffers)
+        x_adv, losses, ascended = play(defender, x, y, threat, gradient, passes)
         stats = {"game/adversarial_loss": losses.mean(), "game/attacker_loss": ascended}
-        if slope.clean_losses is not None:
-            stats["game/clean_loss"] = slope.clean_losses.mean()
+        if gradient.clean_losses is not None:
+            stats["game/clean_loss"] = gradient.clean_losses.mean()
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
 
     def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
         """See `advgame.games.training.Watched`."""
-        slope = self._slope(defender, x, y, "eval")
-        return tagged("attacker", self.attacker.signs(x, y, self.threat, slope))
+        gradient = self._gradient(defender, x, y, "eval")
+        return tagged("attacker", self.attacker.signs(x, y, self.threat, gradient))
 
     def state_dict(self) -> dict[str, Any]:
         """The attacker's."""
@@ -159,21 +161,21 @@ class L2L:
         """Go on from a saved place."""
         self.attacker.load_state_dict(state)
 
-    def _slope(
+    def _gradient(
         self, defender: Defender, x: Tensor, y: Tensor, mode: BatchNormMode, keep: bool = True
-    ) -> Slope:
-        return Slope(defender.module, x, y, loss=self.loss, mode=mode, restore_buffers=keep)
+    ) -> InputGradient:
+        return InputGradient(defender.module, x, y, loss=self.loss, mode=mode, restore_buffers=keep)
 
     def _perturb(
-        self, defender: Defender, x: Tensor, threat: Threat, slope: Slope, passes: Passes
+        self, defender: Defender, x: Tensor, threat: Threat, gradient: InputGradient, passes: Passes
     ) -> Tensor:
-        before = slope.calls
+        before = gradient.calls
         # a region of its own: autocast keeps its casts of φ until the region ends, those made
         # without gradient or before a step must not be found again
         with defender.fabric.autocast():
-            x_adv = self.attacker.perturb(x, threat, slope)
-        passes.forwards += slope.calls - before
-        passes.input_backwards += slope.calls - before
+            x_adv = self.attacker.perturb(x, threat, gradient)
+        passes.forwards += gradient.calls - before
+        passes.input_backwards += gradient.calls - before
         passes.attacker_forwards += self.attacker.cells
         return x_adv
 
@@ -183,11 +185,11 @@ class L2L:
         x: Tensor,
         y: Tensor,
         threat: Threat,
-        slope: Slope,
+        gradient: InputGradient,
         passes: Passes,
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.attacker.module.train()
-        x_adv = self._perturb(defender, x, threat, slope, passes)
+        x_adv = self._perturb(defender, x, threat, gradient, passes)
         leaves: list[Tensor] = []
 
         def loss(model: nn.Module) -> Tensor:  # asked twice where weights are perturbed
@@ -208,13 +210,13 @@ class L2L:
         x: Tensor,
         y: Tensor,
         threat: Threat,
-        slope: Slope,
+        gradient: InputGradient,
         passes: Passes,
     ) -> tuple[Tensor, Tensor, Tensor]:
         reused = self.attacker.gradients == 0 and self.modes.attacker == "train"
         self.attacker.module.train(self.modes.attacker == "train")
         with torch.set_grad_enabled(reused):
-            made = self._perturb(defender, x, threat, slope, passes)
+            made = self._perturb(defender, x, threat, gradient, passes)
         x_adv = made.detach()
         losses = defender.backward(x_adv, y)
         defender.step()
@@ -233,11 +235,11 @@ class L2L:
     ) -> Tensor:
         """The attacker's steps; returns the mean loss that the first one began from."""
         model, first = defender.module, None
-        slope = self._slope(defender, x, y, self.modes.learning)
+        gradient = self._gradient(defender, x, y, self.modes.learning)
         self.attacker.module.train()
         for _ in range(self.attacker_steps):
             if made is None:
-                made = self._perturb(defender, x, threat, slope, passes)
+                made = self._perturb(defender, x, threat, gradient, passes)
             with attacked(model, self.modes.learning):
                 with defender.fabric.autocast():
                     reached = self.loss(model(made), y).mean()

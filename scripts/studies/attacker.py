@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
-from advgame.frozen import Frozen, from_run
 from advgame.losses import margin
 from advgame.run.cells import run_cell
 from advgame.run.curves import save_figure
@@ -39,6 +38,7 @@ from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.seeding import derive_seed, stream
 from advgame.statistics import spread
+from advgame.targets import Target, from_run
 from advgame.threat import Threat
 from agents.attacker import load_attacker
 
@@ -149,7 +149,7 @@ HAND_MADE: dict[str, Contestant] = {
 
 
 def measure(
-    name: str, contestant: Contestant, victim: Frozen, images: ImageSet, config: Config
+    name: str, contestant: Contestant, victim: Target, images: ImageSet, config: Config
 ) -> list[dict[str, Any]]:
     """Success and mean best margin of one attack on one classifier, per budget and seed."""
     x, y, found = images.floats(), images.labels, []

@@ -1,7 +1,7 @@
 """The L2L paper's black-box tables: adversarial examples of surrogates, on other classifiers.
 
     python scripts/study.py black_box runs/l2l/digits/*-seed*
-    python scripts/study.py black_box runs/A runs/B --surrogates runs/PLAIN runs/PGM --title mine
+    python scripts/study.py black_box runs/A runs/B --surrogates runs/PLAIN runs/PGD --title mine
 
 A surrogate has the target's architecture and another seed (appendix A); run folders say which seed
 they had. Folders whose names differ in `-seedN` alone are one row, or one column, with mean ± sd
@@ -32,14 +32,14 @@ from advgame.run.options import parse_eps
 from advgame.statistics import spread
 from advgame.threat import Linf
 
-SURROGATES = ("plain", "fgsm", "pgm")
-ATTACKS = {"l2l:transfer-fgsm": "FGSM", "l2l:transfer-pgm10": "PGM10"}
-# tables 4 to 6, WRN-34-10: row -> FGSM and PGM10 of each of SURROGATES
+SURROGATES = ("plain", "fgsm", "pgd")
+ATTACKS = {"l2l:transfer-fgsm": "FGSM", "l2l:transfer-pgd10": "PGD10"}
+# tables 4 to 6, WRN-34-10: row -> FGSM and PGD10 of each of SURROGATES
 PAPER = {
     "cifar10": {
         "plain": (40.03, 5.60, 74.42, 75.25, 67.37, 65.92),
         "fgsm": (79.20, 85.02, 89.90, 80.40, 64.28, 63.89),
-        "pgm": (83.80, 84.73, 84.33, 85.29, 67.05, 65.54),
+        "pgd": (83.80, 84.73, 84.33, 85.29, 67.05, 65.54),
         "naive": (45.52, 25.95, 83.99, 77.94, 68.14, 67.13),
         "grad": (86.10, 86.87, 87.93, 88.01, 71.15, 69.95),
         "two-step": (85.83, 87.10, 86.51, 87.60, 70.58, 69.38),
@@ -47,7 +47,7 @@ PAPER = {
     "cifar100": {
         "plain": (21.04, 9.04, 50.57, 54.06, 40.06, 41.30),
         "fgsm": (42.87, 50.73, 61.68, 44.70, 39.34, 40.08),
-        "pgm": (56.63, 58.34, 56.99, 57.97, 40.19, 39.87),
+        "pgd": (56.63, 58.34, 56.99, 57.97, 40.19, 39.87),
         "naive": (20.97, 10.47, 50.36, 54.07, 38.63, 39.91),
         "grad": (57.63, 59.62, 59.18, 61.26, 41.71, 41.15),
         "two-step": (58.66, 59.31, 58.92, 59.46, 45.80, 45.31),
@@ -55,7 +55,7 @@ PAPER = {
     "svhn": {
         "plain": (21.72, 6.94, 41.81, 33.13, 56.77, 49.41),
         "fgsm": (57.36, 51.54, 56.25, 38.11, 55.99, 48.96),
-        "pgm": (81.04, 81.52, 78.66, 80.42, 54.85, 49.21),
+        "pgd": (81.04, 81.52, 78.66, 80.42, 54.85, 49.21),
         "naive": (73.02, 42.14, 78.11, 59.79, 85.31, 61.08),
         "grad": (71.74, 74.31, 77.19, 80.70, 71.99, 58.71),
         "two-step": (65.78, 74.07, 76.13, 82.80, 61.69, 54.13),
@@ -70,7 +70,7 @@ class Config:
     what: Annotated[tuple[str, ...], tyro.conf.Positional]
     """run folders of the targets"""
     surrogates: tuple[str, ...] = ()
-    """run folders of the surrogates; when empty, the targets called plain, fgsm and pgm"""
+    """run folders of the surrogates; when empty, the targets called plain, fgsm and pgd"""
     title: str = ""
     """name of the table's files; the data set's when empty"""
     n: int | None = None

@@ -4,7 +4,7 @@
     python scripts/study.py l2l --dataset mnist --data-dir DIR --extra="--train-n 10000"
 
 Methods: the paper's Naive, Grad and 2-Step, as published (alternating) and with one forward for
-both players (shared); the controls plain training, FGSM-AT and PGM-AT, on the same batches,
+both players (shared); the controls plain training, FGSM-AT and PGD-AT, on the same batches,
 schedule and budget of epochs; ``-3`` has three attacker steps per step of the classifier.
 """
 
@@ -33,12 +33,12 @@ from advgame.run.study import (
 )
 from studies._comparison import selection
 
-CONTROL = "pgm"
+CONTROL = "pgd"
 # name -> flags of train_l2l.py
 METHODS: dict[str, tuple[str, ...]] = {
     "plain": ("--attacker", "plain"),
     "fgsm": ("--attacker", "fgsm"),
-    CONTROL: ("--attacker", "pgm"),
+    CONTROL: ("--attacker", "pgd"),
     "naive": ("--attacker", "naive"),
     "grad": ("--attacker", "grad"),
     "two-step": ("--attacker", "two-step"),
@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "grad-shared": ("--attacker", "grad", "--form", "shared"),
     "two-step-shared": ("--attacker", "two-step", "--form", "shared"),
 }
-# clean and PGM-20 on CIFAR-10, WRN-34-10, ε 0.03 (the paper's table 2); fgsm is its row "Kurakin
+# clean and PGD-20 on CIFAR-10, WRN-34-10, ε 0.03 (the paper's table 2); fgsm is its row "Kurakin
 # et al. (2016)". Its 94.64 and 0.15 are of Zheng et al. (2016), another defence, not a plain net
 PAPER = {
     "fgsm": (85.25, 45.89),
@@ -63,7 +63,7 @@ CURVES = {
     "game/adversarial_loss": "adversarial loss",
     "eval/robust": "validation PGD-10 accuracy",
 }
-ATTACKS = ("fgsm", "l2l:pgm20", "l2l:pgm100", "cw", "autoattack")
+ATTACKS = ("fgsm", "l2l:pgd20", "l2l:pgd100", "cw", "autoattack")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class L2LStudy(Study[Config]):
         }
 
     def found(self, runs: Runs) -> dict[str, Any]:
-        """Differences are to PGM-AT."""
+        """Differences are to PGD-AT."""
         return {"summary": summarise(runs, CONTROL)}
 
     def markdown(self, runs: Runs, about: Mapping[str, Any]) -> str:
@@ -123,7 +123,7 @@ class L2LStudy(Study[Config]):
         columns["worst_case"] = "worst case"
         first = runs[0]
         gap = f"worst − {CONTROL}, paired, 95 %"
-        more = (gap, "s per epoch", "F", "paper: clean, PGM-20")
+        more = (gap, "s per epoch", "F", "paper: clean, PGD-20")
         lines = [
             f"# L2L on {self.config.dataset}: learned attackers against controls",
             "",

@@ -1,4 +1,4 @@
-"""Attacks that see no gradient of the classifier: SPSA, and transfer from a surrogate."""
+"""SPSA: an attack along gradients estimated from the classifier's outputs alone."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.attack import Attack, AttackResult, at_boundary
-from advgame.attacks.modes import attacked
-from advgame.checks import check_images, check_labels, check_logits
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import attacked
+from advgame.checks import check_labels, check_logits
 from advgame.errors import InputError
 from advgame.losses import clipped_margin
 from advgame.threat import Threat
 
 
 @dataclass(frozen=True)
-class SPSA:
+class SPSA(Attack):
     """Adam along gradients estimated from pairs of random sign vectors (Uesato et al. 2018).
 
     The loss is the margin clipped at κ = 50, as in Dong et al. 2020 (ADT). Images go one at a
@@ -53,22 +53,13 @@ class SPSA:
                 f"SPSA's delta and lr must be finite and above 0, not {self.delta} and {self.lr}"
             )
 
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
+    def _draws(self) -> str:
+        return "SPSA, which draws its samples,"
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        """Attack one batch; see `advgame.attacks.attack.Attack`."""
-        if rng is None:
-            raise InputError("SPSA draws its samples: it needs rng, a torch.Generator")
-        if check:
-            check_images(x)
-            check_labels(y, len(x))
+        assert rng is not None
         # half precision does not see a difference of δ
         with attacked(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if check:  # one forward that is not counted
@@ -110,80 +101,3 @@ class SPSA:
             up, down = clipped_margin(logits, y.expand(2 * n), 50.0).chunk(2)
             total += ((up - down).view(-1, 1, 1, 1) * v).sum(0, keepdim=True)
         return total / (2 * self.delta * (self.samples // 2))
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """Adversarial examples of another classifier, for a black-box judgement of this one.
-
-    Args:
-        attack: made with the surrogate's gradients.
-        surrogate: e.g. the same network trained with another seed.
-    """
-
-    attack: Attack
-    surrogate: nn.Module
-
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Attack the surrogate; ``model`` is not asked anything."""
-        made = self.attack.run(self.surrogate, x, y, rng=rng, check=check)
-        return AttackResult(made.x_adv, None, None, made.forwards, made.backwards)
-
-
-class ExpectedLogits(nn.Module):
-    """The mean logits of several passes: expectation over a randomised classifier's own chance.
-
-    Attack this in place of the model (Athalye et al. 2018, EoT), and judge the model.
-
-    Args:
-        model: a classifier whose passes differ.
-        passes: how many are averaged.
-    """
-
-    def __init__(self, model: nn.Module, passes: int = 20) -> None:
-        super().__init__()
-        if passes < 1:
-            raise InputError(f"EoT needs 1 pass or more, not {passes}")
-        self.model, self.passes = model, passes
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K)."""
-        logits: Tensor = torch.stack([self.model(x) for _ in range(self.passes)]).mean(0)
-        return logits
-
-
-@dataclass(frozen=True)
-class EoT:
-    """An attack on the mean logits of several passes.
-
-    Args:
-        attack: any.
-        passes: how many passes make one.
-    """
-
-    attack: Attack
-    passes: int = 20
-
-    @at_boundary
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        *,
-        rng: torch.Generator | None = None,
-        check: bool = True,
-    ) -> AttackResult:
-        """Attack one batch; see `advgame.attacks.attack.Attack`."""
-        made = self.attack.run(ExpectedLogits(model, self.passes), x, y, rng=rng, check=check)
-        calls = (made.forwards * self.passes, made.backwards * self.passes)
-        return AttackResult(made.x_adv, made.loss, made.fooled, *calls)

@@ -27,7 +27,7 @@ _SHIPPED = Path(__file__).parent / "classifiers" / "digits_pgd_at.json"
 
 
 @dataclass(frozen=True)
-class Frozen:
+class Target:
     """A trained classifier and what it was trained for.
 
     Args:
@@ -43,7 +43,7 @@ class Frozen:
     threat: Threat
 
 
-def shipped() -> Frozen:
+def shipped() -> Target:
     """A small CNN, PGD-AT on digits at L∞ 0.15; the JSON file beside the weights says how."""
     about = json.loads(_SHIPPED.read_text())
     shape, classes = tuple(about["shape"]), about["classes"]
@@ -51,10 +51,10 @@ def shipped() -> Frozen:
         model = load_classifier(
             _SHIPPED.with_suffix(".safetensors"), about["model"], shape, classes
         )
-    return Frozen("shipped", model.requires_grad_(False), about["dataset"], Linf(about["eps"]))
+    return Target("shipped", model.requires_grad_(False), about["dataset"], Linf(about["eps"]))
 
 
-def from_run(path: Path) -> Frozen:
+def from_run(path: Path) -> Target:
     """The classifier that a training run left and that its validation chose.
 
     Raises:
@@ -67,4 +67,4 @@ def from_run(path: Path) -> Frozen:
     shape, classes = SHAPES[config["dataset"]]
     model = run_classifier(run, shape, classes)
     ball = Linf(parse_eps(config["eps"]))
-    return Frozen(path.name, model.requires_grad_(False), config["dataset"], ball)
+    return Target(path.name, model.requires_grad_(False), config["dataset"], ball)

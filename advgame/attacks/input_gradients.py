@@ -1,21 +1,56 @@
-"""The input gradient of a classifier, for attackers that are networks and ask for it as they go."""
+"""Input gradients of a classifier: formed here for every attack, and made finite."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.gradient import finite, input_gradient
-from advgame.attacks.modes import BatchNormMode, attacked
+from advgame.attacks.boundary import BatchNormMode, attacked
 from advgame.checks import check_logits
 from advgame.losses import Loss, cross_entropy
+from advgame.threat import per_image
 
 
-class Slope:
-    """∇ₓ loss(f(x), y) of one classifier on one batch, a constant to whoever uses it.
+def input_gradient(total: Tensor, *leaves: Tensor, create_graph: bool = False) -> Tensor:
+    """d(total)/d(leaf); zero where the classifier cuts the graph, which the flags then report.
 
-    The gradient at the clean images is formed once, however often it is asked for: while θ stays
-    as it is, so does the gradient.
+    Args:
+        total: a number, usually the sum of losses per image.
+        leaves: images (B, C, H, W) that ``total`` was computed from; the gradients of several
+            batches follow each other as rows.
+        create_graph: keep what differentiating the gradient itself needs.
+    """
+    if not total.requires_grad:
+        found = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    else:
+        found = torch.autograd.grad(
+            total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def finite(grad: Tensor) -> Tensor:
+    """A gradient of which a norm, a sum or a product may be taken.
+
+    One infinite entry makes a norm infinite and all other entries 0, one NaN makes everything
+    NaN. What is infinite becomes the largest finite size among its image's entries (1 where there
+    is none), with its sign; NaN points nowhere and becomes 0.
+
+    Args:
+        grad: (B, ...).
+    """
+    bounded = torch.where(grad.isfinite(), grad, 0.0)
+    largest = per_image(bounded.abs().flatten(1).amax(1), grad)
+    largest = torch.where(largest > 0, largest, 1.0)
+    # sign(NaN) is 0
+    return torch.where(grad.isfinite(), grad, grad.sign() * largest)
+
+
+class InputGradient:
+    """∇ₓ loss(f(x), y) of one classifier on one batch, for attackers that ask for it as they go.
+
+    It is a constant to whoever uses it. The gradient at the clean images is formed once, however
+    often it is asked for: while θ stays as it is, so does the gradient.
 
     Args:
         model: the classifier; it is as it was after every call.
@@ -64,10 +99,8 @@ class Slope:
         # a gradient in half precision would lose what an attack lives on
         full = torch.float64 if points.dtype == torch.float64 else torch.float32
         leaf = points.detach().to(full).requires_grad_()
-        with (
-            attacked(self.model, self.mode, restore_buffers=self.restore_buffers),
-            torch.enable_grad(),
-        ):
+        held = attacked(self.model, self.mode, restore_buffers=self.restore_buffers)
+        with held, torch.enable_grad():
             logits = self.model(leaf.to(self.x.dtype))
             if self._check:
                 check_logits(logits, self.y)

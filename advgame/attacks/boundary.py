@@ -1,0 +1,158 @@
+"""What attacking leaves as it was: the caller's autograd context and images, and the model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from advgame.classifiers.foreign import set_mode
+from advgame.errors import InputError
+
+BatchNormMode = Literal["eval", "train"]
+CallT = TypeVar("CallT", bound=Callable[..., Any])
+
+
+def at_boundary(call: CallT) -> CallT:
+    """Decorate a method (self, model, x, y, ...) that attacks: the caller's context is left.
+
+    Inside there is no inference mode, whatever the caller is in: an attack that forms gradients
+    would find none there and return the clean images. Images and labels made in that mode are
+    copied; images in another memory layout become contiguous, once. With ``check`` a classifier
+    that changes the images in place is refused, and it is a copy that it has changed.
+    """
+
+    @functools.wraps(call)
+    def entered(self: Any, model: nn.Module, x: Tensor, y: Tensor, *args: Any, **more: Any) -> Any:
+        check = more.get("check", True)
+        pure = refusing_changes(model) if check else contextlib.nullcontext()
+        with torch.inference_mode(False), pure:
+            return call(self, model, _own(x, copy=check), _own(y), *args, **more)
+
+    return entered  # type: ignore[return-value]
+
+
+def _own(value: Any, copy: bool = False) -> Any:
+    """A tensor that autograd takes, contiguous; anything else is left to the checks."""
+    if not isinstance(value, Tensor):
+        return value
+    return (value.clone() if copy or value.is_inference() else value).detach().contiguous()
+
+
+@contextlib.contextmanager
+def refusing_changes(model: nn.Module) -> Iterator[None]:
+    """Within the block, a forward that changes its input in place is refused.
+
+    What it is given may be an attack's own iterate, or the caller's images.
+
+    Raises:
+        InputError: what was seen.
+    """
+    seen: list[list[int]] = []
+
+    def versions(given: tuple[Any, ...]) -> list[int]:
+        return [one._version for one in given if isinstance(one, Tensor)]
+
+    def before(_: nn.Module, given: tuple[Any, ...]) -> None:
+        seen.append(versions(given))
+
+    def after(_: nn.Module, given: tuple[Any, ...], logits: object) -> None:
+        if versions(given) != seen.pop():
+            raise InputError(_CHANGES)
+
+    try:
+        hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    except RuntimeError as error:  # torch.jit's
+        raise InputError(
+            f"a {type(model).__name__} takes no hooks, by which attacks watch a classifier: wrap "
+            "it in a torch.nn.Module of your own whose forward calls it"
+        ) from error
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error) for word in ("in-place", "inplace")):
+            raise InputError(_CHANGES) from error
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+_CHANGES = (
+    "the classifier changes the images that it is given in place (such as x -= mean): let it make "
+    "a new tensor (x = x - mean)"
+)
+
+
+@contextlib.contextmanager
+def attacked(
+    model: nn.Module, mode: BatchNormMode = "eval", *, restore_buffers: bool = True
+) -> Iterator[None]:
+    """Set the mode of ``model`` while it is attacked, then restore it bit for bit.
+
+    Every module's training flag, every parameter's ``requires_grad`` and ``.grad`` and every
+    buffer are afterwards as before. Target parameters keep autograd from storing what only
+    weight gradients need, so that an attack step costs one forward and one input-backward.
+
+    Args:
+        model: any classifier.
+        mode: ``"eval"`` uses batch norm's running statistics, ``"train"`` the batch's own (and
+            turns dropout on); the running statistics are restored in either case.
+        restore_buffers: False lets passes in training mode move the running statistics, as some
+            published code does.
+
+    Raises:
+        InputError: weights that were made under ``torch.inference_mode()``, which autograd refuses.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError(
+            "the classifier's weights were made under torch.inference_mode(), where no gradient "
+            "can pass: make or load it outside of that mode"
+        )
+    # a frozen script has no mode
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+    requires_grad = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = _Buffers(model) if restore_buffers else None
+    set_mode(model, training=mode == "train")
+    for parameter, _ in requires_grad:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in requires_grad:
+            parameter.requires_grad_(flag)
+        if buffers is not None:
+            buffers.restore()
+
+
+class _Buffers:
+    """All buffers of a model, to be put back whether a forward wrote into them or replaced them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # a script's dictionaries are views that cannot be put back: its tensors are written into
+        self.places = [
+            (module, dict(module._buffers))
+            for module in model.modules()
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        scripts = [one for one in model.modules() if isinstance(one, torch.jit.ScriptModule)]
+        named = [one for _, own in self.places for one in own.values() if one is not None]
+        named += [buffer for script in scripts for buffer in script.buffers()]
+        self.tensors = list(dict.fromkeys(named))  # some may be shared
+        self.values = [tensor.detach().clone() for tensor in self.tensors]
+
+    def restore(self) -> None:
+        for module, own in self.places:
+            now = module._buffers
+            if now.keys() != own.keys() or any(now[name] is not own[name] for name in own):
+                now.clear()
+                now.update(own)
+        if self.tensors:
+            with torch.no_grad():
+                torch._foreach_copy_(self.tensors, self.values)
