@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -20,10 +21,10 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
     """
     blocks = [part for part in ast.parse(Path(file).read_text()).body if isinstance(part, ast.If)]
     homes = {
-        alias.name: str(line.module)
+        alias.name: line.module
         for block in blocks
         for line in block.body
-        if isinstance(line, ast.ImportFrom)
+        if isinstance(line, ast.ImportFrom) and line.module and line.module.startswith(package)
         for alias in line.names
     }
 
@@ -34,4 +35,4 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
             return import_module(f"{package}.{name}")
         return getattr(import_module(homes[name]), name)
 
-    return get, lambda: sorted(homes)
+    return get, lambda: list(sys.modules[package].__all__)

@@ -5,10 +5,10 @@ Each is imported when it is first used: ``import advgame.attacks`` alone loads n
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from advgame.errors import InputError
+from advgame.lazy import lazily
 
 if TYPE_CHECKING:
     from advgame.attacks.attack import Attack, AttackResult
@@ -63,30 +63,9 @@ __all__ = [
     "pgd",
     "refusing_changes",
 ]
-_NAMES = {
-    "attack": "Attack AttackResult",
-    "boundary": "BatchNormMode at_boundary attacked refusing_changes",
-    "carlini_wagner": "CarliniWagnerLinf",
-    "distributional": "DistributionalAttack Sampler",
-    "feature": "FeatureAttack",
-    "gradient": "GradientAttack fast fgsm ifgsm mim n_fgsm near_pgd pgd",
-    "input_gradients": "InputGradient finite input_gradient",
-    "label_free": "LabelFree Transport feature_scatter kl_pgd",
-    "spsa": "SPSA",
-    "transfer": "EoT Transfer",
-}
-_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-
-def __getattr__(name: str) -> object:
-    """A public name, from the module where it lives (PEP 562)."""
-    if name in _HOMES:
-        return getattr(import_module(f"advgame.attacks.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'advgame.attacks' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)
 
 
 def by_name(name: str, threat: Threat) -> Attack:
