@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, AttackResult, attacked
-from advgame.attacks.features import feature_names, features
-from advgame.attacks.menu import Menu
-from advgame.attacks.schedule import Ascent, Start
+from advgame.attacks.gradient_steps import GradientStepsState, Menu, Start
 from advgame.errors import InputError
 from advgame.threat import Threat
 from agents.attacker_file import filled, read_file, reading, write_file
@@ -53,7 +51,7 @@ class LearnedAttack(Attack):
     queries: int
     start: Start = "clean"
     stochastic: bool = False
-    watch: Callable[[Ascent], None] = lambda siege: None
+    watch: Callable[[GradientStepsState], None] = lambda state: None
 
     def __post_init__(self) -> None:
         if self.queries < 1:
@@ -70,28 +68,28 @@ class LearnedAttack(Attack):
         rows = torch.arange(len(x), device=x.device)
         fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         with attacked(model), torch.no_grad():
-            siege = Ascent(
+            state = GradientStepsState(
                 model, self.threat, self.menu, x, y, budget, start=self.start, rng=rng, check=check
             )
-            x_adv = siege.best_x.clone()
+            x_adv = state.best_x.clone()
             for _ in range(self.queries - 1):
-                if bool(siege.fooled.any()):
-                    done = rows[siege.fooled]
-                    x_adv[done], fooled[done] = siege.best_x[siege.fooled], True
-                    rows = rows[~siege.fooled]
-                    siege.keep(~siege.fooled)
+                if bool(state.fooled.any()):
+                    done = rows[state.fooled]
+                    x_adv[done], fooled[done] = state.best_x[state.fooled], True
+                    rows = rows[~state.fooled]
+                    state.keep(~state.fooled)
                 if not len(rows):
                     break
-                logits = policy(features(siege))
+                logits = policy(state.features())
                 if self.stochastic:
                     assert rng is not None
                     actions = sample(logits, rng)
                 else:
                     actions = torch.stack([one.argmax(1) for one in logits], 1)
-                siege.step(self.menu.decode(actions, check=False))
-                self.watch(siege)
-            x_adv[rows], fooled[rows] = siege.best_x, siege.fooled
-        return AttackResult(x_adv, None, fooled, siege.forwards, siege.backwards)
+                state.step(actions)
+                self.watch(state)
+            x_adv[rows], fooled[rows] = state.best_x, state.fooled
+        return AttackResult(x_adv, None, fooled, state.forwards, state.backwards)
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Attacker:
         metadata = {
             "format": FORMAT,
             "menu": json.dumps(asdict(self.menu)),
-            "features": json.dumps(feature_names(self.menu)),
+            "features": json.dumps(self.menu.feature_names),
             "hidden": str(self.policy.hidden),
             "start": self.start,
             "about": json.dumps(self.about),
@@ -144,7 +142,7 @@ def load_attacker(path: Path) -> Attacker:
         about, hidden = json.loads(metadata["about"]), int(metadata["hidden"])
         if start not in get_args(Start):
             raise InputError(f"it begins at {start!r}")
-    if names != feature_names(menu):
+    if names != menu.feature_names:
         raise InputError(f"{path} was trained on other features: train it again with this version")
     with reading(path):
         policy = filled(lambda: FeaturePolicy(len(names), menu.sizes, hidden), weights)

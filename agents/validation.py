@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advgame.attacks import Attack, attacked, pgd
-from advgame.attacks.menu import Menu
+from advgame.attacks.gradient_steps import Menu
 from advgame.data import ImageSet
 from advgame.losses import margin
 from advgame.seeding import stream
@@ -33,7 +33,7 @@ class Validation:
     """Success and margin on held-out training images, and PGD's with the same queries.
 
     Args:
-        frozen: classifiers.
+        targets: classifiers to attack.
         images: the validation split, on their device.
         budgets: queries.
         menu: of the attacker.
@@ -43,7 +43,7 @@ class Validation:
 
     def __init__(
         self,
-        frozen: Sequence[Target],
+        targets: Sequence[Target],
         images: ImageSet,
         budgets: Sequence[int],
         menu: Menu,
@@ -52,7 +52,7 @@ class Validation:
     ) -> None:
         self.budgets, self.menu, self.payoff, self.seed = tuple(budgets), menu, payoff, seed
         self.cases = []
-        for one in frozen:
+        for one in targets:
             x, y = images.floats(), images.labels
             with attacked(one.model), torch.no_grad():
                 clean = margin(one.model(x), y)

@@ -17,8 +17,8 @@ register(
 )
 register(
     id="advgame/BlackBoxAttack-v0",
-    entry_point="envs.blackbox:BlackBoxAttackEnv",
-    vector_entry_point="envs.blackbox:BlackBoxAttackVectorEnv",
+    entry_point="envs.patches:BlackBoxAttackEnv",
+    vector_entry_point="envs.patches:BlackBoxAttackVectorEnv",
 )
 for _name, _settings in {
     "GAILCartPole": {"env_id": "CartPole-v1"},

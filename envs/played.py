@@ -106,7 +106,7 @@ class AttackGame:
     def __init__(
         self,
         player: AttackPlayer,
-        envs: Sequence[QueryVectorEnv[Any]],
+        envs: Sequence[QueryVectorEnv],
         seed: int,
         steps_per_epoch: int,
     ) -> None:

@@ -1,14 +1,15 @@
 """What the attack environments share: images to attack, budgets, rewards, ends, resets.
 
-A subclass brings the mathematics of one query: the white-box `envs.attack`, the black-box
-`envs.blackbox`.
+A subclass brings the attack of which one query is a step: `envs.attack` by gradients,
+`envs.patches` without.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypedDict
 
 import gymnasium as gym
 import numpy as np
@@ -19,60 +20,121 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
 from advgame.attacks import attacked
-from advgame.attacks.menu import check_actions
+from advgame.attacks.queries import AttackState, Choices
 from advgame.classifiers.foreign import frozen_copy
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
+from advgame.evaluation import check_classifier
+from advgame.losses import margin
 from advgame.seeding import stream
 from advgame.targets import shipped
 from advgame.threat import Linf, Threat
-from envs.pool import Pool
-from envs.standard import check_reset
+from envs.standard import check_reset, check_standard
 
 Observation = Tensor | dict[str, Tensor]
 
 
-class Siege(Protocol):
-    """B images under attack; `advgame.attacks.schedule.Ascent` is one."""
+class Pool:
+    """The images that a classifier gets right, drawn one after the other, epoch after epoch.
 
-    x: Tensor
-    y: Tensor
-    x_adv: Tensor
-    best_x: Tensor
-    margin: Tensor
-    best_margin: Tensor
-    fooled: Tensor
-    used: Tensor
-    budget: Tensor
-    forwards: int
-    backwards: int
+    Images that are misclassified as they are leave no attack to learn: they are left out.
 
-    def restart(self, rows: Tensor, x: Tensor, y: Tensor, budget: Tensor) -> None:
-        """Put other images in the rows at once."""
-        ...
+    Args:
+        model: frozen classifier.
+        data: images and labels, on its device.
+
+    Raises:
+        InputError: images that the classifier cannot take, logits that cannot be attacked, or no
+            image that is classified correctly.
+    """
+
+    def __init__(self, model: nn.Module, data: ImageSet) -> None:
+        check_classifier(model, data)
+        with torch.no_grad():
+            parts = torch.arange(len(data), device=data.images.device).split(500)
+            margins = torch.cat(
+                [margin(model(data.floats(part)), data.labels[part]) for part in parts]
+            )
+        right = margins < 0
+        if not bool(right.any()):
+            raise InputError("the classifier gets none of these images right: nothing to attack")
+        self.data = data.subset(right)
+        self.scale = float(-margins[right].mean())
+        """Mean clean margin of the images, in logits: the unit of the reward's gain."""
+        self.begin(0)
+
+    def begin(self, seed: int) -> None:
+        """Start anew with the order of ``seed``."""
+        self._rng = stream(seed, "order")
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def next(self, count: int) -> tuple[Tensor, Tensor]:
+        """The next images (count, C, H, W) in [0, 1] and their labels (count,)."""
+        while len(self._order) < count:
+            more = torch.randperm(len(self.data), generator=self._rng)
+            self._order = torch.cat([self._order, more])
+        index, self._order = self._order[:count], self._order[count:]
+        index = index.to(self.data.images.device)
+        return self.data.floats(index), self.data.labels[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order."""
+        return {"order": self._order, "rng": self._rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self._order = state["order"]
+        self._rng.set_state(state["rng"])
 
 
-SiegeT = TypeVar("SiegeT", bound=Siege)
+class Shared(TypedDict, total=False):
+    """The arguments that every attack environment takes, as `QueryVectorEnv` describes them."""
+
+    classifier: nn.Module | None
+    data: ImageSet | None
+    threat: Threat | None
+    queries: int | tuple[int, ...]
+    gain: float
+    bonus: float
+    price: float
+    images: bool
+    render_mode: str | None
+    max_episode_steps: int | None
 
 
-class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
+class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     """B images attacked side by side; a row is an environment, a step is one query of each.
 
-    Autoreset is NEXT_STEP: the step after a row's end is its reset, and that step's forward is
-    the new image's first query. Its action is void and its reward 0.
+    Reward:
+        gain · (best margin now - before) / (mean clean margin of the images attacked)
+        + bonus at success - price. The margin is the largest other logit minus the true one.
+
+    Start:
+        The next image of the data that the classifier gets right. ``reset(seed=s)`` restores
+        the order, so that two seeded runs are equal; ``reset()`` goes on to other images.
+
+    End:
+        ``terminated`` where the classifier is fooled or the budget is spent, which is part of what
+        is seen; ``info["fooled"]`` tells the two apart. ``truncated`` never. Autoreset is
+        NEXT_STEP: the step after a row's end is its reset, its action is void, its reward 0, and
+        its forward is the new image's first query.
 
     Args:
         num_envs: B.
-        sizes: number of options of each choice.
-        width: entries of the feature vector.
+        choices: what an action chooses from.
         classifier: attacked as a frozen copy in evaluation mode; the shipped one when None.
         data: images with labels; the digits training split when None.
-        threat: the ball, one radius for all; that of the shipped classifier when None.
+        threat: the ball, one radius for all; L∞ with ε = 0.15 when None.
         queries: forwards per image, or several numbers of which each episode draws one.
         gain: reward per unit of best margin gained, the unit being the mean clean margin.
         bonus: reward of success.
         price: of each query.
-        images: observe the images too.
+        images: observe the clean and the current image, too.
+        render_mode: None; it draws no pictures.
+        max_episode_steps: None; episodes end by ``queries``.
+
+    Raises:
+        InputError: a classifier, images or settings that make no such environment.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -84,18 +146,20 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
     def __init__(
         self,
         num_envs: int,
+        choices: Choices,
         *,
-        sizes: tuple[int, ...],
-        width: int,
-        classifier: nn.Module | None,
-        data: ImageSet | None,
-        threat: Threat | None,
-        queries: int | tuple[int, ...],
-        gain: float,
-        bonus: float,
-        price: float,
-        images: bool,
+        classifier: nn.Module | None = None,
+        data: ImageSet | None = None,
+        threat: Threat | None = None,
+        queries: int | tuple[int, ...] = 10,
+        gain: float = 1.0,
+        bonus: float = 1.0,
+        price: float = 0.01,
+        images: bool = False,
+        render_mode: str | None = None,
+        max_episode_steps: int | None = None,
     ) -> None:
+        check_standard(render_mode, max_episode_steps, "its episodes end by `queries`")
         budgets = tuple(np.atleast_1d(queries).tolist())
         if num_envs < 1 or not budgets or not all(type(one) is int and one > 1 for one in budgets):
             raise InputError("num_envs must be 1 or above, queries whole numbers of 2 or above")
@@ -110,13 +174,14 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         data = (data if data is not None else load_data("digits").train).to(device)
         self.threat = threat or Linf(0.15)
-        self.device, self.num_envs, self.sizes, self.images = device, num_envs, sizes, images
+        self.device, self.num_envs, self.images = device, num_envs, images
+        self.choices, self.sizes = choices, choices.sizes
         self.gain, self.bonus, self.price = gain, bonus, price
         self._budgets = torch.tensor(budgets, device=device)
         with attacked(self.model):
             self.pool = Pool(self.model, data)
-        self.single_action_space = spaces.MultiDiscrete(list(sizes))
-        vector = spaces.Box(-1, 1, (width,), np.float32)
+        self.single_action_space = spaces.MultiDiscrete(list(self.sizes))
+        vector = spaces.Box(-1, 1, (len(choices.feature_names),), np.float32)
         picture = spaces.Box(0, 1, data.shape, np.float32)
         self.single_observation_space = (
             spaces.Dict({"features": vector, "clean": picture, "adversarial": picture})
@@ -125,22 +190,12 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.siege: SiegeT | None = None
+        self.state: AttackState | None = None
         """The attack itself: points, margins, queries so far."""
 
     @abstractmethod
-    def _begin(self, x: Tensor, y: Tensor, budget: Tensor) -> SiegeT:
+    def _begin(self, x: Tensor, y: Tensor, budget: Tensor) -> AttackState:
         """Attacks on new images; makes their first query."""
-
-    @abstractmethod
-    def _play(
-        self, siege: SiegeT, actions: Tensor, rows: Tensor | None, arrivals: tuple[Tensor, ...]
-    ) -> None:
-        """One query of every image."""
-
-    @abstractmethod
-    def _features(self, siege: SiegeT) -> Tensor:
-        """What is seen of every image, (B, width) in [-1, 1]."""
 
     @torch.inference_mode(False)
     def reset(
@@ -149,11 +204,11 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         """The next images; with a seed, from the beginning of that seed's order."""
         seed = check_reset(seed, options, "the rows share one order of images")
         super().reset(seed=seed)
-        if seed is not None or self.siege is None:
+        if seed is not None or self.state is None:
             start = seed if seed is not None else int(self.np_random.integers(2**31))
             self.pool.begin(start)
             self.rng = stream(start, "attack", self.device)
-        self.siege = self._begin(*self._draw(self.num_envs))
+        self.state = self._begin(*self._draw(self.num_envs))
         self.done = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return self._observe(), self._info()
 
@@ -172,7 +227,7 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
             gymnasium.error.ResetNeeded: before the first reset.
             InputError: wrong shape or type, or indices outside the lists.
         """
-        if self.siege is None:
+        if self.state is None:
             raise gym.error.ResetNeeded("call reset() before step()")
         chosen = torch.as_tensor(actions, device=self.device)
         if chosen.shape != (self.num_envs, len(self.sizes)):
@@ -180,19 +235,19 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
                 f"actions must have shape ({self.num_envs}, {len(self.sizes)}), "
                 f"not {tuple(chosen.shape)}"
             )
-        check_actions(chosen, self.sizes)
+        self.choices.check(chosen)
         chosen = chosen.long()
-        before, played = self.siege.best_margin, ~self.done
+        before, played = self.state.best_margin, ~self.done
         rows = self.done.nonzero()[:, 0]
         if len(rows):
-            self._play(self.siege, chosen, rows, self._draw(len(rows)))
+            self.state.step(chosen, rows, self._draw(len(rows)))
         else:
-            self._play(self.siege, chosen, None, ())
-        fooled = self.siege.fooled & played
+            self.state.step(chosen)
+        fooled = self.state.fooled & played
         # the queries left are seen, so that a spent budget is an end and not a time limit, beyond
         # which an agent would have to guess what was still to come
-        self.done = fooled | ((self.siege.used >= self.siege.budget) & played)
-        gained = (self.siege.best_margin - before) / self.pool.scale
+        self.done = fooled | ((self.state.used >= self.state.budget) & played)
+        gained = (self.state.best_margin - before) / self.pool.scale
         reward = self.gain * gained + self.bonus * fooled.to(gained) - self.price
         reward = torch.where(played, reward, 0.0).float()
         never = torch.zeros_like(self.done)
@@ -205,31 +260,31 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
         For adapters whose other side resets within the step. It costs one forward more for each
         of these rows than `step`'s own reset, and a backward of the points that they left.
         """
-        assert self.siege is not None
+        assert self.state is not None
         rows = self.done.nonzero()[:, 0]
         if len(rows):
-            self.siege.restart(rows, *self._draw(len(rows)))
+            self.state.restart(rows, *self._draw(len(rows)))
             self.done = torch.zeros_like(self.done)
         return self._observe()
 
     def _observe(self) -> Observation:
-        assert self.siege is not None
-        vector = self._features(self.siege)
+        assert self.state is not None
+        vector = self.state.features()
         if not self.images:
             return vector
         return {
             "features": vector,
-            "clean": self.siege.x.float().clone(),
-            "adversarial": self.siege.x_adv.float().clone(),
+            "clean": self.state.x.float().clone(),
+            "adversarial": self.state.x_adv.float().clone(),
         }
 
     def _info(self) -> dict[str, Any]:
-        assert self.siege is not None
+        assert self.state is not None
         values = {
-            "margin": self.siege.margin.clone(),
-            "best_margin": self.siege.best_margin.clone(),
-            "queries": self.siege.used.clone(),
-            "fooled": self.siege.fooled.clone(),
+            "margin": self.state.margin.clone(),
+            "best_margin": self.state.best_margin.clone(),
+            "queries": self.state.used.clone(),
+            "fooled": self.state.fooled.clone(),
         }
         every = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         return {**values, **{f"_{name}": every for name in values}}
@@ -245,12 +300,14 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor], Generic[SiegeT]):
 
 
 class QueryEnv(gym.Env[Any, np.ndarray[Any, Any]]):
-    """One image at a time, in NumPy: a vector environment with B = 1."""
+    """One image at a time, in NumPy: ``vector`` with B = 1, whose arguments it takes."""
+
+    vector: ClassVar[Callable[..., QueryVectorEnv]]
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
 
-    def __init__(self, core: QueryVectorEnv[Any]) -> None:
-        self.core = core
+    def __init__(self, **settings: Any) -> None:
+        self.core = core = self.vector(1, **settings)
         self.observation_space = core.single_observation_space
         self.action_space = core.single_action_space
 
@@ -259,7 +316,7 @@ class QueryEnv(gym.Env[Any, np.ndarray[Any, Any]]):
     ) -> tuple[Any, dict[str, Any]]:
         """The next image; with a seed, the first of that seed's order."""
         super().reset(seed=seed)
-        if seed is None and self.core.siege is None:
+        if seed is None and self.core.state is None:
             seed = int(self.np_random.integers(2**31))
         observation, info = self.core.reset(seed=seed, options=options)
         return _first(observation), _first(info)
@@ -271,7 +328,7 @@ class QueryEnv(gym.Env[Any, np.ndarray[Any, Any]]):
             gymnasium.error.ResetNeeded: before the first reset, or after the episode's end.
             InputError: an action outside the space.
         """
-        if self.core.siege is None or bool(self.core.done[0]):
+        if self.core.state is None or bool(self.core.done[0]):
             raise gym.error.ResetNeeded("the episode has ended: call reset()")
         if not self.action_space.contains(np.asarray(action)):
             raise InputError(f"action {action} is not in {self.action_space}")

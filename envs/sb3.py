@@ -149,7 +149,7 @@ class AttackVecEnv(_Rows):
         cores: one torch environment per classifier, with equal spaces.
     """
 
-    def __init__(self, cores: Sequence[QueryVectorEnv[Any]]) -> None:
+    def __init__(self, cores: Sequence[QueryVectorEnv]) -> None:
         first = cores[0]
         if any(
             one.single_observation_space != first.single_observation_space

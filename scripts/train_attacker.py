@@ -26,8 +26,7 @@ from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from advgame.attacks.features import feature_names
-from advgame.attacks.menu import CHOICES, MOVES, Menu
+from advgame.attacks.gradient_steps import CHOICES, MOVES, Menu
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.health import deaths
@@ -177,7 +176,7 @@ def build(
             hidden=config.hidden,
         )
         return AttackGame(ppo, envs, seed, config.updates), menu
-    inputs = len(feature_names(menu))
+    inputs = len(menu.feature_names)
     with seeded_init(seed, "policy"):
         policy = FeaturePolicy(inputs, menu.sizes, config.hidden).to(fabric.device)
         value = FeatureValue(inputs, config.hidden).to(fabric.device)
@@ -215,7 +214,7 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     one, x, y, _ = validate.cases[0]
     chosen: list[Tensor] = []
     watching = replace(
-        attacker(one.threat, max(config.queries)), watch=lambda siege: chosen.append(siege.chosen)
+        attacker(one.threat, max(config.queries)), watch=lambda state: chosen.append(state.chosen)
     )
     watching.run(one.model, x, y, rng=stream(config.seed, "schedule", x.device), check=False)
     save_figure(picture(chosen, attacker.menu, title), run.path / "schedule.png")

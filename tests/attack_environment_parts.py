@@ -4,7 +4,7 @@ import torch
 
 from advgame.threat import Linf
 from envs.attack import AttackEnv, AttackVectorEnv
-from envs.blackbox import BlackBoxAttackEnv, BlackBoxAttackVectorEnv
+from envs.patches import BlackBoxAttackEnv, BlackBoxAttackVectorEnv
 
 IDS = ("advgame/Attack-v0", "advgame/BlackBoxAttack-v0")
 VECTORS = (AttackVectorEnv, BlackBoxAttackVectorEnv)

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.vec_env import VecMonitor
 
-from advgame.attacks.menu import Menu
+from advgame.attacks.gradient_steps import Menu
 from advgame.errors import InputError
 from advgame.targets import shipped
 from envs.arrays import NumpyVectorEnv

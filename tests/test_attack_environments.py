@@ -18,7 +18,7 @@ from advgame.losses import margin
 from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from envs.attack import AttackEnv, AttackVectorEnv
-from envs.blackbox import BlackBoxAttackVectorEnv
+from envs.patches import BlackBoxAttackVectorEnv
 
 
 def play(env, seed, steps=25):
@@ -41,13 +41,13 @@ def test_vector_form_declares_next_step_and_keeps_to_it(name):
     ended, ends = torch.zeros(16, dtype=torch.bool), [0, 0]
     env.action_space.seed(1)
     for _ in range(15):
-        clean = env.unwrapped.siege.x.clone()
+        clean = env.unwrapped.state.x.clone()
         observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
         assert env.observation_space.contains(observation.numpy())
         assert (info["queries"][ended] == 1).all()
         assert (reward[ended] == 0).all()
         assert not (terminated | truncated)[ended].any()
-        changed = (env.unwrapped.siege.x != clean).flatten(1).any(1)
+        changed = (env.unwrapped.state.x != clean).flatten(1).any(1)
         assert torch.equal(changed, ended), "a row gets a new image exactly after its end"
         ended = terminated | truncated
         spent = info["queries"] == settings["queries"]
@@ -108,11 +108,11 @@ def test_same_seed_same_bits(kind):
 def test_reset_without_a_seed_goes_on(kind):
     env = kind(8)
     env.reset(seed=0)
-    shown = env.siege.x.clone()
+    shown = env.state.x.clone()
     env.reset()
-    assert not torch.equal(env.siege.x, shown)
+    assert not torch.equal(env.state.x, shown)
     env.reset(seed=0)
-    assert torch.equal(env.siege.x, shown)
+    assert torch.equal(env.state.x, shown)
 
 
 @pytest.mark.parametrize(("single", "vector"), list(zip(SINGLES, VECTORS, strict=True)))
@@ -165,7 +165,7 @@ def test_every_image_is_attacked_once_before_one_comes_again(digits):
     shown = []
     for _ in range(4):
         env.reset(seed=1 if not shown else None)
-        shown.append(env.siege.x.flatten(1))
+        shown.append(env.state.x.flatten(1))
     assert len(torch.cat(shown).unique(dim=0)) == 20
 
 
@@ -187,7 +187,7 @@ def test_a_random_start_that_fools_ends_at_the_next_step():
     """A reset cannot end an episode: that it has succeeded is said by the first step."""
     env = AttackVectorEnv(64, start="random", threat=Linf(0.7), queries=3)
     env.reset(seed=0)
-    at_once = env.siege.fooled.clone()
+    at_once = env.state.fooled.clone()
     assert 0 < int(at_once.sum()) < 64
     env.action_space.seed(0)
     for _ in range(6):
@@ -216,8 +216,8 @@ def test_points_stay_in_the_ball_whatever_is_played(kind, threat):
     env.reset(seed=0)
     for _ in range(15):
         env.step(env.action_space.sample())
-        for point in (env.siege.x_adv, env.siege.best_x):
-            assert (threat.size(point - env.siege.x) <= threat.eps + 1e-6).all()
+        for point in (env.state.x_adv, env.state.best_x):
+            assert (threat.size(point - env.state.x) <= threat.eps + 1e-6).all()
             assert point.min() >= 0
             assert point.max() <= 1
 
@@ -225,20 +225,20 @@ def test_points_stay_in_the_ball_whatever_is_played(kind, threat):
 def test_black_box_keeps_what_raises_the_margin_and_sees_no_gradient():
     env = BlackBoxAttackVectorEnv(16, queries=40)
     env.reset(seed=0)
-    accepted, highest = torch.zeros(16), env.siege.margin
+    accepted, highest = torch.zeros(16), env.state.margin
     for _ in range(60):
-        before = env.siege.best_x.clone()
+        before = env.state.best_x.clone()
         env.step(env.action_space.sample())
-        siege = env.siege
-        kept = siege.kept.view(-1, 1, 1, 1)
-        assert torch.equal(siege.best_x, torch.where(kept, siege.x_adv, before))
-        begun = siege.used == 1  # another image came: the one before was fooled or out of queries
-        accepted = torch.where(begun, 0.0, accepted + siege.kept)
-        highest = torch.where(begun, siege.margin, torch.maximum(highest, siege.margin))
-        assert torch.equal(siege.accepted, accepted)
-        assert torch.equal(siege.best_margin, highest)
-        assert not siege.x_adv.requires_grad
-    assert 0 < int(siege.kept.sum()) < 16
+        state = env.state
+        kept = state.kept.view(-1, 1, 1, 1)
+        assert torch.equal(state.best_x, torch.where(kept, state.x_adv, before))
+        begun = state.used == 1  # another image came: the one before was fooled or out of queries
+        accepted = torch.where(begun, 0.0, accepted + state.kept)
+        highest = torch.where(begun, state.margin, torch.maximum(highest, state.margin))
+        assert torch.equal(state.accepted, accepted)
+        assert torch.equal(state.best_margin, highest)
+        assert not state.x_adv.requires_grad
+    assert 0 < int(state.kept.sum()) < 16
 
 
 def test_black_box_patches_lie_where_they_were_put():
@@ -246,10 +246,10 @@ def test_black_box_patches_lie_where_they_were_put():
     env.reset(seed=0)
     patches = env.patches
     side = patches.sides.index(0.25)  # 2 of 8 pixels
-    env.siege.x.fill_(0.5)  # where a change of either sign shows
-    env.siege.best_x.fill_(0.5)
+    env.state.x.fill_(0.5)  # where a change of either sign shows
+    env.state.best_x.fill_(0.5)
     env.step(np.array([[0, 0, side, 0, 0], [7, 7, side, 1, 0], [7, 0, 4, 0, 0]]))
-    moved = env.siege.x_adv - env.siege.x
+    moved = env.state.x_adv - env.state.x
     wanted = torch.zeros(3, 1, 8, 8)
     wanted[0, :, :2, :2], wanted[1, :, 6:, 6:], wanted[2, :, 7, 0] = 0.1, -0.1, 0.1
     torch.testing.assert_close(moved, wanted)
@@ -303,7 +303,7 @@ def test_saved_place_goes_on_with_the_same_images(kind):
     twin.reset(seed=9)
     twin.load_state_dict(state)
     same([env.reset()[0]], [twin.reset()[0]])
-    same([env.siege.x], [twin.siege.x])
+    same([env.state.x], [twin.state.x])
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_wrong_actions_are_refused_and_change_nothing(kind, action):
     seen, _ = env.reset(seed=0)
     with pytest.raises(InputError):
         env.step(action)
-    assert torch.equal(env._features(env.siege), seen)
-    assert (env.siege.used == 1).all()
+    assert torch.equal(env.state.features(), seen)
+    assert (env.state.used == 1).all()
 
 
 def test_other_misuse_is_refused(digits):

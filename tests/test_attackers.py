@@ -14,8 +14,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 from advgame.attacks import pgd
-from advgame.attacks.features import feature_names
-from advgame.attacks.menu import CHOICES, Menu
+from advgame.attacks.gradient_steps import CHOICES, Menu
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.seeding import seeded_init, stream
@@ -56,8 +55,8 @@ def fabric():
 
 def reinforce(env, menu, seed=0):
     with seeded_init(seed):
-        policy = FeaturePolicy(len(feature_names(menu)), menu.sizes, 16)
-        value = FeatureValue(len(feature_names(menu)), 16)
+        policy = FeaturePolicy(len(menu.feature_names), menu.sizes, 16)
+        value = FeatureValue(len(menu.feature_names), 16)
     config = EpisodeConfig(steps=3, lr=1e-2, entropy_coef=0.001)
     return EpisodicReinforce(
         [env], policy, value, config, stream(seed, "policy"), fabric(), CHOICES
@@ -165,7 +164,7 @@ def attacker():
     """A policy that is not trained, but that chooses by what it sees."""
     menu = Menu()
     with seeded_init(3):
-        policy = FeaturePolicy(len(feature_names(menu)), menu.sizes, 16)
+        policy = FeaturePolicy(len(menu.feature_names), menu.sizes, 16)
         torch.nn.init.normal_(policy.heads.weight)
     return Attacker(policy.requires_grad_(False), menu, "clean", {"seed": 3})
 
@@ -203,7 +202,7 @@ def test_one_query_only_looks(attacker, images):
 def test_more_queries_never_fool_fewer_when_nothing_depends_on_the_budget(images):
     """Constant choices: I-FGSM, whose verdicts PGD's own loop gives too."""
     menu = Menu((1 / 4,), (0,), ("ce",), ("steepest",), ("on",))
-    policy = FeaturePolicy(len(feature_names(menu)), menu.sizes)
+    policy = FeaturePolicy(len(menu.feature_names), menu.sizes)
     constant = Attacker(policy, menu, "clean", {})
     model = shipped().model
     for queries in (2, 6, 12):
@@ -218,12 +217,12 @@ def test_more_queries_never_fool_fewer_when_nothing_depends_on_the_budget(images
 def test_what_is_not_fooled_ends_at_its_best_point(attacker, images):
     model = shipped().model
     seen = []
-    attack = replace(attacker(Linf(0.1), 9), watch=lambda siege: seen.append(siege))
+    attack = replace(attacker(Linf(0.1), 9), watch=lambda state: seen.append(state))
     result = attack.run(model, *images, rng=stream(0, "jumps"))
-    siege = seen[-1]
-    last = siege.x_adv[~siege.fooled]
+    state = seen[-1]
+    last = state.x_adv[~state.fooled]
     best = result.x_adv[~result.fooled]
-    assert torch.equal(best, siege.best_x[~siege.fooled])
+    assert torch.equal(best, state.best_x[~state.fooled])
     assert not torch.equal(best, last)
 
 

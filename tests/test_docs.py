@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 
 import envs
-from advgame.attacks import features, menu, squares
+from advgame.attacks import gradient_steps, patches
 from advgame.health import SIGNS
 from envs.attack import AttackVectorEnv
+from envs.queries import Shared
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -66,7 +67,7 @@ def test_every_claim_is_of_a_block_that_there_is():
     assert CLAIMS.keys() <= {(page.stem, i) for page in PAGES for i in range(len(blocks(page)))}
 
 
-@pytest.mark.parametrize("table", [features.FEATURES, squares.FEATURES])
+@pytest.mark.parametrize("table", [gradient_steps.FEATURES, patches.FEATURES])
 def test_the_tables_of_features_are_the_codes(table):
     text = (ROOT / "docs" / "attack.md").read_text()
     for name, words in table.items():
@@ -86,9 +87,9 @@ def test_every_environment_has_a_page_with_a_picture():
 
 def test_the_pages_name_every_argument_and_choice():
     text = (ROOT / "docs" / "attack.md").read_text()
-    for name in AttackVectorEnv.__init__.__kwdefaults__:
+    for name in (*AttackVectorEnv.__init__.__kwdefaults__, *Shared.__annotations__):
         assert f"`{name}`" in text
-    for name in (*menu.LOSSES, *menu.DIRECTIONS, *menu.MOVES):
+    for name in (*gradient_steps.LOSSES, *gradient_steps.DIRECTIONS, *gradient_steps.MOVES):
         assert name in text
 
 

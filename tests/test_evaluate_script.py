@@ -13,8 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from advgame.attacks.features import feature_names
-from advgame.attacks.menu import Menu
+from advgame.attacks.gradient_steps import Menu
 from advgame.classifiers import make_classifier
 from advgame.data import load_data
 from advgame.run.checkpoint import save_weights
@@ -205,7 +204,7 @@ def test_wrong_words_get_one_clear_error_before_any_work(words, said, root, monk
 def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
     menu = Menu()
     with seeded_init(0):
-        policy = FeaturePolicy(len(feature_names(menu)), menu.sizes)
+        policy = FeaturePolicy(len(menu.feature_names), menu.sizes)
     Attacker(policy, menu, "clean", {}).save(root / "mine.safetensors")
     words = ["run", "--attackers", "mine.safetensors", "--queries", "6", "--attacks", "fgsm"]
     answer([*words, "--n", "40", "--name", "learned"], root, monkeypatch)

@@ -6,7 +6,6 @@ from conftest import seeded
 from schedule_parts import ascent, the_same_for_all
 
 from advgame.attacks import SPSA
-from advgame.attacks.features import features
 from advgame.attacks.label_free import transport_from
 from advgame.classifiers import SmallCNN
 from advgame.defender import Defender
@@ -65,10 +64,10 @@ def test_a_schedules_angles_are_not_rounded(cnn, batch, bf16):
     """On CUDA `index_copy` refuses to put images in among lengths of another type, too."""
     model = cnn.eval().requires_grad_(False)
     with bf16.autocast():
-        siege = ascent(model, Linf(0.1), *batch)
-        siege.step(the_same_for_all(siege.menu, 16, 1 / 4, 0, "ce", "steepest", "on"))
-        seen = features(siege)
-    tensors = {k: v for k, v in vars(siege).items() if isinstance(v, torch.Tensor)}
+        state = ascent(model, Linf(0.1), *batch)
+        state.step(the_same_for_all(state.menu, 16, 1 / 4, 0, "ce", "steepest", "on"))
+        seen = state.features()
+    tensors = {k: v for k, v in vars(state).items() if isinstance(v, torch.Tensor)}
     assert seen.dtype == torch.float32
     assert {k for k, v in tensors.items() if v.dtype == torch.bfloat16} == {"logits"}
 

@@ -5,8 +5,7 @@ import torch
 from conftest import Linear
 from schedule_parts import ascent, the_same_for_all
 
-from advgame.attacks.features import feature_names, features
-from advgame.attacks.menu import LOSSES, Menu
+from advgame.attacks.gradient_steps import LOSSES, Menu
 from advgame.classifiers import SmallCNN
 from advgame.losses import dlr, margin
 from advgame.seeding import seeded_init
@@ -21,12 +20,12 @@ def test_every_loss_works_for_any_number_of_classes(classes, rng):
     y = model(x).argmax(1)
     for loss in LOSSES:
         menu = Menu(losses=(loss,))
-        siege = ascent(model, Linf(0.2), x, y, menu)
-        start = siege.losses.detach().clone()
+        state = ascent(model, Linf(0.2), x, y, menu)
+        start = state.losses.detach().clone()
         for _ in range(5):
-            siege.step(the_same_for_all(menu, 4, 1 / 4, 0, loss, "steepest", "on"))
-        assert (siege.losses.detach() > start).all()
-        assert torch.isfinite(features(siege)).all()
+            state.step(the_same_for_all(menu, 4, 1 / 4, 0, loss, "steepest", "on"))
+        assert (state.losses.detach() > start).all()
+        assert torch.isfinite(state.features()).all()
 
 
 def test_dlr_is_autoattacks_and_falls_back_for_two_classes(rng):
@@ -51,11 +50,11 @@ def test_features_by_hand_on_a_linear_classifier():
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
     logits = model(x)[0]
     menu = Menu(step_sizes=(1 / 2, 2), losses=("ce", "margin"))
-    siege = ascent(model, Linf(0.1), x, y, menu, queries=5)
+    state = ascent(model, Linf(0.1), x, y, menu, queries=5)
     spread, start = float(logits.std(correction=0)), float(logits[1] - logits[0])
 
     def now():
-        return dict(zip(feature_names(menu), features(siege)[0].tolist(), strict=True))
+        return dict(zip(menu.feature_names, state.features()[0].tolist(), strict=True))
 
     def squash(value):
         return value / (1 + abs(value))
@@ -71,7 +70,7 @@ def test_features_by_hand_on_a_linear_classifier():
     assert not any(first[name] for name in first if name.startswith("last_"))
 
     # a step of ε/2 along the margin's sign gradient: margin + 0.05·‖2w‖₁ = + 1
-    siege.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "on"))
+    state.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "on"))
     second = now()
     assert second["progress"] == pytest.approx(1 / -start, rel=1e-4)
     assert second["best_progress"] == second["progress"]
@@ -83,7 +82,7 @@ def test_features_by_hand_on_a_linear_classifier():
     assert second["last_step_size_1"] == second["last_loss_0"] == 0
 
     # to the corner and no further: half of what 2ε promise is cut off by the ball
-    siege.step(the_same_for_all(menu, 1, 2, 0, "margin", "steepest", "on"))
+    state.step(the_same_for_all(menu, 1, 2, 0, "margin", "steepest", "on"))
     third = now()
     assert third["progress"] == pytest.approx(2 / -start, rel=1e-4)
     assert (third["on_face"], third["since_best"]) == (1, 0)
@@ -92,10 +91,10 @@ def test_features_by_hand_on_a_linear_classifier():
     assert third["queries_left"] == pytest.approx(2 / 5)
 
     # at a random point the margin is lower than at the corner, the optimum
-    siege.step(the_same_for_all(menu, 1, 2, 0, "margin", "steepest", "random"))
+    state.step(the_same_for_all(menu, 1, 2, 0, "margin", "steepest", "random"))
     fourth = now()
     assert fourth["best_progress"] == third["progress"] > fourth["progress"]
-    lost = float(siege.best_margin - siege.margin) / spread
+    lost = float(state.best_margin - state.margin) / spread
     assert fourth["behind"] == pytest.approx(squash(lost), rel=1e-4)
     assert fourth["change"] == pytest.approx(-squash(lost), rel=1e-4)
     assert fourth["since_best"] == pytest.approx(1 / 5)

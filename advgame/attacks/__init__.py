@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from advgame.errors import InputError
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from advgame.attacks.label_free import LabelFree, Transport, feature_scatter, kl_pgd
     from advgame.attacks.spsa import SPSA
     from advgame.attacks.transfer import EoT, Transfer
-    from advgame.threat import Threat
+    from advgame.evaluation.attacks import by_name
 
 __all__ = [
     "SPSA",
@@ -66,23 +65,3 @@ __all__ = [
 
 if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
     __getattr__, __dir__ = lazily(__name__, __file__)
-
-
-def by_name(name: str, threat: Threat) -> Attack:
-    """An attack of `advgame.evaluation.ATTACKS` that needs nothing but a ball.
-
-    Args:
-        name: e.g. ``"pgd20"``, ``"adt:pgd20"``, ``"aa:apgd-ce"``.
-        threat: the ball.
-
-    Raises:
-        InputError: there is no such name, or it needs more, or is several attacks in a row.
-    """
-    from advgame.evaluation.attacks import Context, check_attacks, make_suite
-
-    check_attacks((name,))
-    suite = make_suite(name, Context(threat))
-    if len(suite) > 1:
-        parts = ", ".join(f"aa:{part}" for part, _ in suite)
-        raise InputError(f"{name} is several attacks in a row: take one, {parts}")
-    return suite[0][1]

@@ -1,0 +1,58 @@
+"""`advgame/BlackBoxAttack-v0`: place square patches on an image, seeing logits only."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from torch import Tensor
+
+from advgame.attacks.patches import PatchAttackState, Patches
+from advgame.data import load_data
+from envs.queries import QueryEnv, QueryVectorEnv, Shared
+
+
+class BlackBoxAttackVectorEnv(QueryVectorEnv):
+    """A batch of B images = B environments that attack one frozen classifier without gradients.
+
+    Description:
+        Each step proposes a square patch on the best point so far; the forward at the candidate
+        is the query, and the candidate is kept where its margin is larger
+        (`advgame.attacks.patches`). An episode of Q queries is one forward at the clean image
+        and Q-1 steps.
+
+    Action space:
+        MultiDiscrete (row, column, side, sign pattern, reach) per image: rows and columns are
+        places on an 8x8 grid, the other lists those of `advgame.attacks.patches.Patches`.
+        Tensors or arrays of integers (B, 5).
+
+    Observation space:
+        Box [-1, 1], ``Patches.feature_names``, float32, (B, n) on the classifier's device; with
+        ``images`` a Dict that adds the clean and the last image.
+
+    Reward, start and end are `QueryVectorEnv`'s.
+
+    Args:
+        num_envs: B, images attacked side by side.
+        patches: the lists that an action chooses from.
+        shared: see `QueryVectorEnv`; 50 queries by default.
+
+    Source: Andriushchenko et al., Square Attack, ECCV 2020.
+    """
+
+    def __init__(
+        self, num_envs: int = 64, *, patches: Patches | None = None, **shared: Unpack[Shared]
+    ) -> None:
+        data = shared.get("data")
+        shared["data"] = data = data if data is not None else load_data("digits").train
+        shared.setdefault("queries", 50)
+        self.patches = patches or Patches(data.shape)
+        super().__init__(num_envs, self.patches, **shared)
+
+    def _begin(self, x: Tensor, y: Tensor, budget: Tensor) -> PatchAttackState:
+        return PatchAttackState(self.model, self.threat, self.patches, x, y, budget)
+
+
+class BlackBoxAttackEnv(QueryEnv):
+    """One image at a time, in NumPy: `BlackBoxAttackVectorEnv` with B = 1."""
+
+    vector = BlackBoxAttackVectorEnv
