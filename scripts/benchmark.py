@@ -240,7 +240,9 @@ def measure_imitation(fabric: Fabric, repeats: int, env_id: str) -> Case:
     conjugate-gradient steps, Fisher matrix of a part), and with sb3-contrib's defaults, whose
     critic alone makes 160 steps where ours makes 20.
     """
-    training, _, _ = train_gail.build(replace(train_gail.defaults(env_id), n_steps=64, envs=32))
+    training, _, _ = train_gail.make_training(
+        replace(train_gail.job.defaults(env=env_id), n_steps=64, envs=32)
+    )
     env, player = training.env, training.player
     actions, rollout = torch.zeros(env.num_envs, dtype=torch.int64), player.collect(env)
     pairs = env.code.pairs(rollout.observations.flatten(0, 1), rollout.actions.flatten(0, 1))

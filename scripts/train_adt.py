@@ -17,32 +17,26 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
-import tyro
 from lightning_fabric import Fabric
 from torch import nn
 
 from advgame.attacks import Attack
 from advgame.attacks.distributional import DistributionalAttack, Sampler
-from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.defender import Defender
+from advgame.data import STATISTICS, ImageSet, Splits
 from advgame.errors import InputError
-from advgame.evaluation.judge import judge
 from advgame.evaluation.sweeps import variety
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import PANELS, DefenderTraining, Rules
-from advgame.losses import check_smoothing
-from advgame.run.cli import run_script
 from advgame.run.files import write_atomically
-from advgame.run.folder import RunFolder, command, commit
-from advgame.run.job import Script
-from advgame.run.options import parse_eps, peek, typed_options
-from advgame.run.settings import RunConfig, check_run, make_module
+from advgame.run.folder import RunFolder
+from advgame.run.job import DefenderJob, about, ball, tested
+from advgame.run.options import Count, Positive, Share
+from advgame.run.settings import RunConfig
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling, beside
@@ -69,7 +63,7 @@ class Config(RunConfig):
     The defaults shown are those of the --dataset, --method and --preset on the same command line.
     """
 
-    weight_decay: float = 2e-4
+    weight_decay: Share = 2e-4
     """weight decay of the defender"""
     preset: Preset = "default"
     """default: ours; repo: the published code's settings and quirks"""
@@ -77,11 +71,11 @@ class Config(RunConfig):
     """exp fits a distribution to each image; exp-am and imp-am learn a generator of them"""
     lam: float = 0.01
     """λ, weight of the entropy per dimension (imp-am: of z)"""
-    inner_steps: int = 7
+    inner_steps: Count = 7
     """exp: steps of the fit"""
     samples: int = 5
     """exp: draws per step"""
-    inner_lr: float = 0.3
+    inner_lr: Positive = 0.3
     """exp: Adam's, in units of u where δ = ε·tanh(u)"""
     inner_betas: tuple[float, float] = (0.0, 0.0)
     """exp: Adam's; 0 makes its steps signs"""
@@ -91,9 +85,9 @@ class Config(RunConfig):
     """exp: climb the mean over the batch, whose size then matters to Adam (repo)"""
     generator: Body = "small"
     """exp-am, imp-am: small, or resnet-3blocks of --ngf"""
-    ngf: int = 256
+    ngf: Count = 256
     """width of resnet-3blocks"""
-    latent: int = 16
+    latent: Count = 16
     """imp-am: dimensions of z"""
     gradient_scaling: GradientScaling = "image"
     """of the gradients that the generator sees: by the image's largest entry, or raw (repo)"""
@@ -101,14 +95,12 @@ class Config(RunConfig):
     """imp-am: NLL of z below which nothing is asked of the generator (repo: 0.9, never binding)"""
     lazy_encoder: bool = False
     """imp-am: below it the encoder stops learning, too (repo)"""
-    attacker_lr: float = 2e-3
+    attacker_lr: Positive = 2e-3
     """Adam's on the generator, constant"""
-    encoder_lr: float = 2e-3
+    encoder_lr: Positive = 2e-3
     """imp-am: Adam's on the encoder, constant"""
     draws: int = 10
     """samples of which the sampler in the report keeps the worst"""
-    eps_ramp: float = 0.0
-    """share of the training over which ε grows from 0"""
 
 
 _COLOUR: dict[str, Any] = {
@@ -163,40 +155,6 @@ OF_OTHERS: dict[Method, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def defaults(dataset: str = "digits", preset: str = "default", method: str = "exp") -> Config:
-    """The settings of a data set and a method under a preset."""
-    changes = RECIPES.get(dataset, {})
-    if preset == "repo":
-        changes = changes | REPO | (_REPO_COLOUR if dataset in STATISTICS else {})
-    if method == "imp-am":
-        changes = changes | {"method": method, "lam": 1.0}
-    elif method == "exp-am":
-        changes = changes | {"method": method}
-    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
-    return Config(**{"dataset": known, **changes})
-
-
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    check_run(config, defaults(config.dataset, config.preset, config.method), idle(config))
-    for name in ("inner_steps", "inner_lr", "attacker_lr", "encoder_lr", "ngf", "latent"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    if math.isnan(config.threshold):
-        raise InputError("threshold must be a number: -inf pushes always")
-    if not 0 <= config.eps_ramp < 1:
-        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
-    fitting(config, Linf(parse_eps(config.eps)), config.draws)
-    return config
-
-
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    width = () if config.generator == "resnet-3blocks" else ("ngf",)
-    others = OF_OTHERS[config.method]
-    return {f"--method {config.method}": others, f"--generator {config.generator}": width}
-
-
 def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttack:
     """EXP's inner problem, and its sampler."""
     return DistributionalAttack(
@@ -212,54 +170,90 @@ def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttac
     )
 
 
-def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:
-    """The game, with its generator where there is one."""
-    threat = Linf(parse_eps(config.eps))
-    if config.method == "exp":
-        return Explicit(fitting(config, threat))
-    with seeded_init(config.seed, "attacker"):
-        body: Any = (config.generator, config.ngf, config.latent)
-        told: Any = (config.gradient_scaling, config.batch_size)
-        network = ADTNetwork(shape, config.method, *body, *told).to(fabric.device)
-        encoder = beside(network).to(fabric.device) if config.method == "imp-am" else None
-    if fabric.device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last)
-    common: Any = {
-        "lam": config.lam, "lr": config.attacker_lr, "synchronise": averaging(fabric)
-    }  # fmt: skip
-    if encoder is None:
-        return Amortised(threat, ExplicitPlayer(network, **common))
-    own: Any = {
-        "threshold": config.threshold, "lazy": config.lazy_encoder, "encoder_lr": config.encoder_lr
-    }  # fmt: skip
-    return Amortised(threat, ImplicitPlayer(network, encoder, **common, **own))
+class Job(DefenderJob[Config, DefenderTraining]):
+    """ADT's training."""
 
+    config = Config
+    peeked = {**DefenderJob.peeked, "method": "exp"}  # noqa: RUF012
+    recipes = RECIPES
+    repo = REPO
+    repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)
+    panels = ADT_PANELS
 
-def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
-    """Defender and attacker, on their data."""
-    shape, classes = data.train.shape, data.train.classes
-    check_smoothing(config.true_probability, classes)
-    colour = config.dataset in STATISTICS
-    module = make_module(config, data.train, fabric, normalise=config.preset != "repo")
-    defender = Defender(
-        module,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        true_probability=config.true_probability,
-        grad_clip=config.grad_clip,
-        fabric=fabric,
-    )
-    batch = config.batch_size * fabric.world_size
-    return DefenderTraining(
-        rules(config, shape, fabric),
-        defender,
-        data.train,
-        config.batch_size,
-        config.seed,
-        crop=colour and not (config.dataset == "svhn" and config.preset == "repo"),
-        flip=colour and config.dataset != "svhn",
-        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
-    )
+    def defaults(self, **peeked: str) -> Config:
+        """IMP-AM's λ is per dimension of z."""
+        usual = super().defaults(**peeked)
+        return replace(usual, lam=1.0) if usual.method == "imp-am" else usual
+
+    def title(self, config: Config) -> str:
+        """The method."""
+        return f"ADT, {config.method},"
+
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work."""
+        config = super().check(config)
+        if math.isnan(config.threshold):
+            raise InputError("threshold must be a number: -inf pushes always")
+        fitting(config, ball(config), config.draws)
+        return config
+
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        width = () if config.generator == "resnet-3blocks" else ("ngf",)
+        others = OF_OTHERS[config.method]
+        return {f"--method {config.method}": others, f"--generator {config.generator}": width}
+
+    def augmentation(self, config: Config) -> dict[str, bool]:
+        """SVHN's published code crops nothing."""
+        usual = super().augmentation(config)
+        whole = config.dataset == "svhn" and config.preset == "repo"
+        return {**usual, "crop": False} if whole else usual
+
+    def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
+        """The game, with its generator where there is one."""
+        threat = ball(config)
+        if config.method == "exp":
+            return Explicit(fitting(config, threat))
+        with seeded_init(config.seed, "attacker"):
+            body: Any = (config.generator, config.ngf, config.latent)
+            told: Any = (config.gradient_scaling, config.batch_size)
+            network = ADTNetwork(data.shape, config.method, *body, *told).to(fabric.device)
+            encoder = beside(network).to(fabric.device) if config.method == "imp-am" else None
+        if fabric.device.type == "cuda":
+            network = network.to(memory_format=torch.channels_last)
+        common: Any = {
+            "lam": config.lam,
+            "lr": config.attacker_lr,
+            "synchronise": averaging(fabric),
+        }
+        if encoder is None:
+            return Amortised(threat, ExplicitPlayer(network, **common))
+        own: Any = {
+            "threshold": config.threshold,
+            "lazy": config.lazy_encoder,
+            "encoder_lr": config.encoder_lr,
+        }
+        return Amortised(threat, ImplicitPlayer(network, encoder, **common, **own))
+
+    def own_attacker(self, game: DefenderTraining, threat: Linf) -> Attack:
+        """One sample, which is what the defender meets."""
+        return sampler(game, threat)
+
+    def judging(
+        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+    ) -> Mapping[str, Any]:
+        """The sampler and how its samples vary; a generator becomes a file."""
+        if isinstance(game.rules, Amortised):
+            ADTAttacker(player(game).module, about(config)).save(run.path / NAME)
+        few = tested(config, data).subset(slice(DIVERSITY_IMAGES))
+
+        def respond(model: nn.Module) -> dict[str, Attack]:
+            own = sampler(game, threat, config.draws)
+            found = variety(model, few, cast(Sampler, own), threat, DIVERSITY_RUNS, config.seed)
+            write_atomically(run.path / "diversity.json", json.dumps(found, indent=1) + "\n")
+            return {f"learned:{config.method}-worst-of-{config.draws}": own}
+
+        return {"respond": respond}
 
 
 def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
@@ -279,50 +273,7 @@ def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
     return game.rules.attacker
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.run.job.Script.run`."""
-    return Script(check, build, finish, sampler).run(config, typed)
-
-
-def finish(
-    config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
-) -> dict[str, Any]:
-    """The generator as a file, then the classifier's report with the sampler in it."""
-    if isinstance(game.rules, Amortised):
-        about = {"command": command(), "commit": commit(), "config": asdict(config)}
-        ADTAttacker(player(game).module, about).save(run.path / NAME)
-    test = data.test if config.eval_n is None else data.test.first(config.eval_n)
-
-    def respond(model: nn.Module) -> dict[str, Attack]:
-        own = sampler(game, threat, config.draws)
-        few = test.subset(slice(DIVERSITY_IMAGES))
-        found = variety(model, few, cast(Sampler, own), threat, DIVERSITY_RUNS, config.seed)
-        write_atomically(run.path / "diversity.json", json.dumps(found, indent=1) + "\n")
-        return {f"learned:{config.method}-worst-of-{config.draws}": own}
-
-    return judge(
-        run,
-        game.defender.module,
-        test,
-        threat,
-        dataset=config.dataset,
-        attacks=config.attacks,
-        seed=config.seed,
-        title=f"ADT on {config.dataset}, {config.method}, seed {config.seed}",
-        panels=ADT_PANELS,
-        respond=respond,
-    )
-
-
-def parse(words: Sequence[str]) -> Config:
-    """The settings of a command line; `check` refuses those that cannot work."""
-    default = defaults(**peek(words, dataset="digits", preset="default", method="exp"))
-    return tyro.cli(Config, default=default, args=words)
-
-
-def _from_command_line() -> RunFolder:
-    return main(parse(sys.argv[1:]), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

@@ -14,14 +14,11 @@ validation selects by is cut from them; test images are not touched.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import tyro
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,12 +27,13 @@ from advgame.attacks.gradient_steps import CHOICES, MOVES, Menu
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.health import deaths
-from advgame.run.cli import resume_settings, run_script
+from advgame.run import job as jobs
 from advgame.run.curves import Panels, game_figure, save_figure, shares_figure
 from advgame.run.devices import make_fabric
-from advgame.run.folder import Metrics, RunFolder, command, commit, device_name
+from advgame.run.folder import Metrics, RunFolder
+from advgame.run.job import about
 from advgame.run.loop import Trainer, TrainingPlan, load_best
-from advgame.run.options import check_types, parse_linf_eps, typed_options
+from advgame.run.options import Count, Finite, Must, NotNegative, parse_linf_eps
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.targets import Target, from_run, shipped
 from advgame.threat import Linf
@@ -72,31 +70,31 @@ class Config:
     """run folders of the classifiers to attack; the one that ships with the package when empty"""
     agent: Literal["reinforce", "ppo"] = "reinforce"
     """who learns"""
-    queries: tuple[int, ...] = (5, 10, 20)
+    queries: tuple[Annotated[int, Must("be 2 or above", lambda n: n >= 2)], ...] = (5, 10, 20)
     """query budgets; each episode draws one"""
     moves: tuple[str, ...] = MOVES
     """moves on the menu: on, best, random"""
     eps: str | None = None
     """radius, e.g. 0.15 or 8/255; each classifier's own when not given"""
-    gain: float = 1.0
+    gain: Finite = 1.0
     """reward per mean clean margin gained"""
-    bonus: float = 1.0
+    bonus: Finite = 1.0
     """reward of success"""
-    price: float = 0.01
+    price: Finite = 0.01
     """of each query"""
-    envs: int = 256
+    envs: Count = 256
     """images attacked side by side, per classifier"""
-    epochs: int = 20
+    epochs: Count = 20
     """validations on the way"""
-    updates: int = 20
+    updates: Count = 20
     """updates per epoch"""
-    lr: float | None = None
+    lr: Annotated[float, Must("lie between 0 and 1", lambda lr: 0 < lr < 1)] | None = None
     """learning rate, which falls to 0; 0.01 (reinforce) or 0.002 (ppo) when not given"""
-    entropy_coef: float = 0.005
+    entropy_coef: NotNegative = 0.005
     """weight of the entropy bonus"""
-    hidden: int = 64
+    hidden: Count = 64
     """units of the policy's two hidden layers"""
-    validation_n: int = 400
+    validation_n: Count = 400
     """validation images per classifier"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout (all but digits)"""
@@ -114,26 +112,6 @@ class Config:
     """a run folder to go on with; its own settings are used"""
 
 
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    check_types(Config, vars(config), "settings")
-    if not config.queries or min(config.queries) < 2:
-        raise InputError(f"queries must be 2 or above, not {config.queries}")
-    for name in ("envs", "epochs", "updates", "hidden", "validation_n"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
-    for name in ("gain", "bonus", "price", "entropy_coef"):
-        value, least = getattr(config, name), 0.0 if name == "entropy_coef" else -math.inf
-        if not (math.isfinite(value) and value >= least):
-            raise InputError(f"{name} must be finite, entropy_coef 0 or above, not {value}")
-    if config.agent == "ppo" and config.envs * (max(config.queries) - 1) < 2:
-        raise InputError("ppo needs two steps to learn from: more --envs or more --queries")
-    if config.lr is not None and not 0 < config.lr < 1:
-        raise InputError(f"lr must lie between 0 and 1, not {config.lr}")
-    derive_seed(config.seed, "check")
-    return config
-
-
 def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
     found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
@@ -144,7 +122,7 @@ def targets(config: Config) -> list[Target]:
     return [replace(one, threat=Linf(parse_linf_eps(config.eps))) for one in found]
 
 
-def build(
+def make_game(
     config: Config, frozen: list[Target], data: Splits, fabric: Fabric
 ) -> tuple[AttackGame, Menu]:
     """Environments and learner."""
@@ -205,8 +183,8 @@ def picture(chosen: list[Tensor], menu: Menu, title: str) -> Figure:
 def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Config) -> None:
     """The attacker that validation chose, as a file, a report and pictures."""
     load_best(run, game.learner.module)
-    about = {"command": command(), "commit": commit(), "config": asdict(config)}
-    attacker = replace(validate.attacker(game.learner.module), about=about)
+    told = about(config)
+    attacker = replace(validate.attacker(game.learner.module), about=told)
     attacker.save(run.path / "attacker.safetensors")
     rows = Metrics.read(run.path / "metrics.csv")
     title = f"Learning to attack, {config.agent}, seed {config.seed}"
@@ -220,7 +198,7 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     save_figure(picture(chosen, attacker.menu, title), run.path / "schedule.png")
     scores = validate(game.learner.module)
     report = {
-        **about,
+        **told,
         "classifiers": [c.name for c, *_ in validate.cases],
         "validation": scores,
         "flags": [one.as_dict() for one in deaths(rows)],
@@ -228,56 +206,59 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     run.write_json("report.json", report)
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train; returns the run folder.
+class Job(jobs.Job[Config, tuple[AttackGame, Validation]]):
+    """The attacker's training."""
 
-    Args:
-        config: all settings.
-        typed: those that a resumed run must agree with.
+    config = Config
 
-    Raises:
-        InputError: settings, classifiers or data that cannot work, found before any training.
-    """
-    resume = config.resume is not None
-    if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, typed)
-        path = run.path
-    else:
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-    check(config)
-    frozen = targets(config)
-    data = load_data(frozen[0].dataset, config.data_dir, download=config.download)
-    fabric = make_fabric(config.accelerator, 1, "32-true")
-    data = data.to(fabric.device)
-    frozen = [replace(one, model=one.model.to(fabric.device)) for one in frozen]
-    game, menu = build(config, frozen, data, fabric)
-    if not resume:
-        RunFolder.create(path, asdict(config), device_name(fabric.device))
-    run = RunFolder(path)
-    with run.held():
-        if not (path / "report.json").exists():
-            images = data.validation.first(config.validation_n)
-            payoff = Payoff(config.gain, config.bonus, config.price)
-            validate = Validation(frozen, images, config.queries, menu, payoff, config.seed)
-            plan = TrainingPlan(config.epochs, "onecycle")
-            trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
-            trainer.fit(resume=resume)
-            finish(run, game, validate, config)
-    report = run.report()
-    scores = report["validation"]
-    print(
-        f"validation: success {100 * scores['eval/success']:.1f} % "
-        f"(PGD {100 * scores['eval/pgd']:.1f} %), margin gained {scores['eval/gain']:.3f} "
-        f"(PGD {scores['eval/pgd_gain']:.3f}); {path}/attacker.safetensors"
-    )
-    for flag in report.get("flags", []):
-        print(f"flag {flag['name']}: {flag['meaning']}")
-    return run
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work."""
+        config = super().check(config)
+        if not config.queries:
+            raise InputError("queries names no budget")
+        if config.agent == "ppo" and config.envs * (max(config.queries) - 1) < 2:
+            raise InputError("ppo needs two steps to learn from: more --envs or more --queries")
+        derive_seed(config.seed, "check")
+        return config
+
+    def fabric(self, config: Config) -> Fabric:
+        """One device, as asked for."""
+        return make_fabric(config.accelerator, 1, "32-true")
+
+    def build(self, config: Config, fabric: Fabric) -> tuple[AttackGame, Validation]:
+        """The game, and the validation of its attacker."""
+        frozen = targets(config)
+        data = load_data(frozen[0].dataset, config.data_dir, download=config.download)
+        data = data.to(fabric.device)
+        frozen = [replace(one, model=one.model.to(fabric.device)) for one in frozen]
+        game, menu = make_game(config, frozen, data, fabric)
+        images = data.validation.first(config.validation_n)
+        payoff = Payoff(config.gain, config.bonus, config.price)
+        return game, Validation(frozen, images, config.queries, menu, payoff, config.seed)
+
+    def work(
+        self, config: Config, run: RunFolder, made: tuple[AttackGame, Validation], *, resume: bool
+    ) -> None:
+        """Train, and report."""
+        game, validate = made
+        plan = TrainingPlan(config.epochs, "onecycle")
+        trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
+        trainer.fit(resume=resume)
+        finish(run, game, validate, config)
+
+    def told(self, run: RunFolder) -> str:
+        """Its success beside PGD's, and the flags."""
+        report = run.report()
+        scores = report["validation"]
+        flags = [f"\nflag {one['name']}: {one['meaning']}" for one in report.get("flags", [])]
+        return (
+            f"validation: success {100 * scores['eval/success']:.1f} % "
+            f"(PGD {100 * scores['eval/pgd']:.1f} %), margin gained {scores['eval/gain']:.3f} "
+            f"(PGD {scores['eval/pgd_gain']:.3f}); {run.path}/attacker.safetensors{''.join(flags)}"
+        )
 
 
-def _from_command_line() -> RunFolder:
-    return main(tyro.cli(Config), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

@@ -42,11 +42,18 @@ from advgame.run.cli import run_script
 from advgame.run.curves import game_figure, matrix_figure, save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, RunFolder
-from advgame.run.job import Script
 from advgame.run.loop import load_best
-from advgame.run.options import Names, parse_eps, peek, typed_options
+from advgame.run.options import (
+    Names,
+    check_types,
+    parse_eps,
+    peek,
+    refuse_idle,
+    typed_options,
+)
 from advgame.run.progress import telling
-from advgame.run.settings import RunConfig, check_run
+from advgame.run.script import Script
+from advgame.run.settings import RunConfig, check_run, idle_settings
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 
@@ -60,6 +67,8 @@ class Config(RunConfig):
 
     epochs: tyro.conf.Suppress[tyro.conf.Fixed[int]] = 0
     """of the shared loop: --clean-rounds and --rounds together"""
+    eps_ramp: tyro.conf.Suppress[tyro.conf.Fixed[float]] = 0.0
+    """there is none"""
     batch_size: int = 128
     """images per step, half of them clean and half adversarial"""
     lr: float = 1e-3
@@ -103,7 +112,10 @@ def check(config: Config) -> Config:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or above, not {value}")
-    check_run(replace(config, epochs=config.clean_rounds + config.rounds), defaults(config.dataset))
+    played = replace(config, epochs=config.clean_rounds + config.rounds)
+    check_types(Config, vars(played), "settings")
+    refuse_idle(played, defaults(config.dataset), idle_settings(played))
+    check_run(played)
     check_attacks((config.attack,))
     if "transfer" in config.attack:
         raise InputError(f"{config.attack} needs another classifier: a round attacks its own")

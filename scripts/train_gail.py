@@ -14,16 +14,15 @@ the highest true return, which an imitator cannot know: the report is about the 
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-import tyro
 from gymnasium import spaces
+from lightning_fabric import Fabric
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
@@ -32,11 +31,11 @@ from advgame.games.imitation import ImitationGame
 from advgame.health import deaths
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import Discriminator
-from advgame.run.cli import resume_settings, run_script
+from advgame.run import job as jobs
 from advgame.run.curves import game_figure, save_figure
-from advgame.run.folder import Metrics, RunFolder, device_name
+from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import Trainer, TrainingPlan
-from advgame.run.options import check_types, peek, refuse_idle, typed_options
+from advgame.run.options import Count, Must, Positive, Whole
 from advgame.seeding import derive_seed, stream
 from agents.cloning import clone
 from agents.imitator import Algorithm, Imitator, PolicySettings
@@ -62,6 +61,10 @@ POLICYS_OWN = (
 )  # fmt: skip
 
 
+Few = Annotated[int, Must("be 2 or above", lambda number: number >= 2)]
+Closed = Annotated[float, Must("lie in [0, 1]", lambda value: 0 <= value <= 1)]
+
+
 @dataclass(frozen=True)
 class Config:
     """Imitate an expert by GAIL, and evaluate by the true return.
@@ -75,7 +78,7 @@ class Config:
     """paper: near to L2L's, ho-ermon: near to their code; what differs: docs/imitation.md"""
     updater: str = "adam"
     """of the discriminator: adam, sgd, mlp, mlp-stable, mlp-narrow, coordinatewise"""
-    updater_lr: float | None = None
+    updater_lr: Positive | None = None
     """its learning rate; the updater's own default when not given"""
     source: Pay = "discriminator"
     """what pays the policy; constant, random (never updated), true and cloning are controls"""
@@ -87,9 +90,9 @@ class Config:
     """task: episodes end as the task's; fixed: all as long, with absorbing states"""
     demonstrations: str | None = None
     """an .npz of `scripts/train_experts.py`; those that ship with the package when not given"""
-    trajectories: int = 10
+    trajectories: Count = 10
     """how many of them"""
-    every: int = 1
+    every: Count = 1
     """keep every so many pairs of each trajectory"""
     hidden: tuple[int, ...] = (64, 32)
     """widths of the discriminator"""
@@ -105,33 +108,33 @@ class Config:
     """weight of C-GAIL's controller, which draws the discriminator to 1/2"""
     replay: float = 0.0
     """share of the discriminator's policy side that comes from earlier iterations"""
-    discriminator_steps: int = 1
+    discriminator_steps: Count = 1
     """updates of the discriminator per iteration"""
     algorithm: Algorithm = "trpo"
     """of the policy"""
-    envs: int = 32
+    envs: Count = 32
     """episodes side by side"""
-    n_steps: int = 64
+    n_steps: Count = 64
     """steps of each per iteration"""
     stagger: bool = True
     """first episodes begin at different times, so that a batch holds all parts of an episode"""
-    policy_hidden: tuple[int, ...] = (64, 32)
+    policy_hidden: tuple[Count, ...] = (64, 32)
     """widths of policy and value network"""
-    value_epochs: int = PolicySettings.value_epochs
+    value_epochs: Count = PolicySettings.value_epochs
     """passes over the batch for the value network"""
-    gae_lambda: float = PolicySettings.gae_lambda
+    gae_lambda: Closed = PolicySettings.gae_lambda
     """λ of the advantage estimate"""
-    max_kl: float = PolicySettings.max_kl
+    max_kl: Positive = PolicySettings.max_kl
     """TRPO's trust region, nats"""
-    settle: int = 0
+    settle: Whole = 0
     """iterations after which TRPO's steps are half as long, 1 / (1 + t/settle); 0 keeps them"""
-    iterations: int = 500
+    iterations: Count = 500
     """of policy and discriminator"""
-    evaluate_every: int = 10
+    evaluate_every: Count = 10
     """iterations between evaluations"""
-    episodes: int = 200
-    """fresh episodes per evaluation"""
-    save_every: int = 10
+    episodes: Few = 200
+    """fresh episodes per evaluation; two or more have a standard error"""
+    save_every: Count = 10
     """evaluations between checkpoints"""
     seed: int = 0
     """seed of the run"""
@@ -141,83 +144,6 @@ class Config:
     """name of the run folder; the current time when empty"""
     resume: str | None = None
     """a run folder to go on with; its own settings are used"""
-
-
-def defaults(env: str = "CartPole-v1", preset: str = "default") -> Config:
-    """The settings of a task under a preset."""
-    chosen: dict[str, Any] = {"env": env}
-    if env.startswith("MountainCar"):
-        # 5,000 steps as Ho & Ermon; with 2,048 TRPO sticks at −110 even with the true reward
-        chosen |= {"envs": 25, "n_steps": 200, "value_epochs": 10}
-    if preset in ("paper", "ho-ermon"):
-        # surviving is success on CartPole; elsewhere the episode ends when the task is done
-        form = "survival" if env.startswith("CartPole") else "cost"
-        chosen |= {"preset": preset, "reward": form, "horizon": "task", "gae_lambda": 0.97}
-    if preset == "ho-ermon":
-        chosen |= {
-            "hidden": (100, 100),
-            "policy_hidden": (100, 100),
-            "envs": 25,
-            "n_steps": 200,
-            "every": 10 if env.startswith("CartPole") else 5,
-            "iterations": 300,
-        }
-    return Config(**chosen)
-
-
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    check_types(Config, vars(config), "settings")
-    counts = (
-        "trajectories", "every", "discriminator_steps", "envs", "n_steps", "value_epochs",
-        "iterations", "evaluate_every", "save_every",
-    )  # fmt: skip
-    if min(config.policy_hidden, default=0) < 1:
-        raise InputError(f"policy_hidden are widths of 1 or above, not {config.policy_hidden}")
-    for name in counts:
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
-    if config.episodes < 2:
-        raise InputError("episodes must be 2 or above, so that there is a standard error")
-    if config.envs * config.n_steps < 32:
-        raise InputError("envs x n_steps must be 32 or above: too few pairs to learn from")
-    if not 0 <= config.gae_lambda <= 1:
-        raise InputError(f"gae_lambda must lie in [0, 1], not {config.gae_lambda}")
-    if config.settle < 0 or not 0 < config.max_kl < math.inf:
-        raise InputError(
-            f"settle must be 0 or above and max_kl above 0, not {config.settle}, {config.max_kl}"
-        )
-    if config.iterations % config.evaluate_every:
-        raise InputError(
-            f"--iterations {config.iterations} must be a multiple of --evaluate-every "
-            f"{config.evaluate_every}"
-        )
-    if config.updater not in UPDATERS:
-        raise unknown("updater", config.updater, UPDATERS)
-    if config.updater_lr is not None and not 0 < config.updater_lr < math.inf:
-        raise InputError(f"updater_lr must be above 0, not {config.updater_lr}")
-    derive_seed(config.seed, "check")
-    refuse_idle(config, defaults(config.env, config.preset), idle(config))
-    return config
-
-
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    found: dict[str, tuple[str, ...]] = {}
-    source = f"--source {config.source}"
-    if config.source != "discriminator":
-        found[source] = GAMES_OWN if config.source == "random" else (*GAMES_OWN, *NETWORKS_OWN)
-    if config.source == "cloning":
-        found[source] += POLICYS_OWN
-    if config.source == "true":
-        found[source] += ("reward",)
-    if config.algorithm == "ppo":
-        found["--algorithm ppo"] = ("value_epochs", "max_kl", "settle")
-    if not config.penalty:
-        found["a game without --penalty"] = ("penalty_target",)
-    if config.expert == "dummy":
-        found["--expert dummy"] = ("demonstrations",)
-    return found
 
 
 def recorded(config: Config) -> Demonstrations:
@@ -248,7 +174,7 @@ def warn_of_no_expert(env_id: str, expert: Demonstrations) -> None:
         )
 
 
-def build(config: Config) -> tuple[GailTraining, Demonstrations, int]:
+def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
     """Environment, policy, discriminator and updater; the demonstrations and their pairs' number.
 
     Raises:
@@ -316,9 +242,9 @@ def resembles(config: Config, training: GailTraining) -> dict[str, Any]:
     return {"imitation": found}
 
 
-def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
+def imitate(config: Config, run: RunFolder, *, resume: bool) -> dict[str, Any]:
     """Learn; returns what the report adds to the curves."""
-    training, expert, pairs = build(config)
+    training, expert, pairs = make_training(config)
     resumable = not isinstance(training.env.task, GymnasiumTask)
     if resume and not resumable:
         training.env.task.load_state_dict({})  # refuses
@@ -356,61 +282,102 @@ def imitate(config: Config, run: RunFolder, resume: bool) -> dict[str, Any]:
     return about | resembles(config, training)
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Imitate; returns the run folder.
+class Job(jobs.Job[Config, None]):
+    """The imitation, or a control."""
 
-    Args:
-        config: all settings.
-        typed: those that a resumed run must agree with.
+    config = Config
+    peeked: ClassVar[Mapping[str, str]] = {"env": "CartPole-v1", "preset": "default"}
 
-    Raises:
-        InputError: settings or demonstrations that cannot work, found before any learning.
-    """
-    resume = config.resume is not None
-    if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, typed)
+    def defaults(self, **peeked: str) -> Config:
+        """The settings of a task under a preset."""
+        env, preset = ({**self.peeked, **peeked}[name] for name in ("env", "preset"))
+        chosen: dict[str, Any] = {"env": env}
+        if env.startswith("MountainCar"):
+            # 5,000 steps as Ho & Ermon; with 2,048 TRPO sticks at −110 even with the true reward
+            chosen |= {"envs": 25, "n_steps": 200, "value_epochs": 10}
+        if preset in ("paper", "ho-ermon"):
+            # surviving is success on CartPole; elsewhere the episode ends when the task is done
+            form = "survival" if env.startswith("CartPole") else "cost"
+            chosen |= {"preset": preset, "reward": form, "horizon": "task", "gae_lambda": 0.97}
+        if preset == "ho-ermon":
+            chosen |= {
+                "hidden": (100, 100),
+                "policy_hidden": (100, 100),
+                "envs": 25,
+                "n_steps": 200,
+                "every": 10 if env.startswith("CartPole") else 5,
+                "iterations": 300,
+            }
+        return Config(**chosen)
+
+    def check_resumed(self, config: Config, typed: Collection[str]) -> None:
+        """Refuse a module to import."""
         if ":" in config.env:  # Gymnasium would import the module before it
             raise InputError(
-                f"{run.path} trains on {config.env}: nothing that a folder names is run, start a "
+                f"this run trains on {config.env}: nothing that a folder names is run, start a "
                 "new run"
             )
-        path = run.path
-    else:
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-    check(config)
-    tried, expert, _ = build(replace(config, updater="adam"))
-    if config.demonstrations is not None:
-        warn_of_no_expert(config.env, expert)
-    if config.source == "cloning":
-        tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
-    updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
-    check_room(updater, tried.game.discriminator.size, path)
-    if not resume:
-        RunFolder.create(path, asdict(config), device_name(torch.device("cpu")))
-    run = RunFolder(path)
-    with run.held():
-        if not (path / "report.json").exists():
-            run.write_json("report.json", imitate(config, run, resume))
-    report = run.report()
-    end = f"; diverged at iteration {report['diverged']['iteration']}" if report["diverged"] else ""
-    print(
-        f"true return {report['eval/return']:.1f} ± {report['eval/standard_error']:.1f} "
-        f"(expert {report['expert_return']:.1f}){end}; {path}/curves.png"
-    )
-    for flag in report.get("flags", []):
-        print(f"flag {flag['name']}: {flag['meaning']}")
-    return run
+
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work."""
+        if config.updater not in UPDATERS:
+            raise unknown("updater", config.updater, UPDATERS)
+        config = super().check(config)
+        if config.envs * config.n_steps < 32:
+            raise InputError("envs x n_steps must be 32 or above: too few pairs to learn from")
+        if config.iterations % config.evaluate_every:
+            raise InputError(
+                f"--iterations {config.iterations} must be a multiple of --evaluate-every "
+                f"{config.evaluate_every}"
+            )
+        derive_seed(config.seed, "check")
+        return config
+
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        found: dict[str, tuple[str, ...]] = {}
+        source = f"--source {config.source}"
+        if config.source != "discriminator":
+            found[source] = GAMES_OWN if config.source == "random" else (*GAMES_OWN, *NETWORKS_OWN)
+        if config.source == "cloning":
+            found[source] += POLICYS_OWN
+        if config.source == "true":
+            found[source] += ("reward",)
+        if config.algorithm == "ppo":
+            found["--algorithm ppo"] = ("value_epochs", "max_kl", "settle")
+        if not config.penalty:
+            found["a game without --penalty"] = ("penalty_target",)
+        if config.expert == "dummy":
+            found["--expert dummy"] = ("demonstrations",)
+        return found
+
+    def build(self, config: Config, fabric: Fabric) -> None:
+        """Everything is tried with a small updater; `imitate` builds it again."""
+        tried, expert, _ = make_training(replace(config, updater="adam"))
+        if config.demonstrations is not None:
+            warn_of_no_expert(config.env, expert)
+        if config.source == "cloning":
+            tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
+        updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
+        check_room(updater, tried.game.discriminator.size, Path(config.resume or config.runs_dir))
+
+    def work(self, config: Config, run: RunFolder, made: None, *, resume: bool) -> None:
+        """Imitate, and report."""
+        run.write_json("report.json", imitate(config, run, resume=resume))
+
+    def told(self, run: RunFolder) -> str:
+        """The true return, and the flags."""
+        report = run.report()
+        died = report["diverged"]
+        end = f"; diverged at iteration {died['iteration']}" if died else ""
+        flags = [f"\nflag {one['name']}: {one['meaning']}" for one in report.get("flags", [])]
+        return (
+            f"true return {report['eval/return']:.1f} ± {report['eval/standard_error']:.1f} "
+            f"(expert {report['expert_return']:.1f}){end}; {run.path}/curves.png{''.join(flags)}"
+        )
 
 
-def parse(words: Sequence[str]) -> Config:
-    """The settings of a command line; `check` refuses those that cannot work."""
-    default = defaults(**peek(words, env="CartPole-v1", preset="default"))
-    return tyro.cli(Config, default=default, args=words)
-
-
-def _from_command_line() -> RunFolder:
-    return main(parse(sys.argv[1:]), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

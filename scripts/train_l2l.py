@@ -14,32 +14,23 @@ curves.png, examples.png, and attacker.safetensors, the attacker as it was in th
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import tyro
 from lightning_fabric import Fabric
 
 from advgame.attacks import Attack, BatchNormMode, fgsm, pgd
-from advgame.classifiers import Normalise, make_classifier
-from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.defender import Defender
-from advgame.errors import InputError
-from advgame.evaluation.judge import judge
+from advgame.data import STATISTICS, ImageSet, Splits
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import L2L, Form, Modes
-from advgame.games.training import PANELS, DefenderTraining, Rules
-from advgame.losses import check_smoothing
-from advgame.run.cli import run_script
-from advgame.run.folder import RunFolder, command, commit
-from advgame.run.job import Script
-from advgame.run.options import parse_eps, peek, typed_options
+from advgame.games.training import DefenderTraining, Rules
+from advgame.run.folder import RunFolder
+from advgame.run.job import DefenderJob, about, ball
+from advgame.run.options import Count, Positive, Share
 from advgame.run.selection import Criterion
-from advgame.run.settings import RunConfig, check_run
+from advgame.run.settings import RunConfig
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.attacker_file import NAME
@@ -73,13 +64,13 @@ class Config(RunConfig):
     The defaults shown are those of the --dataset and --preset on the same command line.
     """
 
-    weight_decay: float = 2e-4
+    weight_decay: Share = 2e-4
     """weight decay of the defender"""
     preset: Preset = "default"
     """default: ours; repo: the published code's settings"""
     attacker: Kind = "grad"
     """naive, grad, two-step or k-step (of --steps) learn; plain, fgsm and pgd are controls"""
-    steps: int = 3
+    steps: Count = 3
     """of k-step: cells of the attacker"""
     width: Width = "small"
     """of the attacker: wide, wide-repo, slim, two-block or small"""
@@ -87,13 +78,13 @@ class Config(RunConfig):
     """the gradient it sees is divided by the largest entry of the image, or of the batch (paper)"""
     form: Form = "alternating"
     """alternating, as published, or shared: one forward for both players, a third cheaper"""
-    attacker_steps: int = 1
+    attacker_steps: Count = 1
     """of the attacker per step of the defender"""
-    attacker_lr: float = 1e-3
+    attacker_lr: Positive = 1e-3
     """Adam's, constant"""
-    attacker_lr_factor: float = 1.0
+    attacker_lr_factor: Positive = 1.0
     """on the attacker's learning rate: two time scales (Heusel et al. 2017)"""
-    attacker_weight_decay: float = 2e-4
+    attacker_weight_decay: Share = 2e-4
     """Adam's"""
     gradient_mode: Literal["eval", "train", "repo"] = "eval"
     """batch norm of the classifier in that gradient; repo is train and moves its statistics"""
@@ -101,8 +92,6 @@ class Config(RunConfig):
     """batch norm of the attacker in the classifier's step (shared: always train)"""
     learning_mode: BatchNormMode = "eval"
     """batch norm of the classifier in the attacker's step (shared: always train)"""
-    eps_ramp: float = 0.0
-    """share of the training over which ε grows from 0"""
 
 
 _COLOUR: dict[str, Any] = {
@@ -133,148 +122,77 @@ _REPO_COLOUR: dict[str, Any] = {
 }
 
 
-def defaults(dataset: str = "digits", preset: str = "default") -> Config:
-    """The settings of a data set under a preset."""
-    changes = RECIPES.get(dataset, {})
-    if preset == "repo":
-        changes = changes | REPO | (_REPO_COLOUR if dataset in STATISTICS else {})
-    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
-    return Config(**{"dataset": known, **changes})
+class Job(DefenderJob[Config, DefenderTraining]):
+    """L2L's training, and its controls."""
 
+    config = Config
+    recipes = RECIPES
+    repo = REPO
+    repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)
 
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    check_run(config, defaults(config.dataset, config.preset), idle(config))
-    for name in ("attacker_lr", "attacker_lr_factor", "steps", "attacker_steps"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    if not 0 <= config.attacker_weight_decay < 1:
-        raise InputError(
-            f"attacker_weight_decay must lie in [0, 1), not {config.attacker_weight_decay}"
+    def title(self, config: Config) -> str:
+        """Who attacks."""
+        return f"L2L, {config.attacker},"
+
+    def purpose(self, config: Config) -> Criterion:
+        """See `PURPOSES`."""
+        return PURPOSES.get(config.attacker, "robust")
+
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        own = LEARNERS_OWN if config.attacker in CONTROLS else ()
+        steps = () if config.attacker == "k-step" else ("steps",)
+        ramp = ("eps_ramp",) if config.attacker == "plain" else ()
+        modes = ("attacker_mode", "learning_mode") if config.form == "shared" else ()
+        return {f"--attacker {config.attacker}": (*own, *steps, *ramp), "--form shared": modes}
+
+    def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
+        """The game with its attacker, or the control."""
+        if config.attacker in CONTROLS:
+            return AdversarialTraining(ball(config), CONTROLS[config.attacker])
+        gradients = GRADIENTS.get(config.attacker, config.steps)
+        with seeded_init(config.seed, "attacker"):
+            network = L2LNetwork(data.shape, gradients, config.width, config.scaling)
+        network = network.to(fabric.device)
+        if fabric.device.type == "cuda":
+            network = network.to(memory_format=torch.channels_last)
+        player = L2LPlayer(
+            network,
+            lr=config.attacker_lr * config.attacker_lr_factor,
+            weight_decay=config.attacker_weight_decay,
+            synchronise=averaging(fabric),
         )
-    if not 0 <= config.eps_ramp < 1:
-        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
-    return config
-
-
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    own = LEARNERS_OWN if config.attacker in CONTROLS else ()
-    steps = () if config.attacker == "k-step" else ("steps",)
-    ramp = ("eps_ramp",) if config.attacker == "plain" else ()
-    modes = ("attacker_mode", "learning_mode") if config.form == "shared" else ()
-    return {f"--attacker {config.attacker}": (*own, *steps, *ramp), "--form shared": modes}
-
-
-def rules(config: Config, shape: tuple[int, int, int], fabric: Fabric) -> Rules:
-    """The game with its attacker, or the control."""
-    threat = Linf(parse_eps(config.eps))
-    if config.attacker in CONTROLS:
-        return AdversarialTraining(threat, CONTROLS[config.attacker])
-    gradients = GRADIENTS.get(config.attacker, config.steps)
-    with seeded_init(config.seed, "attacker"):
-        network = L2LNetwork(shape, gradients, config.width, config.scaling).to(fabric.device)
-    if fabric.device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last)
-    player = L2LPlayer(
-        network,
-        lr=config.attacker_lr * config.attacker_lr_factor,
-        weight_decay=config.attacker_weight_decay,
-        synchronise=averaging(fabric),
-    )
-    modes = Modes(
-        gradient="eval" if config.gradient_mode == "eval" else "train",
-        attacker=config.attacker_mode,
-        learning=config.learning_mode,
-        keep_buffers=config.gradient_mode != "repo",
-    )
-    return L2L(threat, player, config.form, config.attacker_steps, modes)
-
-
-def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
-    """Defender and attacker, on their data."""
-    shape, classes = data.train.shape, data.train.classes
-    check_smoothing(config.true_probability, classes)
-    colour = config.dataset in STATISTICS
-    normalise = colour and config.preset != "repo"
-    with seeded_init(config.seed, "defender"):
-        module = make_classifier(
-            config.model,
-            shape,
-            classes,
-            Normalise(*STATISTICS[config.dataset]) if normalise else None,
+        modes = Modes(
+            gradient="eval" if config.gradient_mode == "eval" else "train",
+            attacker=config.attacker_mode,
+            learning=config.learning_mode,
+            keep_buffers=config.gradient_mode != "repo",
         )
-    if fabric.device.type == "cuda":
-        module = module.to(memory_format=torch.channels_last)
-    if config.compile:
-        module.compile()
-    defender = Defender(
-        module,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        true_probability=config.true_probability,
-        grad_clip=config.grad_clip,
-        fabric=fabric,
-    )
-    batch = config.batch_size * fabric.world_size
-    return DefenderTraining(
-        rules(config, shape, fabric),
-        defender,
-        data.train,
-        config.batch_size,
-        config.seed,
-        crop=colour,
-        flip=colour and config.dataset != "svhn",
-        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // batch)),
-    )
+        return L2L(ball(config), player, config.form, config.attacker_steps, modes)
+
+    def own_attacker(self, game: DefenderTraining, threat: Linf) -> Attack | None:
+        """What the network does to the validation split."""
+        network = network_of(game)
+        return None if network is None else L2LAttack(network, threat)
+
+    def judging(
+        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+    ) -> Mapping[str, Any]:
+        """Nothing further; the attacker becomes a file."""
+        if network := network_of(game):
+            L2LAttacker(network, about(config)).save(run.path / NAME)
+        return {}
 
 
-def own_attacker(game: DefenderTraining, threat: Linf) -> Attack | None:
-    """What the network does to the validation split."""
+def network_of(game: DefenderTraining) -> L2LNetwork | None:
+    """The attacker, where one learns."""
     if not isinstance(game.rules, L2L):
         return None
     assert isinstance(game.rules.attacker, L2LPlayer)
-    return L2LAttack(game.rules.attacker.module, threat)
+    return game.rules.attacker.module
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.run.job.Script.run`."""
-    script = Script(
-        check, build, finish, own_attacker, purpose=lambda c: PURPOSES.get(c.attacker, "robust")
-    )
-    return script.run(config, typed)
-
-
-def finish(
-    config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
-) -> dict[str, Any]:
-    """The attacker as a file, then the classifier's report."""
-    if isinstance(game.rules, L2L):
-        assert isinstance(game.rules.attacker, L2LPlayer)
-        about = {"command": command(), "commit": commit(), "config": asdict(config)}
-        L2LAttacker(game.rules.attacker.module, about).save(run.path / NAME)
-    return judge(
-        run,
-        game.defender.module,
-        data.test if config.eval_n is None else data.test.first(config.eval_n),
-        threat,
-        dataset=config.dataset,
-        attacks=config.attacks,
-        seed=config.seed,
-        title=f"L2L on {config.dataset}, {config.attacker}, seed {config.seed}",
-        panels=PANELS,
-    )
-
-
-def parse(words: Sequence[str]) -> Config:
-    """The settings of a command line; `check` refuses those that cannot work."""
-    default = defaults(**peek(words, dataset="digits", preset="default"))
-    return tyro.cli(Config, default=default, args=words)
-
-
-def _from_command_line() -> RunFolder:
-    return main(parse(sys.argv[1:]), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

@@ -14,28 +14,19 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import tyro
 from lightning_fabric import Fabric
 
-from advgame.data import DATASETS, STATISTICS, Splits
+from advgame.data import Splits
 from advgame.errors import InputError
-from advgame.evaluation.judge import judge
-from advgame.games.awp import make_defender
 from advgame.games.las_at import Credit, LasAt, LasTrades
 from advgame.games.strategy import BETAS, strategy_space
-from advgame.losses import check_smoothing
-from advgame.run.cli import run_script
-from advgame.run.folder import RunFolder
-from advgame.run.job import Script
-from advgame.run.options import parse_eps, peek, typed_options
-from advgame.run.settings import RunConfig, check_run, make_module
-from advgame.threat import Linf
+from advgame.run.curves import PANELS
+from advgame.run.job import DefenderJob, ball
+from advgame.run.options import Count, NotNegative, Positive, parse_eps
+from advgame.run.settings import PerturbedConfig
 from agents.players import LEARNERS, Agent, make_player
 from agents.reinforce import PRESETS, Baseline
 from envs.played import StrategyGame
@@ -45,7 +36,7 @@ Preset = Literal["default", "repo"]
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(PerturbedConfig):
     """Train a classifier by LAS-AT and report its robustness.
 
     The defaults shown are those of the --dataset and --preset on the same command line.
@@ -57,10 +48,6 @@ class Config(RunConfig):
     """who picks the strategies; random and fixed (PGD-10 at ε₀) are the controls"""
     objective: Literal["pgd", "trades"] = "pgd"
     """what attack and defender play for: pgd (cross-entropy), or trades with a β per image"""
-    awp: float | None = None
-    """γ: the defender descends at weights perturbed by this share of each layer's norm"""
-    awp_start: float = 0.3
-    """share of the training before --awp begins"""
     clamp: bool = False
     """the defender learns within ε₀ whatever ε was chosen, as LAS-AWP is published"""
     fixed: tuple[float, int, float] = (8, 10, 2)
@@ -71,16 +58,14 @@ class Config(RunConfig):
     """who is paid for R2 and R3: mixed, sample or batch"""
     baseline: Baseline = "value"
     """what REINFORCE takes off the reward (PPO has its own)"""
-    entropy_coef: float = PRESETS["default"].entropy_coef
+    entropy_coef: NotNegative = PRESETS["default"].entropy_coef
     """weight of the policy's entropy bonus"""
-    policy_lr: float = PRESETS["default"].lr
+    policy_lr: Positive = PRESETS["default"].lr
     """learning rate of the policy"""
-    reward_interval: int = 1
+    reward_interval: Count = 1
     """pay the attacker every k-th step, and let it learn then"""
     space: str = "las-pgd-at-cifar10"
     """lists of ε, steps and step sizes to choose from"""
-    eps_ramp: float = 0.0
-    """share of the training over which ε and step size of all strategies grow from 0"""
 
 
 _COLOUR: dict[str, Any] = {
@@ -135,144 +120,93 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def defaults(dataset: str = "digits", preset: str = "default") -> Config:
-    """The settings of a data set under a preset."""
-    changes = RECIPES.get(dataset, {})
-    if preset == "repo":
-        changes = changes | REPO | REPO_RECIPES.get(dataset, {})
-    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
-    return Config(**{"dataset": known, **changes})
+class Job(DefenderJob[Config, StrategyGame]):
+    """LAS-AT's training."""
 
+    config = Config
+    recipes = RECIPES
+    repo = REPO
+    repo_recipes = REPO_RECIPES
+    panels = PANELS
 
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    check_run(config, defaults(config.dataset, config.preset), idle(config))
-    if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
-        raise InputError(
-            "--credit batch gives every image the same reward, which --baseline loo cancels "
-            "exactly: choose another baseline"
+    def title(self, config: Config) -> str:
+        """Who picks the strategies."""
+        return f"LAS-AT, {config.agent},"
+
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work."""
+        config = super().check(config)
+        if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
+            raise InputError(
+                "--credit batch gives every image the same reward, which --baseline loo cancels "
+                "exactly: choose another baseline"
+            )
+        if config.awp is not None and config.awp >= 1:
+            raise InputError(f"awp must lie between 0 and 1, not {config.awp}")
+        if config.preset == "repo" and (config.objective == "trades" or config.awp is not None):
+            raise InputError(
+                "--preset repo is LAS-PGD-AT's: leave it away with --objective trades or --awp"
+            )
+        if config.agent == "ppo" and config.devices > 1:
+            raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
+        return config
+
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
+        others = {"reinforce": (), "ppo": ("baseline",), "random": learners, "fixed": learners}
+        fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
+        found = {f"--agent {config.agent}": (*fixed, *others[config.agent])}
+        if config.objective != "trades":
+            found[f"--objective {config.objective}"] = ("fixed_beta",)
+        return found
+
+    def game(self, config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
+        """The environment, which owns defender and rules, and the player."""
+        repo, trades = config.preset == "repo", config.objective == "trades"
+        augmented = self.augmentation(config)
+        rules = (LasTrades if trades else LasAt)(
+            ball(config),
+            start="eps0" if repo else "own",
+            look_ahead_mode="train" if repo else "eval",
+            clamp=config.clamp,
         )
-    for name in ("reward_interval", "policy_lr"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    if not 0 <= config.entropy_coef < math.inf:
-        raise InputError(f"entropy_coef must be finite and 0 or above, not {config.entropy_coef}")
-    for name in ("eps_ramp", "awp_start"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
-    if config.awp is not None and not 0 < config.awp < 1:
-        raise InputError(f"awp must lie between 0 and 1, not {config.awp}")
-    if config.preset == "repo" and (config.objective == "trades" or config.awp is not None):
-        raise InputError(
-            "--preset repo is LAS-PGD-AT's: leave it away with --objective trades or --awp"
+        env = StrategySelectionVectorEnv(
+            config.batch_size,
+            data=data.train,
+            defender=self.defender(config, data, fabric),
+            rules=rules,
+            space=strategy_space(config.space, parse_eps(config.eps), BETAS if trades else ()),
+            credit=config.credit,
+            reward_interval=config.reward_interval
+            if config.agent in LEARNERS
+            else 0,  # controls save the look-ahead
+            crop=augmented["crop"],
+            flip=augmented["flip"],
+            ramp_steps=round(config.eps_ramp * self.steps(config, data, fabric)),
         )
-    if config.agent == "ppo" and config.devices > 1:
-        raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
-    return config
+        with_momentum = repo and config.dataset == "cifar100"
+        settings = replace(
+            PRESETS["repo-momentum" if with_momentum else config.preset],
+            lr=config.policy_lr,
+            baseline=config.baseline,
+            entropy_coef=config.entropy_coef,
+        )
+        player = make_player(
+            config.agent,
+            env.space,
+            data.train.shape,
+            config.batch_size,
+            settings,
+            seed=config.seed,
+            fabric=fabric,
+            uniform=not repo,
+            fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
+        )
+        return StrategyGame(env, player, config.seed)
 
 
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
-    others = {"reinforce": (), "ppo": ("baseline",), "random": learners, "fixed": learners}
-    fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
-    found = {f"--agent {config.agent}": (*fixed, *others[config.agent])}
-    if config.objective != "trades":
-        found[f"--objective {config.objective}"] = ("fixed_beta",)
-    if config.awp is None:
-        found["a training without --awp"] = ("awp_start",)
-    return found
-
-
-def build(config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
-    """Defender, rules, environment and player."""
-    shape, classes = data.train.shape, data.train.classes
-    check_smoothing(config.true_probability, classes)
-    colour, repo = config.dataset in STATISTICS, config.preset == "repo"
-    module = make_module(config, data.train, fabric, normalise=not repo)
-    steps = config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
-    defender = make_defender(
-        module,
-        config.awp,
-        round(config.awp_start * steps),
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        true_probability=config.true_probability,
-        grad_clip=config.grad_clip,
-        fabric=fabric,
-    )
-    trades = config.objective == "trades"
-    rules = (LasTrades if trades else LasAt)(
-        Linf(parse_eps(config.eps)),
-        start="eps0" if repo else "own",
-        look_ahead_mode="train" if repo else "eval",
-        clamp=config.clamp,
-    )
-    env = StrategySelectionVectorEnv(
-        config.batch_size,
-        data=data.train,
-        defender=defender,
-        rules=rules,
-        space=strategy_space(config.space, parse_eps(config.eps), BETAS if trades else ()),
-        credit=config.credit,
-        reward_interval=config.reward_interval
-        if config.agent in LEARNERS
-        else 0,  # controls save the look-ahead
-        crop=colour,
-        flip=colour and config.dataset != "svhn",
-        ramp_steps=round(config.eps_ramp * steps),
-    )
-    with_momentum = repo and config.dataset == "cifar100"
-    settings = replace(
-        PRESETS["repo-momentum" if with_momentum else config.preset],
-        lr=config.policy_lr,
-        baseline=config.baseline,
-        entropy_coef=config.entropy_coef,
-    )
-    player = make_player(
-        config.agent,
-        env.space,
-        shape,
-        config.batch_size,
-        settings,
-        seed=config.seed,
-        fabric=fabric,
-        uniform=not repo,
-        fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
-    )
-    return StrategyGame(env, player, config.seed)
-
-
-def finish(
-    config: Config, run: RunFolder, game: StrategyGame, data: Splits, threat: Linf
-) -> dict[str, Any]:
-    """The classifier's report."""
-    return judge(
-        run,
-        game.defender.module,
-        data.test if config.eval_n is None else data.test.first(config.eval_n),
-        threat,
-        dataset=config.dataset,
-        attacks=config.attacks,
-        seed=config.seed,
-        title=f"LAS-AT on {config.dataset}, {config.agent}, seed {config.seed}",
-    )
-
-
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.run.job.Script.run`."""
-    return Script(check, build, finish).run(config, typed)
-
-
-def parse(words: Sequence[str]) -> Config:
-    """The settings of a command line; `check` refuses those that cannot work."""
-    default = defaults(**peek(words, dataset="digits", preset="default"))
-    return tyro.cli(Config, default=default, args=words)
-
-
-def _from_command_line() -> RunFolder:
-    return main(parse(sys.argv[1:]), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

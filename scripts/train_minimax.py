@@ -18,47 +18,34 @@ would choose: where nothing is robust, that is a point near the beginning.
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
-import tyro
 from lightning_fabric import Fabric
 from torch import nn
 
 from advgame import solvers
 from advgame.attacks import Attack
-from advgame.classifiers import Normalise, make_classifier
-from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.defender import Defender
+from advgame.data import ImageSet, Splits
 from advgame.errors import InputError
-from advgame.evaluation.judge import judge
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.minimax import PANELS, Minimax, SensitivityTraining
 from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
 from advgame.games.training import DefenderTraining, Rules
 from advgame.health import network_signs
-from advgame.losses import check_smoothing
-from advgame.run.cli import run_script
-from advgame.run.folder import RunFolder, command, commit
-from advgame.run.job import Script
+from advgame.run.folder import RunFolder
+from advgame.run.job import DefenderJob, about, ball, tested
 from advgame.run.loop import Validate
-from advgame.run.options import parse_eps, peek, typed_options
-from advgame.run.settings import RunConfig, check_run
+from advgame.run.options import Count, Positive, Share, Whole
+from advgame.run.selection import Criterion
+from advgame.run.settings import RunConfig
 from advgame.seeding import derive_seed, seeded_init
 from advgame.threat import Linf
 from agents.attacker_file import NAME
 from agents.attackers import load_any_attacker
-from agents.attnet import (
-    AttNet,
-    AttNetAttack,
-    AttNetAttacker,
-    AttNetPlayer,
-    Bound,
-)
+from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, Bound
 from agents.best_response import AttNets, Effort, Family, L2Ls, kept_responses
 from agents.exploitability import best_defences, duality_gap, exploitability
 from agents.l2l import L2LNetwork
@@ -77,9 +64,9 @@ class Config(RunConfig):
 
     model: str = "minimax_cnn"
     """small_cnn, minimax_cnn, resnet18, preact_resnet18 or wrn-DEPTH-WIDEN, e.g. wrn-34-10"""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """of Adam on the defender (the paper: 1e-4, for many more steps)"""
-    weight_decay: float = 0.0
+    weight_decay: Share = 0.0
     """weight decay of the defender"""
     schedule: Literal["onecycle", "multistep", "constant"] = "constant"
     """learning-rate schedule, per step"""
@@ -91,13 +78,13 @@ class Config(RunConfig):
     """minimax and maximin: γ of the sensitivity penalty"""
     penalty: float = 0.5
     """sens: weight of the input's slope over ε; 0.5 is the paper's γ = ηN"""
-    ascent_steps: int = 1
+    ascent_steps: Count = 1
     """of the attacker per step of the defender"""
-    unroll: int = 1
+    unroll: Count = 1
     """unrolled: ascents that the defender sees through"""
-    look_ahead_lr: float = 0.5
+    look_ahead_lr: Positive = 0.5
     """unrolled, extragradient: rate of the attacker's imagined plain steps; 0.5 goes with γ = 1"""
-    attacker_lr: float = 3e-3
+    attacker_lr: Positive = 3e-3
     """of Adam on the game's AttNet (the paper: 1e-3, ten times the defender's); fresh ones: 1e-3"""
     hidden: int = 300
     """width of AttNet's three hidden layers"""
@@ -113,17 +100,15 @@ class Config(RunConfig):
     """mixture: fgsm, ifgsm, pgd, and networks named attnet, attnet2, ..."""
     per: Per = "sample"
     """mixture: the worst attack of each sample, or of the batch"""
-    eps_ramp: float = 0.0
-    """share of the training over which ε grows from 0"""
     judged: Literal["last", "best"] = "last"
     """weights that the report is about: the game's end, or the best on validation, see --select"""
     responders: tuple[Responder, ...] = ("attnet",)
     """attackers trained from scratch on the finished classifier"""
-    response_steps: int = 3000
+    response_steps: Whole = 3000
     """of each of them; 0 trains none (the paper: 30,000)"""
-    restarts: int = 2
+    restarts: Count = 2
     """fresh networks of each, of which the strongest counts; and fresh defenders"""
-    gap_steps: int = 0
+    gap_steps: Whole = 0
     """of the best responses that estimate the duality gap at each validation; 0 looks for none"""
 
 
@@ -132,63 +117,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mnist": {"eps": "0.15", "epochs": 10, "batch_size": 128, "eval_n": 1000},
     "cifar10": {"eps": "0.05", "epochs": 30, "batch_size": 128, "eval_n": 1000},
 }
-
-
-def defaults(dataset: str = "digits") -> Config:
-    """The settings of a data set."""
-    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
-    return Config(**{"dataset": known, **RECIPES.get(known, {})})
-
-
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    check_run(config, defaults(config.dataset), idle(config))
-    if config.devices > 1 or config.compile or config.precision != "32-true":
-        raise InputError(
-            "these solvers differentiate gradients, which --compile cannot: one device only, "
-            "full precision only"
-        )
-    if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
-        raise InputError("solvers take their own steps: --grad-clip is not for them")
-    for name in ("attacker_lr", "look_ahead_lr", "ascent_steps", "restarts", "unroll"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{name} must be above 0, not {getattr(config, name)}")
-    for name in ("response_steps", "gap_steps"):
-        if getattr(config, name) < 0:
-            raise InputError(f"{name} must be 0 or above, not {getattr(config, name)}")
-    if not 0 <= config.eps_ramp < 1:
-        raise InputError(f"eps_ramp must lie in [0, 1), not {config.eps_ramp}")
-    if config.gap_steps and config.defence not in get_args(OneNetwork):
-        raise InputError(f"--gap-steps needs one attacker network: {config.defence} has none")
-    if config.gap_steps and config.ema is not None:
-        raise InputError("--gap-steps is about the defender that played, --ema about its average")
-    check_mixture(config.mixture)
-    rules(config, (1, 2, 2), 2, "cpu")  # these refuse what is left
-    fresh(config, (1, 2, 2), 2)
-    return config
-
-
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    whose: dict[str, tuple[Defence, ...]] = {
-        "gamma": ("minimax", "maximin"),
-        "penalty": ("sens",),
-        "unroll": ("unrolled",),
-        "look_ahead_lr": ("unrolled", "extragradient"),
-        "ascent_steps": (*get_args(OneNetwork), "mixture"),
-        "attacker_lr": (*get_args(OneNetwork), "mixture"),
-        "mixture": ("mixture",),
-        "per": ("mixture",),
-    }
-    others = [name for name, users in whose.items() if config.defence not in users]
-    if config.defence == "plain":
-        others.append("eps_ramp")
-    found = {f"--defence {config.defence}": tuple(others)}
-    if not config.response_steps:
-        found["--response-steps 0"] = ("responders", "restarts")
-    if config.defence == "mixture" and not any(name not in FIXED for name in config.mixture):
-        found["a mixture without networks"] = ("ascent_steps", "attacker_lr")
-    return found
 
 
 def direction(config: Config) -> solvers.Direction:
@@ -204,9 +132,9 @@ def direction(config: Config) -> solvers.Direction:
     return made[config.defence]()
 
 
-def rules(config: Config, shape: tuple[int, int, int], classes: int, device: Any) -> Rules:
+def played(config: Config, shape: tuple[int, int, int], classes: int, device: Any) -> Rules:
     """The game."""
-    threat = Linf(parse_eps(config.eps))
+    threat = ball(config)
 
     def network(name: str) -> AttNet:
         with seeded_init(config.seed, name):
@@ -233,60 +161,6 @@ def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
     return AttNet(shape, classes, *made)
 
 
-def build(config: Config, data: Splits, fabric: Fabric) -> DefenderTraining:
-    """Defender and game, on their data."""
-    shape, classes = data.train.shape, data.train.classes
-    check_smoothing(config.true_probability, classes)
-    colour = config.dataset in STATISTICS
-    with seeded_init(config.seed, "defender"):
-        normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
-        module = make_classifier(config.model, shape, classes, normalise)
-    defender = Defender(
-        module,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        true_probability=config.true_probability,
-        grad_clip=config.grad_clip,
-        fabric=fabric,
-        algorithm="adam",
-    )
-    return DefenderTraining(
-        rules(config, shape, classes, fabric.device),
-        defender,
-        data.train,
-        config.batch_size,
-        config.seed,
-        crop=colour,
-        flip=colour and config.dataset != "svhn",
-        ramp_steps=round(config.eps_ramp * config.epochs * (len(data.train) // config.batch_size)),
-    )
-
-
-def own_attacker(game: DefenderTraining, threat: Linf) -> AttNetAttack | None:
-    """What the network does to the validation split."""
-    if not isinstance(game.rules, Minimax):
-        return None
-    assert isinstance(game.rules.attacker, AttNetPlayer)
-    return AttNetAttack(game.rules.attacker.module, threat)
-
-
-def watch(config: Config, game: DefenderTraining, data: Splits, threat: Linf) -> Validate:
-    """The duality gap on the validation split, where --gap-steps asks for it."""
-
-    def gap(module: nn.Module) -> dict[str, float]:
-        attack = own_attacker(game, threat)
-        if not config.gap_steps or attack is None:
-            return {}
-        family, seed = families(config, data)["attnet"], derive_seed(config.seed, "gap")
-        attacker = Effort(config.gap_steps, 1)
-        defender = Effort(config.gap_steps, 1, lr=config.lr)
-        return duality_gap(
-            module, attack, family, data.train, data.validation, attacker, defender, seed=seed
-        )
-
-    return gap
-
-
 def families(config: Config, data: Splits) -> dict[Responder, Family]:
     """Whose fresh networks respond."""
     shape, classes = data.train.shape, data.train.classes
@@ -294,89 +168,141 @@ def families(config: Config, data: Splits) -> dict[Responder, Family]:
     return {"attnet": attnets, "l2l": L2Ls(lambda: L2LNetwork(shape))}
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train and report: see `advgame.run.job.Script.run`."""
-    script = Script(
-        check,
-        build,
-        finish,
-        own_attacker,
-        watch,
-        purpose=lambda c: "clean" if c.defence == "plain" else "robust",
-    )
-    return script.run(config, typed)
+class Job(DefenderJob[Config, DefenderTraining]):
+    """Machine vs Machine's training."""
 
+    config = Config
+    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits"}
+    recipes = RECIPES
+    panels = PANELS
+    algorithm = "adam"
 
-def finish(
-    config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
-) -> dict[str, Any]:
-    """The attackers as files, then the classifier's report."""
-    about = {"command": command(), "commit": commit(), "config": asdict(config)}
-    test = data.test if config.eval_n is None else data.test.first(config.eval_n)
-    if own := own_attacker(game, threat):
-        AttNetAttacker(own.network, about).save(run.path / NAME)
-    seed, players = derive_seed(config.seed, "response"), families(config, data)
-    restarts: dict[str, list[Path]] = {}
+    def title(self, config: Config) -> str:
+        """The defence."""
+        return f"Machine vs Machine, {config.defence},"
 
-    def ready(path: Path) -> Any:
-        return load_any_attacker(path)(threat, 1)
+    def purpose(self, config: Config) -> Criterion:
+        """Plain training is for clean images."""
+        return "clean" if config.defence == "plain" else "robust"
 
-    def respond(module: nn.Module) -> dict[str, Attack]:
-        responses: dict[str, Attack] = {}
-        for responder in config.responders if config.response_steps else ():
-            effort, family = Effort(config.response_steps, config.restarts), players[responder]
-            name = f"{responder}-curr"
-            restarts[responder] = kept_responses(
-                run.path, name, about, module, data, threat, effort, seed=seed, family=family
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work."""
+        config = super().check(config)
+        if config.devices > 1 or config.compile or config.precision != "32-true":
+            raise InputError(
+                "these solvers differentiate gradients, which --compile cannot: one device only, "
+                "full precision only"
             )
-            responses[f"learned:{name}"] = ready(run.path / f"{name}.safetensors")
-        return responses
+        if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
+            raise InputError("solvers take their own steps: --grad-clip is not for them")
+        if config.gap_steps and config.defence not in get_args(OneNetwork):
+            raise InputError(f"--gap-steps needs one attacker network: {config.defence} has none")
+        if config.gap_steps and config.ema is not None:
+            raise InputError(
+                "--gap-steps is about the defender that played, --ema about its average"
+            )
+        check_mixture(config.mixture)
+        played(config, (1, 2, 2), 2, "cpu")  # these refuse what is left
+        fresh(config, (1, 2, 2), 2)
+        return config
 
-    def measure(module: nn.Module) -> dict[str, Any]:
-        attnets = [ready(path) for path in restarts.get("attnet", ())]
-        shown = {
-            "own": own,
-            "curr": ready(run.path / "attnet-curr.safetensors") if attnets else None,
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        whose: dict[str, tuple[Defence, ...]] = {
+            "gamma": ("minimax", "maximin"),
+            "penalty": ("sens",),
+            "unroll": ("unrolled",),
+            "look_ahead_lr": ("unrolled", "extragradient"),
+            "ascent_steps": (*get_args(OneNetwork), "mixture"),
+            "attacker_lr": (*get_args(OneNetwork), "mixture"),
+            "mixture": ("mixture",),
+            "per": ("mixture",),
         }
-        x, y = data.validation.floats(), data.validation.labels
-        life = {name: network_signs(one.network, x, y) for name, one in shown.items() if one}
-        found: dict[str, Any] = {"life": life}
-        # u as v has met it: no average, no earlier one
-        if own is None or config.judged == "best" or config.ema or not attnets:
-            return found
-        effort = Effort(config.response_steps, config.restarts, lr=config.lr)
-        held_out = data.validation
-        defences = best_defences(module, own, data.train, held_out, effort, seed=seed)
-        found["game"] = exploitability(
-            module, own, attnets, defences, threat, held_out, test, seed=seed
-        )
+        others = [name for name, users in whose.items() if config.defence not in users]
+        if config.defence == "plain":
+            others.append("eps_ramp")
+        found = {f"--defence {config.defence}": tuple(others)}
+        if not config.response_steps:
+            found["--response-steps 0"] = ("responders", "restarts")
+        if config.defence == "mixture" and not any(name not in FIXED for name in config.mixture):
+            found["a mixture without networks"] = ("ascent_steps", "attacker_lr")
         return found
 
-    return judge(
-        run,
-        game.defender.module,
-        test,
-        threat,
-        dataset=config.dataset,
-        attacks=config.attacks,
-        seed=config.seed,
-        title=f"Machine vs Machine on {config.dataset}, {config.defence}, seed {config.seed}",
-        panels=PANELS,
-        respond=respond,
-        which=config.judged,
-        measure=measure,
-    )
+    def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
+        """See `played`."""
+        return played(config, data.shape, data.classes, fabric.device)
+
+    def own_attacker(self, game: DefenderTraining, threat: Linf) -> AttNetAttack | None:
+        """What the network does to the validation split."""
+        if not isinstance(game.rules, Minimax):
+            return None
+        assert isinstance(game.rules.attacker, AttNetPlayer)
+        return AttNetAttack(game.rules.attacker.module, threat)
+
+    def watch(self, config: Config, game: DefenderTraining, data: Splits, threat: Linf) -> Validate:
+        """The duality gap on the validation split, where --gap-steps asks for it."""
+
+        def gap(module: nn.Module) -> dict[str, float]:
+            attack = self.own_attacker(game, threat)
+            if not config.gap_steps or attack is None:
+                return {}
+            family, seed = families(config, data)["attnet"], derive_seed(config.seed, "gap")
+            attacker = Effort(config.gap_steps, 1)
+            defender = Effort(config.gap_steps, 1, lr=config.lr)
+            return duality_gap(
+                module, attack, family, data.train, data.validation, attacker, defender, seed=seed
+            )
+
+        return gap
+
+    def judging(
+        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+    ) -> Mapping[str, Any]:
+        """Fresh attackers and the game's end; the game's own attacker becomes a file."""
+        told, test = about(config), tested(config, data)
+        if own := self.own_attacker(game, threat):
+            AttNetAttacker(own.network, told).save(run.path / NAME)
+        seed, players = derive_seed(config.seed, "response"), families(config, data)
+        restarts: dict[str, list[Path]] = {}
+
+        def ready(path: Path) -> Any:
+            return load_any_attacker(path)(threat, 1)
+
+        def respond(module: nn.Module) -> dict[str, Attack]:
+            responses: dict[str, Attack] = {}
+            for responder in config.responders if config.response_steps else ():
+                effort, family = Effort(config.response_steps, config.restarts), players[responder]
+                name = f"{responder}-curr"
+                restarts[responder] = kept_responses(
+                    run.path, name, told, module, data, threat, effort, seed=seed, family=family
+                )
+                responses[f"learned:{name}"] = ready(run.path / f"{name}.safetensors")
+            return responses
+
+        def measure(module: nn.Module) -> dict[str, Any]:
+            attnets = [ready(path) for path in restarts.get("attnet", ())]
+            shown = {
+                "own": own,
+                "curr": ready(run.path / "attnet-curr.safetensors") if attnets else None,
+            }
+            x, y = data.validation.floats(), data.validation.labels
+            life = {name: network_signs(one.network, x, y) for name, one in shown.items() if one}
+            found: dict[str, Any] = {"life": life}
+            # u as v has met it: no average, no earlier one
+            if own is None or config.judged == "best" or config.ema or not attnets:
+                return found
+            effort = Effort(config.response_steps, config.restarts, lr=config.lr)
+            held_out = data.validation
+            defences = best_defences(module, own, data.train, held_out, effort, seed=seed)
+            found["game"] = exploitability(
+                module, own, attnets, defences, threat, held_out, test, seed=seed
+            )
+            return found
+
+        return {"respond": respond, "measure": measure, "which": config.judged}
 
 
-def parse(words: Sequence[str]) -> Config:
-    """The settings of a command line; `check` refuses those that cannot work."""
-    default = defaults(**peek(words, dataset="digits"))
-    return tyro.cli(Config, default=default, args=words)
-
-
-def _from_command_line() -> RunFolder:
-    return main(parse(sys.argv[1:]), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

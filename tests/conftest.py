@@ -94,8 +94,9 @@ def refused(tmp_path, monkeypatch, capsys):
     def check(script: ModuleType, words: Sequence[str], answer: str) -> None:
         there = sorted(tmp_path.iterdir())
         monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
+        job = getattr(script, "job", None)
         with pytest.raises(SystemExit) as stop:
-            run_script(script._from_command_line)
+            run_script(job.from_command_line if job else script._from_command_line)
         assert stop.value.code == 2
         said = capsys.readouterr().err
         assert answer in said

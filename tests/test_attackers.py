@@ -289,7 +289,7 @@ def table(run):
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])
 def test_interrupted_and_resumed_is_the_same_to_the_bit(agent, tmp_path, monkeypatch, capsys):
     config = train_attacker.Config(agent=agent, runs_dir=str(tmp_path), name="whole", **TINY)
-    whole = train_attacker.main(config).path
+    whole = train_attacker.job.run(config).path
     kind = EpisodicReinforce if agent == "reinforce" else PPOAttacker
     update, calls = kind.update, []
 
@@ -301,12 +301,12 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(agent, tmp_path, monkeyp
 
     monkeypatch.setattr(kind, "update", interrupted)
     with pytest.raises(SystemExit) as stop:
-        train_attacker.main(replace(config, name="broken"))
+        train_attacker.job.run(replace(config, name="broken"))
     assert stop.value.code == 128 + signal.SIGTERM
     assert "--resume" in capsys.readouterr().err
     broken = tmp_path / "broken"
     assert not (broken / "report.json").exists()
-    train_attacker.main(replace(config, resume=str(broken)))
+    train_attacker.job.run(replace(config, resume=str(broken)))
     assert len(calls) == 6
     one, two = (load_file(run / "attacker.safetensors") for run in (whole, broken))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -316,7 +316,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(agent, tmp_path, monkeyp
 
 def test_a_run_leaves_what_it_says(tmp_path, capsys):
     config = train_attacker.Config(runs_dir=str(tmp_path), name="run", moves=("on",), **TINY)
-    run = train_attacker.main(config)
+    run = train_attacker.job.run(config)
     assert "attacker.safetensors" in capsys.readouterr().out
     for name in ("curves.png", "schedule.png", "report.json", "metrics.csv", "config.json"):
         assert (run.path / name).stat().st_size
@@ -324,7 +324,7 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
     assert report["classifiers"] == ["shipped"]
     assert set(report["validation"]) >= {"eval/success", "eval/gain", "eval/return", "eval/pgd"}
     assert load_attacker(run.path).menu == Menu(moves=("on",))
-    shown = train_attacker.main(replace(config, resume=str(run.path)))
+    shown = train_attacker.job.run(replace(config, resume=str(run.path)))
     assert shown.path == run.path, "a finished run is only shown again"
 
 
@@ -345,5 +345,5 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
 def test_wrong_settings_are_refused_before_any_work(changes, words, tmp_path):
     config = train_attacker.Config(runs_dir=str(tmp_path / "runs"), **{**TINY, **changes})
     with pytest.raises(InputError, match=words):
-        train_attacker.main(config)
+        train_attacker.job.run(config)
     assert not (tmp_path / "runs").exists()

@@ -8,7 +8,7 @@ import pytest
 from equal_runs import SMALL
 from studies import attnet as study_attnet
 from studies import minimax_rates as sweep_minimax
-from train_minimax import Config, main
+from train_minimax import Config, job
 
 from advgame.errors import InputError
 
@@ -17,7 +17,7 @@ from advgame.errors import InputError
 def played(tmp_path_factory):
     settings = {**SMALL, "epochs": 1, "response_steps": 3, "hidden": 20, "model": "small_cnn"}
     folder = tmp_path_factory.mktemp("runs")
-    return main(replace(Config(), **settings, runs_dir=str(folder), name="game")).path
+    return job.run(replace(Config(), **settings, runs_dir=str(folder), name="game")).path
 
 
 def test_a_fresh_attackers_curve_goes_on_from_step_to_step(played, tmp_path):

@@ -22,8 +22,8 @@ from advgame.threat import Linf
 
 
 def made(name, **changes):
-    config = train.check(replace(train.defaults("digits", name), **changes))
-    return train.GAMES[name].make(config, Linf(0.1), None, None)
+    config = train.job.check(replace(train.job.defaults(dataset="digits", game=name), **changes))
+    return train.GAMES[name].make(config, Linf(0.1))
 
 
 def network(seed=0):

@@ -65,9 +65,9 @@ def test_a_report_needs_an_attack(script, words, refused):
 @pytest.mark.parametrize(
     ("script", "words", "answer"),
     [
-        (train_minimax, ["--defence", "unrolled", "--unroll", "0"], "unroll must be above 0"),
+        (train_minimax, ["--defence", "unrolled", "--unroll", "0"], "unroll must be 1 or above"),
         (train_minimax, ["--attacker-lr", "inf"], "attacker_lr must be above 0"),
-        (train_gail, ["--policy-hidden", "0"], "policy_hidden are widths"),
+        (train_gail, ["--policy-hidden", "0"], "policy_hidden must be 1 or above"),
         (train_privacy_filter, ["--filter", "raw", "--dim", "3"], "raw makes no use of --dim"),
         (train_privacy_filter, ["--filter", "pca", "--steps", "9"], "pca makes no use of --steps"),
         (train_privacy_filter, ["--gamma", "2", "--solver", "alt"], "alt makes no use of --gamma"),

@@ -7,7 +7,7 @@ import torch
 from conftest import seeded
 from equal_runs import SMALL
 from gymnasium import spaces
-from train_las_at import Config, main
+from train_las_at import Config, job
 
 from advgame.errors import InputError
 from agents.policies import FeaturePolicy, StrategyPolicy, sample
@@ -23,7 +23,7 @@ def small(folder, **changes):
 def test_a_rate_out_of_all_measure_is_told_and_not_a_traceback(agent, tmp_path):
     """The policy is the first to fail: its rewards are NaN."""
     with pytest.raises(InputError, match="training diverged") as told:
-        main(small(tmp_path, agent=agent, lr=1e30, schedule="constant"))
+        job.run(small(tmp_path, agent=agent, lr=1e30, schedule="constant"))
     assert "lower" in str(told.value)
     if agent != "random":  # which nothing stops before the end of an epoch
         assert "diverged at step" in str(told.value)
@@ -41,7 +41,7 @@ def test_a_policy_that_diverges_alone_is_named_and_what_was_saved_stays(tmp_path
 
     monkeypatch.setattr(Reinforce, "act", act)
     with pytest.raises(InputError, match=r"diverged at step 8: player\.policy\.heads\.0\.bias"):
-        main(small(tmp_path, agent="reinforce"))
+        job.run(small(tmp_path, agent="reinforce"))
     kept = sorted(one.name for one in (tmp_path / "one" / "checkpoints").iterdir())
     assert kept == ["best.safetensors", "step_00000000", "step_00000006"]
 

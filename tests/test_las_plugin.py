@@ -220,7 +220,7 @@ def test_a_policy_paid_by_r1_alone_raises_beta(digits):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["--awp", "0"], "awp must lie between"),
+        (["--awp", "0"], "awp must be above 0"),
         (["--preset", "repo", "--objective", "trades"], "--preset repo is LAS-PGD-AT's"),
         (["--objective", "mart"], "invalid choice"),
         (["--objective", "trades", "--agent", "fixed", "--fixed-beta", "4"], "no beta of 4"),
@@ -229,7 +229,7 @@ def test_a_policy_paid_by_r1_alone_raises_beta(digits):
 def test_wrong_words_are_refused(words, answer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
     with pytest.raises(SystemExit) as stop:
-        run_script(train_las_at._from_command_line)
+        run_script(train_las_at.job.from_command_line)
     assert stop.value.code == 2
     assert answer in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

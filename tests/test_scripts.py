@@ -28,7 +28,11 @@ def run(*words, **settings):
     )
 
 
-SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py") if p.name != "study.py")
+SCRIPTS = sorted(
+    path.name
+    for path in (ROOT / "scripts").glob("*.py")
+    if path.name != "study.py" and "__main__" in path.read_text()
+)
 
 
 @pytest.mark.parametrize("words", [[one] for one in SCRIPTS] + [["study.py", s] for s in STUDIES])

@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
         run = RunFolder.create(root / name, asdict(RunConfig()), "cpu")
         save_weights(shipped().model, run.path / "checkpoints" / "best.safetensors")
     for seed in range(2):
-        train_attacker.main(
+        train_attacker.job.run(
             train_attacker.Config(
                 classifier=(str(root / "known"),),
                 queries=(3,),

@@ -48,8 +48,8 @@ def test_differences_are_paired_by_seed_and_equal_compute_meets_its_learner_too(
 def test_the_random_control_of_the_published_settings_differs_in_who_picks_only():
     def config(player):
         words = dict(zip(*[iter(study.PLAYERS[player])] * 2, strict=True))
-        base = train_las_at.defaults("digits", words.pop("--preset", "default"))
-        return train_las_at.check(replace(base, **{k[2:]: v for k, v in words.items()}))
+        base = train_las_at.job.defaults(dataset="digits", preset=words.pop("--preset", "default"))
+        return train_las_at.job.check(replace(base, **{k[2:]: v for k, v in words.items()}))
 
     assert replace(config("repo-random"), agent="reinforce") == config("repo")
     assert config("repo-random").true_probability == 0.7

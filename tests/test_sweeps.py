@@ -157,7 +157,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("cells")
     for attacker, seed in (("plain", 0), ("plain", 1), ("grad", 0), ("grad", 1)):
         settings = {**SMALL, "runs_dir": str(root), "attacker": attacker, "seed": seed}
-        train_l2l.main(replace(train_l2l.Config(), **settings, name=f"{attacker}-seed{seed}"))
+        train_l2l.job.run(replace(train_l2l.Config(), **settings, name=f"{attacker}-seed{seed}"))
     return root
 
 

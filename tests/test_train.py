@@ -9,7 +9,7 @@ import pytest
 import train
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from published import PUBLISHED
-from train import Config, defaults, main
+from train import Config, job
 
 from advgame.attacks.label_free import published_transport_from, transport_from
 from advgame.data import load_data
@@ -21,13 +21,13 @@ from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.run.loop import load_best
 from advgame.run.selection import criterion
-from advgame.run.settings import RunConfig, make_module
+from advgame.run.settings import RunConfig
 from advgame.threat import Linf
 
 
 def small(folder, name, game, **changes):
     settings = {**SMALL, "epochs": 2, "runs_dir": str(folder), "name": name, **changes}
-    return replace(defaults("digits", game), **settings)
+    return replace(job.defaults(dataset="digits", game=game), **settings)
 
 
 def cpu():
@@ -45,7 +45,7 @@ VARIANTS = {
 def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypatch):
     collapse = {"epoch": 2, "fgsm": 0.9, "pgd10": 0.1, "best": 0.4}
     monkeypatch.setattr("advgame.evaluation.judge.catastrophic_overfitting", lambda rows: collapse)
-    whole = main(small(tmp_path, "whole", game, **VARIANTS[game]))
+    whole = job.run(small(tmp_path, "whole", game, **VARIANTS[game]))
     real, played = DefenderTraining.step, []
 
     def stopped(self):
@@ -57,11 +57,11 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DefenderTraining, "step", stopped)
         with pytest.raises(SystemExit) as stop:
-            main(small(tmp_path, "cut", game, **VARIANTS[game]))
+            job.run(small(tmp_path, "cut", game, **VARIANTS[game]))
     assert stop.value.code == 128 + signal.SIGTERM
     with pytest.raises(InputError, match=f"was started with game={game}"):
-        main(Config(resume=str(tmp_path / "cut"), game="mart"), ["game"])
-    resumed = main(Config(resume=str(tmp_path / "cut")))
+        job.run(Config(resume=str(tmp_path / "cut"), game="mart"), ["game"])
+    resumed = job.run(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     row = Metrics.read(whole.path / "metrics.csv")[-1]
     assert {"eval/fgsm", "eval/overfitting", "cost/forwards"} <= row.keys()
@@ -73,12 +73,12 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(game, tmp_path, monkeypa
 
 def test_standard_training_is_selected_by_clean_accuracy_and_says_so(tmp_path):
     settings = {"epochs": 6, "train_n": None, "eps": "0.3", "name": "plain"}
-    run = main(small(tmp_path, game="standard", **settings))
+    run = job.run(small(tmp_path, game="standard", **settings))
     rows = Metrics.read(run.path / "metrics.csv")
     clean, robust = ([row[f"eval/{by}"] for row in rows] for by in ("clean", "robust"))
     chosen = clean.index(max(clean))
     assert clean[robust.index(max(robust))] < max(clean), "PGD-10 would have chosen others"
-    module = make_module(defaults("digits", "standard"), load_data("digits").train, cpu())
+    module = job.classifier(job.defaults(game="standard"), load_data("digits").train, cpu())
     load_best(run, module)
     validation = load_data("digits").validation
     found = validator(validation, Linf(0.3), seed=0)(module)
@@ -90,14 +90,14 @@ def test_standard_training_is_selected_by_clean_accuracy_and_says_so(tmp_path):
 
 
 def test_what_selects_can_be_asked_for_and_a_run_made_before_it_took_pgd(tmp_path):
-    run = main(small(tmp_path, "asked", "standard", epochs=1, select="robust"))
+    run = job.run(small(tmp_path, "asked", "standard", epochs=1, select="robust"))
     assert "weights: best PGD-10 accuracy on the validation" in (run.path / "report.md").read_text()
     about = run.about()
     del about["config"]["select"]
     run.write_json("config.json", about)
     assert criterion(run) == "robust"
     with pytest.raises(InputError, match="another script or version"):  # no default is made up
-        main(Config(resume=str(run.path)))
+        job.run(Config(resume=str(run.path)))
 
 
 def test_every_game_has_its_settings_and_a_line(capsys, monkeypatch):
@@ -106,11 +106,11 @@ def test_every_game_has_its_settings_and_a_line(capsys, monkeypatch):
         assert set(game.settings) <= known
         assert {*set(game.settings) - {one.name for one in fields(RunConfig)}} <= {*train.OPTIONS}
         for dataset in ("digits", "mnist", "cifar10", "svhn"):
-            config = train.check(defaults(dataset, name))
+            config = job.check(job.defaults(dataset=dataset, game=name))
             assert (config.game, config.dataset) == (name, dataset)
-    assert defaults("digits", "free").epochs == 40 // 8
+    assert job.defaults(dataset="digits", game="free").epochs == 40 // 8
     monkeypatch.setattr(sys, "argv", ["train.py", "--list"])
-    train._from_command_line()
+    job.from_command_line()
     said = capsys.readouterr().out
     assert all(f"{name} " in said for name in train.GAMES)
     assert "--beta 6.0" in said
@@ -127,7 +127,9 @@ def test_published_settings_are_the_papers():
         "feature-scatter": (200, 0.1, 2e-4, 60, "8/255"),
     }
     assert set(PUBLISHED) == set(said) <= set(train.GAMES)
-    found = {name: train.check(defaults("cifar10", name, "repo")) for name in said}
+    found = {
+        name: job.check(job.defaults(dataset="cifar10", game=name, preset="repo")) for name in said
+    }
     for name, c in found.items():
         assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.eps) == said[name], name
         assert c.ema is None
@@ -149,8 +151,8 @@ def test_settings_reach_the_game():
     fabric, data = cpu(), load_data("digits")
 
     def built(name, **changes):
-        config = train.check(replace(defaults("digits", name), **changes))
-        return train.build(config, data, fabric)
+        config = job.check(replace(job.defaults(dataset="digits", game=name), **changes))
+        return job.game(config, data, fabric)
 
     rules = built("trades", beta=2.0, attack_steps=3, step_size=0.5, eps="0.1").rules
     attack = rules.attack(rules.threat).attack
@@ -169,8 +171,10 @@ def test_settings_reach_the_game():
         game = built("feature-scatter", transport=name)
         assert game.defender.true_probability == 0.5
         assert game.rules.attack(game.rules.threat).loss_from is loss
-    assert defaults("digits", "feature-scatter").transport == "fixed"
-    assert defaults("cifar10", "feature-scatter", "repo").transport == "repo"
+    assert job.defaults(dataset="digits", game="feature-scatter").transport == "fixed"
+    assert (
+        job.defaults(dataset="cifar10", game="feature-scatter", preset="repo").transport == "repo"
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,10 +187,10 @@ def test_settings_reach_the_game():
         (["--game", "trades", "--transport", "repo"], "trades has no transport"),
         (["--game", "trades", "--beta", "None"], "trades needs --beta"),
         (["--game", "mart", "--beta", "-1"], "beta must be above 0"),
-        (["--game", "free", "--replays", "0"], "replays must be above 0"),
+        (["--game", "free", "--replays", "0"], "replays must be 1 or above"),
         (["--select", "own"], "no attacker of its own that validation could score"),
         (["--select", "luck"], "invalid choice"),
-        (["--attack-steps", "0"], "attack_steps must be above 0"),
+        (["--attack-steps", "0"], "attack_steps must be 1 or above"),
         (["--attack-mode", "sleep"], "invalid choice"),
         (["--awp", "0"], "awp must be above 0"),
         (["--awp", "nan"], "awp must be above 0"),

@@ -11,8 +11,9 @@ import torch
 import train_adt
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
-from train_adt import ADT_PANELS, Config, defaults, main
+from train_adt import ADT_PANELS, Config, job
 
+from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import DefenderTraining
@@ -39,7 +40,7 @@ VARIANTS = {
 @pytest.mark.parametrize("method", slow_but("imp-am", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkeypatch):
     changes = {"method": method, **VARIANTS[method]}
-    whole = main(small(tmp_path, "whole", **changes))
+    whole = job.run(small(tmp_path, "whole", **changes))
     real, played = DefenderTraining.step, []
 
     def stopped(self):
@@ -51,9 +52,9 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkey
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DefenderTraining, "step", stopped)
         with pytest.raises(SystemExit) as stop:
-            main(small(tmp_path, "cut", **changes))
+            job.run(small(tmp_path, "cut", **changes))
     assert stop.value.code == 128 + signal.SIGTERM
-    resumed = main(Config(resume=str(tmp_path / "cut")))
+    resumed = job.run(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     told = [(run.path / "diversity.json").read_text() for run in (whole, resumed)]
     assert told[0] == told[1]
@@ -96,18 +97,18 @@ def test_presets_data_sets_and_methods_have_settings_of_their_own(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
         for preset in ("default", "repo"):
             for method in ("exp", "exp-am", "imp-am"):
-                config = train_adt.check(defaults(name, preset, method))
+                config = job.check(job.defaults(dataset=name, preset=preset, method=method))
                 assert (config.dataset, config.preset, config.method) == (name, preset, method)
                 assert config.lam == (1.0 if method == "imp-am" else 0.01)
         if name != "digits":
             with pytest.raises(InputError, match="--data-dir"):
-                main(replace(config, runs_dir=str(tmp_path)))
-    repo = defaults("cifar10", "repo")
+                job.run(replace(config, runs_dir=str(tmp_path)))
+    repo = job.defaults(dataset="cifar10", preset="repo")
     assert (repo.model, repo.generator, repo.ngf, repo.latent) == (
         "wrn-28-10", "resnet-3blocks", 256, 64,
     )  # fmt: skip
     assert (repo.epochs, repo.batch_size, repo.eps, repo.weight_decay) == (76, 64, "8/255", 2e-4)
-    assert defaults("svhn", "repo").eps == "4/255"
+    assert job.defaults(dataset="svhn", preset="repo").eps == "4/255"
     assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
 
 
@@ -115,8 +116,8 @@ def test_settings_reach_the_game():
     fabric = make_fabric("cpu", 1, "32-true")
 
     def made(preset, method, **changes):
-        config = replace(defaults("digits", preset, method), **changes)
-        return train_adt.rules(config, (1, 8, 8), fabric)
+        config = replace(job.defaults(dataset="digits", preset=preset, method=method), **changes)
+        return job.rules(config, load_data("digits").train, fabric)
 
     changes = {"inner_steps": 3, "samples": 4, "inner_lr": 0.2, "inner_betas": (0.5, 0.9)}
     game = made("default", "exp", lam=0.5, **changes)
@@ -150,13 +151,13 @@ def test_settings_reach_the_game():
         (["--generator", "huge"], "huge"),
         (["--eps", "8"], "did you mean 8/255"),
         (["--lam", "-1"], "lam must be 0"),
-        (["--inner-steps", "0"], "inner_steps must be above 0"),
+        (["--inner-steps", "0"], "inner_steps must be 1 or above"),
         (["--inner-lr", "0"], "inner_lr must be above 0"),
         (["--inner-betas", "1", "0"], "betas must lie in"),
         (["--samples", "0"], "samples must be 1"),
         (["--draws", "0"], "draws must be 1"),
         (["--method", "exp-am", "--attacker-lr", "0"], "attacker_lr must be above 0"),
-        (["--method", "imp-am", "--latent", "0"], "latent must be above 0"),
+        (["--method", "imp-am", "--latent", "0"], "latent must be 1 or above"),
         (["--method", "imp-am", "--threshold", "nan"], "threshold must be a number"),
         (["--method", "exp-am", "--ngf", "8"], "--generator small makes no use of --ngf"),
         (["--latent", "8"], "--method exp makes no use of --latent"),

@@ -50,7 +50,7 @@ def config(tmp_path, name="run", **settings):
         (["--penalty", "nan"], "penalty_target and controller finite"),
         (["--entropy", "inf"], "entropy, penalty, penalty_target and"),
         (["--controller", "-1"], "penalty_target and controller finite"),
-        (["--max-kl", "0"], "max_kl above 0"),
+        (["--max-kl", "0"], "max_kl must be above 0"),
         (["--source", "true", "--penalty", "5"], "--source true makes no use of --penalty"),
         (["--source", "cloning", "--updater", "mlp-narrow"], "makes no use of --updater"),
         (["--algorithm", "ppo", "--value-epochs", "50"], "ppo makes no use of --value-epochs"),
@@ -61,7 +61,7 @@ def config(tmp_path, name="run", **settings):
         (["--settle", "-1"], "settle must be 0"),
         (["--settle", "100", "--algorithm", "ppo"], "ppo makes no use of --settle"),
         (["--iterations", "15"], "multiple of --evaluate-every"),
-        (["--episodes", "1"], "standard error"),
+        (["--episodes", "1"], "episodes must be 2 or above"),
         (["--n-steps", "1", "--envs", "1"], "too few pairs"),
         (["--demonstrations", "/nowhere.npz"], "/nowhere.npz"),
         (["--seed", "-1"], "seed"),
@@ -88,7 +88,7 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
     [{"updater": "adam", "replay": 0.5}, {"updater": "coordinatewise"}, {"updater": "mlp-narrow"}],
 )
 def test_interrupted_and_resumed_to_the_same_bits(tmp_path, words):
-    whole = train_gail.main(config(tmp_path, "whole", **words, save_every=1))
+    whole = train_gail.job.run(config(tmp_path, "whole", **words, save_every=1))
     half = config(tmp_path, "half", **words, save_every=1)
     part, calls = train_gail.GailTraining.step, []
 
@@ -101,15 +101,15 @@ def test_interrupted_and_resumed_to_the_same_bits(tmp_path, words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_gail.GailTraining, "step", stopped)
         with pytest.raises(SystemExit):
-            train_gail.main(half)
-    resumed = train_gail.main(train_gail.Config(resume=str(tmp_path / "half")))
+            train_gail.job.run(half)
+    resumed = train_gail.job.run(train_gail.Config(resume=str(tmp_path / "half")))
     assert_equal_metrics(whole.path, resumed.path)
     one, two = weights(whole.path), weights(resumed.path)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_run_explains_itself_and_is_not_overwritten(tmp_path):
-    folder = train_gail.main(config(tmp_path)).path
+    folder = train_gail.job.run(config(tmp_path)).path
     report = json.loads((folder / "report.json").read_text())
     assert report["expert_return"] == 500
     assert report["pairs"] == 5000
@@ -128,20 +128,20 @@ def test_a_run_explains_itself_and_is_not_overwritten(tmp_path):
     ):
         assert all(tag in row for row in rows), tag
     with pytest.raises(InputError, match="never overwritten"):
-        train_gail.main(config(tmp_path))
+        train_gail.job.run(config(tmp_path))
 
 
 def test_checkpoints_can_be_seldom(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Trainer, "_save", lambda trainer: saved.append(trainer.step))
-    train_gail.main(config(tmp_path, iterations=10, save_every=3))
+    train_gail.job.run(config(tmp_path, iterations=10, save_every=3))
     assert saved == [6, 10]
 
 
 def test_controls_pay_what_they_say(tmp_path):
     found = {}
     for source in ("constant", "random", "true", "discriminator"):
-        training, _, _ = train_gail.build(config(tmp_path, source=source, horizon="task"))
+        training, _, _ = train_gail.make_training(config(tmp_path, source=source, horizon="task"))
         first = training.env.theta.clone()
         stats = [training.step() for _ in range(2)]
         found[source] = (first, training.env.theta, stats)
@@ -159,15 +159,15 @@ def test_u_in_full_is_refused_where_it_does_not_fit(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("agents.learned_updaters.available_memory", lambda device: 3 * 10**9)
         with pytest.raises(InputError, match=r"2561 parameters needs 4\.1 GB and 3\.0 GB"):
-            train_gail.main(full)
+            train_gail.job.run(full)
     monkeypatch.setattr("agents.learned_updaters.available_disk", lambda path: 10 * 10**9)
     with pytest.raises(InputError, match=r"3 checkpoints of the updater need 12\.3 GB"):
-        train_gail.main(full)
+        train_gail.job.run(full)
     assert not list(tmp_path.iterdir())
 
 
 def test_replay_mixes_earlier_pairs_in(tmp_path):
-    training, _, _ = train_gail.build(config(tmp_path, replay=0.5))
+    training, _, _ = train_gail.make_training(config(tmp_path, replay=0.5))
     first, second = torch.zeros(64, 7), torch.ones(64, 7)
     assert torch.equal(training._remembered(first), first)
     assert float(training._remembered(second).mean()) == 0.5
@@ -179,12 +179,12 @@ def test_replay_mixes_earlier_pairs_in(tmp_path):
 
 def blind_batches(config, iterations=9):
     """Whether each of the first batches held next to no live pair."""
-    training, _, _ = train_gail.build(config)
+    training, _, _ = train_gail.make_training(config)
     return [float(training.step()["health/batch/blind"]) for _ in range(iterations)]
 
 
 def test_batches_of_the_default_setting_hold_live_states():
-    usual = train_gail.defaults()
+    usual = train_gail.job.defaults()
     assert usual.horizon == "fixed"
     assert usual.n_steps < 500
     assert sum(blind_batches(usual)) == 0
@@ -195,10 +195,10 @@ def test_batches_of_the_default_setting_hold_live_states():
 def test_the_report_says_how_far_the_policy_is_from_the_expert(tmp_path):
     found = {}
     for source in ("random", "cloning"):
-        usual = train_gail.defaults("MountainCar-v0")  # whose episodes are short
+        usual = train_gail.job.defaults(env="MountainCar-v0")  # whose episodes are short
         sizes = {"episodes": 8} | (TINY if source == "random" else {})
         settings = {"source": source, "runs_dir": str(tmp_path), "name": source}
-        folder = train_gail.main(replace(usual, **settings, **sizes)).path
+        folder = train_gail.job.run(replace(usual, **settings, **sizes)).path
         found[source] = json.loads((folder / "report.json").read_text())["imitation"]
     for way in ("sampled", "deterministic"):
         far, near = (found[source][way]["divergence"] for source in ("random", "cloning"))
@@ -218,7 +218,7 @@ def test_the_dummy_expert_always_takes_action_0():
 
 def test_cloning_reports_the_same_numbers(tmp_path):
     words = {"source": "cloning", "trajectories": 2, "episodes": 8, "runs_dir": str(tmp_path)}
-    folder = train_gail.main(train_gail.Config(**words)).path
+    folder = train_gail.job.run(train_gail.Config(**words)).path
     report = json.loads((folder / "report.json").read_text())
     assert report["eval/return"] > 40  # chance is 22; two trajectories do not make an expert
     assert report["bc/best_iteration"] > 0
@@ -226,7 +226,7 @@ def test_cloning_reports_the_same_numbers(tmp_path):
 
 def test_divergence_is_a_result(tmp_path):
     words = {"updater": "mlp-narrow", "updater_lr": 1e30, "iterations": 8}
-    folder = train_gail.main(config(tmp_path, **words)).path
+    folder = train_gail.job.run(config(tmp_path, **words)).path
     assert json.loads((folder / "report.json").read_text())["diverged"]["iteration"] < 8
 
 
@@ -235,7 +235,7 @@ def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     env = ImitationVectorEnv(1, env_id="Acrobot-v1", horizon="task")
     dummy_expert(env, 2, seed=0).save(path)
     words = {"env": "Acrobot-v1", "demonstrations": str(path), "trajectories": 2}
-    folder = train_gail.main(config(tmp_path, **words, iterations=2)).path
+    folder = train_gail.job.run(config(tmp_path, **words, iterations=2)).path
     assert json.loads((folder / "report.json").read_text())["eval/return"] == -500
     part = train_gail.GailTraining.step
 
@@ -245,7 +245,7 @@ def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train_gail.GailTraining, "step", stopped)
     with pytest.raises(SystemExit):
-        train_gail.main(config(tmp_path, "stopped", **words, iterations=2))
+        train_gail.job.run(config(tmp_path, "stopped", **words, iterations=2))
     assert "it cannot go on" in capsys.readouterr().err, "what --resume would refuse"
 
 

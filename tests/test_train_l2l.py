@@ -12,7 +12,7 @@ import train_l2l
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
 from studies import l2l as study_l2l
-from train_l2l import Config, defaults, main
+from train_l2l import Config, job
 
 from advgame.data import load_data
 from advgame.defender import Defender
@@ -45,7 +45,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", slow_but("grad", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(variant, tmp_path):
     changes = VARIANTS[variant]
-    whole = main(small(tmp_path, "whole", **changes))
+    whole = job.run(small(tmp_path, "whole", **changes))
     real, played = DefenderTraining.step, []
 
     def stopped(self):
@@ -57,9 +57,9 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(variant, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DefenderTraining, "step", stopped)
         with pytest.raises(SystemExit) as stop:
-            main(small(tmp_path, "cut", **changes))
+            job.run(small(tmp_path, "cut", **changes))
     assert stop.value.code == 128 + signal.SIGTERM
-    resumed = main(Config(resume=str(tmp_path / "cut")))
+    resumed = job.run(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     files = [run.path / "attacker.safetensors" for run in (whole, resumed)]
     assert [file.exists() for file in files] == [variant != "pgd"] * 2
@@ -72,8 +72,8 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(variant, tmp_path):
 def runs(tmp_path_factory):
     """A run of Grad, and one of plain training."""
     folder = tmp_path_factory.mktemp("l2l") / "digits"
-    main(small(folder, "grad-seed0"))
-    main(small(folder, "plain-seed0", attacker="plain"))
+    job.run(small(folder, "grad-seed0"))
+    job.run(small(folder, "plain-seed0", attacker="plain"))
     return folder
 
 
@@ -90,18 +90,18 @@ def test_a_run_leaves_its_curves(runs):
 
 
 def test_the_clean_loss_of_naive_comes_from_the_end_of_the_epoch(tmp_path):
-    run = main(small(tmp_path, "naive", attacker="naive", epochs=1))
+    run = job.run(small(tmp_path, "naive", attacker="naive", epochs=1))
     row = Metrics.read(run.path / "metrics.csv")[-1]
     assert row["game/clean_loss"] > 0
     assert row["cost/forwards"] == 2
 
 
 def test_each_attacker_selects_by_what_its_game_is_for(runs, tmp_path):
-    naive = main(small(tmp_path, "naive", attacker="naive", epochs=4, eps="0.3"))
+    naive = job.run(small(tmp_path, "naive", attacker="naive", epochs=4, eps="0.3"))
     rows = Metrics.read(naive.path / "metrics.csv")
     scores, robust = ([row[f"eval/{by}"] for row in rows] for by in ("own_attacker", "robust"))
     assert scores.index(max(scores)) != robust.index(max(robust))
-    module = train_l2l.build(Config(), load_data("digits"), make_fabric("cpu", 1, "32-true"))
+    module = job.game(Config(), load_data("digits"), make_fabric("cpu", 1, "32-true"))
     load_best(naive, module.defender.module)
     found = validator(load_data("digits").validation, Linf(0.15), 0)(module.defender.module)
     assert found["eval/clean"] == rows[scores.index(max(scores))]["eval/clean"]
@@ -132,14 +132,15 @@ def test_its_attacker_is_an_attack_on_any_classifier(runs, monkeypatch):
 def test_the_repo_preset_and_every_data_set_have_settings_of_their_own(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
         for preset in ("default", "repo"):
-            config = train_l2l.check(defaults(name, preset))
+            config = job.check(job.defaults(dataset=name, preset=preset))
             assert config.dataset == name
             assert config.weight_decay == 2e-4
             if name != "digits":
                 with pytest.raises(InputError, match="--data-dir"):
-                    main(replace(config, runs_dir=str(tmp_path)))
-    assert (defaults("cifar10").width, defaults("cifar10").eps) == ("slim", "0.031")
-    repo = defaults("cifar10", "repo")
+                    job.run(replace(config, runs_dir=str(tmp_path)))
+    usual = job.defaults(dataset="cifar10")
+    assert (usual.width, usual.eps) == ("slim", "0.031")
+    repo = job.defaults(dataset="cifar10", preset="repo")
     assert (repo.width, repo.scaling, repo.gradient_mode) == ("wide-repo", "paper", "repo")
     assert repo.epochs == 76
     assert [round(share * 76) for share in repo.milestones] == [30, 60]
@@ -200,20 +201,20 @@ def test_the_study_draws_sparse_validations_and_refuses_other_flags(tmp_path):
 
 
 def test_settings_reach_the_game():
-    fabric = make_fabric("cpu", 1, "32-true")
+    fabric, images = make_fabric("cpu", 1, "32-true"), load_data("digits").train
     changes = {
         "attacker": "k-step", "steps": 4, "gradient_mode": "repo", "attacker_mode": "train",
         "learning_mode": "train", "attacker_lr": 2e-3, "attacker_lr_factor": 3.0,
         "attacker_weight_decay": 0.25, "scaling": "paper", "attacker_steps": 5,
     }  # fmt: skip
-    game = train_l2l.rules(replace(Config(), **changes), (1, 8, 8), fabric)
+    game = job.rules(replace(Config(), **changes), images, fabric)
     assert game.modes == Modes("train", "train", "train", keep_buffers=False)
     assert (game.attacker.gradients, game.attacker.module.scaling) == (4, "paper")
     assert game.attacker_steps == 5
     group = game.attacker.optimizer.param_groups[0]
     assert (group["lr"], group["betas"]) == (pytest.approx(6e-3), (0.9, 0.999))
     assert group["weight_decay"] == 0.25
-    pgd = train_l2l.rules(replace(Config(), attacker="pgd"), (1, 8, 8), fabric)
+    pgd = job.rules(replace(Config(), attacker="pgd"), images, fabric)
     attack = pgd.attack(Linf(0.31))
     assert (attack.steps, attack.step_size) == (10, pytest.approx(0.07))
 
@@ -255,11 +256,11 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
         (["--attacker-lr", "0"], "attacker_lr must be above 0"),
         (["--attacker-lr-factor", "-1"], "attacker_lr_factor must be above 0"),
         (["--attacker-weight-decay", "1"], "attacker_weight_decay"),
-        (["--attacker", "k-step", "--steps", "0"], "steps must be above 0"),
+        (["--attacker", "k-step", "--steps", "0"], "steps must be 1 or above"),
         (["--attacker", "plain", "--eps-ramp", "0.1"], "plain makes no use of --eps-ramp"),
         (["--form", "shared", "--learning-mode", "train"], "no use of --learning-mode"),
         (["--attacker", "grad", "--steps", "2"], "--attacker grad makes no use of --steps"),
-        (["--attacker-steps", "0"], "attacker_steps must be above 0"),
+        (["--attacker-steps", "0"], "attacker_steps must be 1 or above"),
         (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
         (["--attacker", "pgd", "--form", "shared"], "pgd makes no use of --form"),
         (["--attacker", "plain", "--width", "slim"], "plain makes no use of --width"),

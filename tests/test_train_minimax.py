@@ -11,7 +11,7 @@ from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
 from studies import minimax as study_minimax
 from torch import Generator
-from train_minimax import Config, defaults, main
+from train_minimax import Config, job
 
 import agents.best_response
 from advgame.attacks import fgsm
@@ -49,7 +49,7 @@ VARIANTS = {
 @pytest.mark.parametrize("defence", slow_but("mixture", VARIANTS))
 def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
     changes = {"defence": defence, **VARIANTS[defence]}
-    whole = main(small(tmp_path, "whole", **changes))
+    whole = job.run(small(tmp_path, "whole", **changes))
     real, played = DefenderTraining.step, []
 
     def stopped(self):
@@ -61,9 +61,9 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DefenderTraining, "step", stopped)
         with pytest.raises(SystemExit) as stop:
-            main(small(tmp_path, "cut", **changes))
+            job.run(small(tmp_path, "cut", **changes))
     assert stop.value.code == 128 + signal.SIGTERM
-    resumed = main(Config(resume=str(tmp_path / "cut")))
+    resumed = job.run(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     responders = changes.get("responders", ("attnet",))
     played_by_one = defence in ("minimax", "optimistic")
@@ -90,7 +90,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"judged": "best"}])
 def test_the_end_of_a_game_is_not_that_of_weights_that_did_not_play(changes, tmp_path):
-    run = main(small(tmp_path, "run", defence="minimax", response_steps=2, **changes))
+    run = job.run(small(tmp_path, "run", defence="minimax", response_steps=2, **changes))
     report = json.loads((run.path / "report.json").read_text())
     assert "learned:attnet-curr" in report["accuracy"]
     assert "game" not in report
@@ -98,12 +98,12 @@ def test_the_end_of_a_game_is_not_that_of_weights_that_did_not_play(changes, tmp
 
 def test_an_interrupted_report_keeps_its_fresh_attacker(tmp_path, monkeypatch):
     """Its verdicts belong to that network, which must not be trained anew."""
-    run = main(small(tmp_path, "run", defence="plain"))
+    run = job.run(small(tmp_path, "run", defence="plain"))
     before = (run.path / "attnet-curr.safetensors").read_bytes()
     report = json.loads((run.path / "report.json").read_text())
     (run.path / "report.json").unlink()
     monkeypatch.setattr(agents.best_response, "Ascent", None)
-    again = main(Config(resume=str(run.path)))
+    again = job.run(Config(resume=str(run.path)))
     assert (again.path / "attnet-curr.safetensors").read_bytes() == before
     assert json.loads((run.path / "report.json").read_text())["accuracy"] == report["accuracy"]
 
@@ -113,7 +113,7 @@ def test_settings_reach_the_game():
     shape = (1, 8, 8)
 
     def made(**changes):
-        return train_minimax.rules(replace(Config(), **changes), shape, 10, fabric.device)
+        return train_minimax.played(replace(Config(), **changes), shape, 10, fabric.device)
 
     network_settings = {"output_scale": 3.0, "centre": False}
     game = made(
@@ -150,13 +150,13 @@ def test_every_defence_goes_where_its_formula_says():
         Solver(found, player, opponent).step(lambda a, b: (a[0] * b[0]).sum())
         assert [one.item() for one in at] == pytest.approx(end), defence
     mixture = replace(config, defence="mixture", mixture=("fgsm", "attnet"), per="batch")
-    game = train_minimax.rules(mixture, (1, 8, 8), 10, "cpu")
+    game = train_minimax.played(mixture, (1, 8, 8), 10, "cpu")
     assert (game.names, game.per) == (["fgsm", "attnet"], "batch")
 
 
 @pytest.mark.parametrize("judged", ["last", "best"])
 def test_the_report_is_about_the_weights_that_were_asked_for(judged, tmp_path):
-    run = main(small(tmp_path, judged, defence="plain", response_steps=0, judged=judged))
+    run = job.run(small(tmp_path, judged, defence="plain", response_steps=0, judged=judged))
     report = json.loads((run.path / "report.json").read_text())
     module = make_classifier("small_cnn", (1, 8, 8), 10, None)
     load_best(run, module, judged)
@@ -230,11 +230,11 @@ def test_the_study_writes_the_tables_of_the_paper(tmp_path):
 
 def test_every_data_set_has_settings_of_its_own(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
-        config = train_minimax.check(defaults(name))
+        config = job.check(job.defaults(dataset=name))
         assert config.dataset == name
         if name != "digits":
             with pytest.raises(InputError, match="--data-dir"):
-                main(replace(config, runs_dir=str(tmp_path)))
+                job.run(replace(config, runs_dir=str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 
@@ -244,9 +244,9 @@ def test_every_data_set_has_settings_of_its_own(tmp_path):
         (["--defence", "strong"], "invalid choice"),
         (["--gamma", "-1"], "gamma must be 0 or above"),
         (["--defence", "sens", "--penalty", "-1"], "penalty must be 0 or above"),
-        (["--ascent-steps", "0"], "ascent_steps must be above 0"),
+        (["--ascent-steps", "0"], "ascent_steps must be 1 or above"),
         (["--defence", "unrolled", "--look-ahead-lr", "0"], "look_ahead_lr must be above 0"),
-        (["--restarts", "0"], "restarts must be above 0"),
+        (["--restarts", "0"], "restarts must be 1 or above"),
         (["--response-steps", "-1"], "response_steps must be 0"),
         (["--hidden", "0"], "hidden must be 1"),
         (["--hidden", "0", "--defence", "sens"], "hidden must be 1"),

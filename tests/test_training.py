@@ -10,7 +10,7 @@ import pytest
 import torch
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train_las_at import Config, defaults, main
+from train_las_at import Config, job
 
 from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
@@ -60,17 +60,17 @@ VARIANTS = {
 def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
     variant, tmp_path, stop_at, monkeypatch
 ):
-    whole = main(small(tmp_path, "whole", **VARIANTS[variant]))
+    whole = job.run(small(tmp_path, "whole", **VARIANTS[variant]))
     for number, step in ((signal.SIGTERM, 9), (signal.SIGINT, 3)):  # mid-epoch: 6 steps each
         stop_at(step, lambda number=number: signal.raise_signal(number))
         resume = str(tmp_path / "cut") if number == signal.SIGINT else None
         config = small(tmp_path, "cut", **VARIANTS[variant])
         config = Config(resume=resume) if resume else config
         with pytest.raises(SystemExit) as stop:
-            main(config)
+            job.run(config)
         assert stop.value.code == 128 + number
         monkeypatch.undo()
-    resumed = main(Config(resume=str(tmp_path / "cut")))
+    resumed = job.run(Config(resume=str(tmp_path / "cut")))
     assert_equal_runs(whole.path, resumed.path)
     files = {"config.json", "metrics.csv", "report.json", "report.md", "curves.png", "examples.png"}
     assert files <= {p.name for p in resumed.path.iterdir()}
@@ -80,12 +80,12 @@ def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
 def test_interrupt_says_how_to_go_on(tmp_path, stop_at, capsys):
     stop_at(2, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit):
-        main(small(tmp_path, "cut"))
+        job.run(small(tmp_path, "cut"))
     assert f"--resume {tmp_path / 'cut'}" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_an_error_and_the_run_goes_on_afterwards(tmp_path, monkeypatch):
-    whole = main(small(tmp_path, "whole"))
+    whole = job.run(small(tmp_path, "whole"))
     real, calls = os.fsync, iter(range(10_000))
 
     def fsync(descriptor):
@@ -95,40 +95,41 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_afterwards(tmp_path, monkey
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
-        main(small(tmp_path, "full"))
+        job.run(small(tmp_path, "full"))
     monkeypatch.undo()
-    assert_equal_runs(whole.path, main(Config(resume=str(tmp_path / "full"))).path)
+    assert_equal_runs(whole.path, job.run(Config(resume=str(tmp_path / "full"))).path)
 
 
 def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
     tmp_path, stop_at, monkeypatch, capsys
 ):
-    whole = main(small(tmp_path, "whole"))
+    whole = job.run(small(tmp_path, "whole"))
     stop_at(13, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit):
-        main(small(tmp_path, "cut"))
+        job.run(small(tmp_path, "cut"))
     monkeypatch.undo()
     newest = sorted((tmp_path / "cut" / "checkpoints").glob("step_*"))[-1]
     (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:1000])
-    resumed = main(Config(resume=str(tmp_path / "cut")))
+    resumed = job.run(Config(resume=str(tmp_path / "cut")))
     assert "damaged" in capsys.readouterr().err
     assert_equal_runs(whole.path, resumed.path)
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
-    run = main(small(tmp_path, "one", agent="random"))
+    run = job.run(small(tmp_path, "one", agent="random"))
     with pytest.raises(InputError, match="epochs=3, not 7"):
-        main(Config(resume=str(run.path), epochs=7), {"resume", "epochs"})
+        job.run(Config(resume=str(run.path), epochs=7), {"resume", "epochs"})
     with pytest.raises(InputError, match="dataset=digits, not mnist"):
-        main(Config(resume=str(run.path), dataset="mnist"), {"resume", "dataset"})
-    main(Config(resume=str(run.path), epochs=3), {"resume", "epochs"})  # the same may be said again
+        job.run(Config(resume=str(run.path), dataset="mnist"), {"resume", "dataset"})
+    # the same may be said again
+    job.run(Config(resume=str(run.path), epochs=3), {"resume", "epochs"})
     run.write_json("config.json", {**run.about(), "config": {"colour": "red"}})
     with pytest.raises(InputError, match="another script or version"):
-        main(Config(resume=str(run.path)))
+        job.run(Config(resume=str(run.path)))
 
 
 def test_data_that_moved_is_found_again(tmp_path):
-    run = main(small(tmp_path, "one", agent="random", epochs=1))
+    run = job.run(small(tmp_path, "one", agent="random", epochs=1))
     (run.path / "report.json").unlink()
     config = Config(resume=str(run.path), data_dir="/new")
     _, settings = resume_settings(run.path, config, {"resume", "data_dir"})
@@ -142,17 +143,17 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path, stop_at):
 
     def resume_too():
         with pytest.raises(InputError, match="another process") as refused:
-            main(Config(resume=str(tmp_path / "a")))
+            job.run(Config(resume=str(tmp_path / "a")))
         said.append(refused)
 
     stop_at(3, resume_too)
-    whole = main(small(tmp_path, "a", epochs=1))
+    whole = job.run(small(tmp_path, "a", epochs=1))
     assert len(said) == 1
     assert len(Metrics.read(whole.path / "metrics.csv")) == 1
 
 
 def test_without_a_terminal_a_run_says_a_line_per_epoch(tmp_path, capsys):
-    main(small(tmp_path, "a", epochs=2))
+    job.run(small(tmp_path, "a", epochs=2))
     folder, first, second, *report = capsys.readouterr().err.splitlines()
     assert folder == f"{tmp_path / 'a'}: step 0 of 12"
     assert [line.split(": epoch")[0] for line in (first, second)] == [
@@ -174,9 +175,9 @@ def test_on_a_terminal_an_evaluation_keeps_one_line_that_changes(monkeypatch, ca
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
-    run = main(small(tmp_path, "one", agent="random", epochs=1))
+    run = job.run(small(tmp_path, "one", agent="random", epochs=1))
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
-    main(Config(resume=str(run.path)))
+    job.run(Config(resume=str(run.path)))
     assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
     assert "finished before" in capsys.readouterr().out
 
@@ -184,9 +185,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
 def test_resuming_keeps_every_point_of_the_curves(tmp_path, stop_at, monkeypatch):
     stop_at(9, lambda: signal.raise_signal(signal.SIGTERM))  # 6 steps an epoch
     with pytest.raises(SystemExit):
-        main(small(tmp_path, "cut", agent="random"))
+        job.run(small(tmp_path, "cut", agent="random"))
     monkeypatch.undo()
-    main(Config(resume=str(tmp_path / "cut")))
+    job.run(Config(resume=str(tmp_path / "cut")))
     events = EventAccumulator(str(tmp_path / "cut"))
     events.Reload()
     assert [point.step for point in events.Scalars("eval/robust")] == [6, 12, 18]
@@ -195,17 +196,17 @@ def test_resuming_keeps_every_point_of_the_curves(tmp_path, stop_at, monkeypatch
 
 def test_divergence_is_named(tmp_path):
     with pytest.raises(InputError, match=r"diverged.*lower --lr"):
-        main(small(tmp_path, "one", agent="fixed", lr=1e30, schedule="constant"))
+        job.run(small(tmp_path, "one", agent="fixed", lr=1e30, schedule="constant"))
 
 
 def test_different_seeds_differ(tmp_path):
-    one, two = (main(small(tmp_path, f"s{s}", seed=s, epochs=1)) for s in (0, 1))
+    one, two = (job.run(small(tmp_path, f"s{s}", seed=s, epochs=1)) for s in (0, 1))
     with pytest.raises(AssertionError):
         assert_equal_runs(one.path, two.path)
 
 
 def test_best_weights_are_those_of_the_best_validation_epoch(tmp_path):
-    run = main(small(tmp_path, "one", epochs=4, lr=0.3))
+    run = job.run(small(tmp_path, "one", epochs=4, lr=0.3))
     rows = Metrics.read(run.path / "metrics.csv")
     robust = [row["eval/robust"] for row in rows]
     best = SmallCNN((1, 8, 8), 10)
@@ -242,8 +243,8 @@ def test_schedules_follow_their_definitions():
 
 def test_averaged_weights_are_the_moving_average(tmp_path):
     """decay 0.5: the last weights count half, those before a quarter, …: between the extremes."""
-    plain = main(small(tmp_path, "plain", epochs=1, agent="fixed"))
-    ema = main(small(tmp_path, "ema", epochs=1, agent="fixed", ema=0.5))
+    plain = job.run(small(tmp_path, "plain", epochs=1, agent="fixed"))
+    ema = job.run(small(tmp_path, "ema", epochs=1, agent="fixed", ema=0.5))
     names = ("plain", "ema")
     heads = {}
     for name, run in zip(names, (plain, ema), strict=True):
@@ -283,11 +284,11 @@ def test_streams_are_independent_and_named():
 def test_every_data_set_has_settings_that_pass_their_own_check(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
         for preset in ("default", "repo"):
-            config = defaults(name, preset)
+            config = job.defaults(dataset=name, preset=preset)
             assert config.dataset == name
             if name != "digits":
                 with pytest.raises(InputError, match="--data-dir"):
-                    main(replace(config, runs_dir=str(tmp_path)))
+                    job.run(replace(config, runs_dir=str(tmp_path)))
     assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
 
 
@@ -304,7 +305,7 @@ def test_memory_is_flat_over_a_thousand_steps(agent, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StrategyGame, "step", measured)
     # 37 steps an epoch: the growth of one epoch's histogram must not be counted
-    main(small(tmp_path, "one", train_n=300, batch_size=8, epochs=28, agent=agent))
+    job.run(small(tmp_path, "one", train_n=300, batch_size=8, epochs=28, agent=agent))
     assert len(resident) > 1000
     growth = max(resident[-100:]) - max(resident[200:300])
     assert growth < 15, f"{growth:.1f} MiB more after 1,000 steps than after 300"

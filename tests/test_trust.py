@@ -60,10 +60,10 @@ def test_objects_in_demonstrations_are_not_run(tmp_path):
 def test_a_folder_does_not_choose_a_module_to_import(finished, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = replace(train_gail.defaults(), env="planted:Pendulum-v1", expert="dummy")
+    config = replace(train_gail.job.defaults(), env="planted:Pendulum-v1", expert="dummy")
     run = RunFolder.create(tmp_path / "run", asdict(config), "cpu")
     if finished:
         (run.path / "report.json").write_text(json.dumps({"eval/return": 0.0}))
     with pytest.raises(InputError, match="nothing that a folder names is run"):
-        train_gail.main(replace(config, resume=str(run.path)), {"resume"})
+        train_gail.job.run(replace(config, resume=str(run.path)), {"resume"})
     assert "planted" not in sys.modules

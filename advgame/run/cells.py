@@ -74,7 +74,7 @@ def check_cells(script: Any, cells: Mapping[str, Sequence[str]], jobs: int) -> N
     """Refuse a study that cannot run, before its first cell and before it writes anything.
 
     Args:
-        script: the module of its training script, with ``parse`` and ``check``.
+        script: the module of its training script, whose ``job`` is an `advgame.run.job.Job`.
         cells: name of the folder -> flags.
         jobs: processes at a time.
 
@@ -85,9 +85,10 @@ def check_cells(script: Any, cells: Mapping[str, Sequence[str]], jobs: int) -> N
         raise InputError(f"jobs must be 1 or above, not {jobs}")
     if not cells:
         raise InputError("nothing to run: ask for one seed and one method at least")
+    job = getattr(script, "job", script)
     for name, flags in cells.items():
         try:
-            script.check(script.parse(flags))
+            job.check(job.parse(flags))
         except InputError as problem:
             raise InputError(f"{name}: {problem}") from problem
 
@@ -180,9 +181,10 @@ def usable(words: Sequence[str], flags: Sequence[str], script: Any) -> list[str]
     Args:
         words: of all methods of a study.
         flags: of the method.
-        script: the module of its training script, with ``parse`` and ``idle``.
+        script: the module of its training script, whose ``job`` is an `advgame.run.job.Job`.
     """
-    idle = script.idle(script.parse(flags))
+    job = getattr(script, "job", script)
+    idle = job.idle(job.parse(flags))
     return without(words, [name for names in idle.values() for name in names])
 
 

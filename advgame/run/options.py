@@ -5,14 +5,37 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.errors import InputError
+
+
+@dataclass(frozen=True)
+class Must:
+    """What a number of a settings class must be; part of its type, and asked by `check_types`.
+
+    Args:
+        words: after the field's name, e.g. ``"be above 0"``.
+        holds: whether a value does; NaN never should.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+Count = Annotated[int, Must("be 1 or above", lambda value: value >= 1)]
+Whole = Annotated[int, Must("be 0 or above", lambda value: value >= 0)]
+Positive = Annotated[float, Must("be above 0", lambda value: 0 < value < math.inf)]
+NotNegative = Annotated[
+    float, Must("be finite and 0 or above", lambda value: 0 <= value < math.inf)
+]
+Finite = Annotated[float, Must("be finite", math.isfinite)]
+Share = Annotated[float, Must("lie in [0, 1)", lambda value: 0 <= value < 1)]
 
 # An option that takes names, with spaces or commas between: --attacks fgsm,pgd20 autoattack
 Names = Annotated[
@@ -60,22 +83,41 @@ def typed_options(kind: type) -> set[str]:
 
 
 def check_types(kind: type, values: Mapping[str, Any], where: object) -> None:
-    """Refuse values that are not of the types of a settings class.
+    """Refuse values that are not of the types of a settings class, or not what those say.
 
     Args:
-        kind: the settings class.
+        kind: the settings class; `Must` may be part of a type.
         values: some of its fields, by name.
         where: whose they are, for the message.
 
     Raises:
         InputError: which value, and what it should be.
     """
-    hints, every = get_type_hints(kind), CollectionCheckStrategy.ALL_ITEMS
+    hints, every = get_type_hints(kind, include_extras=True), CollectionCheckStrategy.ALL_ITEMS
     for name, value in values.items():
         try:
             check_type(value, hints[name], collection_check_strategy=every)
         except TypeCheckError as error:
             raise InputError(f"{where}: {name} cannot be {value!r} ({error})") from error
+        for must, one in _musts(hints[name], value):
+            if not must.holds(one):
+                raise InputError(f"{name} must {must.words}, not {value}")
+
+
+def _musts(hint: Any, value: Any) -> Iterator[tuple[Must, Any]]:
+    """What a type asks of a value of it, also within tuples and beside None."""
+    if get_origin(hint) is Annotated:
+        yield from ((part, value) for part in hint.__metadata__ if isinstance(part, Must))
+        hint = hint.__origin__
+    parts = [part for part in get_args(hint) if part not in (..., type(None))]
+    if value is None or not parts or get_origin(hint) is Literal:
+        return
+    if isinstance(value, tuple):
+        kinds = parts * len(value) if len(parts) == 1 else parts
+        for kind, one in zip(kinds, value, strict=True):
+            yield from _musts(kind, one)
+    elif len(parts) == 1:
+        yield from _musts(parts[0], value)
 
 
 def refuse_idle(config: object, usual: object, idle: Mapping[str, Collection[str]]) -> None:
