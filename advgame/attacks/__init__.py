@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     )
     from advgame.attacks.input_gradients import InputGradient, finite, input_gradient
     from advgame.attacks.label_free import LabelFree, Transport, feature_scatter, kl_pgd
+    from advgame.attacks.named import by_name
     from advgame.attacks.spsa import SPSA
     from advgame.attacks.transfer import EoT, Transfer
-    from advgame.evaluation.attacks import by_name
 
 __all__ = [
     "SPSA",

@@ -217,21 +217,3 @@ def make_suite(name: str, context: Context) -> Suite:
     """
     made = ATTACKS[name].make(context)
     return made if isinstance(made, list) else [(name, made)]
-
-
-def by_name(name: str, threat: Threat) -> Attack:
-    """An attack of `ATTACKS` that needs nothing but a ball.
-
-    Args:
-        name: e.g. ``"pgd20"``, ``"adt:pgd20"``, ``"aa:apgd-ce"``.
-        threat: the ball.
-
-    Raises:
-        InputError: there is no such name, or it needs more, or is several attacks in a row.
-    """
-    check_attacks((name,))
-    suite = make_suite(name, Context(threat))
-    if len(suite) > 1:
-        parts = ", ".join(f"aa:{part}" for part, _ in suite)
-        raise InputError(f"{name} is several attacks in a row: take one, {parts}")
-    return suite[0][1]
