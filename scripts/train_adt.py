@@ -174,7 +174,7 @@ class Job(DefenderJob[Config, DefenderTraining]):
     """ADT's training."""
 
     config = Config
-    peeked = {**DefenderJob.peeked, "method": "exp"}  # noqa: RUF012
+    peeked = {"dataset": "digits", "preset": "default", "method": "exp"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)

@@ -126,6 +126,7 @@ class Job(DefenderJob[Config, DefenderTraining]):
     """L2L's training, and its controls."""
 
     config = Config
+    peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)

@@ -124,6 +124,7 @@ class Job(DefenderJob[Config, StrategyGame]):
     """LAS-AT's training."""
 
     config = Config
+    peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = REPO_RECIPES

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning_fabric import Fabric
 from torch import nn
@@ -172,7 +172,6 @@ class Job(DefenderJob[Config, DefenderTraining]):
     """Machine vs Machine's training."""
 
     config = Config
-    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits"}
     recipes = RECIPES
     panels = PANELS
     algorithm = "adam"

@@ -186,7 +186,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
 class DefenderJob(Job[RunConfigT, tuple[GameT, Splits]], Generic[RunConfigT, GameT]):
     """A training of a classifier: what its game is, every script says itself."""
 
-    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits", "preset": "default"}
+    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits"}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """data set -> what it changes in the settings"""
     repo: ClassVar[Mapping[str, Any]] = {}
