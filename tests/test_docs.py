@@ -179,3 +179,28 @@ def test_the_citation_is_of_this_version():
     cited = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {project['version']}\n" in cited
     assert f"\nlicense: {project['license']}\n" in cited
+
+
+def resolved(dotted):
+    """What a dotted name is: a module, or what one holds."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            found = getattr(found, name)
+        return found
+    raise ModuleNotFoundError(dotted)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_files_and_names_on_the_pages_are_there(page):
+    text = page.read_text()
+    for path in re.findall(r"(?:`|python )((?:scripts|examples|tests)/\w+\.py)", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:advgame|envs|agents|docs|results)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"`((?:advgame|envs|agents)(?:\.\w+)+)", text):
+        resolved(name)
