@@ -15,16 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.errors import InputError
+from advgame.imitation.updater import Objective, Updater, check_positive, load_moments
 from advgame.seeding import seeded_init
-from agents.plain_updaters import (
-    Objective,
-    Update,
-    check_positive,
-    check_vector,
-    loss_and_gradient,
-)
 
 _DECAYS = (0.5, 0.9, 0.99)  # time scales of the momenta: 2, 10 and 100 steps
 _ADAM = 1  # which of them is Adam's
@@ -121,7 +116,7 @@ class StepNetwork(nn.Module):
         return step
 
 
-class CoordinatewiseUpdater:
+class CoordinatewiseUpdater(Updater):
     """θ' = θ + step of a `StepNetwork`, which goes on learning as it is used, or does not.
 
     It learns as the paper's U does: after each update the objective at θ' is backpropagated into
@@ -153,7 +148,6 @@ class CoordinatewiseUpdater:
         with seeded_init(seed, "updater"):
             self.network = StepNetwork(step, width)
         self._origin = copy.deepcopy(self.network.state_dict())
-        self._averages: Averages | None = None
 
     @property
     def description(self) -> str:
@@ -172,38 +166,20 @@ class CoordinatewiseUpdater:
             reason = str(error).splitlines()[-1].strip()
             raise InputError(f"these are not this updater's weights ({reason})") from error
         self._origin = copy.deepcopy(self.network.state_dict())
-        self._averages = None
+        self._size = 0
 
-    def init(self, params: Tensor) -> None:
-        """Begin anew for parameters (m,): no averages, and nothing learned in use.
-
-        Raises:
-            InputError: not a flat vector of floats.
-        """
-        check_vector(params)
+    @override
+    def _begin(self, params: Tensor) -> None:
+        """No averages, and nothing learned in use."""
         self.network.to(params.device, params.dtype).load_state_dict(self._origin)
         self._adam = torch.optim.Adam(self.network.parameters(), lr=self.lr)
         self._averages = Averages.zeros(params)
 
-    def update(self, params: Tensor, objective: Objective) -> Update:
-        """θ' = θ + step, then one step of the network if it learns.
-
-        Args:
-            params: θ (m,).
-            objective: called at θ, and at θ' if it learns.
-
-        Returns:
-            θ' from the network of before its step. Stats if it learns: ``updater/loss`` the
-            objective at θ', ``updater/gradient_norm`` of the network's weights; always
-            ``updater/step`` the length |θ' - θ|.
-
-        Raises:
-            InputError: no `init`, another number of parameters, or no scalar objective.
-        """
-        if self._averages is None or len(self._averages.square) != len(params):
-            raise InputError(f"call init with parameters of shape {tuple(params.shape)} first")
-        params = params.detach()
-        loss, grad = loss_and_gradient(params, objective)
+    @override
+    def _step(
+        self, params: Tensor, grad: Tensor, objective: Objective
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """θ' = θ + step, then one step of the network down the objective at θ' if it learns."""
         self._averages = self._averages.seen(grad)
         with torch.set_grad_enabled(self.learn):
             step = self.network(params, grad, self._averages)
@@ -216,16 +192,10 @@ class CoordinatewiseUpdater:
                 norm = torch.nn.utils.get_total_norm(one for one in gradients if one is not None)
                 self._adam.step()
                 stats |= {"updater/loss": new_loss.detach(), "updater/gradient_norm": norm}
-        return Update(params + step.detach(), loss, grad, stats)
+        return params + step.detach(), stats
 
-    def state_dict(self) -> dict[str, Any]:
-        """Network, its origin and Adam, and the averages.
-
-        Raises:
-            InputError: no `init`.
-        """
-        if self._averages is None:
-            raise InputError("nothing to save: call init first")
+    @override
+    def _state(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
             "origin": self._origin,
@@ -235,19 +205,13 @@ class CoordinatewiseUpdater:
             "steps": self._averages.steps,
         }
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, which is copied.
-
-        Raises:
-            InputError: the state of another network.
-        """
-        own = next(self.network.parameters())
-        device = own.device if self._averages is not None else state["square"].device
+        square = state["square"]
+        device = next(self.network.parameters()).device if self._size else square.device
         self.load_network(state["origin"])
-        self.init(state["square"].to(device))
+        self.init(square.to(device))
         self.network.load_state_dict(state["network"])
-        groups = self._adam.state_dict()["param_groups"]
-        # torch keeps the tensors that it is given: without the copy two updaters would share them
-        self._adam.load_state_dict({"state": copy.deepcopy(state["adam"]), "param_groups": groups})
-        momenta, square = state["momenta"].to(device), state["square"].to(device)
-        self._averages = Averages(momenta.clone(), square.clone(), state["steps"])
+        load_moments(self._adam, state["adam"])
+        momenta, square = state["momenta"].to(device).clone(), square.to(device).clone()
+        self._averages = Averages(momenta, square, state["steps"])

@@ -9,33 +9,22 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
+from lightning_fabric import Fabric
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import kl_divergence
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.sb3 import SB3Chance, divergence_named
+from agents.sb3 import SB3Learner, set_up
+from envs.imitation import ImitationVectorEnv
 
 Algorithm = Literal["trpo", "ppo"]
-
-
-class Steps(Protocol):
-    """What is needed of an environment: SAME_STEP autoreset, tensors."""
-
-    num_envs: int
-    single_observation_space: Any
-    single_action_space: Any
-    observations: Tensor
-
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Gymnasium's vector step."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +119,7 @@ class SubsampledTRPO(TRPO):
         return super()._compute_actor_grad(kl_div, policy_objective)
 
 
-class Imitator:
+class Imitator(SB3Learner):
     """A policy that learns from an environment's rewards, whatever they are.
 
     Args:
@@ -139,14 +128,18 @@ class Imitator:
         settings: algorithm and sizes.
     """
 
-    def __init__(self, env: Steps, seed: int, settings: PolicySettings | None = None) -> None:
+    def __init__(
+        self, env: ImitationVectorEnv, seed: int, settings: PolicySettings | None = None
+    ) -> None:
         self.settings = settings or PolicySettings()
-        self._chance = SB3Chance(seed)
-        with self._chance:
-            self.algorithm = _make(env, self.settings)
-        self.policy: ActorCriticPolicy = self.algorithm.policy
-        self.algorithm.set_logger(Logger(None, []))
+        super().__init__(lambda: _make(env, self.settings), seed)
+        self.fabric = Fabric(accelerator="cpu", devices=1)
         self._discrete = isinstance(env.single_action_space, spaces.Discrete)
+
+    @property
+    def module(self) -> ActorCriticPolicy:
+        """What the training loop saves."""
+        return self.policy
 
     def act(self, observations: Tensor, *, deterministic: bool) -> Tensor:
         """Actions (B,) or (B, k) for encoded observations (B, d), inside the action space."""
@@ -156,7 +149,7 @@ class Imitator:
                 latent = self.policy.mlp_extractor.forward_actor(observations)
                 most_likely: Tensor = self.policy.action_net(latent).argmax(1)
             return most_likely
-        with self._chance, torch.no_grad(), divergence_named(self.policy):
+        with torch.no_grad(), self.running():
             actions = self.policy.get_distribution(observations).get_actions(deterministic)
         return self._inside(actions)
 
@@ -176,13 +169,13 @@ class Imitator:
         assert isinstance(space, spaces.Box)
         return actions.clamp(torch.as_tensor(space.low), torch.as_tensor(space.high))
 
-    def collect(self, env: Steps) -> Rollout:
+    def collect(self, env: ImitationVectorEnv) -> Rollout:
         """Play ``n_steps`` with the policy as it is; the environment was reset before."""
         self.policy.set_training_mode(False)
         kept: list[tuple[Tensor, ...]] = []
         final: dict[int, Tensor] = {}
         returns = []
-        with self._chance, torch.no_grad(), divergence_named(self.policy):
+        with torch.no_grad(), self.running():
             for t in range(self.settings.n_steps):
                 seen = env.observations
                 actions = self._sample(seen)
@@ -231,7 +224,7 @@ class Imitator:
         if self.settings.settle:
             shorter = 1 + self.algorithm._n_updates / self.settings.settle
             self.algorithm.target_kl = self.settings.max_kl / shorter**2  # type: ignore[attr-defined]
-        with self._chance, divergence_named(self.policy):
+        with self.running():
             buffer.compute_returns_and_advantage(last_values, ended[-1].numpy())
             self.algorithm.train()
         logged = self.algorithm.logger.name_to_value
@@ -255,24 +248,8 @@ class Imitator:
             rewards[t] += torch.where(rollout.truncated[t], self.settings.gamma * values, 0.0)
         return rewards
 
-    def state_dict(self) -> dict[str, Any]:
-        """Policy, optimiser and streams."""
-        return {
-            "policy": self.policy.state_dict(),
-            "optimizer": self.policy.optimizer.state_dict(),
-            "updates": self.algorithm._n_updates,
-            **self._chance.state_dict(),
-        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self.policy.load_state_dict(state["policy"])
-        self.policy.optimizer.load_state_dict(state["optimizer"])
-        self.algorithm._n_updates = state["updates"]
-        self._chance.load_state_dict(state)
-
-
-def _make(env: Steps, settings: PolicySettings) -> OnPolicyAlgorithm:
+def _make(env: ImitationVectorEnv, settings: PolicySettings) -> OnPolicyAlgorithm:
     widths = list(settings.hidden)
     shared: dict[str, Any] = {
         "policy": ActorCriticPolicy,
@@ -303,10 +280,4 @@ def _make(env: Steps, settings: PolicySettings) -> OnPolicyAlgorithm:
         )
     else:
         made = PPO(**shared)
-    made.observation_space, made.action_space = (
-        env.single_observation_space,
-        env.single_action_space,
-    )
-    made.n_envs = env.num_envs
-    made._setup_model()
-    return made
+    return set_up(made, env.single_observation_space, env.single_action_space, env.num_envs)

@@ -9,24 +9,20 @@ formed (`agents.outer_adam`): weights and Adam's moments are all that is residen
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.errors import InputError
+from advgame.imitation.updater import Objective, Updater, check_positive
 from advgame.seeding import stream
-from agents.memory import available_disk, available_memory, gigabytes
 from agents.outer_adam import Moments, fill_uniform
-from agents.plain_updaters import (
-    Objective,
-    Update,
-    check_positive,
-    check_vector,
-    loss_and_gradient,
-)
 
 Hidden = tuple[int, int] | None  # widths of the hidden layers; None is the paper's (8m, 4m)
 _TINY = 1e-12  # what root mean squares are kept above
@@ -46,6 +42,32 @@ def parameter_count(m: int, hidden: Hidden = None) -> int:
 def needed_memory(m: int, hidden: Hidden = None) -> int:
     """Bytes that U and the two moments of its Adam take; also about the size of a checkpoint."""
     return 3 * 4 * parameter_count(m, hidden)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on ``device`` without pushing anything out."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_disk(path: Path) -> int:
+    """Bytes free where ``path`` is, or will be."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for a person."""
+    return f"{count / 1e9:.1f} GB"
 
 
 def check_memory(m: int, device: torch.device, hidden: Hidden = None) -> None:
@@ -92,7 +114,7 @@ def rms(values: Tensor) -> Tensor:
     return values.square().mean().sqrt().clamp_min(_TINY)
 
 
-class MLPUpdater:
+class MLPUpdater(Updater):
     """θ' = θ + U(θ, g), and U learns from the objective at θ' (Algorithm 3 of the paper).
 
     U is an MLP on [θ, g] (2m) with 8m and 4m hidden units, a learnable PReLU after each, and m
@@ -148,7 +170,6 @@ class MLPUpdater:
         self._stream_seed = seed
         stream(seed, "updater")  # refuses a negative seed now
         self._layers: dict[str, Moments] = {}
-        self._steps = 0
 
     @property
     def description(self) -> str:
@@ -168,12 +189,13 @@ class MLPUpdater:
     def __repr__(self) -> str:
         return f"<MLPUpdater: {self.description}>"
 
-    def init(self, params: Tensor) -> None:
-        """Draw U anew for parameters (m,).
+    @override
+    def _begin(self, params: Tensor) -> None:
+        """Draw U anew.
 
         Raises:
-            InputError: no flat float32 vector, blocks that do not add up to m, or too little
-                memory for U; nothing is allocated then.
+            InputError: no float32, blocks that do not add up to m, or too little memory for U;
+                nothing is allocated then.
         """
         self._allocate(params)
         rng = stream(self._stream_seed, "updater")
@@ -191,7 +213,7 @@ class MLPUpdater:
 
     def _allocate(self, params: Tensor) -> None:
         """Memory for U and its moments, unless it is there."""
-        m, device = len(check_vector(params)), params.device
+        m, device = len(params), params.device
         if params.dtype != torch.float32:
             raise InputError(f"the MLP updater takes float32 parameters, not {params.dtype}")
         if self.blocks is not None and sum(self.blocks) != m:
@@ -207,25 +229,12 @@ class MLPUpdater:
         for number in (1, 2):
             self._layers[f"slope{number}"] = Moments.zeros(1, 1, device)
 
-    def update(self, params: Tensor, objective: Objective) -> Update:
-        """θ' = θ + U(θ, g), then one step of U.
-
-        Args:
-            params: θ (m,).
-            objective: called twice, at θ and at θ'.
-
-        Returns:
-            θ' from the U of before its step. Stats: ``updater/loss`` the objective at θ',
-            ``updater/gradient_norm`` of all of U's weights, ``updater/step`` the length |θ' - θ|.
-
-        Raises:
-            InputError: no `init`, another number of parameters, or no scalar objective.
-        """
+    @override
+    def _step(
+        self, params: Tensor, grad: Tensor, objective: Objective
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """θ' = θ + U(θ, g) from the U of before its step, then one step of U."""
         layers = self._layers
-        if not layers or len(layers["bias3"].value) != len(params):
-            raise InputError(f"call init with parameters of shape {tuple(params.shape)} first")
-        params = params.detach()
-        loss, grad = loss_and_gradient(params, objective)
         with torch.enable_grad():
             x = self._inputs(params, grad)
             slopes = [layers[f"slope{k}"].value[0].requires_grad_() for k in (1, 2)]
@@ -257,7 +266,7 @@ class MLPUpdater:
             "updater/gradient_norm": norm.sqrt(),
             "updater/step": step.detach().norm(),
         }
-        return Update(params + step.detach(), loss, grad, stats)
+        return params + step.detach(), stats
 
     def _inputs(self, params: Tensor, grad: Tensor) -> Tensor:
         """What U sees (2m,)."""
@@ -270,23 +279,20 @@ class MLPUpdater:
         weight, bias = self._layers[f"weight{number}"], self._layers[f"bias{number}"]
         return torch.addmv(bias.value[:, 0], weight.value, inputs)
 
-    def state_dict(self) -> dict[str, Any]:
+    @override
+    def _state(self) -> dict[str, Any]:
         """U, the moments of its Adam and the number of steps.
 
         The tensors are the live ones (4 GB at the paper's size): save them before the next update.
-
-        Raises:
-            InputError: no `init`.
         """
-        if not self._layers:
-            raise InputError("nothing to save: call init first")
         tensors = {
             name: [layer.value, layer.mean, layer.square] for name, layer in self._layers.items()
         }
         return {"layers": tensors, "steps": self._steps}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, which is copied; without `init` on the state's device.
+        """As `Updater` has it.
 
         Raises:
             InputError: the state of a U of other widths, or too little memory.
@@ -303,4 +309,4 @@ class MLPUpdater:
                 (layer.value, layer.mean, layer.square), saved[name], strict=True
             ):
                 own.copy_(other)
-        self._steps = state["steps"]
+        self._steps, self._size = state["steps"], len(bias)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from advgame.classifiers import SmallCNN, resnet18
 from advgame.errors import InputError
+from advgame.health import entropy_sign
 
 
 class StrategyPolicy(nn.Module):
@@ -89,6 +92,19 @@ def log_probability(logits: list[Tensor], actions: Tensor) -> Tensor:
 def entropies(logits: list[Tensor]) -> Tensor:
     """Mean entropy of each choice over the batch, in nats, (choices,)."""
     return torch.stack([Categorical(logits=one).entropy().mean() for one in logits])
+
+
+def entropy_stats(names: Sequence[str], logits: list[Tensor], entropy: Tensor) -> dict[str, Tensor]:
+    """Scalars to log of a policy's entropy.
+
+    Args:
+        names: of the choices.
+        logits: of each choice, (B, options).
+        entropy: what `entropies` makes of them.
+    """
+    named = zip(names, entropy.detach(), strict=False)
+    found = {f"strategy/entropy_{name}": one for name, one in named}
+    return found | entropy_sign(entropy, [one.shape[1] for one in logits])
 
 
 class FeaturePolicy(nn.Module):

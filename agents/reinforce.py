@@ -1,20 +1,118 @@
-"""REINFORCE (Williams 1992) for one-step decisions, with baselines that can be compared."""
+"""REINFORCE for one decision per image (LAS-AT), and for whole episodes (learning to attack).
+
+    ∇ E[R] ≈ mean ∇ log π(a | s)·A,  plus an entropy bonus
+
+The advantage A is a reward less one of several baselines (`Reinforce`), or a return-to-go less a
+learned value (`EpisodicReinforce`).
+
+Source: Williams 1992; Sutton & Barto 2018, 13.4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from gymnasium.vector import VectorEnv
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
-from advgame.health import entropy_sign
-from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
+from agents.policies import (
+    FeaturePolicy,
+    FeatureValue,
+    StrategyPolicy,
+    ValueNet,
+    entropies,
+    entropy_stats,
+    log_probability,
+    sample,
+)
+
+
+def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
+    """Average a network's gradients over several processes, for ``synchronise``."""
+    if fabric.world_size == 1:
+        return None
+
+    def average(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.copy_(cast(Tensor, fabric.all_reduce(parameter.grad)))
+
+    return average
+
+
+class PolicyGradient:
+    """A policy that climbs, a value network that follows: their steps and their state.
+
+    Args:
+        policy: π.
+        optimizer: of its weights.
+        value: V, or None where nothing is predicted.
+        value_lr: of Adam on V.
+        grad_clip: largest gradient norm of the policy.
+        rng: stream of the draws, on the policy's device.
+        synchronise: called after each backward pass, to average gradients over processes.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        value: nn.Module | None,
+        value_lr: float,
+        grad_clip: float,
+        rng: torch.Generator,
+        synchronise: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        self.policy, self.optimizer, self.value, self.rng = policy, optimizer, value, rng
+        self._clip, self._synchronise = grad_clip, synchronise or (lambda module: None)
+        if value is not None:
+            self.value_optimizer = torch.optim.Adam(value.parameters(), lr=value_lr)
+
+    def climb(self, loss: Tensor) -> Tensor:
+        """One step of the policy down its loss; the norm of the gradient."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self._synchronise(self.policy)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self._clip)
+        self.optimizer.step()
+        return norm
+
+    def fit_value(self, seen: Tensor, goal: Tensor, steps: int = 1) -> Tensor:
+        """V of what was seen, (B,), before ``steps`` steps towards the goal (B,)."""
+        assert self.value is not None
+        values = []
+        for _ in range(steps):
+            values.append(self.value(seen))
+            self.value_optimizer.zero_grad()
+            F.mse_loss(values[-1], goal).backward()
+            self._synchronise(self.value)
+            self.value_optimizer.step()
+        first: Tensor = values[0].detach()
+        return first
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, value network, optimisers and the stream of the draws."""
+        names = ["policy", "optimizer"]
+        if self.value is not None:
+            names += ["value", "value_optimizer"]
+        states = {name: getattr(self, name).state_dict() for name in names}
+        return states | {"rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        for name in ("policy", "optimizer", "value", "value_optimizer"):
+            if name in state:
+                getattr(self, name).load_state_dict(state[name])
+        self.rng.set_state(state["rng"])
+
 
 Baseline = Literal["none", "loo", "running", "value"]
 
@@ -57,21 +155,8 @@ PRESETS = {
 _MEMORY = 0.95  # of the moving averages
 
 
-def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
-    """Average a network's gradients over several processes, for `Reinforce`'s ``synchronise``."""
-    if fabric.world_size == 1:
-        return None
-
-    def average(module: nn.Module) -> None:
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.grad.copy_(cast(Tensor, fabric.all_reduce(parameter.grad)))
-
-    return average
-
-
-class Reinforce:
-    """∇ E[R] ≈ mean_i ∇ log π(a_i | x_i)·(R_i - b_i), plus an entropy bonus.
+class Reinforce(PolicyGradient):
+    """LAS-AT's strategy player: A = R - b for a choice of baselines b.
 
     Args:
         policy: π, on the device of the images.
@@ -91,21 +176,16 @@ class Reinforce:
     ) -> None:
         if config.lr <= 0 or config.grad_clip <= 0 or config.entropy_coef < 0:
             raise InputError("REINFORCE needs lr > 0, grad_clip > 0 and entropy_coef >= 0")
-        self.policy, self.config, self.rng = policy, config, rng
-        self.synchronise = synchronise
-        weights, decay = policy.parameters(), config.weight_decay
-        self.optimizer: torch.optim.Optimizer
-        if config.optimizer == "adam":
-            self.optimizer = torch.optim.Adam(weights, config.lr, weight_decay=decay)
-        else:
-            self.optimizer = torch.optim.SGD(
-                weights, config.lr, config.momentum, weight_decay=decay
-            )
-        self.value = value
         if (value is None) == (config.baseline == "value"):
             raise InputError("REINFORCE takes a ValueNet exactly when its baseline is 'value'")
-        if value is not None:
-            self.value_optimizer = torch.optim.Adam(value.parameters(), lr=1e-3)
+        weights, lr, decay = policy.parameters(), config.lr, config.weight_decay
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "adam":
+            optimizer = torch.optim.Adam(weights, lr, weight_decay=decay)
+        else:
+            optimizer = torch.optim.SGD(weights, lr, config.momentum, weight_decay=decay)
+        super().__init__(policy, optimizer, value, 1e-3, config.grad_clip, rng, synchronise)
+        self.config = config
         device = next(policy.parameters()).device
         self._mean = torch.zeros((), device=device)  # moving mean of the reward
         self._square = torch.zeros((), device=device)  # moving mean of the squared advantage
@@ -131,31 +211,16 @@ class Reinforce:
             raise InputError("call act(images, learn=True) before learn(reward)")
         images, logits, actions = self._choice
         self._choice = None
-        centred = reward - self._baseline(images, reward)
+        advantage = reward - self._baseline(images, reward)
         entropy = entropies(logits)
-        loss = -(log_probability(logits, actions) * self._scaled(centred, reward)).mean()
+        loss = -(log_probability(logits, actions) * self._scaled(advantage, reward)).mean()
         loss = loss - self.config.entropy_coef * entropy.sum()
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.synchronise is not None:
-            self.synchronise(self.policy)
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        named = {
-            f"strategy/entropy_{name}": value.detach()
-            for name, value in zip(CHOICES, entropy, strict=False)
+        return entropy_stats(CHOICES, logits, entropy) | {
+            "attacker/gradient_norm": self.climb(loss),
+            "attacker/policy_loss": loss.detach(),
+            "attacker/advantage_mean": advantage.mean(),
+            "attacker/advantage_spread": advantage.std(correction=0),
         }
-        sizes = [one.shape[1] for one in logits]
-        return (
-            named
-            | entropy_sign(entropy, sizes)
-            | {
-                "attacker/policy_loss": loss.detach(),
-                "attacker/gradient_norm": norm,
-                "attacker/advantage_mean": centred.mean(),
-                "attacker/advantage_spread": centred.std(correction=0),
-            }
-        )
 
     def _baseline(self, images: Tensor, reward: Tensor) -> Tensor:
         """What is taken off the reward, (B,).
@@ -170,18 +235,8 @@ class Reinforce:
             others = max(len(reward) - 1, 1)
             return (reward.sum() - reward) / others
         mean = (self._mean / (1 - _MEMORY**self._updates)).expand_as(reward)
-        return mean if self.value is None else mean + self._fitted_value(images, reward - mean)
-
-    def _fitted_value(self, images: Tensor, beyond: Tensor) -> Tensor:
-        """V(x) of the reward beyond its moving average, (B,); then one step towards it."""
-        assert self.value is not None
-        values: Tensor = self.value(images)
-        self.value_optimizer.zero_grad()
-        F.mse_loss(values, beyond).backward()
-        if self.synchronise is not None:
-            self.synchronise(self.value)
-        self.value_optimizer.step()
-        return values.detach()
+        # V(x) is of the reward beyond its moving average
+        return mean if self.value is None else mean + self.fit_value(images, reward - mean)
 
     def _scaled(self, advantage: Tensor, reward: Tensor) -> Tensor:
         """The advantage over its moving root mean square; keeps the moving averages."""
@@ -192,27 +247,189 @@ class Reinforce:
             return advantage
         return advantage / (self._square / (1 - _MEMORY**self._updates)).sqrt().clamp_min(1e-6)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Policy, baseline, optimisers, moving averages and the stream of the draws."""
-        state = {
-            "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
-            "averages": (self._mean, self._square, self._updates),
-        }
-        if self.value is not None:
-            state["value"] = self.value.state_dict()
-            state["value_optimizer"] = self.value_optimizer.state_dict()
-        return state
+        return super().state_dict() | {"averages": (self._mean, self._square, self._updates)}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.value is not None:
-            self.value.load_state_dict(state["value"])
-            self.value_optimizer.load_state_dict(state["value_optimizer"])
-        self.rng.set_state(state["rng"])
+        super().load_state_dict(state)
         mean, square, self._updates = state["averages"]
         self._mean, self._square = mean.to(self._mean.device), square.to(self._square.device)
         self._choice = None
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Settings of `EpisodicReinforce`.
+
+    Args:
+        steps: of every row per update; the longest episode's.
+        lr: learning rate of the policy (Adam).
+        value_lr: learning rate of the baseline (Adam).
+        value_steps: its steps per update.
+        discount: γ.
+        entropy_coef: weight of the entropy bonus, per choice in nats, relative to advantages of
+            unit size.
+        grad_clip: largest gradient norm.
+    """
+
+    steps: int
+    lr: float = 3e-3
+    value_lr: float = 3e-3
+    value_steps: int = 2
+    discount: float = 1.0
+    entropy_coef: float = 0.01
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lr <= 0 or self.value_lr <= 0 or self.grad_clip <= 0:
+            raise InputError("REINFORCE needs steps >= 1, learning rates and grad_clip above 0")
+        if not 0 <= self.discount <= 1 or self.entropy_coef < 0:
+            raise InputError("REINFORCE needs a discount in [0, 1] and entropy_coef >= 0")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What T steps of B rows brought.
+
+    Args:
+        seen: (T, B, n) features before each step.
+        actions: (T, B, choices).
+        rewards: (T, B).
+        ended: (T, B) bool, terminated or truncated at this step.
+        decided: (T, B) bool; False where the step was a row's reset and the action void.
+        last: (B, n) features after the last step.
+    """
+
+    seen: Tensor
+    actions: Tensor
+    rewards: Tensor
+    ended: Tensor
+    decided: Tensor
+    last: Tensor
+
+
+def collect(
+    env: VectorEnv[Any, Any, Any], policy: FeaturePolicy, steps: int, rng: torch.Generator
+) -> Rollout:
+    """Play from fresh episodes in every row; the environment's autoreset is NEXT_STEP."""
+    seen, _ = env.reset()
+    ended = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
+    record: list[tuple[Tensor, ...]] = []
+    for _ in range(steps):
+        with torch.no_grad():
+            actions = sample(policy(seen), rng)
+        following, reward, terminated, truncated, _ = env.step(actions)
+        decided, ended = ~ended, terminated | truncated
+        record.append((seen, actions, reward, ended, decided))
+        seen = following
+    columns = [torch.stack(one) for one in zip(*record, strict=True)]
+    return Rollout(*[*columns, seen])
+
+
+def returns_to_go(rollout: Rollout, beyond: Tensor, discount: float) -> Tensor:
+    """G of every step, (T, B): G_t = r_t + γ·G_{t+1} within an episode.
+
+    Args:
+        rollout: where a row was reset, the return passes through and belongs to no decision.
+        beyond: (B,) what an episode that is still running is expected to bring yet.
+        discount: γ.
+    """
+    following, found = beyond, []
+    for reward, ended, decided in zip(
+        rollout.rewards.flip(0), rollout.ended.flip(0), rollout.decided.flip(0), strict=True
+    ):
+        own = reward + discount * torch.where(ended, 0.0, following)
+        following = torch.where(decided, own, following)
+        found.append(following)
+    return torch.stack(found[::-1])
+
+
+def _per_step(advantage: Tensor, decided: Tensor) -> Tensor:
+    """Advantages over their root mean square at each step of the rollout.
+
+    The first steps of an attack gain most. Without this the later ones, whose choices decide
+    about the last few images, would drown in the first ones' noise.
+    """
+    square = torch.zeros(decided.shape, device=advantage.device)
+    square[decided] = advantage.square()
+    size = (square.sum(1) / decided.sum(1).clamp_min(1)).sqrt().clamp_min(1e-6)
+    return advantage / size[:, None].expand_as(square)[decided]
+
+
+class EpisodicReinforce(PolicyGradient):
+    """Learns a policy over features on one or several environments, which take turns: A = G - V.
+
+    An update plays every row of an environment for as many steps as the longest episode takes.
+    Rows that end early begin another episode, which is then cut: V(s) stands for what was cut off.
+    Budgets end episodes for good (the queries left are part of what is seen), so that G ends there.
+
+    Args:
+        envs: torch-native vector environments with equal spaces, whose autoreset is NEXT_STEP.
+        policy: π, on the environments' device.
+        value: V, the baseline.
+        config: settings.
+        rng: stream of the draws, on the same device.
+        fabric: where this runs; the training loop asks for it.
+        names: of the choices, for the curves.
+    """
+
+    policy: FeaturePolicy
+
+    def __init__(
+        self,
+        envs: Sequence[VectorEnv[Any, Any, Any]],
+        policy: FeaturePolicy,
+        value: FeatureValue,
+        config: EpisodeConfig,
+        rng: torch.Generator,
+        fabric: Fabric,
+        names: Sequence[str],
+    ) -> None:
+        adam = torch.optim.Adam(policy.parameters(), lr=config.lr)
+        super().__init__(policy, adam, value, config.value_lr, config.grad_clip, rng)
+        self.envs, self.config, self.fabric, self.names = tuple(envs), config, fabric, names
+        self._turn = 0
+
+    @property
+    def module(self) -> FeaturePolicy:
+        """What the training loop saves."""
+        return self.policy
+
+    def update(self) -> dict[str, Tensor]:
+        """Play on the next environment and learn from it; returns scalars to log."""
+        env = self.envs[self._turn % len(self.envs)]
+        self._turn += 1
+        return self.learn(collect(env, self.policy, self.config.steps, self.rng))
+
+    def learn(self, rollout: Rollout) -> dict[str, Tensor]:
+        """One gradient step of the policy, ``value_steps`` of the baseline."""
+        assert self.value is not None
+        with torch.no_grad():
+            beyond = self.value(rollout.last)
+        decided = rollout.decided
+        goal = returns_to_go(rollout, beyond, self.config.discount)[decided]
+        seen, actions = rollout.seen[decided], rollout.actions[decided]
+        advantage = goal - self.fit_value(seen, goal, self.config.value_steps)
+        logits = self.policy(seen)
+        entropy = entropies(logits)
+        loss = -(log_probability(logits, actions) * _per_step(advantage, decided)).mean()
+        norm = self.climb(loss - self.config.entropy_coef * entropy.sum())
+        explained = 1 - advantage.var(correction=0) / goal.var(correction=0).clamp_min(1e-12)
+        return entropy_stats(self.names, logits, entropy) | {
+            "attacker/gradient_norm": norm,
+            "attacker/policy_loss": loss.detach(),
+            "game/reward_per_query": rollout.rewards[decided].mean(),
+            "game/return": rollout.rewards.sum() / rollout.ended.sum().clamp_min(1),
+            "attacker/explained_variance": explained,
+        }
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"turn": self._turn}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._turn = state["turn"]

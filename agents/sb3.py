@@ -1,33 +1,143 @@
-"""Stable-Baselines3's PPO as a strategy player.
+"""Stable-Baselines3's PPO as a strategy player and as a learner of attacks.
 
-The game's loop draws the batches, checkpoints and logs; SB3 contributes its policy, rollout
-buffer and `PPO.train`. To let SB3 drive instead, give PPO the adapter of `envs.sb3`.
+The run's loop checkpoints and logs; SB3 contributes its policy, rollout buffer and `train`. To let
+SB3 drive instead, give its algorithms `envs.make_sb3`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from lightning_fabric import Fabric
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+from torch import Tensor, nn
 from torch.distributions import Categorical
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
 from advgame.health import entropy_sign
 from advgame.seeding import PrivateRNG
-from agents.policies import DIVERGED, StrategyPolicy
+from agents.policies import DIVERGED, FeaturePolicy, StrategyPolicy, entropy_stats
 
-_BUFFER = ("observations", "actions", "rewards", "returns", "episode_starts", "values")
-_BUFFER_ARRAYS = (*_BUFFER, "log_probs", "advantages")
+_TAGS = {"attacker/policy_loss": "policy_gradient_loss", "attacker/kl": "approx_kl"}
+
+
+class SB3Learner:
+    """An SB3 algorithm within a run: chance of its own, divergence in words, a state to save.
+
+    SB3 draws from torch's and NumPy's global streams, and shows a policy that has diverged as a
+    page of numbers.
+
+    Args:
+        make: makes the algorithm.
+        seed: where its streams begin.
+        device: whose global stream of torch is swapped besides the CPU's.
+    """
+
+    def __init__(
+        self, make: Callable[[], OnPolicyAlgorithm], seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._torch = PrivateRNG(seed, device)
+        self._numpy = np.random.RandomState(seed % 2**32).get_state(legacy=False)
+        with self._own_chance():
+            self.algorithm = make()
+        self.algorithm.set_logger(Logger(None, []))
+
+    @property
+    def policy(self) -> ActorCriticPolicy:
+        """SB3's policy module, with its value network."""
+        return self.algorithm.policy
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """SB3's optimiser."""
+        return self.policy.optimizer
+
+    @contextlib.contextmanager
+    def _own_chance(self) -> Iterator[None]:
+        """Inside, the global streams are this learner's; outside they are as they were."""
+        outer = np.random.get_state(legacy=False)  # noqa: NPY002
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        try:
+            with self._torch:
+                yield
+        finally:
+            self._numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+            np.random.set_state(outer)  # noqa: NPY002
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Around every call of SB3's that draws.
+
+        Raises:
+            InputError: the policy has diverged.
+        """
+        try:
+            with self._own_chance():
+                yield
+        except (RuntimeError, ValueError) as error:
+            if all(bool(one.isfinite().all()) for one in self.policy.parameters()):
+                raise
+            raise InputError(DIVERGED) from error
+
+    def logged(self, tags: dict[str, str]) -> dict[str, Tensor]:
+        """What `train` logged: our tag -> SB3's name without ``train/``."""
+        found = self.algorithm.logger.name_to_value
+        return {tag: torch.tensor(float(found[f"train/{name}"])) for tag, name in tags.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Policy, optimiser, number of updates, and the streams outside of `running`."""
+        where = self._numpy
+        keys = torch.from_numpy(where["state"]["key"].astype(np.int64))  # checkpoints: no arrays
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": (self.algorithm._n_updates, self.algorithm.num_timesteps),
+            "torch_rng": self._torch.state_dict(),
+            "numpy_rng": {**where, "state": {"key": keys, "pos": where["state"]["pos"]}},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.algorithm._n_updates, self.algorithm.num_timesteps = state["updates"]
+        self._torch.load_state_dict(state["torch_rng"])
+        where = state["numpy_rng"]["state"]
+        keys = where["key"].numpy().astype(np.uint32)
+        self._numpy = {**state["numpy_rng"], "state": {"key": keys, "pos": where["pos"]}}
+
+
+def set_up(
+    algorithm: OnPolicyAlgorithm,
+    observations: spaces.Space[Any],
+    actions: spaces.Space[Any],
+    num_envs: int,
+) -> OnPolicyAlgorithm:
+    """Make policy and buffer of an algorithm without environment, which our loop steps itself.
+
+    Args:
+        algorithm: made with ``env=None`` and ``_init_setup_model=False``.
+        observations: of one environment.
+        actions: of one environment.
+        num_envs: how many.
+    """
+    algorithm.observation_space, algorithm.action_space = observations, actions
+    algorithm.n_envs = num_envs
+    algorithm._setup_model()
+    return algorithm
 
 
 class TrunkExtractor(BaseFeaturesExtractor):
@@ -39,8 +149,8 @@ class TrunkExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=policy.width)
         self.trunk = policy.trunk
 
+    @override
     def forward(self, observations: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, width)."""
         features: Tensor = self.trunk(observations)
         return features
 
@@ -54,54 +164,8 @@ def policy_kwargs() -> dict[str, Any]:
     }
 
 
-class SB3Chance:
-    """SB3 draws from torch's and NumPy's global streams: inside ``with`` these are its own.
-
-    Args:
-        seed: where its streams begin.
-        device: whose global stream of torch is swapped besides the CPU's.
-    """
-
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self._torch, self._numpy = PrivateRNG(seed, device), _numpy_state(seed)
-
-    def __enter__(self) -> None:
-        self._outer = np.random.get_state(legacy=True)  # noqa: NPY002
-        np.random.set_state(_legacy(self._numpy))  # noqa: NPY002
-        self._torch.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self._torch.__exit__()
-        self._numpy = _plain(np.random.get_state(legacy=True))  # noqa: NPY002
-        np.random.set_state(self._outer)  # noqa: NPY002
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the streams are; outside of ``with`` only."""
-        return {"torch_rng": self._torch.state_dict(), "numpy_rng": self._numpy}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self._torch.load_state_dict(state["torch_rng"])
-        self._numpy = state["numpy_rng"]
-
-
-@contextlib.contextmanager
-def divergence_named(policy: ActorCriticPolicy) -> Iterator[None]:
-    """SB3's distributions refuse logits of NaN with a page of numbers: say what it means.
-
-    Raises:
-        InputError: the policy has diverged.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if all(bool(one.isfinite().all()) for one in policy.parameters()):
-            raise
-        raise InputError(DIVERGED) from error
-
-
-class PPOPlayer:
-    """SB3's PPO, playing and learning from one-step episodes.
+class PPOPlayer(SB3Learner):
+    """LAS-AT's strategy player: PPO on one-step episodes, which the game steps.
 
     Args:
         shape: (C, H, W) of the images.
@@ -126,11 +190,10 @@ class PPOPlayer:
         lr: float = 1e-3,
         entropy_coef: float = 0.01,
     ) -> None:
-        self._chance = SB3Chance(seed, device)
-        with self._chance:
-            self.ppo = PPO(
+        def make() -> OnPolicyAlgorithm:
+            ppo = PPO(
                 ActorCriticPolicy,
-                None,  # type: ignore[arg-type]  # the game's loop steps the environment
+                None,  # type: ignore[arg-type]
                 learning_rate=lr,
                 n_steps=n_steps,
                 batch_size=num_envs,
@@ -140,28 +203,17 @@ class PPOPlayer:
                 device=device,
                 _init_setup_model=False,
             )
-            self.ppo.observation_space = spaces.Box(0, 1, shape, np.float32)
-            self.ppo.action_space = spaces.MultiDiscrete(list(sizes))
-            self.ppo.n_envs = num_envs
-            self.ppo._setup_model()
-        self.ppo.set_logger(Logger(None, []))
-        self.ppo.rollout_buffer.reset()
+            images = spaces.Box(0, 1, shape, np.float32)
+            return set_up(ppo, images, spaces.MultiDiscrete(list(sizes)), num_envs)
+
+        super().__init__(make, seed, device)
+        self.algorithm.rollout_buffer.reset()
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-
-    @property
-    def policy(self) -> ActorCriticPolicy:
-        """SB3's policy module."""
-        return self.ppo.policy
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """SB3's optimiser."""
-        return self.ppo.policy.optimizer
 
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
         """Draw a strategy per image, (B, choices)."""
         self.policy.set_training_mode(False)
-        with self._chance, torch.no_grad(), divergence_named(self.policy):
+        with torch.no_grad(), self.running():
             actions, values, log_probs = self.policy(images)
         self._last = (images, actions, values, log_probs) if learn else None
         chosen: Tensor = actions.long()
@@ -171,77 +223,114 @@ class PPOPlayer:
         """Store the rewards (B,); every ``n_steps``-th call updates the policy."""
         assert self._last is not None, "act(images, learn=True) comes first"
         images, actions, values, log_probs = self._last
-        buffer = self.ppo.rollout_buffer
+        buffer = self.algorithm.rollout_buffer
         starts = np.ones(len(reward), dtype=np.float32)  # every decision begins an episode
-        buffer.add(
-            images.cpu().numpy(),
-            actions.cpu().numpy(),
-            reward.cpu().numpy(),
-            starts,
-            values,
-            log_probs,
-        )
+        seen, taken, paid = (one.cpu().numpy() for one in (images, actions, reward))
+        buffer.add(seen, taken, paid, starts, values, log_probs)
         with torch.no_grad():
             heads = cast(list[Categorical], self.policy.get_distribution(images).distribution)
         entropies = torch.stack([one.entropy().mean() for one in heads])
-        stats = {
-            f"strategy/entropy_{name}": value
-            for name, value in zip(CHOICES, entropies, strict=False)
-        }
-        stats |= entropy_sign(entropies, [one.logits.shape[1] for one in heads])
+        stats = entropy_stats(CHOICES, [one.logits for one in heads], entropies)
         if buffer.full:
-            with self._chance, divergence_named(self.policy):
+            with self.running():
                 buffer.compute_returns_and_advantage(values, starts)
-                self.ppo.train()
+                self.algorithm.train()
             buffer.reset()
-            logged = self.ppo.logger.name_to_value
-            stats["attacker/policy_loss"] = torch.tensor(
-                float(logged["train/policy_gradient_loss"])
-            )
-            stats["attacker/kl"] = torch.tensor(float(logged["train/approx_kl"]))
+            stats |= self.logged(_TAGS)
         return stats
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Policy, optimiser, the half-filled buffer and both streams."""
-        buffer = self.ppo.rollout_buffer
-        return {
-            "policy": self.policy.state_dict(),
-            "optimizer": self.policy.optimizer.state_dict(),
-            "buffer": {name: torch.as_tensor(getattr(buffer, name)) for name in _BUFFER_ARRAYS},
-            "position": buffer.pos,
-            "updates": self.ppo._n_updates,
-            **self._chance.state_dict(),
-        }
+        buffer = self.algorithm.rollout_buffer  # half filled, maybe
+        arrays = {k: v for k, v in vars(buffer).items() if isinstance(v, np.ndarray)}
+        tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        return super().state_dict() | {"buffer": tensors, "position": buffer.pos}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self.policy.load_state_dict(state["policy"])
-        self.policy.optimizer.load_state_dict(state["optimizer"])
-        buffer = self.ppo.rollout_buffer
+        super().load_state_dict(state)
+        buffer = self.algorithm.rollout_buffer
         buffer.reset()
-        for name in _BUFFER_ARRAYS:
-            getattr(buffer, name)[...] = state["buffer"][name].numpy()
+        for name, values in state["buffer"].items():
+            getattr(buffer, name)[...] = values.numpy()
         buffer.pos = state["position"]
-        self.ppo._n_updates = state["updates"]
-        self._chance.load_state_dict(state)
         self._last = None
 
 
-def _numpy_state(seed: int) -> dict[str, Any]:
-    return _plain(np.random.RandomState(seed % 2**32).get_state(legacy=True))
+class PPOAttacker(SB3Learner):
+    """Learns to attack: an update is one of PPO's rollouts, from fresh episodes, and its training.
+
+    Args:
+        env: the adapter over the attack environments, `envs.make_sb3`.
+        sizes: number of options of each choice.
+        seed: of SB3's own streams, kept apart from the rest of the run.
+        fabric: where this runs; the training loop asks for it.
+        steps: of every environment per update.
+        lr: learning rate.
+        discount: γ.
+        entropy_coef: weight of the entropy bonus.
+        hidden: units of each hidden layer.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        sizes: tuple[int, ...],
+        seed: int,
+        fabric: Fabric,
+        *,
+        steps: int,
+        lr: float = 1e-3,
+        discount: float = 1.0,
+        entropy_coef: float = 0.003,
+        hidden: int = 64,
+    ) -> None:
+        self.fabric, self.sizes, self._per_update = fabric, sizes, steps * env.num_envs
+        super().__init__(
+            lambda: PPO(
+                "MlpPolicy",
+                env,
+                learning_rate=lr,
+                n_steps=steps,
+                batch_size=max(self._per_update // 4, 2),
+                n_epochs=4,
+                gamma=discount,
+                gae_lambda=0.95,
+                ent_coef=entropy_coef,
+                policy_kwargs={"net_arch": [hidden, hidden], "activation_fn": nn.Tanh},
+                device=fabric.device,
+            ),
+            seed,
+            fabric.device,
+        )
+        # the training loop's schedule sets the rate: SB3 leaves it as it finds it
+        self.algorithm.lr_schedule = lambda _: float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def module(self) -> ActorCriticPolicy:
+        """What the training loop saves."""
+        return self.policy
+
+    def update(self) -> dict[str, Tensor]:
+        """One rollout and its training; returns scalars to log."""
+        with self.running():
+            self.algorithm._last_obs = None  # reset: nothing is under way between two updates
+            self.algorithm.learn(self._per_update, reset_num_timesteps=False)
+        logged = self.logged(_TAGS | {"attacker/explained_variance": "explained_variance"})
+        entropy = -self.logged({"entropy": "entropy_loss"})["entropy"]  # summed over choices
+        # as a share of the largest sum: a choice of equally likely options as many as all together
+        return logged | {
+            **entropy_sign(entropy[None], [math.prod(self.sizes)]),
+            "game/reward_per_query": torch.tensor(self.algorithm.rollout_buffer.rewards.mean()),
+            "strategy/entropy": entropy,
+        }
 
 
-def _plain(state: Any) -> dict[str, Any]:
-    """NumPy's legacy state as a tensor and numbers, which a checkpoint can hold."""
-    kind, keys, position, has_gauss, cached = state
-    assert kind == "MT19937"
-    return {
-        "keys": torch.from_numpy(keys.astype(np.int64)),
-        "position": int(position),
-        "gauss": (int(has_gauss), float(cached)),
-    }
-
-
-def _legacy(state: dict[str, Any]) -> tuple[str, Any, int, int, float]:
-    has_gauss, cached = state["gauss"]
-    return "MT19937", state["keys"].numpy().astype(np.uint32), state["position"], has_gauss, cached
+def as_feature_policy(module: ActorCriticPolicy, sizes: tuple[int, ...]) -> FeaturePolicy:
+    """A copy of `PPOAttacker`'s policy without SB3: its actor's weights in our layers."""
+    actor, head = module.mlp_extractor.policy_net, module.action_net
+    first = next(layer for layer in actor if isinstance(layer, nn.Linear))
+    policy = FeaturePolicy(first.in_features, sizes, first.out_features)
+    policy.trunk.load_state_dict(actor.state_dict())
+    policy.heads.load_state_dict(head.state_dict())
+    return policy

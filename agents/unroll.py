@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from advgame.errors import InputError
+from advgame.imitation.updater import Objective, check_positive, check_vector
 from agents.coordinatewise import Averages, CoordinatewiseUpdater, StepNetwork
-from agents.plain_updaters import Objective, check_positive, check_vector
 
 Task = tuple[Tensor, Objective]  # where to start (m,), and what to lower
 

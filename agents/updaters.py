@@ -1,34 +1,106 @@
-"""Updaters by name. What updates a discriminator in GAIL, by hand or learned; or anything flat."""
+"""Updaters by name, by hand or learned: what moves GAIL's discriminator, or any flat vector."""
 
 from __future__ import annotations
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from typing_extensions import override
 
 from advgame.errors import InputError, unknown
+from advgame.imitation.updater import Objective, Updater, check_positive, load_moments
 from agents.coordinatewise import CoordinatewiseUpdater
-from agents.learned_updaters import MLPUpdater, check_disk, check_memory, needed_memory
-from agents.plain_updaters import AdamUpdater, Objective, SGDUpdater, Update, Updater
+from agents.learned_updaters import MLPUpdater, check_disk, check_memory
 
-__all__ = [
-    "UPDATERS",
-    "AdamUpdater",
-    "CoordinatewiseUpdater",
-    "MLPUpdater",
-    "Objective",
-    "SGDUpdater",
-    "Update",
-    "Updater",
-    "check_disk",
-    "check_room",
-    "make_updater",
-    "needed_memory",
-]
+
+class TorchUpdater(Updater):
+    """A `torch.optim` optimiser over one flat vector."""
+
+    _leaf: Tensor | None = None
+
+    @abstractmethod
+    def _optimizer(self, leaf: Tensor) -> torch.optim.Optimizer:
+        """The optimiser of this leaf."""
+
+    @override
+    def _begin(self, params: Tensor) -> None:
+        self._leaf = params.clone()
+        self._torch = self._optimizer(self._leaf)
+
+    @override
+    def _step(
+        self, params: Tensor, grad: Tensor, objective: Objective
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self._leaf is not None
+        self._leaf.copy_(params)
+        self._leaf.grad = grad
+        self._torch.step()
+        self._leaf.grad = None
+        return self._leaf.clone(), {}
+
+    @override
+    def _state(self) -> dict[str, Any]:
+        return {"params": self._leaf, "optimizer": self._torch.state_dict()["state"]}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = state["params"].device if self._leaf is None else self._leaf.device
+        self.init(state["params"].to(device))
+        load_moments(self._torch, state["optimizer"])
+
+
+class AdamUpdater(TorchUpdater):
+    """Adam (Kingma & Ba 2015), as the original GAIL trains its discriminator (Ho & Ermon 2016).
+
+    Args:
+        lr: learning rate.
+        betas: decays of the two moments.
+        eps: added to the root of the second.
+
+    Raises:
+        InputError: lr or eps not above 0, or a beta outside [0, 1).
+    """
+
+    def __init__(
+        self, lr: float = 0.01, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        check_positive(lr=lr, eps=eps)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"betas must lie in [0, 1), not {betas}")
+        self.lr, self.betas, self.eps = lr, betas, eps
+
+    @override
+    def _optimizer(self, leaf: Tensor) -> torch.optim.Optimizer:
+        return torch.optim.Adam([leaf], lr=self.lr, betas=self.betas, eps=self.eps)
+
+
+class SGDUpdater(TorchUpdater):
+    """Gradient descent, with heavy-ball momentum if asked.
+
+    Args:
+        lr: learning rate.
+        momentum: share of the last step that is kept.
+
+    Raises:
+        InputError: lr not above 0, or momentum outside [0, 1).
+    """
+
+    def __init__(self, lr: float, momentum: float = 0.0) -> None:
+        check_positive(lr=lr)
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), not {momentum}")
+        self.lr, self.momentum = lr, momentum
+
+    @override
+    def _optimizer(self, leaf: Tensor) -> torch.optim.Optimizer:
+        return torch.optim.SGD([leaf], lr=self.lr, momentum=self.momentum)
+
 
 # what keeps a learning U from swinging up (docs/updaters.md)
 _stable = partial(MLPUpdater, zero_last=True, scaling="rms", leak=0.1)
@@ -37,11 +109,12 @@ UPDATERS: dict[str, tuple[str, Callable[..., Updater]]] = {
     "adam": ("Adam, lr 0.01 as Ho & Ermon's GAIL", AdamUpdater),
     "sgd": ("gradient descent, lr 0.1", partial(SGDUpdater, lr=0.1)),
     "mlp": (
-        "L2L's U in full as printed, 2m-8m-4m-m, lr 0.01, our initialisation: can diverge",
+        "L2L's U as the paper prints it, layers 2m-8m-4m-m, our initialisation: can diverge",
         MLPUpdater,
     ),
     "mlp-stable": (
-        "L2L's U in full, with our stabilisers: zero last layer, inputs by rms, leak 0.1",
+        "L2L's U of the same size with our stabilisers: zero last layer, inputs divided by their "
+        "rms, leak 0.1",
         partial(_stable, lr=3e-7),
     ),
     "mlp-narrow": (
@@ -78,13 +151,13 @@ def make_updater(
     if name not in UPDATERS:
         raise unknown("updater", name, UPDATERS)
     factory = UPDATERS[name][1]
-    known = set(inspect.signature(factory).parameters) - {"lr", "seed", "blocks"}
+    takes = inspect.signature(factory).parameters
+    known = set(takes) - {"lr", "seed", "blocks"}
     if odd := sorted(set(options) - known):
         raise InputError(
             f"updater {name} has no option {odd[0]!r}: choose from {', '.join(sorted(known))}"
         )
     given = {"lr": lr, "seed": seed, "blocks": blocks}
-    takes = inspect.signature(factory).parameters
     shared = {key: value for key, value in given.items() if key in takes and value is not None}
     return factory(**shared, **options)
 

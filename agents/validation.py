@@ -17,7 +17,7 @@ from advgame.targets import Target
 from advgame.threat import Threat
 from agents.attacker import Attacker
 from agents.policies import FeaturePolicy
-from agents.sb3_attacker import as_feature_policy
+from agents.sb3 import as_feature_policy
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,36 @@
 """Attacker-defender environments; importing this package registers their ids.
 
-``gymnasium.make("envs:advgame/StrategySelection-v0")`` imports and makes in one call.
+``gymnasium.make("envs:advgame/StrategySelection-v0")`` imports and makes in one call. Torch, the
+environments and Stable-Baselines3 are imported when they are first used.
 """
 
-from gymnasium.envs.registration import register
+from __future__ import annotations
 
-register(
-    id="advgame/StrategySelection-v0",
-    entry_point="envs.strategy_selection:StrategySelectionEnv",
-    vector_entry_point="envs.strategy_selection:StrategySelectionVectorEnv",
-)
-register(
-    id="advgame/Attack-v0",
-    entry_point="envs.attack:AttackEnv",
-    vector_entry_point="envs.attack:AttackVectorEnv",
-)
-register(
-    id="advgame/BlackBoxAttack-v0",
-    entry_point="envs.patches:BlackBoxAttackEnv",
-    vector_entry_point="envs.patches:BlackBoxAttackVectorEnv",
-)
-for _name, _settings in {
-    "GAILCartPole": {"env_id": "CartPole-v1"},
-    "GAILMountainCar": {"env_id": "MountainCar-v0"},
-}.items():
-    register(
+from typing import TYPE_CHECKING
+
+import gymnasium
+
+from advgame.lazy import lazily
+
+if TYPE_CHECKING:
+    from envs.adapters import to_numpy
+    from envs.sb3 import make_sb3
+
+__all__ = ["make_sb3", "to_numpy"]
+
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)
+
+for _name, _module, _form, _settings in (
+    ("StrategySelection", "strategy_selection", "StrategySelection", {}),
+    ("Attack", "attack", "Attack", {}),
+    ("BlackBoxAttack", "patches", "BlackBoxAttack", {}),
+    ("GAILCartPole", "imitation", "Imitation", {"env_id": "CartPole-v1"}),
+    ("GAILMountainCar", "imitation", "Imitation", {"env_id": "MountainCar-v0"}),
+):
+    gymnasium.register(
         id=f"advgame/{_name}-v0",
-        entry_point="envs.imitation:ImitationEnv",
-        vector_entry_point="envs.imitation:ImitationVectorEnv",
+        entry_point=f"envs.{_module}:{_form}Env",
+        vector_entry_point=f"envs.{_module}:{_form}VectorEnv",
         kwargs=_settings,
     )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from advgame.attacks.gradient_steps import GradientStepsState, Menu, Start
 from advgame.errors import InputError
-from envs.queries import QueryEnv, QueryVectorEnv, Shared
+from envs.adapters import SingleEnv
+from envs.queries import QueryVectorEnv, Shared
 
 
 class AttackVectorEnv(QueryVectorEnv):
@@ -66,7 +67,7 @@ class AttackVectorEnv(QueryVectorEnv):
         )
 
 
-class AttackEnv(QueryEnv):
+class AttackEnv(SingleEnv):
     """One image at a time, in NumPy: `AttackVectorEnv` with B = 1, whose arguments it takes."""
 
     vector = AttackVectorEnv

@@ -17,6 +17,7 @@ from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import REWARDS, Discriminator
 from advgame.imitation.pairs import PairCode
 from advgame.seeding import stream
+from envs.adapters import SingleEnv
 from envs.standard import check_reset, check_standard
 from envs.tasks import make_task, registered
 
@@ -257,51 +258,23 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return acted
 
 
-class ImitationEnv(gym.Env[np.ndarray[Any, Any], Any]):
-    """One episode at a time, in NumPy: `ImitationVectorEnv` with B = 1. Arguments as there."""
+class ImitationEnv(SingleEnv):
+    """One episode at a time, in NumPy: `ImitationVectorEnv` with B = 1. Arguments as there.
 
-    metadata = {"render_modes": []}  # noqa: RUF012
+    ``info`` of a step holds true_reward, logit, over and, at the end, true_return and length.
+    """
 
-    def __init__(self, **settings: Any) -> None:
-        self.core = ImitationVectorEnv(1, **settings)
-        self.observation_space = self.core.single_observation_space
-        self.action_space = self.core.single_action_space
+    vector = ImitationVectorEnv
 
     @property
     def theta(self) -> Tensor:
         """The discriminator's parameters (m,), which whoever trains it sets."""
-        return self.core.theta
+        theta: Tensor = self.core.theta
+        return theta
 
     @theta.setter
     def theta(self, theta: Tensor) -> None:
         self.core.theta = theta
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-        """The task's beginning."""
-        super().reset(seed=seed)
-        if seed is None and self.core._rng is None:
-            seed = int(self.np_random.integers(2**31))
-        observation, _ = self.core.reset(seed=seed, options=options)
-        return observation[0].cpu().numpy().copy(), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
-        """One step; ``info`` holds true_reward, logit and, at the end, true_return and length."""
-        seen, reward, terminated, truncated, info = self.core.step(np.asarray(action)[None])
-        ended = bool(terminated[0] | truncated[0])
-        terms = {name: info[name][0].item() for name in ("true_reward", "logit", "over")}
-        if ended:
-            seen = info["final_obs"]
-            last = info["final_info"]
-            terms |= {name: last[name][0].item() for name in ("true_return", "length")}
-        return (
-            seen[0].cpu().numpy().copy(),
-            float(reward[0]),
-            bool(terminated[0]),
-            bool(truncated[0]),
-            terms,
-        )
 
 
 def _pair_code(

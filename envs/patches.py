@@ -8,7 +8,8 @@ from torch import Tensor
 
 from advgame.attacks.patches import PatchAttackState, Patches
 from advgame.data import load_data
-from envs.queries import QueryEnv, QueryVectorEnv, Shared
+from envs.adapters import SingleEnv
+from envs.queries import QueryVectorEnv, Shared
 
 
 class BlackBoxAttackVectorEnv(QueryVectorEnv):
@@ -52,7 +53,7 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
         return PatchAttackState(self.model, self.threat, self.patches, x, y, budget)
 
 
-class BlackBoxAttackEnv(QueryEnv):
+class BlackBoxAttackEnv(SingleEnv):
     """One image at a time, in NumPy: `BlackBoxAttackVectorEnv` with B = 1."""
 
     vector = BlackBoxAttackVectorEnv

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, TypedDict
 
 import gymnasium as gym
@@ -297,48 +296,3 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         """Go on from a saved place, at the next reset."""
         self.pool.load_state_dict(state["pool"])
         self.rng.set_state(state["rng"])
-
-
-class QueryEnv(gym.Env[Any, np.ndarray[Any, Any]]):
-    """One image at a time, in NumPy: ``vector`` with B = 1, whose arguments it takes."""
-
-    vector: ClassVar[Callable[..., QueryVectorEnv]]
-
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
-
-    def __init__(self, **settings: Any) -> None:
-        self.core = core = self.vector(1, **settings)
-        self.observation_space = core.single_observation_space
-        self.action_space = core.single_action_space
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """The next image; with a seed, the first of that seed's order."""
-        super().reset(seed=seed)
-        if seed is None and self.core.state is None:
-            seed = int(self.np_random.integers(2**31))
-        observation, info = self.core.reset(seed=seed, options=options)
-        return _first(observation), _first(info)
-
-    def step(self, action: np.ndarray[Any, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """One query.
-
-        Raises:
-            gymnasium.error.ResetNeeded: before the first reset, or after the episode's end.
-            InputError: an action outside the space.
-        """
-        if self.core.state is None or bool(self.core.done[0]):
-            raise gym.error.ResetNeeded("the episode has ended: call reset()")
-        if not self.action_space.contains(np.asarray(action)):
-            raise InputError(f"action {action} is not in {self.action_space}")
-        seen, reward, terminated, truncated, info = self.core.step(np.asarray(action)[None])
-        return _first(seen), float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
-
-
-def _first(value: Any) -> Any:
-    """Row 0 in NumPy: arrays that nothing else writes to, numbers, dictionaries of either."""
-    if isinstance(value, dict):
-        return {k: _first(v) for k, v in value.items() if not k.startswith("_")}
-    row = value[0].detach().cpu()
-    return row.numpy().copy() if row.dim() else row.item()

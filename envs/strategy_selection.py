@@ -16,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.attacks import attacked
 from advgame.checks import check_labels, check_logits
@@ -27,6 +28,7 @@ from advgame.games.las_at import Credit, LasAt, StepResult
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Linf
+from envs.adapters import SingleEnv
 from envs.standard import check_reset, check_standard
 
 
@@ -258,7 +260,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.labels = state["labels"].to(self.defender.device)
 
 
-class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
+class StrategySelectionEnv(SingleEnv):
     """One image at a time, in NumPy: `StrategySelectionVectorEnv` with B = 1.
 
     The defender learns from batches of one image, so this is for checkers and for agents that
@@ -267,40 +269,23 @@ class StrategySelectionEnv(gym.Env[np.ndarray[Any, Any], np.ndarray[Any, Any]]):
     Arguments as the vector environment's.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
     _playing: ClassVar[weakref.WeakSet[StrategySelectionEnv]] = weakref.WeakSet()
 
-    def __init__(self, **settings: Any) -> None:
-        self.core = StrategySelectionVectorEnv(1, **settings)
-        self.observation_space = self.core.single_observation_space
-        self.action_space = self.core.single_action_space
+    vector = StrategySelectionVectorEnv
 
+    @override
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-        """The next image; with a seed, the game from its beginning."""
+    ) -> tuple[Any, dict[str, Any]]:
         if self not in self._playing:
             if self._playing:
                 gc.collect()  # those that nobody holds do not count
             if self._playing or multiprocessing.parent_process() is not None:
                 warnings.warn(_ALONE, stacklevel=2)
             self._playing.add(self)
-        super().reset(seed=seed)
-        if seed is None and self.core._batches is None:
-            seed = int(self.np_random.integers(2**31))
-        observation, _ = self.core.reset(seed=seed, options=options)
-        return _numpy(observation[0]), {}
+        return super().reset(seed=seed, options=options)
 
-    def step(
-        self, action: np.ndarray[Any, Any]
-    ) -> tuple[np.ndarray[Any, Any], float, bool, bool, dict[str, Any]]:
-        """Play one strategy (3,); the episode ends, and the observation is the image played."""
-        if not self.action_space.contains(np.asarray(action)):
-            raise InputError(f"action {action} is not in {self.action_space}")
-        _, reward, _, _, info = self.core.step(np.asarray(action)[None])
-        terms = {name: value[0].item() for name, value in info["final_info"].items()}
-        return _numpy(info["final_obs"][0]), float(reward[0]), True, False, terms
-
+    @override
     def close(self) -> None:
         """Nothing is held; another single environment is then the only one."""
         self._playing.discard(self)
@@ -310,12 +295,8 @@ _ALONE = (
     "several single StrategySelection environments: each trains a classifier of its own, on "
     "batches of one image. For n images that one classifier learns from, use "
     "gymnasium.make_vec(id, n), which gives tensors, or for Stable-Baselines3 "
-    "envs.sb3.StrategySelectionVecEnv(StrategySelectionVectorEnv(n))"
+    "envs.make_sb3(id, n)"
 )
-
-
-def _numpy(image: Tensor) -> np.ndarray[Any, Any]:
-    return image.detach().cpu().numpy().copy()
 
 
 def _default_defender(data: ImageSet) -> Defender:

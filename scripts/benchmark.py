@@ -46,11 +46,11 @@ from advgame.run.files import write_atomically
 from advgame.run.folder import command, commit, cpu_name, device_name, versions
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf, per_image
-from agents.controls import RandomStrategy
 from agents.imitator import Imitator
+from agents.las_at import RandomStrategy
 from agents.updaters import make_updater
+from envs import make_sb3
 from envs.attack import AttackVectorEnv
-from envs.sb3 import AttackVecEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 STEPS, CLASSES, ENVS, WARM_UP, SEED = 10, 10, 64, 2, 0
@@ -207,7 +207,7 @@ def measure_attack(fabric: Fabric, repeats: int, network: Network) -> Case:
     settings: Any = {"classifier": model, "data": data, "threat": Linf(eps / 10)}
     env, inner = (AttackVectorEnv(batch, **settings) for _ in range(2))
     env.reset(seed=SEED)
-    adapter = AttackVecEnv([inner])
+    adapter = make_sb3(inner)
     adapter.reset()
     bare, leaf = copy.deepcopy(model).requires_grad_(False), x[:batch].clone().requires_grad_()
     turns, ends = WARM_UP + 10 * repeats, []
@@ -262,7 +262,7 @@ def measure_imitation(fabric: Fabric, repeats: int, env_id: str) -> Case:
         "advgame": training.step,
         "environment alone": lambda: [env.step(actions) for _ in range(64)],
         "environment and policy": lambda: player.collect(env),
-        "discriminator": lambda: training.game.step(theta, pairs, updater, stream(SEED, "pairs")),
+        "discriminator": lambda: training.rules.step(theta, pairs, updater, stream(SEED, "pairs")),
         "TRPO": lambda: player.learn(rollout, rollout.rewards),
         "sb3-contrib's loop, equal settings, no discriminator": lambda: equal.learn(
             2048, reset_num_timesteps=False

@@ -5,8 +5,8 @@
     python scripts/train_attacker.py --agent ppo                   # SB3's PPO learns instead
     python scripts/train_attacker.py --resume runs/NAME            # go on, to the same bits
 
-The environment is `envs.attack`, the learner `agents.episodes` (REINFORCE) or
-`agents.sb3_attacker`. A run leaves one folder: settings, TensorBoard events, metrics.csv,
+The environment is `envs.attack`, the learner `agents.reinforce.EpisodicReinforce` or
+`agents.sb3.PPOAttacker`. A run leaves one folder: settings, TensorBoard events, metrics.csv,
 checkpoints, curves.png, schedule.png, report.json and attacker.safetensors, which
 `agents.attacker.load_attacker` turns into an attack. Its images are training images, what
 validation selects by is cut from them; test images are not touched.
@@ -37,13 +37,13 @@ from advgame.run.options import Count, Finite, Must, NotNegative, parse_linf_eps
 from advgame.seeding import derive_seed, seeded_init, stream
 from advgame.targets import Target, from_run, shipped
 from advgame.threat import Linf
-from agents.episodes import EpisodeConfig, EpisodicReinforce
+from agents.attack_game import AttackGame
 from agents.policies import FeaturePolicy, FeatureValue
-from agents.sb3_attacker import PPOAttacker
+from agents.reinforce import EpisodeConfig, EpisodicReinforce
+from agents.sb3 import PPOAttacker
 from agents.validation import Payoff, Validation
 from envs.attack import AttackVectorEnv
-from envs.played import AttackGame
-from envs.sb3 import AttackVecEnv
+from envs.sb3 import SB3VecEnv
 
 PANELS: Panels = {
     "Pay-off": ("per query", {"game/reward_per_query": "attacker reward"}),
@@ -144,7 +144,7 @@ def make_game(
     steps, seed = max(config.queries) - 1, config.seed
     if config.agent == "ppo":
         ppo = PPOAttacker(
-            AttackVecEnv(envs),
+            SB3VecEnv(*envs),
             menu.sizes,
             derive_seed(seed, "ppo"),
             fabric,

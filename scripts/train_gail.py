@@ -6,8 +6,9 @@
     python scripts/train_gail.py --env Pendulum-v1 --demonstrations my.npz
     python scripts/train_gail.py --resume runs/NAME                       # go on, to the same bits
 
-The game is `advgame.games.imitation`, the environment `envs.imitation`, the policy sb3-contrib's
-TRPO (`agents.imitator`), the updaters `agents.updaters`. A run leaves one folder: settings,
+One iteration is `agents.gail.GailTraining.step`; the discriminator's rules `advgame.games.gail`,
+the environment `envs.imitation`, the policy sb3-contrib's TRPO (`agents.imitator`), the updaters
+`agents.updaters`. A run leaves one folder: settings,
 TensorBoard events, metrics.csv, checkpoints, curves.png, report.json. `best` weights are those of
 the highest true return, which an imitator cannot know: the report is about the last ones.
 """
@@ -27,7 +28,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from advgame.errors import InputError, unknown
-from advgame.games.imitation import ImitationGame
+from advgame.games.gail import Gail
 from advgame.health import deaths
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import Discriminator
@@ -38,9 +39,10 @@ from advgame.run.loop import Trainer, TrainingPlan
 from advgame.run.options import Count, Must, Positive, Whole
 from advgame.seeding import derive_seed, stream
 from agents.cloning import clone
+from agents.gail import PANELS, GailTraining, dummy_expert, judge_returns
 from agents.imitator import Algorithm, Imitator, PolicySettings
+from agents.resemblance import resemblance
 from agents.updaters import UPDATERS, check_room, make_updater
-from envs.gail import PANELS, GailTraining, dummy_expert, judge_returns, resemblance
 from envs.imitation import Horizon, ImitationVectorEnv
 from envs.tasks import GymnasiumTask, make_task, play
 
@@ -197,7 +199,7 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
     if config.source == "constant":
         theta = torch.zeros_like(theta)
     env.discriminator, env.theta = discriminator, theta
-    game = ImitationGame(
+    rules = Gail(
         discriminator,
         pairs,
         entropy=config.entropy,
@@ -223,7 +225,7 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
     training = GailTraining(
         env,
         player,
-        game,
+        rules,
         updater,
         source={"constant": "fixed", "random": "fixed"}.get(config.source, config.source),  # type: ignore[arg-type]
         replay=config.replay,
@@ -359,7 +361,7 @@ class Job(jobs.Job[Config, None]):
         if config.source == "cloning":
             tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
         updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
-        check_room(updater, tried.game.discriminator.size, Path(config.resume or config.runs_dir))
+        check_room(updater, tried.rules.discriminator.size, Path(config.resume or config.runs_dir))
 
     def work(self, config: Config, run: RunFolder, made: None, *, resume: bool) -> None:
         """Imitate, and report."""

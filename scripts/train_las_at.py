@@ -27,9 +27,8 @@ from advgame.run.curves import PANELS
 from advgame.run.job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, parse_eps
 from advgame.run.settings import PerturbedConfig
-from agents.players import LEARNERS, Agent, make_player
+from agents.las_at import LEARNERS, Agent, StrategyGame, make_player
 from agents.reinforce import PRESETS, Baseline
-from envs.played import StrategyGame
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 Preset = Literal["default", "repo"]

@@ -15,9 +15,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 from advgame.attacks.gradient_steps import Menu
 from advgame.errors import InputError
 from advgame.targets import shipped
-from envs.arrays import NumpyVectorEnv
+from envs import make_sb3, to_numpy
 from envs.attack import AttackVectorEnv
-from envs.sb3 import AttackVecEnv
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -32,7 +31,7 @@ def test_sb3_checker_finds_nothing(name):
 def test_sb3_adapter_shows_new_images_at_once_and_old_ones_as_terminal(kind):
     core, inner = (kind(16, **BOTH_ENDS[kind]) for _ in range(2))
     core.action_space.seed(0)
-    adapter = AttackVecEnv([inner])
+    adapter = make_sb3([inner])
     adapter.seed(2)
     same([adapter.reset()], [core.reset(seed=2)[0]])
     ends = [0, 0]
@@ -58,7 +57,7 @@ def test_sb3_adapter_shows_new_images_at_once_and_old_ones_as_terminal(kind):
 
 def test_sb3_adapter_joins_several_classifiers():
     cores = [AttackVectorEnv(4, queries=3), AttackVectorEnv(6, queries=3, threat=EASY)]
-    adapter = AttackVecEnv(cores)
+    adapter = make_sb3(cores)
     adapter.seed(0)
     assert adapter.reset().shape == (10, cores[0].single_observation_space.shape[0])
     for _ in range(4):
@@ -69,11 +68,11 @@ def test_sb3_adapter_joins_several_classifiers():
     adapter.set_attr("price", 0.5, indices=[9])
     assert [core.price for core in cores] == [0.01, 0.5]
     with pytest.raises(InputError, match="equal spaces"):
-        AttackVecEnv([cores[0], AttackVectorEnv(4, menu=Menu(losses=("ce",)))])
+        make_sb3([cores[0], AttackVectorEnv(4, menu=Menu(losses=("ce",)))])
 
 
 def test_sb3_learns_on_the_adapter():
-    env = VecMonitor(AttackVecEnv([AttackVectorEnv(16, queries=3)]))
+    env = VecMonitor(make_sb3([AttackVectorEnv(16, queries=3)]))
     ppo = PPO("MlpPolicy", env, n_steps=4, batch_size=32, n_epochs=1, seed=0)
     ppo.learn(128)
     assert len(ppo.ep_info_buffer) > 0
@@ -83,7 +82,7 @@ def test_sb3_learns_on_the_adapter():
 @pytest.mark.parametrize("kind", VECTORS)
 @pytest.mark.parametrize("integer", [np.uint8, np.int16, np.int32])
 def test_actions_are_integers_of_any_type(kind, integer):
-    core, adapter = kind(4, queries=np.int64(5)), AttackVecEnv([kind(4, queries=5)])
+    core, adapter = kind(4, queries=np.int64(5)), make_sb3([kind(4, queries=5)])
     core.reset(seed=0)
     adapter.seed(0)
     adapter.reset()
@@ -95,7 +94,7 @@ def test_actions_are_integers_of_any_type(kind, integer):
 
 
 def test_sb3_adapter_takes_images_too():
-    adapter = AttackVecEnv([AttackVectorEnv(n, queries=3, images=True) for n in (2, 3)])
+    adapter = make_sb3([AttackVectorEnv(n, queries=3, images=True) for n in (2, 3)])
     seen = adapter.reset()
     for _ in range(3):
         assert seen["clean"].shape == seen["adversarial"].shape == (5, 1, 8, 8)
@@ -107,7 +106,7 @@ def test_sb3_adapter_takes_images_too():
 
 @pytest.mark.parametrize("name", IDS)
 def test_gymnasiums_vector_wrappers_work_on_the_numpy_form(name):
-    env = RecordEpisodeStatistics(NumpyVectorEnv(gym.make_vec(name, num_envs=8, queries=4)))
+    env = RecordEpisodeStatistics(to_numpy(gym.make_vec(name, num_envs=8, queries=4)))
     env.reset(seed=0)
     for _ in range(9):
         observation, *_ = env.step(env.action_space.sample())

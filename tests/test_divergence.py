@@ -58,7 +58,7 @@ def test_policies_without_probabilities(digits):
         with pytest.raises(InputError, match="the policy has diverged"):
             sample(logits, seeded())
     player = PPOPlayer((1, 8, 8), (3, 2), 4, seed=0)
-    assert isinstance(player.ppo.action_space, spaces.MultiDiscrete)
+    assert isinstance(player.algorithm.action_space, spaces.MultiDiscrete)
     with torch.no_grad():
         player.policy.action_net.weight.fill_(torch.nan)
     with pytest.raises(InputError, match="the policy has diverged"):

@@ -19,8 +19,6 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.seeding import seeded_init
 from agents.sb3 import policy_kwargs
-from envs.arrays import NumpyVectorEnv
-from envs.sb3 import StrategySelectionVecEnv
 from envs.strategy_selection import StrategySelectionEnv, StrategySelectionVectorEnv
 
 IDS = sorted(name for name in gym.registry if name.startswith("advgame/"))
@@ -125,7 +123,7 @@ def test_single_environment_equals_a_vector_of_one():
 
 def test_sb3_adapter_equals_the_core():
     core, inner = StrategySelectionVectorEnv(8), StrategySelectionVectorEnv(8)
-    adapter = StrategySelectionVecEnv(inner)
+    adapter = envs.make_sb3(inner)
     adapter.seed(2)
     same([adapter.reset()], [core.reset(seed=2)[0]])
     for _ in range(4):
@@ -142,7 +140,7 @@ def test_sb3_adapter_equals_the_core():
 
 
 def test_sb3_learns_on_the_adapter():
-    env = VecMonitor(StrategySelectionVecEnv(StrategySelectionVectorEnv(16)))
+    env = VecMonitor(envs.make_sb3(StrategySelectionVectorEnv(16)))
     ppo = PPO(
         "MlpPolicy",
         env,
@@ -158,7 +156,7 @@ def test_sb3_learns_on_the_adapter():
 
 
 def test_gymnasiums_vector_wrappers_work_on_the_numpy_form():
-    env = NumpyVectorEnv(gym.make_vec(STRATEGY, num_envs=8))
+    env = envs.to_numpy(gym.make_vec(STRATEGY, num_envs=8))
     env = RecordEpisodeStatistics(env)
     env.reset(seed=0)
     total = np.zeros(8)
@@ -292,7 +290,7 @@ def test_other_misuse_is_refused():
         with pytest.raises(InputError):
             StrategySelectionVectorEnv(**bad)
     with pytest.raises(InputError, match="SB3"):
-        StrategySelectionVecEnv(StrategySelectionVectorEnv(4, reward_interval=5))
+        envs.make_sb3(StrategySelectionVectorEnv(4, reward_interval=5))
 
 
 def test_state_goes_on_to_the_same_bits():

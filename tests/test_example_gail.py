@@ -5,7 +5,7 @@ import torch
 from conftest import load_example
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from advgame.games.imitation import ImitationGame
+from advgame.games.gail import Gail
 from advgame.imitation.discriminator import Discriminator
 from agents.coordinatewise import CoordinatewiseUpdater
 from envs.imitation import ImitationVectorEnv
@@ -36,7 +36,7 @@ def test_three_steps_of_discriminator_and_updater_are_the_librarys(untrained):
     updater.load_network(weights)
     updater.init(theta)
     expert = gail.demonstrations().double()
-    game = ImitationGame(discriminator, expert)
+    game = Gail(discriminator, expert)
 
     own, mine = theta.clone(), gail.Updater(len(theta)).double()
     mine.load_state_dict(weights)

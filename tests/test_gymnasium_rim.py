@@ -11,10 +11,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import vector as wrappers
 from stable_baselines3.common.env_util import make_vec_env
 
-import envs  # noqa: F401
+import envs
 from advgame.errors import InputError
 from advgame.imitation.recording import record
-from envs.arrays import NumpyVectorEnv
 from envs.imitation import ImitationVectorEnv
 from envs.strategy_selection import StrategySelectionEnv
 
@@ -157,7 +156,7 @@ def test_every_wrapper_of_gymnasiums_is_known():
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("name", IDS)
 def test_gymnasiums_vector_wrappers_work_on_arrays(name, wrapper):
-    env = NumpyVectorEnv(gym.make_vec(name, 3), autoreset_mode=LATER)
+    env = envs.to_numpy(gym.make_vec(name, 3), autoreset_mode=LATER)
     settings = dict(WRAPPERS[wrapper])
     if wrapper == "ReshapeObservation":
         settings["shape"] = (1, int(np.prod(env.single_observation_space.shape)))
@@ -202,7 +201,7 @@ def episodes(env, steps, later):
 def test_a_postponed_autoreset_keeps_the_rules_of_an_episode(stagger):
     """Rows end at different steps; no step is lost to the reset, and none is paid for it."""
     core = ImitationVectorEnv(3, horizon="task", stagger=stagger)
-    env = NumpyVectorEnv(core, autoreset_mode=LATER)
+    env = envs.to_numpy(core, autoreset_mode=LATER)
     rows = episodes(env, 60, later=True)
     lengths = {len(one) for row in rows for one in row[:-1]}
     assert len(lengths) > 1
@@ -218,7 +217,7 @@ def test_a_postponed_autoreset_keeps_the_rules_of_an_episode(stagger):
 def test_the_first_episode_is_the_same_under_either_autoreset():
     firsts = []
     for mode in (None, LATER):
-        env = NumpyVectorEnv(ImitationVectorEnv(3, horizon="task"), autoreset_mode=mode)
+        env = envs.to_numpy(ImitationVectorEnv(3, horizon="task"), autoreset_mode=mode)
         assert env.metadata["autoreset_mode"] == (mode or AutoresetMode.SAME_STEP)
         firsts.append([row[0] for row in episodes(env, 60, later=mode is not None)])
     assert firsts[0] == firsts[1]
@@ -226,4 +225,4 @@ def test_the_first_episode_is_the_same_under_either_autoreset():
 
 def test_an_autoreset_that_an_environment_has_not_is_refused():
     with pytest.raises(InputError, match="NEXT_STEP"):
-        NumpyVectorEnv(gym.make_vec("advgame/Attack-v0", 2), autoreset_mode=AutoresetMode.SAME_STEP)
+        envs.to_numpy(gym.make_vec("advgame/Attack-v0", 2), autoreset_mode=AutoresetMode.SAME_STEP)

@@ -5,13 +5,11 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 
-import envs  # noqa: F401
+import envs
 from advgame.errors import InputError
 from advgame.imitation.discriminator import REWARDS, Discriminator
-from envs.arrays import NumpyVectorEnv
-from envs.gail import GailTraining
+from agents.gail import GailTraining
 from envs.imitation import ImitationEnv, ImitationVectorEnv
-from envs.sb3 import ImitationVecEnv
 
 IDS = ("advgame/GAILCartPole-v0", "advgame/GAILMountainCar-v0")
 LEFT = torch.zeros(4, dtype=torch.int64)
@@ -73,7 +71,7 @@ def test_zeros_pay_the_same_for_all():
 
 def test_every_form_is_paid_by_the_theta_that_was_set():
     single = gym.make("advgame/GAILCartPole-v0")
-    arrays = NumpyVectorEnv(gym.make_vec("advgame/GAILCartPole-v0", num_envs=2))
+    arrays = envs.to_numpy(gym.make_vec("advgame/GAILCartPole-v0", num_envs=2))
     for env, action in ((single, 0), (arrays, np.zeros(2, dtype=np.int64))):
         env.reset(seed=0)
         before = env.step(action)[1]
@@ -166,7 +164,7 @@ def test_equal_seeds_equal_bits_and_resuming_too():
 
 def test_single_and_numpy_forms_are_the_same_environment():
     single = gym.make(IDS[0], horizon="task").unwrapped
-    vector = NumpyVectorEnv(gym.make_vec(IDS[0], num_envs=1, horizon="task"))
+    vector = envs.to_numpy(gym.make_vec(IDS[0], num_envs=1, horizon="task"))
     one, _ = single.reset(seed=3)
     many, _ = vector.reset(seed=3)
     for step in range(1, 13):
@@ -191,7 +189,7 @@ def test_observations_are_not_reused_buffers():
 
 def test_sb3_learns_through_the_adapter():
     core = ImitationVectorEnv(4, horizon="task", reward="survival")
-    env = ImitationVecEnv(core)
+    env = envs.make_sb3(core)
     agent = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
     agent.learn(512)
     assert agent.ep_info_buffer

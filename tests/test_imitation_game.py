@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from advgame.errors import InputError
-from advgame.games.imitation import ImitationGame
+from advgame.games.gail import Gail
 from advgame.imitation.discriminator import CHANCE_LOSS, Discriminator
 from agents.updaters import AdamUpdater, make_updater
 
@@ -27,7 +27,7 @@ def played(game, policy, updater, steps, seed=0):
 @pytest.mark.parametrize("name", ["adam", "coordinatewise", "mlp-narrow"])
 def test_the_discriminator_learns_to_tell_them_apart(sides, name):
     policy, expert = sides
-    game = ImitationGame(Discriminator(3, (16, 8)), expert)
+    game = Gail(Discriminator(3, (16, 8)), expert)
     options = {"lr": 1e-4} if name == "mlp-narrow" else {"lr": None}
     updater = make_updater(name, seed=0, blocks=game.discriminator.blocks, **options)
     _, stats = played(game, policy, updater, 150)
@@ -43,13 +43,13 @@ def test_the_discriminator_learns_to_tell_them_apart(sides, name):
 
 def test_nothing_can_tell_equals_apart(sides):
     same = sides[0]
-    _, stats = played(ImitationGame(Discriminator(3, (16,)), same), same, AdamUpdater(0.01), 200)
+    _, stats = played(Gail(Discriminator(3, (16,)), same), same, AdamUpdater(0.01), 200)
     assert stats[-1]["discriminator/loss"] == pytest.approx(CHANCE_LOSS, abs=0.02)
 
 
 def test_equal_seeds_equal_bits(sides):
     policy, expert = sides
-    game = ImitationGame(Discriminator(3, (8,)), expert, penalty=1.0, steps=2)
+    game = Gail(Discriminator(3, (8,)), expert, penalty=1.0, steps=2)
     ends = [played(game, policy, AdamUpdater(0.01), 5, seed)[0] for seed in (0, 0, 1)]
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])  # other expert pairs were drawn
@@ -59,8 +59,8 @@ def test_the_objective_is_the_sum_of_its_terms(sides, rng):
     policy, expert = sides
     one = Discriminator(3, (8,))
     theta, mix = one.init(rng), torch.rand(300, 1, generator=rng)
-    plain = ImitationGame(one, expert, entropy=0.0)
-    with_terms = ImitationGame(one, expert, entropy=0.5, penalty=2.0, penalty_target=0.0)
+    plain = Gail(one, expert, entropy=0.0)
+    with_terms = Gail(one, expert, entropy=0.5, penalty=2.0, penalty_target=0.0)
     base = plain.objective(policy, expert, mix)(theta)
     full = with_terms.objective(policy, expert, mix)(theta)
     both = torch.cat([policy, expert])
@@ -76,7 +76,7 @@ def test_the_penalty_flattens_the_discriminator(sides):
     policy, expert = sides
     gaps = []
     for penalty in (0.0, 5.0):
-        game = ImitationGame(Discriminator(3, (16,)), expert, penalty=penalty, penalty_target=0.0)
+        game = Gail(Discriminator(3, (16,)), expert, penalty=penalty, penalty_target=0.0)
         _, stats = played(game, policy, AdamUpdater(0.01), 200)
         gaps.append(
             stats[-1]["discriminator/logit_expert"] - stats[-1]["discriminator/logit_policy"]
@@ -88,8 +88,8 @@ def test_the_controller_is_half_the_square_of_d_less_a_half(sides, rng):
     policy, expert = sides
     one = Discriminator(3, (8,))
     theta, mix = one.init(rng), torch.rand(300, 1, generator=rng)
-    plain = ImitationGame(one, expert).objective(policy, expert, mix)(theta)
-    controlled = ImitationGame(one, expert, controller=3.0).objective(policy, expert, mix)(theta)
+    plain = Gail(one, expert).objective(policy, expert, mix)(theta)
+    controlled = Gail(one, expert, controller=3.0).objective(policy, expert, mix)(theta)
     terms = [(one.logits(theta, side).sigmoid() - 0.5).square().mean() / 2 for side in sides]
     assert float(controlled - plain) == pytest.approx(3 * float(sum(terms)), rel=1e-4)
 
@@ -98,7 +98,7 @@ def test_the_controller_draws_the_discriminator_to_a_half(sides):
     policy, expert = sides
     gaps = []
     for weight in (0.0, 10.0, 100.0):
-        game = ImitationGame(Discriminator(3, (16,)), expert, controller=weight)
+        game = Gail(Discriminator(3, (16,)), expert, controller=weight)
         theta, _ = played(game, policy, AdamUpdater(0.01), 200)
         gaps.append(float((game.discriminator.logits(theta, expert).sigmoid() - 0.5).mean()))
     assert gaps[0] > 0.4
@@ -109,7 +109,7 @@ def test_the_controller_draws_the_discriminator_to_a_half(sides):
 
 def test_divergence_is_said(sides):
     policy, expert = sides
-    game = ImitationGame(Discriminator(3, (8,)), expert)
+    game = Gail(Discriminator(3, (8,)), expert)
 
     class Exploding(AdamUpdater):
         def update(self, params, objective):
@@ -122,6 +122,6 @@ def test_divergence_is_said(sides):
 
 def test_refusals(sides):
     with pytest.raises(InputError, match="1 or above"):
-        ImitationGame(Discriminator(3), sides[1], steps=0)
+        Gail(Discriminator(3), sides[1], steps=0)
     with pytest.raises(InputError, match="0 or above"):
-        ImitationGame(Discriminator(3), sides[1], penalty=-1.0)
+        Gail(Discriminator(3), sides[1], penalty=-1.0)

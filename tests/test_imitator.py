@@ -4,9 +4,9 @@ import pytest
 import torch
 from sb3_contrib import TRPO
 
+from agents.gail import GailTraining
 from agents.imitator import Imitator, PolicySettings, SubsampledTRPO
 from agents.updaters import make_updater
-from envs.gail import GailTraining
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import play
 

@@ -1,4 +1,4 @@
-"""The structure of the code: imports run down, files and names stay as the design has them."""
+"""The structure of the code: imports run down a chain, and take no more than they need."""
 
 import ast
 import subprocess
@@ -7,31 +7,74 @@ import sys
 import pytest
 from conftest import ROOT
 
-BELOW = {"advgame": {"agents", "envs", "scripts"}, "envs": {"agents"}, "agents": {"envs"}}
+CHAIN = ("advgame", "envs", "agents", "scripts")
+# what of advgame.run the mathematics may see; files of advgame that read or write runs see all
+PLUMBING = {"advgame.run.files", "advgame.run.options"}
+WITH_RUNS = {
+    "__init__.py",
+    "classifiers/saved.py",
+    "evaluation/judge.py",
+    "evaluation/report.py",
+    "targets.py",
+    "games/cat_and_mouse.py",
+}
 
 
-@pytest.mark.parametrize("package", BELOW)
+def imported(file):
+    """Full names of the modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("package", CHAIN)
 def test_imports_run_down_only(package):
+    above = set(CHAIN[CHAIN.index(package) + 1 :])
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            tops = {name.split(".")[0] for name in names}
-            assert not tops & (BELOW[package] | {"scripts"}), f"{file} imports {tops}"
+        tops = {name.split(".")[0] for name in imported(file)}
+        assert not tops & above, f"{file} imports {tops & above}"
+
+
+def test_the_mathematics_does_without_the_plumbing():
+    """Games and the loop share the panels that curves are drawn in, nothing else."""
+    top = ROOT / "advgame"
+    files = [one for one in top.rglob("*.py") if top / "run" not in one.parents]
+    names = {str(file.relative_to(top)): set(imported(file)) for file in files}
+    assert names.keys() >= WITH_RUNS
+    for name, modules in names.items():
+        allowed = PLUMBING | ({"advgame.run.curves"} if name.startswith("games/") else set())
+        used = {one for one in modules if one.startswith("advgame.run")}
+        assert name in WITH_RUNS or used <= allowed, f"{name} imports {used - allowed}"
+
+
+def run(code, **settings):
+    subprocess.run([sys.executable, "-c", code], check=True, **settings)
 
 
 def test_advgame_works_beside_somebody_elses_envs(tmp_path):
-    """`envs` and `agents` are common names: the mathematics must not need ours."""
+    """The mathematics must not need our `envs` and `agents`, whose names are common."""
     (tmp_path / "envs.py").write_text("raise SystemExit('the wrong envs')")
     (tmp_path / "agents.py").write_text("raise SystemExit('the wrong agents')")
-    code = "import advgame, advgame.attacks, advgame.games.las_at, advgame.evaluation.judge"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    run(
+        "import advgame, advgame.attacks, advgame.games.las_at, advgame.evaluation.judge",
+        cwd=tmp_path,
+    )
+
+
+def test_importing_envs_registers_the_ids_and_imports_no_torch():
+    run("""
+import sys, envs, gymnasium
+assert "torch" not in sys.modules and "stable_baselines3" not in sys.modules
+assert sum(name.startswith("advgame/") for name in gymnasium.registry) >= 5
+""")
 
 
 def test_the_public_names_are_there_and_import_torch_only_when_used():
-    code = """
+    run("""
 import sys, advgame
 from importlib import import_module
 names = "attacks", "classifiers", "evaluation", "games", "privacy"
@@ -44,17 +87,15 @@ for package in packages:
     assert not hasattr(package, "nothing")
 from advgame import *
 assert Linf(0.1).norm == "Linf" and games.Trades and attacks.SPSA
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+""")
 
 
 def test_a_folder_that_is_not_installed_has_no_version():
-    code = """
+    run("""
 import importlib.metadata as metadata
 def version(name):
     raise metadata.PackageNotFoundError(name)
 metadata.version = version
 import advgame
 assert advgame.__version__ == "unknown"
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+""")

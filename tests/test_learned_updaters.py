@@ -8,7 +8,7 @@ from quadratic_parts import START, quadratic
 from torch import nn
 
 from advgame.errors import InputError
-from agents import learned_updaters, memory, outer_adam
+from agents import learned_updaters, outer_adam
 from agents.learned_updaters import MLPUpdater, check_disk, needed_memory, parameter_count
 from agents.updaters import CoordinatewiseUpdater, make_updater
 
@@ -188,10 +188,10 @@ def test_too_little_memory_or_disk_is_refused_before_anything_is_allocated(monke
 
 
 def test_the_memory_of_this_machine(monkeypatch):
-    free = memory.available_memory(torch.device("cpu"))
+    free = learned_updaters.available_memory(torch.device("cpu"))
     assert 1e8 < free < 1e14
     monkeypatch.setattr(Path, "read_text", lambda self: (_ for _ in ()).throw(OSError()))
-    assert memory.available_memory(torch.device("cpu")) > 1e8
+    assert learned_updaters.available_memory(torch.device("cpu")) > 1e8
 
 
 def test_states_of_other_networks_are_refused():

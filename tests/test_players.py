@@ -14,11 +14,10 @@ from advgame.games.las_at import LasAt
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
-from agents.controls import FixedStrategy, RandomStrategy
+from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame
 from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
 from agents.reinforce import PRESETS, Reinforce, ReinforceConfig
 from agents.sb3 import PPOPlayer
-from envs.played import StrategyGame
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 SHAPE, SIZES = (1, 8, 8), (4, 3, 2)

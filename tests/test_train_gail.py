@@ -20,7 +20,7 @@ from advgame.errors import InputError
 from advgame.imitation import resemblance
 from advgame.run.folder import Metrics
 from advgame.run.loop import Trainer
-from envs.gail import dummy_expert
+from agents.gail import dummy_expert
 from envs.imitation import ImitationVectorEnv
 
 GAIL = [sys.executable, "scripts/train_gail.py"]

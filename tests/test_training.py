@@ -20,7 +20,7 @@ from advgame.run.folder import Metrics
 from advgame.run.loop import TrainingPlan
 from advgame.run.progress import telling
 from advgame.seeding import derive_seed, seeded_init, stream
-from envs.played import StrategyGame
+from agents.las_at import StrategyGame
 
 
 def small(folder: Path, name: str, **changes) -> Config:

@@ -1,8 +1,8 @@
 """Games: what one training step of each attacker-defender game does.
 
-`DefenderTraining`, `CatAndMouse` and `ImitationGame` are games: the training loop plays them. The
-others are rules, which say what one batch does: `DefenderTraining` plays them on a data set, but
-for LAS-AT's, which `envs.strategy_selection` plays with the actions of a policy.
+`DefenderTraining` and `CatAndMouse` are games: the training loop plays them. The others are rules,
+which say what one batch does: `DefenderTraining` plays them on a data set, but for LAS-AT's, which
+`envs.strategy_selection` plays with the actions of a policy, and GAIL's (`agents.gail`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from advgame.games.cat_and_mouse import CatAndMouse
     from advgame.games.costs import DefenderStep, Passes
     from advgame.games.free import Free
-    from advgame.games.imitation import ImitationGame
+    from advgame.games.gail import Gail
     from advgame.games.l2l import L2L
     from advgame.games.las_at import LasAt, LasTrades
     from advgame.games.minimax import Minimax, SensitivityTraining
@@ -37,7 +37,7 @@ __all__ = [
     "DefenderTraining",
     "Explicit",
     "Free",
-    "ImitationGame",
+    "Gail",
     "LasAt",
     "LasTrades",
     "LogitPairing",

@@ -43,7 +43,7 @@ from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.seeding import stream
-from envs.gail import expert_halves
+from agents.resemblance import expert_halves
 from envs.imitation import Horizon, ImitationVectorEnv
 from envs.tasks import make_task, play
 

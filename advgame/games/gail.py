@@ -1,11 +1,9 @@
-"""GAIL as a game: the discriminator tells policy from expert, the policy is paid for passing."""
+"""GAIL's discriminator: what it minimises, and one step of it by hand-made or learned updates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,24 +17,14 @@ from advgame.imitation.discriminator import (
     imitation_loss,
     label_entropy,
 )
+from advgame.imitation.updater import Objective, Updater
 
 _TINY = 1e-12  # parameters may all be 0
 
 
-class DiscriminatorUpdater(Protocol):
-    """What improves θ_D: Adam, or a learned updater (`agents.updaters`)."""
-
-    def update(self, params: Tensor, objective: Callable[[Tensor], Tensor]) -> Any:
-        """One step that lowers ``objective``.
-
-        Returns:
-            what has the new vector as ``params`` and the gradient at the old one as ``grad``.
-        """
-
-
 @dataclass(frozen=True)
-class ImitationGame:
-    """The discriminator's half of an iteration of GAIL; the policy's half is any RL algorithm.
+class Gail:
+    """The rules of GAIL's discriminator; the policy's half is any RL algorithm (`agents.gail`).
 
     Args:
         discriminator: the network.
@@ -73,7 +61,7 @@ class ImitationGame:
                 f"and 0 or above, not {self.steps}, {weights}"
             )
 
-    def objective(self, policy: Tensor, expert: Tensor, mix: Tensor) -> Callable[[Tensor], Tensor]:
+    def objective(self, policy: Tensor, expert: Tensor, mix: Tensor) -> Objective:
         """What the discriminator minimises, as a function of θ_D.
 
         Args:
@@ -99,7 +87,7 @@ class ImitationGame:
         return loss
 
     def step(
-        self, theta: Tensor, policy: Tensor, updater: DiscriminatorUpdater, rng: torch.Generator
+        self, theta: Tensor, policy: Tensor, updater: Updater, rng: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """Improve θ_D against what the policy just did.
 

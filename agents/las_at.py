@@ -1,0 +1,191 @@
+"""LAS-AT for the training loop: one step of defender and strategy player, players by name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from typing_extensions import override
+
+from advgame.errors import InputError
+from advgame.games.strategy import CHOICES, StrategyPlayer, StrategySpace
+from advgame.games.training import defender_health
+from advgame.health import Learns, gradient_sign, tagged
+from advgame.run.curves import Curves
+from advgame.seeding import derive_seed, seeded_init, stream
+from agents.policies import StrategyPolicy, ValueNet
+from agents.reinforce import Reinforce, ReinforceConfig, averaging
+from agents.sb3 import PPOPlayer
+from envs.strategy_selection import StrategySelectionVectorEnv
+
+Agent = Literal["reinforce", "ppo", "random", "fixed"]
+LEARNERS = ("reinforce", "ppo")
+
+
+class StrategyGame:
+    """`advgame.run.loop.Game` over the strategy environment.
+
+    Args:
+        env: the environment; reset here.
+        player: who chooses the strategies.
+        seed: of the reset.
+    """
+
+    def __init__(self, env: StrategySelectionVectorEnv, player: StrategyPlayer, seed: int) -> None:
+        self.env, self.player = env, player
+        self.defender = self.learner = env.defender
+        self.steps_per_epoch = env.steps_per_epoch
+        self.images, _ = env.reset(seed=seed)
+        self._chosen: list[Tensor] = []  # this epoch's actions
+
+    def step(self) -> dict[str, Tensor]:
+        """One decision per image, one step of the defender, one lesson for the player."""
+        due = self.env.reward_due
+        actions = self.player.act(self.images, learn=due)
+        self.images, reward, _, _, _ = self.env.step(actions)
+        lesson = self.player.learn(reward) if due else {}
+        self._chosen.append(actions)
+        assert self.env.result is not None
+        return {**self.env.result.stats, **lesson}
+
+    def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
+        """How far the strategies are from PGD-10 at ε₀ (and β = 6); histograms of the choices."""
+        if not self._chosen:
+            return {}
+        space, row = self.env.space, {}
+        strategies = space.decode(torch.cat(self._chosen))
+        control = {"eps": space.eps0, "steps": 10, "step_size": space.eps0 / 4, "beta": 6}
+        for column, name in enumerate(CHOICES[: len(space.sizes)]):
+            values = getattr(strategies, name).float()
+            row[f"strategy/{name}_ratio"] = float(values.mean()) / control[name]
+            if curves is not None:
+                curves.histogram(f"strategy/{name}_chosen", values, step, space.options(column))
+        self._chosen = []
+        row |= defender_health(self.defender, self.images)[1]
+        if isinstance(self.player, Learns):
+            row |= tagged("strategy", gradient_sign(self.player.optimizer))
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environment and player."""
+        states = {"env": self.env.state_dict(), "player": self.player.state_dict()}
+        return {**states, "chosen": self._chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        self.env.load_state_dict(state["env"])
+        self.player.load_state_dict(state["player"])
+        self.images = self.env.images
+        self._chosen = [one.to(self.images.device) for one in state["chosen"]]
+
+
+class Control:
+    """A player that never learns: what a learned strategy must beat."""
+
+    def learn(self, reward: Tensor) -> dict[str, Tensor]:
+        """Nothing to learn."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class FixedStrategy(Control):
+    """The same strategy for every image; PGD-10 at ε₀ makes the game plain PGD-AT.
+
+    Args:
+        action: index of each choice.
+    """
+
+    def __init__(self, action: tuple[int, ...]) -> None:
+        self.action = action
+
+    def act(self, images: Tensor, *, learn: bool) -> Tensor:
+        """The fixed indices, (B, choices)."""
+        return torch.tensor(self.action, device=images.device).expand(len(images), -1)
+
+
+class RandomStrategy(Control):
+    """Uniform over all strategies: the control for every claim that a policy has learned.
+
+    Args:
+        sizes: number of options of each choice.
+        rng: stream of the draws, on the images' device.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], rng: torch.Generator) -> None:
+        self.sizes, self.rng = sizes, rng
+
+    def act(self, images: Tensor, *, learn: bool) -> Tensor:
+        """Indices (B, choices), uniform and independent."""
+        columns = [
+            torch.randint(size, (len(images),), generator=self.rng, device=images.device)
+            for size in self.sizes
+        ]
+        return torch.stack(columns, 1)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rng": self.rng.get_state()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.set_state(state["rng"])
+
+
+def make_player(
+    agent: Agent,
+    space: StrategySpace,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    settings: ReinforceConfig,
+    *,
+    seed: int,
+    fabric: Fabric,
+    uniform: bool = True,
+    fixed: tuple[float, ...] = (8, 10, 2),
+) -> StrategyPlayer:
+    """A learner or a control for a strategy space.
+
+    Args:
+        agent: which one.
+        space: what it chooses from.
+        shape: (C, H, W) of the images.
+        batch_size: images per step and process.
+        settings: of REINFORCE; PPO takes its learning rate and entropy bonus.
+        seed: of the run.
+        fabric: device and processes.
+        uniform: start REINFORCE from the uniform policy.
+        fixed: the strategy of ``"fixed"``: ε in units of ε₀/8, steps, step size in the same units,
+            and β where the space has it.
+
+    Raises:
+        InputError: PPO on several processes.
+    """
+    rng = stream(seed, f"policy{fabric.global_rank}", fabric.device)
+    if agent == "random":
+        return RandomStrategy(space.sizes, rng)
+    if agent == "fixed":
+        return FixedStrategy(space.index(*fixed))
+    if agent == "ppo":
+        if fabric.world_size > 1:
+            raise InputError("PPO plays on one device: use REINFORCE, or --devices 1")
+        return PPOPlayer(
+            shape,
+            space.sizes,
+            batch_size,
+            derive_seed(seed, "ppo"),
+            fabric.device,
+            lr=settings.lr,
+            entropy_coef=settings.entropy_coef,
+        )
+    with seeded_init(seed, "policy"):
+        policy = StrategyPolicy(shape, space.sizes, uniform=uniform).to(fabric.device)
+        value = ValueNet(shape).to(fabric.device) if settings.baseline == "value" else None
+    return Reinforce(policy, settings, rng, value, averaging(fabric))
