@@ -2,11 +2,13 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from importlib import import_module
 
 import gymnasium as gym
 import pytest
+import tyro
 from conftest import ROOT
 
 import envs
@@ -204,3 +206,40 @@ def test_files_and_names_on_the_pages_are_there(page):
         assert (ROOT / path).exists(), path
     for name in re.findall(r"`((?:advgame|envs|agents)(?:\.\w+)+)", text):
         resolved(name)
+
+
+SHIMS = {"compare": ["study", "compare"], "gail_stability": ["study", "gail"]}
+
+
+def parse(words):
+    """The settings that a command line of a script means, by what the script itself would do."""
+    name, *rest = words
+    name, *rest = [*SHIMS.get(name, [name]), *rest]
+    if name == "study":
+        if not rest:
+            return None
+        name, *rest = [f"studies.{rest[0]}", *rest[1:]]
+    script = import_module(name)
+    known = getattr(script, "job", script)
+    return known.parse(rest) if hasattr(known, "parse") else tyro.cli(script.Config, args=rest)
+
+
+SAID = [
+    *(ROOT / "scripts").rglob("*.py"),
+    *(*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md"),
+]
+
+
+@pytest.mark.parametrize("page", SAID, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_the_pages_are_understood(page, capsys):
+    """Options that are renamed or gone are found here, on pages and in the scripts' own words."""
+    command = r"(?:^ *|`)python scripts/(\w+)\.py(.*?)(?:#|`|$)"
+    for name, line in re.findall(command, page.read_text(), re.MULTILINE):
+        words = shlex.split(line.replace("$agent", "random"))
+        # not whole, ended by what they print, or of a study that CONTRIBUTING adds
+        if "..." in line or {"--list", "--help", "NAME", "noise"} & {*words[:1], *words[-1:]}:
+            continue
+        try:
+            parse([name, *words])
+        except SystemExit:
+            pytest.fail(f"{name}.py {line}: {capsys.readouterr().err}")
