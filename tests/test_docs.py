@@ -149,6 +149,15 @@ def test_readme_is_short_and_names_every_page():
         assert f"(docs/{page.name}" in text, page.name
 
 
+def public_packages():
+    """Packages whose `__all__` says what is theirs."""
+    inits = [ROOT / "envs" / "__init__.py", ROOT / "agents" / "__init__.py"]
+    for init in [*inits, *(ROOT / "advgame").rglob("__init__.py")]:
+        name = ".".join(init.parent.relative_to(ROOT).parts)
+        if hasattr(import_module(name), "__all__"):
+            yield name
+
+
 def test_the_api_page_lists_every_public_name():
     text = (ROOT / "docs" / "api.md").read_text()
     sections = re.split(r"^## `(.*)`$", text, flags=re.MULTILINE)[1:]
@@ -160,6 +169,7 @@ def test_the_api_page_lists_every_public_name():
         ]
         for package, body in zip(sections[::2], sections[1::2], strict=True)
     }
+    assert listed.keys() == set(public_packages())
     for package, names in listed.items():
         assert sorted(names) == sorted(import_module(package).__all__), package
         for name in names:
