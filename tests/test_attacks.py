@@ -9,10 +9,12 @@ import torch
 from conftest import BatchNormNet, Linear
 from torch import nn
 
+from advgame import attacks
 from advgame.attacks import (
     SPSA,
     CarliniWagnerLinf,
     EoT,
+    FeatureAttack,
     GradientAttack,
     Transfer,
     fgsm,
@@ -20,14 +22,18 @@ from advgame.attacks import (
     n_fgsm,
     pgd,
 )
-from advgame.attacks.feature import FeatureAttack, penultimate
+from advgame.attacks.feature import penultimate
+from advgame.attacks.gradient_steps import Menu
 from advgame.classifiers import SmallCNN
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import ATTACKS, Context, make_suite
+from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.losses import clipped_margin, cross_entropy, margin
 from advgame.seeding import seeded_init, stream
 from advgame.threat import L2, Linf
+from agents.attacker import Attacker
+from agents.policies import FeaturePolicy
 
 
 @pytest.fixture
@@ -177,28 +183,6 @@ def test_spsa_fools_without_gradients_and_stops_there(pair, rng):
     assert 0.019 < float((held.x_adv - x[:2]).abs().max()) <= 0.02 + 1e-6
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"iterations": 0},
-        {"samples": 1},
-        {"batch": 1},
-        {"delta": 0.0},
-        {"lr": -1.0},
-        {"lr": math.inf},
-    ],
-)
-def test_an_spsa_that_would_hang_or_see_nothing_is_refused(settings):
-    with pytest.raises(InputError, match="SPSA"):
-        SPSA(Linf(0.1), **settings)
-
-
-@pytest.mark.parametrize("settings", [{"targets": 0}, {"steps": 0}, {"step_size": -0.01}])
-def test_a_feature_attack_that_does_nothing_is_refused(settings, digits):
-    with pytest.raises(InputError, match="not"):
-        FeatureAttack(Linf(0.1), digits.test.floats(), digits.test.labels, **settings)
-
-
 def test_transfer_asks_the_target_nothing(pair, rng):
     model, x, y = pair
     other = copy.deepcopy(model)
@@ -257,17 +241,6 @@ def test_every_attack_stays_in_the_ball_and_leaves_the_model_alone(name, norm, t
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["fea", "cw-adam", "eot-pgd20"])
-def test_batch_norm_and_dropout_are_as_before(name, digits):
-    model, data = BatchNormNet(), digits.train.subset(slice(4))
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    for _, attack in make_suite(name, Context(Linf(0.1), data, 0)):
-        attack.run(model, data.floats(), data.labels, rng=stream(0, "draws"))
-    assert model.training
-    assert model.net[1].training
-    assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))
-
-
 def test_presets_have_the_papers_steps_at_the_papers_radius():
     data = ImageSet(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1]), 2)
 
@@ -293,7 +266,90 @@ def test_presets_have_the_papers_steps_at_the_papers_radius():
     assert (madry.steps, madry.step_size) == (40, pytest.approx(0.01))
 
 
-@pytest.mark.parametrize("bad", [-0.1, float("nan"), "x"])
-def test_momentum_is_checked(bad):
-    with pytest.raises(InputError, match="momentum"):
-        replace(fgsm(Linf(0.1)), momentum=bad)
+@pytest.mark.parametrize("name", ["train", "steps", "pgd10", "fea", "cw-adam", "eot-pgd20"])
+def test_attacking_never_changes_the_model(name, digits):
+    model, data = BatchNormNet(), digits.train.subset(slice(8))
+    model.net[1].eval()  # a mixed state must come back as it was
+    model.net[5].bias.requires_grad_(False)
+    model.net[0].weight.grad = torch.ones_like(model.net[0].weight)
+    before = copy.deepcopy(model)
+    if name == "train":
+        attack = replace(pgd(Linf(0.1), 3), mode="train")
+    elif name == "steps":
+        policy = FeaturePolicy(len(Menu().feature_names), Menu().sizes)
+        attack = Attacker(policy, Menu(), "clean", {})(Linf(0.1), 4)
+    else:
+        attack = make_suite(name, Context(Linf(0.1), data, 0))[0][1]
+    attack.run(model, data.floats(), data.labels, rng=stream(0, "draws"))
+    for old, new in zip(before.modules(), model.modules(), strict=True):
+        assert old.training == new.training
+    for (key, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(old, new)
+        assert old.requires_grad == new.requires_grad, key
+        assert (new.grad is None) == (key != "net.0.weight")
+    assert all(torch.equal(*both) for both in zip(before.buffers(), model.buffers(), strict=True))
+    assert torch.equal(model.net[0].weight.grad, torch.ones_like(model.net[0].weight))
+
+
+PIXELS = {"pool": torch.rand(2, 1, 2, 2), "pool_labels": torch.arange(2)}
+PGD = {"steps": 3, "step_size": 0.1}
+# an attack's other arguments -> what must not be among them
+REFUSED = [
+    (SPSA, {}, "iterations samples batch", 0),
+    (SPSA, {}, "delta lr", -1.0),
+    (SPSA, {}, "lr", math.inf),
+    (FeatureAttack, PIXELS, "targets steps", 0),
+    (FeatureAttack, PIXELS, "step_size", -0.01),
+    (GradientAttack, PGD, "steps", -1),
+    (GradientAttack, PGD, "steps", torch.ones(4)),
+    (GradientAttack, PGD, "step_size restarts", 0),
+    (GradientAttack, PGD, "step_size", torch.ones(4, dtype=torch.int64)),
+    (GradientAttack, PGD, "keep", "first"),
+    (GradientAttack, PGD | {"stop_when_fooled": True}, "keep", "best"),
+    (GradientAttack, PGD, "momentum", -0.1),
+    (GradientAttack, PGD, "momentum", math.nan),
+    (GradientAttack, PGD, "momentum", "x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "name", "bad"),
+    [(*case[:2], name, case[3]) for case in REFUSED for name in case[2].split()],
+)
+def test_settings_that_do_nothing_or_never_end_are_refused(kind, good, name, bad):
+    kind(Linf(0.1), **good)
+    with pytest.raises(InputError, match=f"SPSA.*{name}" if kind is SPSA else "step|" + name):
+        kind(Linf(0.1), **good | {name: bad})
+
+
+BY_NAME = {
+    "pgd20": GradientAttack,
+    "adt:pgd20": GradientAttack,
+    "spsa": SPSA,
+    "aa:fab": AutoAttackPart,
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_attacks_that_need_nothing_but_a_ball_are_made_by_name(name):
+    attack = attacks.by_name(name, Linf(0.1))
+    assert isinstance(attack, BY_NAME[name])
+    assert attack.threat == Linf(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fea", "images to aim at"),
+        ("transfer", "surrogate"),
+        ("autoattack", "take one, aa:apgd-ce"),
+        # spellings of earlier versions
+        *((f"l2l:pgm{steps}", f"did you mean l2l:pgd{steps} ") for steps in (10, 20, 40, 100)),
+        ("l2l:transfer-pgm10", "did you mean l2l:transfer-pgd10 "),
+        ("l2l:cw", r"did you mean l2l:cw-adam\?"),
+        ("nfgsm", "did you mean n-fgsm "),
+    ],
+)
+def test_what_a_name_alone_does_not_make_is_refused(name, words):
+    with pytest.raises(InputError, match=words):
+        attacks.by_name(name, Linf(0.1))

@@ -1,11 +1,11 @@
 """PGD's family: closed forms, per-image settings equal to one at a time, the model untouched."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import BatchNormNet, Linear
+from torch import nn
 
 from advgame.attacks import GradientAttack, attacked, fgsm, ifgsm, pgd
 from advgame.classifiers import SmallCNN
@@ -98,26 +98,8 @@ def test_random_starts_do_not_depend_on_the_other_images_strategies(double_cnn):
         noise.append(x_adv - x)
     torch.testing.assert_close(noise[0], noise[1], rtol=0, atol=1e-7)
     assert noise[0].abs().max() > 0.05
-
-
-@pytest.mark.parametrize("mode", ["eval", "train"])
-def test_attacking_never_changes_the_model(mode, rng):
-    model = BatchNormNet()
-    model.net[1].eval()  # a mixed state must come back as it was
-    model.net[5].bias.requires_grad_(False)
-    model.net[0].weight.grad = torch.ones_like(model.net[0].weight)
-    before = copy.deepcopy(model)
-    x, y = torch.rand(8, 1, 8, 8, generator=rng), torch.arange(8)
-    replace(pgd(Linf(0.1), 3), mode=mode).perturb(model, x, y, rng=rng)
-    for old, new in zip(before.modules(), model.modules(), strict=True):
-        assert old.training == new.training
-    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
-        assert torch.equal(old, new)
-        assert old.requires_grad == new.requires_grad, name
-        assert (new.grad is None) == (name != "net.0.weight")
-    for old, new in zip(before.buffers(), model.buffers(), strict=True):
-        assert torch.equal(old, new)
-    assert torch.equal(model.net[0].weight.grad, torch.ones_like(model.net[0].weight))
+    other = attack.perturb(model, x, y, rng=torch.Generator().manual_seed(4)) - x
+    assert not torch.equal(noise[1], other), "another seed, another draw"
 
 
 def test_model_is_restored_when_the_attack_fails():
@@ -160,17 +142,6 @@ def test_stopping_when_fooled_gives_the_same_verdicts_for_less(double_cnn):
     assert torch.equal(result.x_adv[~result.fooled], whole.x_adv[~result.fooled])
 
 
-def test_same_seed_same_bits(double_cnn):
-    model, x, y = double_cnn
-    runs = [
-        pgd(Linf(0.1), 5).perturb(model, x.float(), y, rng=torch.Generator().manual_seed(s))
-        for model in [model.float()]
-        for s in (1, 1, 2)
-    ]
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
-
-
 def test_arithmetic_is_fp32_for_low_precision_models(rng):
     model = SmallCNN((1, 8, 8), 10).bfloat16()
     x = torch.rand(4, 1, 8, 8, generator=rng).bfloat16()
@@ -189,23 +160,6 @@ def test_a_start_outside_a_small_ball_is_pulled_in_by_the_first_step(double_cnn)
 
 
 GOOD = {"threat": Linf(0.1), "steps": 3, "step_size": 0.1}
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"steps": -1},
-        {"steps": torch.ones(4)},
-        {"step_size": 0},
-        {"step_size": torch.ones(4, dtype=torch.int64)},
-        {"restarts": 0},
-        {"keep": "first"},
-        {"keep": "best", "stop_when_fooled": True},
-    ],
-)
-def test_bad_settings_are_refused(bad):
-    with pytest.raises(InputError):
-        GradientAttack(**{**GOOD, **bad})
 
 
 IMAGES, LABELS = torch.rand(4, 1, 8, 8), torch.arange(4)
@@ -242,7 +196,7 @@ def test_other_dtypes_and_graphs_are_taken(rng):
     want = GradientAttack(Linf(0.1), 3, 0.025).perturb(model, IMAGES, LABELS)
     torch.testing.assert_close(x_adv, want, rtol=0, atol=1e-6)
 
-    class Cut(torch.nn.Module):
+    class Cut(nn.Module):
         def forward(self, x):
             return model(x).detach()
 
@@ -257,21 +211,20 @@ def test_negative_settings_per_image_are_refused(name):
         GradientAttack(Linf(0.1), **good).perturb(SmallCNN((1, 8, 8), 10), IMAGES, LABELS)
 
 
-def test_models_that_return_more_than_logits_are_refused():
-    class Pair(SmallCNN):
-        def forward(self, x):
-            return super().forward(x), x
-
-    with pytest.raises(InputError, match="tuple"):
-        GradientAttack(**GOOD).perturb(Pair((1, 8, 8), 10), IMAGES, LABELS)
+class Pair(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
 
 
-def test_probabilities_and_missing_streams_are_refused(rng):
-    model = torch.nn.Sequential(SmallCNN((1, 8, 8), 10), torch.nn.Softmax(1))
-    with pytest.raises(InputError, match="softmax"):
-        GradientAttack(**GOOD).perturb(model, IMAGES, LABELS)
-    with pytest.raises(InputError, match="rng"):
-        pgd(Linf(0.1), 3).perturb(SmallCNN((1, 8, 8), 10), IMAGES, LABELS)
-    wrong = GradientAttack(Linf(torch.full((3,), 0.1)), 3, 0.1)
-    with pytest.raises(InputError, match="3 entries for 4"):
-        wrong.perturb(SmallCNN((1, 8, 8), 10), IMAGES, LABELS)
+@pytest.mark.parametrize(
+    ("model", "attack", "word"),
+    [
+        (Pair(), GradientAttack(**GOOD), "tuple"),
+        (nn.Sequential(nn.Flatten(), nn.Softmax(1)), GradientAttack(**GOOD), "softmax"),
+        (nn.Flatten(), pgd(Linf(0.1), 3), "rng"),
+        (nn.Flatten(), GradientAttack(Linf(torch.full((3,), 0.1)), 3, 0.1), "3 entries for 4"),
+    ],
+)
+def test_classifiers_and_calls_that_no_attack_can_use_are_refused(model, attack, word):
+    with pytest.raises(InputError, match=word):
+        attack.perturb(model, IMAGES, LABELS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import seeded
-from schedule_parts import ascent, the_same_for_all
+from gradient_steps_parts import all_step, begun
 
 from advgame.attacks import SPSA
 from advgame.attacks.label_free import transport_from
@@ -64,8 +64,8 @@ def test_a_schedules_angles_are_not_rounded(cnn, batch, bf16):
     """On CUDA `index_copy` refuses to put images in among lengths of another type, too."""
     model = cnn.eval().requires_grad_(False)
     with bf16.autocast():
-        state = ascent(model, Linf(0.1), *batch)
-        state.step(the_same_for_all(state.menu, 16, 1 / 4, 0, "ce", "steepest", "on"))
+        state = begun(model, Linf(0.1), *batch)
+        all_step(state, 1 / 4, "ce")
         seen = state.features()
     tensors = {k: v for k, v in vars(state).items() if isinstance(v, torch.Tensor)}
     assert seen.dtype == torch.float32

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from advgame.errors import InputError
-from advgame.losses import cross_entropy, margin, smoothed_cross_entropy
+from advgame.losses import cross_entropy, dlr, margin, smoothed_cross_entropy
 
 
 @pytest.mark.parametrize("f", [0.1, 0.6, 0.7, 1.0])
@@ -36,3 +36,18 @@ def test_half_precision_logits_are_raised():
 def test_impossible_smoothing_is_refused(f):
     with pytest.raises(InputError, match="probability"):
         smoothed_cross_entropy(torch.zeros(1, 10), torch.tensor([0]), f)
+
+
+def test_dlr_is_autoattacks_and_falls_back_for_two_classes(rng):
+    logits = torch.randn(20, 10, generator=rng)
+    y = torch.randint(10, (20,), generator=rng)
+    ordered, place = logits.sort(1)
+    right = (place[:, -1] == y).float()
+    # pyautoattack's formula, written out
+    rows = torch.arange(20)
+    other = ordered[:, -2] * right + ordered[:, -1] * (1 - right)
+    want = -(logits[rows, y] - other) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    torch.testing.assert_close(dlr(logits, y), want)
+    torch.testing.assert_close(dlr(3 * logits + 7, y), want)
+    two = logits[:, :2]
+    assert torch.equal(dlr(two, y % 2), margin(two, y % 2))

@@ -60,15 +60,14 @@ class _Search:
 
     def __init__(self, attack: CarliniWagnerLinf, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.attack, self.model, self.x, self.y = attack, model, x, y
-        eps = torch.as_tensor(attack.threat.eps).to(x)
-        self.eps = eps.expand(len(x))
+        self.eps = torch.as_tensor(attack.threat.eps).to(x).expand(len(x))
         self.adv = x.clone()  # where each image's search stands
         self.tau = x.new_ones(len(x))
         self.c = x.new_full((len(x),), attack.first_c)
-        self.within = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.forwards = self.backwards = 0
 
     def run(self, check: bool) -> AttackResult:
+        attack = self.attack
         with torch.no_grad():
             logits = self.model(self.x)
         if check:
@@ -82,12 +81,10 @@ class _Search:
             inside = found & (size <= self.eps[rows])
             self.adv[rows[found]] = adv[found]
             self.within[rows[inside]] = True
-            self.tau[rows[found]] = self.attack.decay * torch.minimum(self.tau[rows], size)[found]
+            self.tau[rows[found]] = attack.decay * torch.minimum(self.tau[rows], size)[found]
             self.c[rows[~found]] *= 10
-            goes_on = (self.c[rows] <= self.attack.largest_c) & (
-                self.tau[rows] >= self.attack.smallest_tau
-            )
-            rows = rows[~inside & goes_on]
+            small, large = self.c[rows] <= attack.largest_c, self.tau[rows] >= attack.smallest_tau
+            rows = rows[~inside & small & large]
         x_adv = torch.where(per_image(self.within, self.x), self.adv, self.x)
         return AttackResult(x_adv, None, self.within, self.forwards, self.backwards)
 

@@ -121,7 +121,7 @@ class _Ascent:
     def __init__(
         self, attack: GradientAttack, model: nn.Module, x: Tensor, y: Tensor, check: bool
     ) -> None:
-        self.attack, self.model = attack, model
+        self.attack, self.model, self.stops = attack, model, attack.stop_when_fooled
         self.unchecked = check  # the first logits are looked at, which costs no further forward
         self.dtype = x.dtype
         self.x_unsorted = full_precision(x.detach())
@@ -159,7 +159,7 @@ class _Ascent:
             x_adv = torch.where(per_image(better, x_adv), candidate, x_adv)
             objective = torch.where(better, reached, objective)
         fooled = loss = None
-        if self.attack.stop_when_fooled:
+        if self.stops:
             fooled = self._as_given(torch.isinf(objective))
         elif self.attack.restarts > 1 or self.attack.keep == "best":
             loss = self._as_given(-objective if self.attack.targeted else objective)
@@ -167,12 +167,18 @@ class _Ascent:
 
     def _restart(self, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """One run from one start: its candidates, and what they reach (+inf where they fool)."""
-        x_adv = self._start(rng)
+        if rng is None or self.attack.start is None:
+            x_adv = self.x.clone()
+        else:  # in the caller's order: an image's noise does not depend on the others' steps
+            x_adv = self._sorted(self.attack.start.random_start(self.x_unsorted, rng))
         objective = torch.full((len(x_adv),), -torch.inf, device=x_adv.device)
         best = x_adv.clone() if self.attack.keep == "best" else x_adv
         self.gathered = torch.zeros_like(x_adv) if self.attack.momentum is not None else None
         for n in self.moving:
-            rows: Index = self._standing_below(n) if self._stops else slice(n)
+            # positions ascend: those below n that are not fooled yet
+            rows: Index = (
+                self.standing[: int((self.standing < n).sum())] if self.stops else slice(n)
+            )
             leaf = x_adv[rows].detach().requires_grad_()
             if not len(leaf):
                 break
@@ -182,26 +188,15 @@ class _Ascent:
                 grad = input_gradient(reached.sum(), leaf)
             self.backwards += len(leaf)
             leaf = leaf.detach()
-            if self._stops:
+            if self.stops:
                 kept = self._drop_fooled(logits, rows, objective)
                 rows, leaf, grad = rows[kept], leaf[kept], grad[kept]  # type: ignore[index]
             elif best is not x_adv:
                 _keep_better(best, objective, leaf, reached.detach(), rows)
             x_adv[rows] = self._step(leaf, grad, rows)
-        if self._stops or best is not x_adv or self.attack.restarts > 1:
+        if self.stops or best is not x_adv or self.attack.restarts > 1:
             self._score_last(x_adv, best, objective)
         return best, objective
-
-    @property
-    def _stops(self) -> bool:
-        return self.attack.stop_when_fooled
-
-    def _start(self, rng: torch.Generator | None) -> Tensor:
-        if self.attack.start is None:
-            return self.x.clone()
-        assert rng is not None
-        # drawn in the caller's order, so that an image's noise does not depend on the strategies
-        return self._sorted(self.attack.start.random_start(self.x_unsorted, rng))
 
     def _logits(self, x_adv: Tensor) -> Tensor:
         self.forwards += len(x_adv)
@@ -228,10 +223,6 @@ class _Ascent:
         direction = self.threat.steepest(grad)
         return self.project(direction.mul_(per_image(size, grad)).add_(x_adv), rows)
 
-    def _standing_below(self, n: int) -> Tensor:
-        """The rows below ``n`` that are not fooled yet."""
-        return self.standing[: int((self.standing < n).sum())]  # they ascend
-
     def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
         """Retire the rows that are fooled; returns which of ``rows`` stay, as places in it.
 
@@ -248,17 +239,15 @@ class _Ascent:
 
     def _score_last(self, x_adv: Tensor, best: Tensor, objective: Tensor) -> None:
         """One more forward, at the last iterates."""
-        rows: Index = self.standing if self._stops else slice(None)
+        rows: Index = self.standing if self.stops else slice(None)
         if not len(x_adv[rows]):
             return
         with torch.no_grad():
             logits = self._logits(x_adv[rows])
             reached = self._objective(logits, rows)
-        if self._stops:
+        if self.stops:
             objective[rows] = reached.to(objective.dtype)
             self._drop_fooled(logits, rows, objective)
-        elif best is x_adv:
-            objective.copy_(reached)
         else:
             _keep_better(best, objective, x_adv, reached, rows)
 
@@ -314,9 +303,8 @@ def pgd(
 
     ``step_size`` is ε/4 when not given: 2/255 at ε = 8/255.
     """
-    if step_size is None:
-        step_size = threat.eps / 4
-    return GradientAttack(threat, steps, step_size, start=threat, restarts=restarts)
+    size = threat.eps / 4 if step_size is None else step_size
+    return GradientAttack(threat, steps, size, start=threat, restarts=restarts)
 
 
 def near_pgd(

@@ -1,4 +1,4 @@
-"""The chosen gradient ascent: equal to PGD and MIM, one F and one B_x per step, in the ball."""
+"""The learned gradient-step attack: PGD and MIM to the bit, its costs, what it shows."""
 
 import copy
 import pickle
@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import Counting, Linear
-from schedule_parts import ascent, the_same_for_all
+from gradient_steps_parts import all_step, begun
 
-from advgame.attacks import attacked, mim, pgd
-from advgame.attacks.gradient_steps import MOVES, Menu
+from advgame.attacks import mim, pgd
+from advgame.attacks.gradient_steps import LOSSES, Menu
 from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
 from advgame.losses import margin
@@ -41,18 +41,18 @@ def at_random(menu, count, rng):
 @pytest.mark.parametrize("start", ["clean", "random"])
 @pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS)
 def test_constant_moves_are_pgd_to_the_bit(cnn, batch, ball, start):
-    state = ascent(cnn, ball, *batch, start=start, rng=stream(3, "start"))
+    state = begun(cnn, ball, *batch, start=start, rng=stream(3, "start"))
     for _ in range(7):
-        state.step(the_same_for_all(state.menu, 12, 1 / 4, 0, "ce", "steepest", "on"))
+        all_step(state, 1 / 4, "ce")
     want = replace(pgd(ball, 7), start=ball if start == "random" else None)
     assert torch.equal(state.x_adv, want.perturb(cnn, *batch, rng=stream(3, "start")))
     assert (state.x_adv != batch[0]).any()
 
 
 def test_accumulated_directions_are_mim(cnn, batch):
-    state = ascent(cnn, Linf(0.1), *batch)
+    state = begun(cnn, Linf(0.1), *batch)
     for _ in range(8):
-        state.step(the_same_for_all(state.menu, 12, 1 / 8, 0, "ce", "accumulated", "on"))
+        all_step(state, 1 / 8, "ce", direction="accumulated")
     want = mim(Linf(0.1), 8, 0.1 / 8).perturb(cnn, *batch)
     # Σ g/mean|g| and Σ g/‖g‖₁ differ by a factor, whose rounding may flip a sign near zero
     assert (state.x_adv - want).abs().gt(1e-6).float().mean() < 0.005
@@ -65,17 +65,17 @@ def test_momentum_is_a_heavy_ball():
     model = Linear(torch.tensor([[1.0, 0, 0, -1], [0, 1, -1, 0]])).requires_grad_(False)
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
     menu = Menu(step_sizes=(1 / 4, 1 / 2), momenta=(0, 0.5))
-    state = ascent(model, Linf(0.4), x, y, menu)
+    state = begun(model, Linf(0.4), x, y, menu)
     way = torch.tensor([[-1.0, 1], [-1, 1]]).view(1, 1, 2, 2)
-    state.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "on"))
+    all_step(state, 1 / 2)
     torch.testing.assert_close(state.x_adv, x + 0.2 * way)
-    state.step(the_same_for_all(menu, 1, 1 / 4, 0.5, "margin", "steepest", "on"))
+    all_step(state, 1 / 4, momentum=0.5)
     torch.testing.assert_close(state.x_adv, x + (0.2 + 0.5 * 0.1 + 0.5 * 0.2) * way)
 
 
 @pytest.mark.parametrize("ball", BALLS.values(), ids=BALLS)
 def test_any_moves_stay_in_the_ball_and_in_range(cnn, batch, ball, rng):
-    state = ascent(cnn, ball, *batch, start="random")
+    state = begun(cnn, ball, *batch, start="random")
     for _ in range(25):
         state.step(at_random(state.menu, 12, rng))
         for point in (state.x_adv, state.best_x):
@@ -89,7 +89,7 @@ def test_any_moves_stay_in_the_ball_and_in_range(cnn, batch, ball, rng):
 
 def test_a_step_costs_one_forward_and_one_backward(cnn, batch, rng):
     model = Counting(cnn)
-    state = ascent(model, Linf(0.1), *batch)
+    state = begun(model, Linf(0.1), *batch)
     assert (model.forwards, model.backwards) == (12, 0)
     for step in range(1, 6):
         state.step(at_random(state.menu, 12, rng))
@@ -99,7 +99,7 @@ def test_a_step_costs_one_forward_and_one_backward(cnn, batch, rng):
 
 
 def test_the_best_point_is_where_the_margin_was_highest(cnn, batch, rng):
-    state = ascent(cnn, Linf(0.1), *batch)
+    state = begun(cnn, Linf(0.1), *batch)
     seen = [(state.margin.clone(), state.x_adv.clone())]
     for _ in range(12):
         state.step(at_random(state.menu, 12, rng))
@@ -121,64 +121,46 @@ def test_steps_from_the_best_point_use_its_own_gradient():
             height = -(x - 0.54).square().flatten(1).sum(1)
             return torch.stack([torch.ones_like(height), height], 1)
 
-    menu = Menu()
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    state = ascent(Hill(), Linf(0.2), x, y, menu)
-    state.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "on"))
+    state = begun(Hill(), Linf(0.2), x, y)
+    all_step(state, 1 / 2)
     torch.testing.assert_close(state.x_adv, x + 0.1)
     assert torch.equal(state.best_x, x)
-    state.step(the_same_for_all(menu, 1, 1 / 8, 0.5, "margin", "steepest", "best"))
+    all_step(state, 1 / 8, move="best", momentum=0.5)
     # half of α·sign(g), and nothing of the last displacement
     torch.testing.assert_close(state.x_adv, x + 0.0125)
     assert torch.equal(state.best_x, state.x_adv)
 
 
-def test_images_that_arrive_are_as_if_they_had_been_alone(cnn, batch, rng):
-    x, y = batch
-    menu = Menu(moves=("on", "best"))
-    state = ascent(cnn, Linf(0.1), x[:6], y[:6], menu)
-    alone = None
-    rows = torch.tensor([1, 4])
-    for step in range(8):
-        moves = at_random(menu, 6, rng)
-        if step == 3:
-            state.step(moves, rows, (x[6:8], y[6:8], torch.tensor([10, 10])))
-            alone = ascent(cnn, Linf(0.1), x[6:8], y[6:8], menu)
-        else:
-            state.step(moves)
-            if alone is not None:
-                alone.step(moves[rows])
-        if alone is not None:
-            torch.testing.assert_close(state.x_adv[rows], alone.x_adv, rtol=0, atol=1e-6)
-            torch.testing.assert_close(state.features()[rows], alone.features(), rtol=0, atol=1e-4)
-            assert torch.equal(state.used[rows], alone.used)
-
-
-def test_restart_is_an_arrival_at_once_and_costs_its_forwards_more(cnn, batch, rng):
-    x, y = batch
-    menu = Menu(moves=("on", "best"))
-    model = Counting(cnn)
-    state = ascent(model, Linf(0.1), x[:6], y[:6], menu)
-    state.step(at_random(menu, 6, rng))
-    before = state.features().clone()
-    rows = torch.tensor([0, 5])
-    spent = model.forwards
-    state.restart(rows, x[6:8], y[6:8], torch.tensor([10, 10]))
-    assert model.forwards == spent + 2
-    alone = ascent(cnn, Linf(0.1), x[6:8], y[6:8], menu)
-    assert torch.equal(state.features()[1:5], before[1:5])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_images_that_arrive_are_as_if_they_had_been_alone(at_once, cnn, batch, rng):
+    """Within a step they cost nothing more, at once a forward each, and a backward later."""
+    (x, y), menu, model = batch, Menu(moves=("on", "best")), Counting(cnn)
+    state = begun(model, Linf(0.1), x[:6], y[:6], menu)
     for _ in range(3):
+        state.step(at_random(menu, 6, rng))
+    rows, new = torch.tensor([1, 4]), (x[6:8], y[6:8], torch.tensor([10, 10]))
+    if at_once:
+        before, stay = state.features(), [0, 2, 3, 5]
+        state.restart(rows, *new)
+        assert model.forwards == 4 * 6 + 2
+        assert torch.equal(state.features()[stay], before[stay])
+    else:
+        state.step(at_random(menu, 6, rng), rows, new)
+    alone = begun(cnn, Linf(0.1), x[6:8], y[6:8], menu)
+    for _ in range(4):
         torch.testing.assert_close(state.features()[rows], alone.features(), rtol=0, atol=1e-4)
-        moves = at_random(menu, 6, rng)
-        state.step(moves)
-        alone.step(moves[rows])
+        assert torch.equal(state.used[rows], alone.used)
+        actions = at_random(menu, 6, rng)
+        state.step(actions)
+        alone.step(actions[rows])
         torch.testing.assert_close(state.x_adv[rows], alone.x_adv, rtol=0, atol=1e-6)
-    assert state.backwards == model.backwards == 6 + (6 + 2) + 6 + 6
+    assert state.backwards == model.backwards == 7 * 6 + (2 if at_once else 6)
 
 
 def test_images_that_are_left_out_change_nothing_for_the_others(cnn, batch, rng):
     menu = Menu(moves=("on", "best"))
-    whole, part = (ascent(cnn, Linf(0.1), *batch, menu) for _ in range(2))
+    whole, part = (begun(cnn, Linf(0.1), *batch, menu) for _ in range(2))
     stay = torch.arange(12) % 3 != 0
     first = at_random(menu, 12, rng)
     whole.step(first)
@@ -198,14 +180,14 @@ def test_what_was_fooled_once_stays_fooled():
     model.requires_grad_(False)
     menu = Menu(step_sizes=(1 / 2,))
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    state = ascent(model, Linf(0.2), x, y, menu)
+    state = begun(model, Linf(0.2), x, y, menu)
     assert not state.fooled
-    state.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "on"))
+    all_step(state, 1 / 2)
     assert state.fooled
     found = state.x_adv.clone()
     state.rng = stream(1, "upwards")
     for _ in range(20):
-        state.step(the_same_for_all(menu, 1, 1 / 2, 0, "margin", "steepest", "random"))
+        all_step(state, 1 / 2, move="random")
         assert state.fooled
         if state.margin < 0:
             break
@@ -218,24 +200,22 @@ def test_second_keeps_its_target_from_the_start():
     """Class 2 is second among the wrong ones at the start, and first after one step."""
     weight = torch.tensor([[0.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 2, 2]])
     model = Linear(weight, torch.tensor([4.0, 1.5, 0.0])).requires_grad_(False)
-    menu = Menu()
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    state = ascent(model, Linf(0.4), x, y, menu)
+    state = begun(model, Linf(0.4), x, y)
     assert state.rivals.tolist() == [2]
     for steps in (1, 2):
-        state.step(the_same_for_all(menu, 1, 1 / 2, 0, "second", "steepest", "on"))
+        all_step(state, 1 / 2, "second")
         moved = (state.x_adv - x).flatten()
         torch.testing.assert_close(moved, 0.2 * steps * torch.tensor([0.0, 0, 1, 1]))
     assert model(state.x_adv)[0, 2] > model(state.x_adv)[0, 1], "the order has changed"
 
 
 def test_jumps_go_to_fresh_random_points(cnn, batch):
-    menu = Menu()
-    state = ascent(cnn, Linf(0.1), *batch)
-    state.step(the_same_for_all(menu, 12, 1 / 4, 0, "ce", "steepest", "on"))
+    state = begun(cnn, Linf(0.1), *batch)
+    all_step(state, 1 / 4, "ce")
     points = []
     for _ in range(2):
-        state.step(the_same_for_all(menu, 12, 1, 0, "ce", "steepest", "random"))
+        all_step(state, 1, "ce", move="random")
         points.append(state.x_adv)
     share = (points[0] - points[1]).abs().gt(1e-3).float().mean()
     assert share > 0.9, "two uniform draws differ nearly everywhere"
@@ -251,7 +231,7 @@ def test_features_do_not_change_with_the_scale_of_the_logits(cnn, batch, rng):
 
     menu = Menu(losses=("dlr", "margin", "second"))  # cross-entropy feels the scale
     cnn, (x, y) = copy.deepcopy(cnn).double(), batch  # in fp32 rounding flips signs near zero
-    one, four = (ascent(model, Linf(0.1), x.double(), y, menu) for model in (cnn, Scaled()))
+    one, four = (begun(model, Linf(0.1), x.double(), y, menu) for model in (cnn, Scaled()))
     names = menu.feature_names
     keep = [i for i, name in enumerate(names) if name != "true_probability"]
     for _ in range(4):
@@ -264,34 +244,18 @@ def test_features_do_not_change_with_the_scale_of_the_logits(cnn, batch, rng):
         )
 
 
-def test_attacking_leaves_the_model_as_it_was(batch, rng):
-    with seeded_init(1):
-        model = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()
-        )
-        model.append(torch.nn.Linear(4 * 36, 10))
-    before = copy.deepcopy(model.state_dict())
-    with attacked(model):
-        state = ascent(model, Linf(0.1), *batch)
-        for _ in range(3):
-            state.step(at_random(state.menu, 12, rng))
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert model.training
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-
-
 def test_a_classifier_that_cuts_the_graph_is_not_moved(cnn, batch):
     class Cut(torch.nn.Module):
         def forward(self, x):
             return cnn(x).detach()
 
-    state = ascent(Cut(), Linf(0.1), *batch)
-    state.step(the_same_for_all(state.menu, 12, 1, 0, "ce", "steepest", "on"))
+    state = begun(Cut(), Linf(0.1), *batch)
+    all_step(state, 1, "ce")
     assert torch.equal(state.x_adv, batch[0])
 
 
-def test_pickled_ascent_goes_on_to_the_same_bits(cnn, batch, rng):
-    state = ascent(cnn, Linf(0.1), *batch)
+def test_a_pickled_attack_goes_on_to_the_same_bits(cnn, batch, rng):
+    state = begun(cnn, Linf(0.1), *batch)
     state.step(at_random(state.menu, 12, rng))
     twin = pickle.loads(pickle.dumps(state))
     for _ in range(3):
@@ -303,33 +267,102 @@ def test_pickled_ascent_goes_on_to_the_same_bits(cnn, batch, rng):
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("name", "bad"),
     [
-        {"step_sizes": ()},
-        {"step_sizes": (1, 0)},
-        {"momenta": (1,)},
-        {"losses": ("hinge",)},
-        {"directions": ()},
-        {"moves": ("on", "back")},
+        *(("step_sizes", bad) for bad in ((), (1, 0))),
+        *(("momenta", (1,)), ("losses", ("hinge",)), ("directions", ()), ("moves", ("on", "back"))),
     ],
 )
-def test_bad_menus_are_refused(bad):
-    with pytest.raises(InputError):
-        Menu(**bad)
+def test_bad_menus_are_refused(name, bad):
+    with pytest.raises(InputError, match=name):
+        Menu(**{name: bad})
 
 
-def test_bad_moves_and_missing_streams_are_refused(cnn, batch):
-    menu = Menu()
-    for actions in (
-        torch.zeros(3, 4, dtype=torch.int64),
-        torch.zeros(3, 5),
-        torch.full((3, 5), -1),
-        torch.full((3, 5), 6),
-    ):
-        with pytest.raises(InputError, match="actions"):
-            menu.check(actions)
+@pytest.mark.parametrize(
+    "actions",
+    [torch.zeros(3, 4).long(), torch.zeros(3, 5), *(torch.full((3, 5), n) for n in (-1, 6))],
+)
+def test_bad_actions_are_refused(actions):
+    with pytest.raises(InputError, match="actions"):
+        Menu().check(actions)
+
+
+def test_unknown_steps_and_missing_streams_are_refused(cnn, batch):
     with pytest.raises(InputError, match="no loss 'hinge'"):
-        menu.index(2, 0, "hinge", "steepest", "on")
+        Menu().index(2, 0, "hinge", "steepest", "on")
     with pytest.raises(InputError, match="rng"):
-        ascent(cnn, Linf(0.1), *batch, rng=None)
-    assert "random" in MOVES
+        begun(cnn, Linf(0.1), *batch, rng=None)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_every_loss_works_for_any_number_of_classes(classes, rng):
+    with seeded_init(0):
+        model = SmallCNN((3, 6, 5), classes).eval().requires_grad_(False)
+    x = torch.rand(4, 3, 6, 5, generator=rng)
+    y = model(x).argmax(1)
+    for loss in LOSSES:
+        menu = Menu(losses=(loss,))
+        state = begun(model, Linf(0.2), x, y, menu)
+        start = state.losses.detach().clone()
+        for _ in range(5):
+            all_step(state, 1 / 4, loss)
+        assert (state.losses.detach() > start).all()
+        assert torch.isfinite(state.features()).all()
+
+
+def test_features_by_hand_on_a_linear_classifier():
+    """Two classes, w = ±(1, -2, 3, -4): every entry has a closed form."""
+    weight = torch.tensor([1.0, -2, 3, -4])
+    model = Linear(torch.stack([weight, -weight]), torch.tensor([5.0, 0.0])).requires_grad_(False)
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    logits = model(x)[0]
+    menu = Menu(step_sizes=(1 / 2, 2), losses=("ce", "margin"))
+    state = begun(model, Linf(0.1), x, y, menu, queries=5)
+    spread, start = float(logits.std(correction=0)), float(logits[1] - logits[0])
+
+    def now():
+        return dict(zip(menu.feature_names, state.features()[0].tolist(), strict=True))
+
+    def squash(value):
+        return value / (1 + abs(value))
+
+    first = now()
+    assert first["queries_left"] == pytest.approx(4 / 5)
+    assert first["urgency"] == pytest.approx(1 / 5)
+    assert first["true_probability"] == pytest.approx(float(logits.softmax(0)[0]))
+    assert first["margin"] == pytest.approx(squash(start / spread))
+    nothing_yet = ("progress", "best_progress", "change", "behind", "since_best", "on_face")
+    for name in (*nothing_yet, "promise", "agreement", "cosine", "turned"):
+        assert first[name] == 0
+    assert not any(first[name] for name in first if name.startswith("last_"))
+
+    # a step of ε/2 along the margin's sign gradient: margin + 0.05·‖2w‖₁ = + 1
+    all_step(state, 1 / 2)
+    second = now()
+    assert second["progress"] == pytest.approx(1 / -start, rel=1e-4)
+    assert second["best_progress"] == second["progress"]
+    assert second["change"] == pytest.approx(squash(1 / spread), rel=1e-4)
+    assert second["promise"] == pytest.approx(squash(1 / spread), rel=1e-4)
+    assert second["agreement"] == pytest.approx(1, rel=1e-3)
+    assert (second["on_face"], second["cosine"], second["turned"]) == (0, 0, 0)
+    assert second["last_step_size_0"] == second["last_loss_1"] == second["last_move_0"] == 1
+    assert second["last_step_size_1"] == second["last_loss_0"] == 0
+
+    # to the corner and no further: half of what 2ε promise is cut off by the ball
+    all_step(state, 2)
+    third = now()
+    assert third["progress"] == pytest.approx(2 / -start, rel=1e-4)
+    assert (third["on_face"], third["since_best"]) == (1, 0)
+    assert third["cosine"] == pytest.approx(1)
+    assert third["turned"] == pytest.approx(1)
+    assert third["queries_left"] == pytest.approx(2 / 5)
+
+    # at a random point the margin is lower than at the corner, the optimum
+    all_step(state, 2, move="random")
+    fourth = now()
+    assert fourth["best_progress"] == third["progress"] > fourth["progress"]
+    lost = float(state.best_margin - state.margin) / spread
+    assert fourth["behind"] == pytest.approx(squash(lost), rel=1e-4)
+    assert fourth["change"] == pytest.approx(-squash(lost), rel=1e-4)
+    assert fourth["since_best"] == pytest.approx(1 / 5)
+    assert (fourth["promise"], fourth["agreement"], fourth["turned"]) == (0, 0, 0)
