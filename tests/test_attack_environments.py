@@ -95,18 +95,13 @@ def test_reward_is_gain_bonus_and_price(kind):
 
 
 @pytest.mark.parametrize("kind", VECTORS)
-def test_same_seed_same_bits(kind):
+def test_same_seed_same_bits_and_a_reset_without_one_goes_on(kind):
     env = kind(8, queries=6)
     first = play(env, 3)
     for other in (play(env, 3), play(kind(8, queries=6), 3)):
         for one, two in zip(first, other, strict=True):
             same(one, two)
     assert not torch.equal(first[0][0], play(env, 4)[0][0])
-
-
-@pytest.mark.parametrize("kind", VECTORS)
-def test_reset_without_a_seed_goes_on(kind):
-    env = kind(8)
     env.reset(seed=0)
     shown = env.state.x.clone()
     env.reset()
@@ -256,66 +251,42 @@ def test_black_box_patches_lie_where_they_were_put():
     assert patches.draw(torch.tensor([[0, 0, side, 0, 0]])).sum() == 4
 
 
+@pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("kind", VECTORS)
-def test_images_can_be_observed_too(kind):
-    env = kind(4, images=True, threat=EASY, queries=3)
-    seen, _ = env.reset(seed=0)
-    env.action_space.seed(0)
-    assert set(seen) == {"features", "clean", "adversarial"}
-    for _ in range(4):
-        kept = {name: value.clone() for name, value in seen.items()}
-        following, *_ = env.step(env.action_space.sample())
-        assert all(torch.equal(seen[name], kept[name]) for name in kept), "a reused buffer"
-        seen = following
-        array = {name: value.numpy() for name, value in seen.items()}
-        assert env.observation_space.contains(array)
-    assert (seen["clean"] != seen["adversarial"]).any()
-
-
-@pytest.mark.parametrize("kind", VECTORS)
-def test_observations_and_infos_are_not_reused_buffers(kind):
-    env = kind(4, queries=3)
+def test_what_is_observed_and_told_is_no_reused_buffer(kind, images):
+    env = kind(4, images=images, threat=EASY, queries=3)
     env.action_space.seed(0)
     first, info = env.reset(seed=0)
-    kept, told = first.clone(), {name: value.clone() for name, value in info.items()}
+    seen = first if images else {"features": first}
+    told, kept = seen | info, copy.deepcopy(seen | info)
     for _ in range(5):
-        env.step(env.action_space.sample())
-    assert torch.equal(first, kept)
-    assert all(torch.equal(info[name], told[name]) for name in told)
+        later, *_ = env.step(env.action_space.sample())
+        arrays = {name: value.numpy() for name, value in later.items()} if images else later.numpy()
+        assert env.observation_space.contains(arrays)
+    assert all(torch.equal(told[name], kept[name]) for name in told)
+    if images:
+        assert set(later) == {"features", "clean", "adversarial"}
+        assert (later["clean"] != later["adversarial"]).any()
 
 
 @pytest.mark.parametrize("kind", VECTORS)
-def test_pickled_environment_goes_on_to_the_same_bits(kind):
-    env = kind(8, queries=4)
+def test_pickled_and_saved_environments_go_on_to_the_same_bits(kind):
+    env, other = kind(8, queries=4), kind(8, queries=4)
     env.reset(seed=0)
     actions = [env.action_space.sample() for _ in range(9)]
     env.step(actions[0])
     twin = pickle.loads(pickle.dumps(env))
     for action in actions[1:]:
         same(env.step(action)[:4], twin.step(action)[:4])
+    other.reset(seed=9)
+    other.load_state_dict(pickle.loads(pickle.dumps(env.state_dict())))
+    same([env.reset()[0], env.state.x], [other.reset()[0], other.state.x])
 
 
-@pytest.mark.parametrize("kind", VECTORS)
-def test_saved_place_goes_on_with_the_same_images(kind):
-    env, twin = kind(8), kind(8)
-    env.reset(seed=0)
-    state = pickle.loads(pickle.dumps(env.state_dict()))
-    twin.reset(seed=9)
-    twin.load_state_dict(state)
-    same([env.reset()[0]], [twin.reset()[0]])
-    same([env.state.x], [twin.state.x])
+WRONG = [np.zeros((8, 2), int), np.zeros((7, 5), int), np.zeros((8, 5), float)]
 
 
-@pytest.mark.parametrize(
-    "action",
-    [
-        np.zeros((8, 2), int),
-        np.zeros((7, 5), int),
-        np.full((8, 5), 99),
-        -np.ones((8, 5), int),
-        np.zeros((8, 5), float),
-    ],
-)
+@pytest.mark.parametrize("action", [*WRONG, np.full((8, 5), 99), np.full((8, 5), -1)])
 @pytest.mark.parametrize("kind", VECTORS)
 def test_wrong_actions_are_refused_and_change_nothing(kind, action):
     env = kind(8)
@@ -326,25 +297,27 @@ def test_wrong_actions_are_refused_and_change_nothing(kind, action):
     assert (env.state.used == 1).all()
 
 
-def test_other_misuse_is_refused(digits):
+def test_steps_before_a_reset_and_other_misuse_are_refused():
     with pytest.raises(gym.error.ResetNeeded):
         AttackVectorEnv(4).step(np.zeros((4, 5), int))
     single = AttackEnv()
     single.reset(seed=0)
     with pytest.raises(InputError):
         single.step(np.array([0, 0, 0, 0, 77]))
-    env = AttackVectorEnv(2)
     with pytest.raises(InputError, match="one integer seed"):
-        env.reset(seed=[1, 2])
-    soft = nn.Sequential(shipped().model, nn.Softmax(1))
-    five = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
-    for bad in (
-        {"num_envs": 0},
-        {"queries": 1},
-        {"queries": ()},
-        {"threat": Linf(torch.full((64,), 0.1))},
-        {"classifier": soft},
-        {"classifier": five},
-    ):
-        with pytest.raises(InputError):
-            AttackVectorEnv(**bad)
+        AttackVectorEnv(2).reset(seed=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "words"),
+    [
+        ("num_envs", 0, "num_envs"),
+        *(("queries", bad, "queries") for bad in (1, ())),
+        ("threat", Linf(torch.full((64,), 0.1)), "one radius"),
+        ("classifier", nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), "softmax"),
+        ("classifier", nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "5 "),
+    ],
+)
+def test_arguments_that_make_no_environment_are_refused(name, bad, words):
+    with pytest.raises(InputError, match=words):
+        AttackVectorEnv(**{name: bad})

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from advgame.attacks import Attack, pgd
+from advgame.attacks import Attack, input_gradient, pgd
 from advgame.checks import looks_like_probabilities
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -82,9 +82,12 @@ def outputs(model: nn.Module, data: ImageSet) -> dict[str, str]:
 def gradients(model: nn.Module, data: ImageSet, seed: int) -> dict[str, str]:
     """Zero, random or non-finite gradients, and gradients that do not say what a step does."""
     found = {}
-    loss, logits = _slope(model, data, cross_entropy)
+    loss, logits = _input_gradients(model, data, cross_entropy)
     # the margin is linear in the logits, so that its rounding is harmless
-    (once, _), (again, _) = _slope(model, data, margin), _slope(model, data, margin)
+    (once, _), (again, _) = (
+        _input_gradients(model, data, margin),
+        _input_gradients(model, data, margin),
+    )
     if not bool(torch.isfinite(torch.cat([logits, loss], 1)).all()):
         found["non_finite"] = "logits or gradients are NaN or infinite"
     zero = float((~(loss.abs().amax(1) > 0)).float().mean())
@@ -102,13 +105,13 @@ def gradients(model: nn.Module, data: ImageSet, seed: int) -> dict[str, str]:
     return found
 
 
-def _slope(model: nn.Module, data: ImageSet, loss: Loss) -> tuple[Tensor, Tensor]:
+def _input_gradients(model: nn.Module, data: ImageSet, loss: Loss) -> tuple[Tensor, Tensor]:
     """Input gradients (N, C·H·W) of a loss per image, and the logits (N, K)."""
     images = data.floats().requires_grad_()
     with torch.enable_grad():
         logits = model(images)
-        slope = _gradient(loss(logits, data.labels), images)
-    return slope.flatten(1), logits.detach()
+        found = input_gradient(loss(logits, data.labels).sum(), images)
+    return found.flatten(1), logits.detach()
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a, b).nan_to_num()
 
 
-def _predicted(model: nn.Module, data: ImageSet, slope: Tensor, seed: int) -> Tensor:
+def _predicted(model: nn.Module, data: ImageSet, gradient: Tensor, seed: int) -> Tensor:
     """Cosine between what 32 random steps gain and what the gradient promises, (N,)."""
     images, rng = data.floats(), stream(seed, "steps", data.images.device)
     gained, promised = [], []
@@ -126,15 +129,8 @@ def _predicted(model: nn.Module, data: ImageSet, slope: Tensor, seed: int) -> Te
         with torch.no_grad():
             up, down = (margin(model(images + s * _STEP * v), data.labels) for s in (1, -1))
         gained.append((up - down) / (2 * _STEP))
-        promised.append((slope * v.flatten(1)).sum(1))
+        promised.append((gradient * v.flatten(1)).sum(1))
     return _cosine(torch.stack(gained, 1), torch.stack(promised, 1))
-
-
-def _gradient(loss: Tensor, images: Tensor) -> Tensor:
-    if not loss.requires_grad:
-        return torch.zeros_like(images)
-    (grad,) = torch.autograd.grad(loss.sum(), images, allow_unused=True)
-    return torch.zeros_like(images) if grad is None else grad
 
 
 def _survive(model: nn.Module, data: ImageSet, attack: Attack, seed: int) -> tuple[Tensor, Tensor]:
