@@ -42,9 +42,10 @@ from advgame.evaluation import (
     check_evaluation,
 )
 from advgame.evaluation.judge import judge_classifier
-from advgame.run.cli import resume_settings, run_script
+from advgame.run.cli import run_script
 from advgame.run.devices import check_devices, make_fabric
 from advgame.run.folder import RunFolder, device_name
+from advgame.run.job import resume_settings
 from advgame.run.options import (
     Names,
     check_types,

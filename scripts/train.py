@@ -40,8 +40,8 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.free import Free
 from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.training import DefenderTraining, Rules
+from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
-from advgame.run.job import DefenderJob, ball
 from advgame.run.options import Count, Positive
 from advgame.run.selection import Criterion
 from advgame.run.settings import PerturbedConfig

@@ -32,9 +32,11 @@ from advgame.errors import InputError
 from advgame.evaluation.sweeps import variety
 from advgame.games.adt import Amortised, Explicit
 from advgame.games.training import PANELS, DefenderTraining, Rules
+from advgame.run.curves import Panels
+from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder
-from advgame.run.job import DefenderJob, about, ball, tested
+from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share
 from advgame.run.settings import RunConfig
 from advgame.seeding import seeded_init
@@ -47,12 +49,6 @@ from agents.reinforce import averaging
 
 Preset = Literal["default", "repo"]
 Method = Literal["exp", "exp-am", "imp-am"]
-ADT_PANELS = PANELS | {
-    "Entropy": (
-        "nats per dimension",
-        {"game/entropy": "of δ/ε (IMP-AM: its bound, per dimension of z)"},
-    )
-}
 DIVERSITY_RUNS, DIVERSITY_IMAGES = 10, 100
 
 
@@ -178,7 +174,6 @@ class Job(DefenderJob[Config, DefenderTraining]):
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)
-    panels = ADT_PANELS
 
     def defaults(self, **peeked: str) -> Config:
         """IMP-AM's λ is per dimension of z."""
@@ -188,6 +183,15 @@ class Job(DefenderJob[Config, DefenderTraining]):
     def title(self, config: Config) -> str:
         """The method."""
         return f"ADT, {config.method},"
+
+    def panels(self) -> Panels:
+        """With the entropy."""
+        return PANELS | {
+            "Entropy": (
+                "nats per dimension",
+                {"game/entropy": "of δ/ε (IMP-AM: its bound, per dimension of z)"},
+            )
+        }
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work."""

@@ -40,6 +40,7 @@ from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
 from advgame.losses import check_smoothing
 from advgame.run.cli import run_script
 from advgame.run.curves import game_figure, matrix_figure, save_figure
+from advgame.run.defender_job import check_run
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import load_best
@@ -53,7 +54,7 @@ from advgame.run.options import (
 )
 from advgame.run.progress import telling
 from advgame.run.script import Script
-from advgame.run.settings import RunConfig, check_run, idle_settings
+from advgame.run.settings import RunConfig, idle_settings
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 

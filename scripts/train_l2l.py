@@ -26,8 +26,9 @@ from advgame.data import STATISTICS, ImageSet, Splits
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.l2l import L2L, Form, Modes
 from advgame.games.training import DefenderTraining, Rules
+from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
-from advgame.run.job import DefenderJob, about, ball
+from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share
 from advgame.run.selection import Criterion
 from advgame.run.settings import RunConfig

@@ -23,8 +23,8 @@ from advgame.data import Splits
 from advgame.errors import InputError
 from advgame.games.las_at import Credit, LasAt, LasTrades
 from advgame.games.strategy import BETAS, strategy_space
-from advgame.run.curves import PANELS
-from advgame.run.job import DefenderJob, ball
+from advgame.run.curves import PANELS, Panels
+from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, parse_eps
 from advgame.run.settings import PerturbedConfig
 from agents.las_at import LEARNERS, Agent, StrategyGame, make_player
@@ -127,11 +127,14 @@ class Job(DefenderJob[Config, StrategyGame]):
     recipes = RECIPES
     repo = REPO
     repo_recipes = REPO_RECIPES
-    panels = PANELS
 
     def title(self, config: Config) -> str:
         """Who picks the strategies."""
         return f"LAS-AT, {config.agent},"
+
+    def panels(self) -> Panels:
+        """Of pay-offs and strategies."""
+        return PANELS
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work."""

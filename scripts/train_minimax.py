@@ -35,8 +35,10 @@ from advgame.games.minimax import PANELS, Minimax, SensitivityTraining
 from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
 from advgame.games.training import DefenderTraining, Rules
 from advgame.health import network_signs
+from advgame.run.curves import Panels
+from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.folder import RunFolder
-from advgame.run.job import DefenderJob, about, ball, tested
+from advgame.run.job import about
 from advgame.run.loop import Validate
 from advgame.run.options import Count, Positive, Share, Whole
 from advgame.run.selection import Criterion
@@ -173,12 +175,15 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     config = Config
     recipes = RECIPES
-    panels = PANELS
     algorithm = "adam"
 
     def title(self, config: Config) -> str:
         """The defence."""
         return f"Machine vs Machine, {config.defence},"
+
+    def panels(self) -> Panels:
+        """With the duality gap."""
+        return PANELS
 
     def purpose(self, config: Config) -> Criterion:
         """Plain training is for clean images."""

@@ -36,9 +36,10 @@ from advgame.privacy import (
     try_all,
 )
 from advgame.run.checkpoint import save_weights
-from advgame.run.cli import resume_settings, run_script
+from advgame.run.cli import run_script
 from advgame.run.curves import Curves, Panels, game_figure, save_figure
 from advgame.run.folder import Metrics, RunFolder, device_name
+from advgame.run.job import resume_settings
 from advgame.run.options import check_types, refuse_idle, typed_options
 from advgame.seeding import derive_seed
 from advgame.statistics import wilson

@@ -26,8 +26,9 @@ from studies import minimax as study_minimax
 
 from advgame.attacks import GradientAttack
 from advgame.errors import InputError
-from advgame.run.cli import resume_settings, run_script
+from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
+from advgame.run.job import resume_settings
 from advgame.threat import Linf
 from agents.attackers import load_any_attacker
 from agents.attnet import AttNet, AttNetAttacker

@@ -27,8 +27,9 @@ from advgame.errors import InputError
 from advgame.run import folder
 from advgame.run.cells import same_flags
 from advgame.run.checkpoint import Checkpoints
-from advgame.run.cli import resume_settings, run_script
+from advgame.run.cli import run_script
 from advgame.run.folder import Metrics, RunFolder
+from advgame.run.job import resume_settings
 from advgame.run.loop import Trainer, TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)

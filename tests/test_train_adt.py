@@ -11,7 +11,7 @@ import torch
 import train_adt
 from equal_runs import SMALL, assert_equal_runs, slow_but
 from safetensors.torch import load_file
-from train_adt import ADT_PANELS, Config, job
+from train_adt import Config, job
 
 from advgame.data import load_data
 from advgame.errors import InputError
@@ -70,7 +70,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkey
 
 def _what_a_run_leaves(run, method):
     rows = Metrics.read(run / "metrics.csv")
-    for _, columns in ADT_PANELS.values():
+    for _, columns in job.panels().values():
         assert set(columns) - {"game/pairing_loss"} <= set(rows[-1])
     assert rows[-1]["cost/input_backwards"] == (4 if method == "exp" else 2)
     report = json.loads((run / "report.json").read_text())

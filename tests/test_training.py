@@ -15,8 +15,8 @@ from train_las_at import Config, job
 from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
 from advgame.run.checkpoint import load_weights
-from advgame.run.cli import resume_settings
 from advgame.run.folder import Metrics
+from advgame.run.job import resume_settings
 from advgame.run.loop import TrainingPlan
 from advgame.run.progress import telling
 from advgame.seeding import derive_seed, seeded_init, stream

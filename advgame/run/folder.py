@@ -17,14 +17,17 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from advgame.errors import InputError
-from advgame.run.checkpoint import Checkpoints
 from advgame.run.files import UMASK, read_json, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+    from advgame.run.checkpoint import Checkpoints
 
 FORMAT = 1
 _ABOUT = {"config": dict, "command": str, "versions": dict, "commit": str, "device": str}
@@ -70,6 +73,8 @@ def _git(root: Path, *words: str) -> str:
 
 def device_name(device: torch.device) -> str:
     """The device in words, e.g. "cpu (x86_64, 2 threads)"."""
+    import torch
+
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
@@ -101,8 +106,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = Checkpoints(path / "checkpoints")
         self._lock: FileLock | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Of the training."""
+        from advgame.run.checkpoint import Checkpoints
+
+        return Checkpoints(self.path / "checkpoints")
 
     @staticmethod
     def new_path(root: Path, name: str) -> Path:
@@ -128,6 +139,8 @@ class RunFolder:
         Raises:
             InputError: it exists, or cannot be made.
         """
+        import torch
+
         about = {
             "format": FORMAT,
             "config": dict(config),
@@ -235,6 +248,8 @@ class RunFolder:
         Raises:
             InputError: a damaged ``config.json``.
         """
+        import torch
+
         about = self.about()
         had: dict[str, Any] = {**about["versions"], **about}
         now = {**versions(), "commit": commit(), "processor": cpu_name()}

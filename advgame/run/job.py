@@ -1,43 +1,30 @@
 """What scripts that fill a run folder share: settings, early refusals, the folder, resuming.
 
-A script is a subclass of `Job`; one that trains a classifier is a subclass of `DefenderJob`.
+Nothing here imports torch before a command line is read, so that a typo is answered at once.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
-import torch
 import tyro
-from lightning_fabric import Fabric
-from torch import nn
 
-from advgame.attacks import Attack
-from advgame.classifiers import Normalise, make_classifier
-from advgame.data import STATISTICS, ImageSet, Splits, load_data
-from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import as_line, check_evaluation, validator
-from advgame.evaluation.judge import judge
-from advgame.games.awp import make_defender
-from advgame.games.training import PANELS, DefenderTraining, Rules
-from advgame.losses import check_smoothing
-from advgame.run.cli import resume_settings, run_script
-from advgame.run.curves import Panels
-from advgame.run.devices import make_fabric
+from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
-from advgame.run.loop import Game, Trainer, Validate
-from advgame.run.options import check_types, parse_eps, peek, refuse_idle, typed_options
-from advgame.run.selection import SCORES, Criterion
-from advgame.run.settings import PerturbedConfig, RunConfig, check_run, idle_settings, training_plan
-from advgame.seeding import seeded_init
-from advgame.threat import Linf
+from advgame.run.options import check_types, peek, refuse_idle, typed_options
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_FREE = ("resume", "data_dir", "download")  # may differ when a run goes on
 
 
 class Settings(Protocol):
@@ -60,9 +47,7 @@ class Settings(Protocol):
 
 
 ConfigT = TypeVar("ConfigT", bound=Settings)
-RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 MadeT = TypeVar("MadeT")
-GameT = TypeVar("GameT", bound=Game)
 
 
 class Job(ABC, Generic[ConfigT, MadeT]):
@@ -115,6 +100,8 @@ class Job(ABC, Generic[ConfigT, MadeT]):
 
     def fabric(self, config: ConfigT) -> Fabric:
         """Device and processes; one CPU process unless a job has options for it."""
+        from advgame.run.devices import make_fabric
+
         return make_fabric("cpu", 1, "32-true")
 
     @abstractmethod
@@ -183,196 +170,52 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         return self.run(self.parse(sys.argv[1:]), typed_options(self.config))
 
 
-class DefenderJob(Job[RunConfigT, tuple[GameT, Splits]], Generic[RunConfigT, GameT]):
-    """A training of a classifier: what its game is, every script says itself."""
-
-    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits"}
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """data set -> what it changes in the settings"""
-    repo: ClassVar[Mapping[str, Any]] = {}
-    """what ``--preset repo``, the published code's settings, changes"""
-    repo_recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """data set -> what it changes under ``--preset repo``"""
-    panels: Panels = PANELS
-    """of curves.png"""
-    algorithm: ClassVar[str] = "sgd"
-    """of the defender: sgd or adam"""
-
-    # what a script says
-
-    def rules(self, config: RunConfigT, data: ImageSet, fabric: Fabric) -> Rules:
-        """One step of the game; a script whose game is no `DefenderTraining` has `game` instead."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def title(self, config: RunConfigT) -> str:
-        """The game in words, without data set and seed."""
-
-    def purpose(self, config: RunConfigT) -> Criterion:
-        """What the game is for: it selects the weights of ``--select auto``."""
-        return "robust"
-
-    def own_attacker(self, game: GameT, threat: Linf) -> Attack | None:
-        """The game's own attacker, where it has one, for ``eval/own_attacker``."""
-        return None
-
-    def watch(self, config: RunConfigT, game: GameT, data: Splits, threat: Linf) -> Validate:
-        """Further scores of the defender at each validation."""
-        return lambda module: {}
-
-    def judging(
-        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Linf
-    ) -> Mapping[str, Any]:
-        """Further arguments of `advgame.evaluation.judge.judge`; learned attackers become files."""
-        return {}
-
-    def normalised(self, config: RunConfigT) -> bool:
-        """Whether the classifier of colour images begins with the data set's mean and deviation."""
-        return getattr(config, "preset", None) != "repo"
-
-    def augmentation(self, config: RunConfigT) -> dict[str, bool]:
-        """Random crops and flips of colour images; digits are not flipped."""
-        colour = config.dataset in STATISTICS
-        return {"crop": colour, "flip": colour and config.dataset != "svhn"}
-
-    # what all share
-
-    def defaults(self, **peeked: str) -> RunConfigT:
-        """The settings of a data set, under a preset where there are any."""
-        changes: dict[str, Any] = {**self.peeked, **peeked}
-        dataset = changes["dataset"]
-        changes |= self.recipes.get(dataset, {})
-        if changes.get("preset") == "repo":
-            changes |= {**self.repo, **self.repo_recipes.get(dataset, {})}
-        return self.config(**changes)
-
-    def check(self, config: RunConfigT) -> RunConfigT:
-        """Refuse what cannot work; settles what selects the weights, for config.json to hold."""
-        config = super().check(config)
-        refuse_idle(config, self.usual(config), idle_settings(config))
-        check_run(config)
-        if config.select == "auto":
-            config = replace(config, select=self.purpose(config))
-        return config
-
-    def fabric(self, config: RunConfigT) -> Fabric:
-        """As asked for."""
-        return make_fabric(config.accelerator, config.devices, config.precision)
-
-    def build(self, config: RunConfigT, fabric: Fabric) -> tuple[GameT, Splits]:
-        """Game and data, with everything tried once that a report will need."""
-        data = load_data(
-            config.dataset, config.data_dir, download=config.download, train_n=config.train_n
-        ).to(fabric.device)
-        check_smoothing(config.true_probability, data.train.classes)
-        game, threat = self.game(config, data, fabric), ball(config)
-        test, module = tested(config, data), game.learner.module
-        check_evaluation(module, test, threat, config.attacks, seed=config.seed)
-        if config.select == "own" and self.own_attacker(game, threat) is None:
-            raise InputError(
-                "--select own: this game has no attacker of its own that validation could score: "
-                "choose auto, clean or robust"
-            )
-        return game, data
-
-    def game(self, config: RunConfigT, data: Splits, fabric: Fabric) -> GameT:
-        """The defender's training by the script's rules."""
-        made = DefenderTraining(
-            self.rules(config, data.train, fabric),
-            self.defender(config, data, fabric),
-            data.train,
-            config.batch_size,
-            config.seed,
-            **self.augmentation(config),
-            ramp_steps=round(config.eps_ramp * self.steps(config, data, fabric)),
-        )
-        return cast(GameT, made)
-
-    def steps(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
-        """Batches of the whole training."""
-        return config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
-
-    def descents(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
-        """Of the defender in the whole training."""
-        return self.steps(config, data, fabric)
-
-    def classifier(self, config: RunConfigT, data: ImageSet, fabric: Fabric) -> nn.Module:
-        """A new classifier in the memory layout of its device; compiled if asked for."""
-        known = self.normalised(config) and config.dataset in STATISTICS
-        with seeded_init(config.seed, "defender"):
-            layer = Normalise(*STATISTICS[config.dataset]) if known else None
-            module = make_classifier(config.model, data.shape, data.classes, layer)
-        if fabric.device.type == "cuda":
-            module = module.to(memory_format=torch.channels_last)
-        if config.compile:
-            module.compile()
-        return module
-
-    def defender(self, config: RunConfigT, data: Splits, fabric: Fabric) -> Defender:
-        """The classifier and its optimiser; under weight perturbation where ``awp`` is given."""
-        gamma, start = None, 0.0
-        if isinstance(config, PerturbedConfig):
-            gamma, start = config.awp, config.awp_start
-        return make_defender(
-            self.classifier(config, data.train, fabric),
-            gamma,
-            round(start * self.descents(config, data, fabric)),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            true_probability=config.true_probability,
-            grad_clip=config.grad_clip,
-            fabric=fabric,
-            algorithm=self.algorithm,
-        )
-
-    def work(
-        self, config: RunConfigT, run: RunFolder, made: tuple[GameT, Splits], *, resume: bool
-    ) -> None:
-        """The training and its report."""
-        (game, data), threat = made, ball(config)
-        score = validator(data.validation, threat, config.seed, self.own_attacker(game, threat))
-        watch = self.watch(config, game, data, threat)
-
-        def validate(module: nn.Module) -> dict[str, float]:
-            return {**score(module), **watch(module)}
-
-        tag, _ = SCORES[config.select]  # type: ignore[index]  # `check` settled it
-        Trainer(game, run, training_plan(config), validate, select=tag).fit(resume=resume)
-        if game.learner.fabric.global_rank == 0:
-            self.report(config, run, game, data, threat)
-
-    def report(
-        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Linf
-    ) -> None:
-        """The classifier's report and pictures; killed, it goes on where it was."""
-        judge(
-            run,
-            game.learner.module,
-            tested(config, data),
-            threat,
-            dataset=config.dataset,
-            attacks=config.attacks,
-            seed=config.seed,
-            title=f"{self.title(config)} on {config.dataset}, seed {config.seed}",
-            panels=self.panels,
-            **self.judging(config, run, game, data, threat),
-        )
-
-    def told(self, run: RunFolder) -> str:
-        """The accuracies."""
-        return f"{as_line(run.report())}; more in {run.path}/report.md"
-
-
 def about(config: Any) -> dict[str, Any]:
     """What a learned attacker's file says of its making."""
     return {"command": command(), "commit": commit(), "config": asdict(config)}
 
 
-def ball(config: RunConfig) -> Linf:
-    """Where the classifier is judged."""
-    return Linf(parse_eps(config.eps))
+def resume_settings(
+    path: Path, asked: ConfigT, typed: Collection[str]
+) -> tuple[RunFolder, ConfigT]:
+    """The run at ``path`` and its own settings.
+
+    Args:
+        path: a run folder.
+        asked: the settings of the command line that resumes.
+        typed: the fields that were really asked for; a value that differs from the run's own
+            is refused, except for where the data lies.
+
+    Raises:
+        InputError: not a run of this script and version, or another setting is asked for.
+    """
+    run = RunFolder.open(path)
+    saved = _rebuild(type(asked), run)
+    for name in typed:
+        want, had = getattr(asked, name), getattr(saved, name)
+        if name not in _FREE and want != had:
+            raise InputError(
+                f"{path} was started with {name}={had}, not {want}: leave "
+                f"--{name.replace('_', '-')} away, or start a new run"
+            )
+    if not (path / "report.json").exists():
+        import torch
+
+        run.take_conditions()
+        if getattr(saved, "devices", 1) > 1:  # Fabric's processes take them from there
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    moved = {name: getattr(asked, name) for name in ("data_dir", "download") if name in typed}
+    if "download" not in moved and hasattr(saved, "download"):
+        moved["download"] = False  # a folder may be a stranger's: it fetches nothing unasked
+    return run, replace(cast(Any, saved), **moved)
 
 
-def tested(config: RunConfig, data: Splits) -> ImageSet:
-    """The test images of the report."""
-    return data.test if config.eval_n is None else data.test.first(config.eval_n)
+def _rebuild(kind: type[ConfigT], run: RunFolder) -> ConfigT:
+    stored: Mapping[str, Any] = run.about()["config"]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    if values.keys() != {field.name for field in fields(cast(Any, kind))}:
+        raise InputError(
+            f"{run.path} holds the settings of another script or version: resume it with those"
+        )
+    check_types(kind, values, f"{run.path}/config.json")
+    return kind(**values)

@@ -15,13 +15,14 @@ from advgame.attacks import Attack
 from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_evaluation, validator
-from advgame.run.cli import resume_settings
+from advgame.run.defender_job import training_plan
 from advgame.run.devices import make_fabric
 from advgame.run.folder import RunFolder, device_name
+from advgame.run.job import resume_settings
 from advgame.run.loop import Game, Trainer, Validate
 from advgame.run.options import parse_eps
 from advgame.run.selection import SCORES, Criterion, criterion
-from advgame.run.settings import RunConfig, training_plan
+from advgame.run.settings import RunConfig
 from advgame.threat import Linf
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)

@@ -7,9 +7,10 @@ so that PGD-10 would choose an arbitrary early one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from advgame.run.folder import RunFolder
+if TYPE_CHECKING:
+    from advgame.run.folder import RunFolder
 
 Criterion = Literal["clean", "robust", "own"]
 Select = Literal["auto", "clean", "robust", "own"]

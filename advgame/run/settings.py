@@ -1,17 +1,12 @@
-"""The settings that every training script has, and their checks."""
+"""The settings that every training of a classifier has; imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from advgame.errors import InputError
-from advgame.evaluation import check_attacks
-from advgame.run.devices import check_devices
-from advgame.run.loop import TrainingPlan
-from advgame.run.options import Count, Names, Positive, Share, parse_linf_eps
+from advgame.run.options import Count, Names, Positive, Share
 from advgame.run.selection import Select
-from advgame.seeding import derive_seed
 
 Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
 
@@ -89,17 +84,6 @@ class PerturbedConfig(RunConfig):
     """share of the training before --awp begins"""
 
 
-def training_plan(config: RunConfig) -> TrainingPlan:
-    """Length and schedule of the training."""
-    return TrainingPlan(
-        config.epochs,
-        config.schedule,
-        config.milestones,
-        ema=config.ema,
-        validate_every=config.validate_every,
-    )
-
-
 def idle_settings(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Why -> options of every training that then change nothing."""
     found: dict[str, tuple[str, ...]] = {}
@@ -108,23 +92,3 @@ def idle_settings(config: RunConfig) -> dict[str, tuple[str, ...]]:
     if isinstance(config, PerturbedConfig) and config.awp is None:
         found["a training without --awp"] = ("awp_start",)
     return found
-
-
-def check_run(config: RunConfig) -> None:
-    """Refuse what the types of the settings allow and no training can do.
-
-    Raises:
-        InputError: what is wrong, in one line.
-    """
-    parse_linf_eps(config.eps)
-    if not config.attacks:
-        raise InputError("--attacks names none: a report needs one, e.g. fgsm,pgd20,autoattack")
-    check_attacks(config.attacks)
-    if wants := [name for name in config.attacks if "transfer" in name]:
-        raise InputError(
-            f"{wants[0]} needs another classifier, which a training has not: leave it away, and "
-            "give it to evaluate.py with --surrogate afterwards"
-        )
-    check_devices(config.accelerator, config.devices)
-    derive_seed(config.seed, "check")
-    training_plan(config)

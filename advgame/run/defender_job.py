@@ -1,0 +1,288 @@
+"""The training of a classifier as a script: data, defender, game, validation, report."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
+
+from advgame.errors import InputError
+from advgame.run.job import Job
+from advgame.run.options import parse_eps, parse_linf_eps, refuse_idle
+from advgame.run.selection import SCORES, Criterion
+from advgame.run.settings import PerturbedConfig, RunConfig, idle_settings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import nn
+
+    from advgame.attacks import Attack
+    from advgame.data import ImageSet, Splits
+    from advgame.defender import Defender
+    from advgame.games.training import Rules
+    from advgame.run.curves import Panels
+    from advgame.run.folder import RunFolder
+    from advgame.run.loop import Game, TrainingPlan, Validate
+    from advgame.threat import Linf
+
+RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
+GameT = TypeVar("GameT", bound="Game")
+
+
+class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, GameT]):
+    """A training of a classifier: what its game is, every script says itself."""
+
+    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits"}
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """data set -> what it changes in the settings"""
+    repo: ClassVar[Mapping[str, Any]] = {}
+    """what ``--preset repo``, the published code's settings, changes"""
+    repo_recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """data set -> what it changes under ``--preset repo``"""
+    algorithm: ClassVar[str] = "sgd"
+    """of the defender: sgd or adam"""
+
+    # what a script says
+
+    def rules(self, config: RunConfigT, data: ImageSet, fabric: Fabric) -> Rules:
+        """One step of the game; a script whose game is no `DefenderTraining` has `game` instead."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def title(self, config: RunConfigT) -> str:
+        """The game in words, without data set and seed."""
+
+    def panels(self) -> Panels:
+        """Of curves.png."""
+        from advgame.games.training import PANELS
+
+        return PANELS
+
+    def purpose(self, config: RunConfigT) -> Criterion:
+        """What the game is for: it selects the weights of ``--select auto``."""
+        return "robust"
+
+    def own_attacker(self, game: GameT, threat: Linf) -> Attack | None:
+        """The game's own attacker, where it has one, for ``eval/own_attacker``."""
+        return None
+
+    def watch(self, config: RunConfigT, game: GameT, data: Splits, threat: Linf) -> Validate:
+        """Further scores of the defender at each validation."""
+        return lambda module: {}
+
+    def judging(
+        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Linf
+    ) -> Mapping[str, Any]:
+        """Further arguments of `advgame.evaluation.judge.judge`; learned attackers become files."""
+        return {}
+
+    def normalised(self, config: RunConfigT) -> bool:
+        """Whether the classifier of colour images begins with the data set's mean and deviation."""
+        return getattr(config, "preset", None) != "repo"
+
+    def augmentation(self, config: RunConfigT) -> dict[str, bool]:
+        """Random crops and flips of colour images; digits are not flipped."""
+        from advgame.data import STATISTICS
+
+        colour = config.dataset in STATISTICS
+        return {"crop": colour, "flip": colour and config.dataset != "svhn"}
+
+    # what all share
+
+    def defaults(self, **peeked: str) -> RunConfigT:
+        """The settings of a data set, under a preset where there are any."""
+        changes: dict[str, Any] = {**self.peeked, **peeked}
+        dataset = changes["dataset"]
+        changes |= self.recipes.get(dataset, {})
+        if changes.get("preset") == "repo":
+            changes |= {**self.repo, **self.repo_recipes.get(dataset, {})}
+        return self.config(**changes)
+
+    def check(self, config: RunConfigT) -> RunConfigT:
+        """Refuse what cannot work; settles what selects the weights, for config.json to hold."""
+        config = super().check(config)
+        refuse_idle(config, self.usual(config), idle_settings(config))
+        check_run(config)
+        if config.select == "auto":
+            config = replace(config, select=self.purpose(config))
+        return config
+
+    def fabric(self, config: RunConfigT) -> Fabric:
+        """As asked for."""
+        from advgame.run.devices import make_fabric
+
+        return make_fabric(config.accelerator, config.devices, config.precision)
+
+    def build(self, config: RunConfigT, fabric: Fabric) -> tuple[GameT, Splits]:
+        """Game and data, with everything tried once that a report will need."""
+        from advgame.data import load_data
+        from advgame.evaluation import check_evaluation
+        from advgame.losses import check_smoothing
+
+        data = load_data(
+            config.dataset, config.data_dir, download=config.download, train_n=config.train_n
+        ).to(fabric.device)
+        check_smoothing(config.true_probability, data.train.classes)
+        game, threat = self.game(config, data, fabric), ball(config)
+        test, module = tested(config, data), game.learner.module
+        check_evaluation(module, test, threat, config.attacks, seed=config.seed)
+        if config.select == "own" and self.own_attacker(game, threat) is None:
+            raise InputError(
+                "--select own: this game has no attacker of its own that validation could score: "
+                "choose auto, clean or robust"
+            )
+        return game, data
+
+    def game(self, config: RunConfigT, data: Splits, fabric: Fabric) -> GameT:
+        """The defender's training by the script's rules."""
+        from advgame.games.training import DefenderTraining
+
+        made = DefenderTraining(
+            self.rules(config, data.train, fabric),
+            self.defender(config, data, fabric),
+            data.train,
+            config.batch_size,
+            config.seed,
+            **self.augmentation(config),
+            ramp_steps=round(config.eps_ramp * self.steps(config, data, fabric)),
+        )
+        return cast(GameT, made)
+
+    def steps(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
+        """Batches of the whole training."""
+        return config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
+
+    def descents(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
+        """Of the defender in the whole training."""
+        return self.steps(config, data, fabric)
+
+    def classifier(self, config: RunConfigT, data: ImageSet, fabric: Fabric) -> nn.Module:
+        """A new classifier in the memory layout of its device; compiled if asked for."""
+        import torch
+
+        from advgame.classifiers import Normalise, make_classifier
+        from advgame.data import STATISTICS
+        from advgame.seeding import seeded_init
+
+        known = self.normalised(config) and config.dataset in STATISTICS
+        with seeded_init(config.seed, "defender"):
+            layer = Normalise(*STATISTICS[config.dataset]) if known else None
+            module = make_classifier(config.model, data.shape, data.classes, layer)
+        if fabric.device.type == "cuda":
+            module = module.to(memory_format=torch.channels_last)
+        if config.compile:
+            module.compile()
+        return module
+
+    def defender(self, config: RunConfigT, data: Splits, fabric: Fabric) -> Defender:
+        """The classifier and its optimiser; under weight perturbation where ``awp`` is given."""
+        from advgame.games.awp import make_defender
+
+        gamma, start = None, 0.0
+        if isinstance(config, PerturbedConfig):
+            gamma, start = config.awp, config.awp_start
+        return make_defender(
+            self.classifier(config, data.train, fabric),
+            gamma,
+            round(start * self.descents(config, data, fabric)),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            true_probability=config.true_probability,
+            grad_clip=config.grad_clip,
+            fabric=fabric,
+            algorithm=self.algorithm,
+        )
+
+    def work(
+        self, config: RunConfigT, run: RunFolder, made: tuple[GameT, Splits], *, resume: bool
+    ) -> None:
+        """The training and its report."""
+        from advgame.evaluation import validator
+        from advgame.run.loop import Trainer
+
+        (game, data), threat = made, ball(config)
+        score = validator(data.validation, threat, config.seed, self.own_attacker(game, threat))
+        watch = self.watch(config, game, data, threat)
+
+        def validate(module: nn.Module) -> dict[str, float]:
+            return {**score(module), **watch(module)}
+
+        tag, _ = SCORES[config.select]  # type: ignore[index]  # `check` settled it
+        Trainer(game, run, training_plan(config), validate, select=tag).fit(resume=resume)
+        if game.learner.fabric.global_rank == 0:
+            self.report(config, run, game, data, threat)
+
+    def report(
+        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Linf
+    ) -> None:
+        """The classifier's report and pictures; killed, it goes on where it was."""
+        from advgame.evaluation.judge import judge
+
+        judge(
+            run,
+            game.learner.module,
+            tested(config, data),
+            threat,
+            dataset=config.dataset,
+            attacks=config.attacks,
+            seed=config.seed,
+            title=f"{self.title(config)} on {config.dataset}, seed {config.seed}",
+            panels=self.panels(),
+            **self.judging(config, run, game, data, threat),
+        )
+
+    def told(self, run: RunFolder) -> str:
+        """The accuracies."""
+        from advgame.evaluation import as_line
+
+        return f"{as_line(run.report())}; more in {run.path}/report.md"
+
+
+def training_plan(config: RunConfig) -> TrainingPlan:
+    """Length and schedule of the training."""
+    from advgame.run.loop import TrainingPlan
+
+    return TrainingPlan(
+        config.epochs,
+        config.schedule,
+        config.milestones,
+        ema=config.ema,
+        validate_every=config.validate_every,
+    )
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse what the types of the settings allow and no training can do.
+
+    Raises:
+        InputError: what is wrong, in one line.
+    """
+    parse_linf_eps(config.eps)
+    from advgame.evaluation import check_attacks
+    from advgame.run.devices import check_devices
+    from advgame.seeding import derive_seed
+
+    if not config.attacks:
+        raise InputError("--attacks names none: a report needs one, e.g. fgsm,pgd20,autoattack")
+    check_attacks(config.attacks)
+    if wants := [name for name in config.attacks if "transfer" in name]:
+        raise InputError(
+            f"{wants[0]} needs another classifier, which a training has not: leave it away, and "
+            "give it to evaluate.py with --surrogate afterwards"
+        )
+    check_devices(config.accelerator, config.devices)
+    derive_seed(config.seed, "check")
+    training_plan(config)
+
+
+def ball(config: RunConfig) -> Linf:
+    """Where the classifier is judged."""
+    from advgame.threat import Linf
+
+    return Linf(parse_eps(config.eps))
+
+
+def tested(config: RunConfig, data: Splits) -> ImageSet:
+    """The test images of the report."""
+    return data.test if config.eval_n is None else data.test.first(config.eval_n)
