@@ -9,7 +9,7 @@ import torch
 
 from advgame.games import DefenderStep
 from advgame.games.training import Rules
-from advgame.run.job import DefenderJob, ball
+from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.settings import RunConfig
 
 
