@@ -9,8 +9,9 @@ from advgame.lazy import lazily
 if TYPE_CHECKING:
     from advgame.run.checkpoint import Checkpoints, load_weights, save_weights
     from advgame.run.cli import run_script
+    from advgame.run.defender_job import DefenderJob, ball
     from advgame.run.folder import RunFolder
-    from advgame.run.job import DefenderJob, Job, ball
+    from advgame.run.job import Job
     from advgame.run.loop import Game, Trainer, TrainingPlan, load_best
     from advgame.run.settings import PerturbedConfig, RunConfig
     from advgame.run.study import Finished, Study, StudyConfig
