@@ -1,1 +1,66 @@
-"""Whoever learns to attack: strategy policies and the algorithms that train them."""
+"""Whoever learns: strategy policies, attacker networks, learned updaters, and what trains them.
+
+What most people need is here by name and is imported when it is first used: ``import agents``
+alone loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from advgame.lazy import lazily
+
+if TYPE_CHECKING:
+    from agents.adt import ADTNetwork, ExplicitPlayer, ImplicitPlayer
+    from agents.attack_game import AttackGame
+    from agents.attacker_network import AttackerNetwork, AttackerPlayer, NetworkAttack
+    from agents.attackers import load_attacker
+    from agents.attnet import AttNet
+    from agents.best_response import Effort
+    from agents.exploitability import best_defences, duality_gap
+    from agents.gail import GailTraining
+    from agents.imitator import Imitator, PolicySettings
+    from agents.l2l import L2LNetwork
+    from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame, make_player
+    from agents.policies import FeaturePolicy, StrategyPolicy
+    from agents.reinforce import EpisodeConfig, EpisodicReinforce, Reinforce, ReinforceConfig
+    from agents.sb3 import PPOAttacker, PPOPlayer
+    from agents.unroll import train_updater
+    from agents.updaters import UPDATERS, make_updater
+
+__all__ = [
+    "UPDATERS",
+    "ADTNetwork",
+    "AttNet",
+    "AttackGame",
+    "AttackerNetwork",
+    "AttackerPlayer",
+    "Effort",
+    "EpisodeConfig",
+    "EpisodicReinforce",
+    "ExplicitPlayer",
+    "FeaturePolicy",
+    "FixedStrategy",
+    "GailTraining",
+    "Imitator",
+    "ImplicitPlayer",
+    "L2LNetwork",
+    "NetworkAttack",
+    "PPOAttacker",
+    "PPOPlayer",
+    "PolicySettings",
+    "RandomStrategy",
+    "Reinforce",
+    "ReinforceConfig",
+    "StrategyGame",
+    "StrategyPolicy",
+    "best_defences",
+    "duality_gap",
+    "load_attacker",
+    "make_player",
+    "make_updater",
+    "train_updater",
+]
+
+if not TYPE_CHECKING:  # of anything else a type checker says that it is not there
+    __getattr__, __dir__ = lazily(__name__, __file__)

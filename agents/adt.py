@@ -5,47 +5,38 @@
 
     𝒜 = [x, g₁, g₂]: the image, its input gradient, and the one at its FGSM example
 
-Source: Dong et al. 2020, Adversarial distributional training (ADT); 𝒜 is the published code's.
+While they learn they ascend what the defender descends, plus λ entropy: `ExplicitPlayer`,
+`ImplicitPlayer`.
+
+Source: Dong et al. 2020, Adversarial distributional training (ADT). 𝒜, and Adam with rate 2e-4 and
+betas (0.5, 0.999) on the generator and torch's own betas on the encoder, are the published code's.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+import math
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from advgame.attacks import (
-    Attack,
-    AttackResult,
-    BatchNormMode,
-    InputGradient,
-    at_boundary,
-    attacked,
-)
-from advgame.attacks.distributional import worst_of
-from advgame.checks import check_known_shape
-from advgame.distributions import TanhNormal
+from advgame.attacks import InputGradient, attacked
+from advgame.distributions import LOG_2, TanhNormal
 from advgame.errors import InputError
-from advgame.losses import Loss, cross_entropy, full_precision
-from advgame.threat import Linf, Threat, per_image
+from advgame.games.attacker import Sampled
+from advgame.health import gradient_sign, output_signs
+from advgame.losses import full_precision
+from advgame.threat import Threat
 from agents.adt_networks import Body, Encoder, LatentMap, make_generator
-from agents.attacker_file import filled, read_file, reading, write_file
+from agents.attacker_network import AttackerNetwork, AttackerPlayer, DeltaSampler, placed
 from agents.l2l import scaled
 
-FORMAT = "advgame adt generator 1"
-GRADIENTS = 2
-"""Input gradients that a generator asks for, whatever the number of samples."""
 Kind = Literal["exp-am", "imp-am"]
 GradientScaling = Literal["image", "raw"]
 
 
-class ADTNetwork(nn.Module):
+class ADTNetwork(AttackerNetwork):
     """G, and what it is told.
 
     Args:
@@ -66,6 +57,11 @@ class ADTNetwork(nn.Module):
         InputError: an unknown word, or a size below 1.
     """
 
+    file_kind = "adt"
+    adam: ClassVar[dict[str, Any]] = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    stochastic = True
+    gradients = 2
+
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -76,202 +72,176 @@ class ADTNetwork(nn.Module):
         scaling: GradientScaling = "image",
         batch: int = 64,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            shape, kind=kind, body=body, ngf=ngf, latent=latent, scaling=scaling, batch=batch
+        )
         for name, value, known in (("kind", kind, Kind), ("scaling", scaling, GradientScaling)):
             if value not in get_args(known):
                 raise InputError(f"unknown {name} {value!r}: choose {' or '.join(get_args(known))}")
         if min(latent, batch) < 1:
             raise InputError(f"latent and batch must be 1 or above, not {latent} and {batch}")
-        self.shape, self.kind, self.scaling, self.batch = shape, kind, scaling, batch
-        self.settings = [shape, kind, body, ngf, latent, scaling, batch]
-        self.latent, self.body_name = latent, body
+        self.kind, self.latent, self.scaling, self.batch = kind, latent, scaling, batch
         implicit, colours = kind == "imp-am", shape[0]
         self.latent_map = LatentMap(latent, shape, body) if implicit else None
         inputs, outputs = 3 * colours + implicit, colours * (1 if implicit else 2)
         self.body = make_generator(body, inputs, outputs, shape, ngf)
 
-    def information(self, x: Tensor, threat: Threat, gradient: InputGradient) -> Tensor:
-        """𝒜 (B, 3C, H, W), a constant: two input gradients.
-
-        Args:
-            x: clean images, not in half precision.
-            threat: an L∞ ball; its radius may be per image.
-            gradient: the classifier's input gradients on these images.
-        """
-        first = gradient.at_clean()
-        second = gradient(threat.project(x + threat.steepest(first) * per_image(threat.eps, x), x))
+    def information(self, gradient: InputGradient, threat: Threat) -> Tensor:
+        """𝒜 (B, 3C, H, W), a constant: two input gradients; arguments as those of `sampler`."""
+        x, first = full_precision(gradient.x), gradient.at_clean()
+        second = gradient(placed(threat.steepest(first), x, threat))
         if self.scaling == "raw":
             return torch.cat([x, first / self.batch, second / self.batch], 1)
         return torch.cat([x, scaled(first, "image"), scaled(second, "image")], 1)
 
     def distribution(self, information: Tensor) -> TanhNormal:
         """The distribution of δ/ε that exp-am makes of 𝒜."""
-        made = self.body(information.to(self._dtype)).to(information.dtype)
+        made = self.body(information.to(self.dtype)).to(information.dtype)
         mean, raw = made.chunk(2, 1)
         return TanhNormal(mean, raw)
 
     def noise(self, information: Tensor, rng: torch.Generator) -> Tensor:
         """Draw z (B, Z) of imp-am."""
-        z = torch.rand(
-            len(information), self.latent, generator=rng, device=information.device,
-            dtype=information.dtype,
-        )  # fmt: skip
-        return 2 * z - 1
+        size = len(information), self.latent
+        at: Any = {"device": information.device, "dtype": information.dtype}
+        return 2 * torch.rand(size, generator=rng, **at) - 1
 
     def perturbation(self, information: Tensor, z: Tensor) -> Tensor:
         """δ/ε (B, C, H, W) that imp-am makes of 𝒜 and z (B, Z)."""
         assert self.latent_map is not None
-        extra = self.latent_map(z.to(self._dtype))
-        made = self.body(torch.cat([information.to(self._dtype), extra], 1))
+        extra = self.latent_map(z.to(self.dtype))
+        made = self.body(torch.cat([information.to(self.dtype), extra], 1))
         value: Tensor = made.to(information.dtype).tanh()
         return value
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+    def sampler(self, gradient: InputGradient, threat: Threat) -> DeltaSampler:
+        """Samples of each image's distribution, which share 𝒜 and what exp-am makes of it."""
+        information = self.information(gradient, threat)
+        if self.kind == "exp-am":
+            explicit = self.distribution(information)
+            return lambda rng: explicit.sample(rng).value
+        return lambda rng: self.perturbation(information, self.noise(information, rng))
 
 
-def beside(network: ADTNetwork) -> Encoder:
+def matching_encoder(network: ADTNetwork) -> Encoder:
     """A fresh encoder of the size that goes with an imp-am generator."""
-    return Encoder(network.shape, network.latent, network.body_name)
+    return Encoder(network.shape, network.latent, network.settings["body"])
 
 
-@dataclass(frozen=True)
-class ADTAttack(Attack):
-    """A generator attacks whatever classifier it is given.
-
-    ``loss`` of the result is the margin, where there was a choice.
+class ExplicitPlayer(AttackerPlayer):
+    """EXP-AM: G makes μ and ρ, whose entropy is estimated from the sample.
 
     Args:
-        network: G; in evaluation mode while it attacks.
-        threat: an L∞ ball; its radius may be per image, (B,).
-        draws: k: of so many samples the worst is returned; 1 needs no forward to tell.
-        loss: whose gradient it sees.
-        mode: batch norm of the classifier while it is attacked.
+        network: of kind exp-am, on its device.
+        lam: λ, the weight of the entropy per dimension of δ.
+        more: `AttackerPlayer`'s.
 
     Raises:
-        InputError: a ball that is not L∞, or no sample.
+        InputError: a negative λ.
     """
 
-    network: ADTNetwork
-    threat: Threat
-    draws: int = 10
-    loss: Loss = cross_entropy
-    mode: BatchNormMode = "eval"
+    module: ADTNetwork
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.threat, Linf):
-            raise InputError(f"ADT attacks in L∞ balls, not in {self.threat.norm}")
-        if self.draws < 1:
-            raise InputError(f"draws must be 1 or above, not {self.draws}")
+    def __init__(self, network: ADTNetwork, *, lam: float = 0.01, **more: Any) -> None:
+        super().__init__(network, **more)
+        self.lam = _weight(lam)
 
-    @at_boundary
-    def draw(
-        self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        """See `advgame.attacks.distributional.Sampler`."""
-        return self._draw(InputGradient(model, x, y, loss=self.loss, mode=self.mode), x, count, rng)
-
-    def _draw(
-        self, gradient: InputGradient, x: Tensor, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        network = self.network.to(x.device)
-        full = full_precision(x.detach())
-        information = network.information(full, self.threat, gradient)
-        with _evaluating(network):
-            explicit = network.distribution(information) if network.kind == "exp-am" else None
-
-        def one() -> Tensor:
-            with _evaluating(network):
-                if explicit is not None:
-                    value = explicit.sample(rng).value
-                else:
-                    value = network.perturbation(information, network.noise(information, rng))
-            return self.threat.project(full + value * per_image(self.threat.eps, full), full)
-
-        return (one() for _ in range(count))
-
-    def _draws(self) -> str:
-        return "this attack, which draws samples,"
-
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        super()._check(x, y)
-        check_known_shape(x, self.network.shape)
-
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
-    ) -> AttackResult:
-        assert rng is not None
-        gradient = InputGradient(model, x, y, loss=self.loss, mode=self.mode, check=check)
-        points = self._draw(gradient, x, self.draws, rng)
-        calls = GRADIENTS * len(x)
-        if self.draws == 1:
-            return AttackResult(next(points), None, None, calls, calls)
-        with attacked(model, self.mode):
-            x_adv, margins = worst_of(model, points, y)
-        return AttackResult(x_adv, margins, None, calls + self.draws * len(x), calls)
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode and without gradients, then as it was."""
-    training = network.training
-    try:
-        with torch.no_grad():
-            network.eval()
-            yield
-    finally:
-        network.train(training)
-
-
-@dataclass(frozen=True)
-class ADTAttacker:
-    """A trained generator, ready for any threat and budget.
-
-    Args:
-        network: G.
-        about: how it came about: command, settings.
-    """
-
-    network: ADTNetwork
-    about: dict[str, Any]
-
-    def __call__(self, threat: Threat, queries: int) -> ADTAttack:
-        """The attack within a threat model: what two gradients leave of the budget are samples.
-
-        Raises:
-            InputError: a budget below two forwards per image, or another norm.
-        """
-        if queries < GRADIENTS:
-            raise InputError(
-                f"this attacker makes {GRADIENTS} queries per image and one per sample: "
-                f"allow as many, not {queries}"
-            )
-        return ADTAttack(self.network, threat, max(queries - GRADIENTS, 1))
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
-        metadata = {
-            "format": FORMAT,
-            "network": json.dumps(self.network.settings),
-            "about": json.dumps(self.about),
+    def sample(self, gradient: InputGradient, threat: Threat, rng: torch.Generator) -> Sampled:
+        """δ ~ p_φ(δ | x), with λ H(p_φ) as the bonus."""
+        found = self.module.distribution(self.module.information(gradient, threat))
+        draw = found.sample(rng)
+        entropy = found.entropy(draw).mean()
+        stats = {
+            "game/entropy": entropy.detach(),
+            "attacker/mean": found.mean.detach().tanh().abs().mean(),
+            "attacker/spread": found.spread.detach().mean(),
         }
-        write_file(path, self.network, metadata)
+        return Sampled(placed(draw.value, gradient.x, threat), self.lam * entropy, stats)
+
+    def signs(self, gradient: InputGradient, threat: Threat) -> dict[str, float]:
+        """Signs of life, of the mean perturbation tanh(μ) and of σ."""
+        with torch.no_grad(), attacked(self.module):
+            found = self.module.distribution(self.module.information(gradient, threat))
+        signs = output_signs(found.mean.tanh(), gradient.y) | gradient_sign(self.optimizer)
+        return signs | {"width": float(found.spread.mean())}
 
 
-def load_adt(path: Path) -> ADTAttacker:
-    """Read what `ADTAttacker.save` wrote; a run folder stands for its ``attacker.safetensors``.
+class ImplicitPlayer(AttackerPlayer):
+    """IMP-AM: G turns z into δ; an encoder that guesses z from δ bounds the entropy from below.
+
+    The entropy of δ cannot be had, but with z ~ U(-1, 1)^Z the information that δ holds about z
+    is at least Z (log 2 - NLL) nats, which is what ``game/entropy`` logs, per dimension of z. A
+    generator without noise can be inverted to any precision, where NLL falls without end and δ
+    does not become more various: so G is pushed only while NLL is above ``threshold``.
+
+    The published threshold, 0.9, pushes nothing: an encoder that ignores δ reaches
+    `agents.adt_networks.PRIOR_NLL`, 0.8696.
+
+    Args:
+        network: of kind imp-am, on its device.
+        encoder: q(z | δ/ε), on the same.
+        lam: λ, the weight of NLL per dimension of z.
+        threshold: of NLL; -inf pushes always.
+        lazy: the encoder, too, stops at the threshold, as published. Otherwise it goes on, so
+            that the bound is as tight as it can make it.
+        encoder_lr: of Adam on the encoder.
+        more: `AttackerPlayer`'s.
 
     Raises:
-        InputError: missing or damaged file, or one that holds something else.
+        InputError: a negative λ, or a threshold that is not a number.
     """
-    metadata, weights = read_file(path)
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is no ADT generator: it says {metadata.get('format')!r}")
-    with reading(path):
-        (colours, height, side), *rest = json.loads(metadata["network"])
-        if rest[-1:] == ["raw"]:  # as the first files ended
-            raise InputError("it does not say of how many images its raw gradients were the mean")
-        network = filled(lambda: ADTNetwork((colours, height, side), *rest), weights)
-        about = json.loads(metadata["about"])
-    return ADTAttacker(network.requires_grad_(False).eval(), about)
+
+    module: ADTNetwork
+
+    def __init__(
+        self,
+        network: ADTNetwork,
+        encoder: Encoder,
+        *,
+        lam: float = 1.0,
+        threshold: float = 0.5,
+        lazy: bool = False,
+        encoder_lr: float = 2e-4,
+        **more: Any,
+    ) -> None:
+        super().__init__(network, **more)
+        if math.isnan(threshold):
+            raise InputError(f"threshold must be a number, not {threshold}")
+        self.encoder, self.lam = encoder, _weight(lam)
+        self.threshold, self.lazy = threshold, lazy
+        self.encoder_optimizer = torch.optim.Adam(
+            encoder.parameters(), encoder_lr, maximize=True, fused=True
+        )
+
+    @property
+    def learners(self) -> list[tuple[nn.Module, Optimizer]]:
+        """The generator and the encoder."""
+        return [*super().learners, (self.encoder, self.encoder_optimizer)]
+
+    def sample(self, gradient: InputGradient, threat: Threat, rng: torch.Generator) -> Sampled:
+        """δ = ε·tanh(G(𝒜, z)), with λ times the encoder's log-likelihood of z as the bonus."""
+        self.encoder.train()
+        information = self.module.information(gradient, threat)
+        z = self.module.noise(information, rng)
+        value = self.module.perturbation(information, z)
+        seen = value.view_as(value)  # what the encoder sees, with a gradient of its own
+        nll = self.encoder.nll(seen, z)
+        pushed = (nll.detach() > self.threshold).to(nll.dtype)
+        if self.lazy:
+            bonus = -self.lam * nll * pushed
+        else:  # λ and the threshold are G's: the encoder learns without them
+            bonus = -nll
+            seen.register_hook(lambda gradient: gradient * self.lam * pushed)
+        stats = {
+            "game/entropy": LOG_2 - nll.detach(),
+            "attacker/nll": nll.detach(),
+            "attacker/pushed": pushed,
+            "cost/encoder_passes": torch.ones_like(pushed),
+        }
+        return Sampled(placed(value, gradient.x, threat), bonus, stats)
+
+
+def _weight(lam: float) -> float:
+    if not 0 <= lam < math.inf:
+        raise InputError(f"lam must be 0 or above, not {lam}")
+    return lam

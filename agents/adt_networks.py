@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advgame.errors import InputError, unknown
-from agents.attacker_networks import PatchBody, small_body
+from agents.attacker_bodies import PatchBody, small_body
 
 Body = Literal["small", "resnet-3blocks"]
 BODIES: tuple[Body, ...] = get_args(Body)
@@ -83,7 +83,7 @@ class ResNetBody(nn.Sequential):
 
 
 class SmallBody(nn.Module):
-    """`agents.attacker_networks.PatchBody` without its tanh, for small images and classifiers.
+    """`agents.attacker_bodies.PatchBody` without its tanh, for small images and classifiers.
 
     It begins near 0, where the distribution is as wide as EXP's own start.
 

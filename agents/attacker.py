@@ -1,7 +1,7 @@
 """A learned attacker in a file, as an attack like any other.
 
     attacker = load_attacker(Path("runs/NAME/attacker.safetensors"))
-    result = attacker(Linf(8 / 255), queries=10).run(model, x, y, rng=rng)
+    result = attacker.attack(Linf(8 / 255), queries=10).run(model, x, y, rng=rng)
 
 The file is safetensors: the policy's weights, and in its metadata the menu that the policy
 chooses from, the features that it was trained on, and how it came about.
@@ -108,7 +108,7 @@ class Attacker:
     start: Start
     about: dict[str, Any]
 
-    def __call__(self, threat: Threat, queries: int) -> LearnedAttack:
+    def attack(self, threat: Threat, queries: int) -> LearnedAttack:
         """The attack within a threat model and a budget."""
         return LearnedAttack(self.policy, self.menu, threat, queries, self.start)
 

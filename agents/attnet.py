@@ -21,28 +21,24 @@ Taken at its word this network dies, in two ways, both measured (results/minimax
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from advgame.attacks import Attack, AttackResult
-from advgame.checks import check_known_shape
+from advgame.attacks import InputGradient
 from advgame.errors import InputError
-from advgame.threat import Linf, Threat, per_image
-from agents.attacker_file import filled, read_file, reading, write_file
+from advgame.losses import full_precision
+from advgame.threat import Threat
+from agents.attacker_network import AttackerNetwork, DeltaSampler
 
-FORMAT = "advgame attnet 2"
 Bound = Literal["tanh", "clip"]
 _TINY = 1e-6  # mean square in front of the bound: far below that of a network's first weights
 
 
-class AttNet(nn.Module):
+class AttNet(AttackerNetwork):
     """g, a perturbation in units of ε.
 
     Args:
@@ -61,6 +57,11 @@ class AttNet(nn.Module):
             scale.
     """
 
+    file_kind = "attnet"
+    classes: int
+    # which way its steps go is the solver's business
+    adam: ClassVar[dict[str, Any]] = {"maximize": False, "fused": False}
+
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -71,7 +72,10 @@ class AttNet(nn.Module):
         scale: float = 2.0,
         centre: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            shape, classes=classes, hidden=hidden, dropout=dropout, bound=bound, scale=scale,
+            centre=centre,
+        )  # fmt: skip
         if bound not in ("tanh", "clip"):
             raise InputError(f"unknown bound {bound!r}: choose tanh or clip")
         if hidden < 1 or not 0 <= dropout < 1:
@@ -80,9 +84,7 @@ class AttNet(nn.Module):
             )
         if not 0 <= scale < math.inf:
             raise InputError(f"scale must be 0 or above, not {scale}")
-        self.shape, self.classes, self.bound = shape, classes, bound
-        self.scale, self.centre = scale, centre
-        self.hidden, self.dropout = hidden, dropout
+        self.classes, self.bound, self.scale, self.centre = classes, bound, scale, centre
         pixels = shape[0] * shape[1] * shape[2]
         layers: list[nn.Module] = []
         for width in (pixels + classes, hidden, hidden):
@@ -105,109 +107,8 @@ class AttNet(nn.Module):
             free = free * (self.scale * (free.square().mean(1, keepdim=True) + _TINY).rsqrt())
         return free.view_as(x)
 
-    def perturb(self, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-        """z(x) within a ball and [0, 1], (B, C, H, W) as ``x``."""
-        moved = self(x.to(next(self.parameters()).dtype), y).to(x.dtype)
-        return threat.project(x + moved * per_image(threat.eps, x), x)
-
-
-@dataclass(frozen=True)
-class AttNetAttack(Attack):
-    """A trained AttNet attacks any classifier; it asks it nothing, and nothing is drawn.
-
-    Args:
-        network: g; in evaluation mode while it attacks.
-        threat: an L∞ ball.
-
-    Raises:
-        InputError: another ball.
-    """
-
-    network: AttNet
-    threat: Threat
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.threat, Linf):
-            raise InputError(f"AttNet attacks in L∞ balls, not in {self.threat.norm}")
-
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        super()._check(x, y)
-        check_known_shape(x, self.network.shape)
-        if int(y.max()) >= self.network.classes:
-            raise InputError(f"this attacker knows {self.network.classes} classes only")
-
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
-    ) -> AttackResult:
-        network = self.network.to(x.device)
-        training = network.training
-        try:
-            with torch.no_grad():
-                x_adv = network.eval().perturb(x, y, self.threat)
-        finally:
-            network.train(training)
-        return AttackResult(x_adv, None, None, 0, 0)
-
-
-class AttNetPlayer:
-    """AttNet while it learns; which way its optimiser's steps go is the solver's business.
-
-    Args:
-        network: on its device.
-        lr: of Adam, 1e-3 in the paper.
-    """
-
-    def __init__(self, network: AttNet, lr: float = 1e-3) -> None:
-        self.module = network
-        self.optimizer = torch.optim.Adam(network.parameters(), lr)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Network and optimiser."""
-        return {"network": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self.module.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
-@dataclass(frozen=True)
-class AttNetAttacker:
-    """A trained AttNet, ready for any threat.
-
-    Args:
-        network: g.
-        about: how it came about.
-    """
-
-    network: AttNet
-    about: dict[str, Any]
-
-    def __call__(self, threat: Threat, queries: int) -> AttNetAttack:
-        """The attack within a threat model; it needs no query, whatever the budget."""
-        return AttNetAttack(self.network, threat)
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
-        net = self.network
-        sizes = [net.shape, net.classes, net.hidden, net.dropout, net.bound, net.scale, net.centre]
-        metadata = {
-            "format": FORMAT, "network": json.dumps(sizes), "about": json.dumps(self.about)
-        }  # fmt: skip
-        write_file(path, net, metadata)
-
-
-def load_attnet(path: Path) -> AttNetAttacker:
-    """Read what `AttNetAttacker.save` wrote; a run folder stands for its attacker file.
-
-    Raises:
-        InputError: missing or damaged file, or one that holds something else.
-    """
-    metadata, weights = read_file(path)
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is no AttNet: it says {metadata.get('format')!r}")
-    with reading(path):
-        (colours, height, side), classes, *rest = json.loads(metadata["network"])
-        network = filled(lambda: AttNet((colours, height, side), classes, *rest), weights)
-        about = json.loads(metadata["about"])
-    return AttNetAttacker(network.requires_grad_(False).eval(), about)
+    def sampler(self, gradient: InputGradient, threat: Threat) -> DeltaSampler:
+        """One forward; nothing is drawn, and no gradient is asked for."""
+        x = full_precision(gradient.x)
+        moved = self(x.to(self.dtype), gradient.y).to(x.dtype)
+        return lambda rng: moved

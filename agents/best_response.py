@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,91 +23,16 @@ from advgame.evaluation.verdicts import adversarial
 from advgame.losses import cross_entropy
 from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Threat
-from agents.attackers import load_any_attacker
-from agents.attnet import AttNet, AttNetAttack, AttNetAttacker
-from agents.l2l import L2LAttack, L2LAttacker, L2LNetwork
+from agents.attacker_network import AttackerNetwork
+from agents.attackers import load_network
+from agents.attnet import AttNet
 
 Count = Literal["survivors", "errors"]
 
 
-class Family(Protocol):
-    """A class of attacker networks, as large as the claim "no attacker of this class" is."""
-
-    def fresh(self) -> Any:
-        """A network that knows nothing yet."""
-        ...
-
-    def perturb(
-        self, network: Any, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
-    ) -> Tensor:
-        """Adversarial examples (B, C, H, W), differentiable in the network's weights."""
-        ...
-
-    def attack(self, network: Any, threat: Threat) -> Attack:
-        """The network as an attack."""
-        ...
-
-    def save(self, network: Any, about: dict[str, Any], path: Path) -> None:
-        """Write the network as an attacker file."""
-        ...
-
-
-@dataclass(frozen=True)
-class AttNets:
-    """AttNet, which sees image and label.
-
-    Args:
-        make: a network.
-    """
-
-    make: Callable[[], AttNet]
-
-    def fresh(self) -> AttNet:
-        """See `Family`."""
-        return self.make()
-
-    def perturb(
-        self, network: AttNet, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
-    ) -> Tensor:
-        """See `Family`."""
-        return network.perturb(x, y, threat)
-
-    def attack(self, network: AttNet, threat: Threat) -> Attack:
-        """See `Family`."""
-        return AttNetAttack(network, threat)
-
-    def save(self, network: AttNet, about: dict[str, Any], path: Path) -> None:
-        """See `Family`."""
-        AttNetAttacker(network, about).save(path)
-
-
-@dataclass(frozen=True)
-class L2Ls:
-    """L2L's attacker, which sees image and input gradients.
-
-    Args:
-        make: a network.
-    """
-
-    make: Callable[[], L2LNetwork]
-
-    def fresh(self) -> L2LNetwork:
-        """See `Family`."""
-        return self.make()
-
-    def perturb(
-        self, network: L2LNetwork, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
-    ) -> Tensor:
-        """See `Family`."""
-        return network.perturb(x, threat, InputGradient(model, x, y, check=False))
-
-    def attack(self, network: L2LNetwork, threat: Threat) -> Attack:
-        """See `Family`."""
-        return L2LAttack(network, threat)
-
-    def save(self, network: L2LNetwork, about: dict[str, Any], path: Path) -> None:
-        """See `Family`."""
-        L2LAttacker(network, about).save(path)
+AttackerClass = Callable[[], AttackerNetwork]
+"""Makes a network that knows nothing yet, of a class as large as the claim "no attacker of this
+class" is: ``lambda: AttNet(shape, classes)``."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +72,9 @@ class BestResponse:
         networks: all of them, in that order.
     """
 
-    network: Any
+    network: AttackerNetwork
     restarts: tuple[float, ...]
-    networks: tuple[Any, ...]
+    networks: tuple[AttackerNetwork, ...]
 
 
 def errors(model: nn.Module, attack: Attack, data: ImageSet, seed: int = 0) -> Tensor:
@@ -175,8 +100,8 @@ def best_response(
     effort: Effort,
     *,
     seed: int = 0,
-    family: Family | None = None,
-    known: nn.Module | None = None,
+    attackers: AttackerClass | None = None,
+    known: AttackerNetwork | None = None,
     count: Count = "survivors",
 ) -> BestResponse:
     """Train attackers on a frozen classifier, and keep the strongest.
@@ -188,7 +113,7 @@ def best_response(
         threat: an L∞ ball.
         effort: steps, restarts, rate.
         seed: of initial weights, dropout and batches.
-        family: of the attackers; the paper's AttNet when None.
+        attackers: their class; the paper's AttNet when None.
         known: an attacker that competes as it is, and as a copy that learns on; the other
             attackers are trained from scratch.
         count: what the choice goes by, as what is reported of it: ``"survivors"`` are right on the
@@ -197,18 +122,16 @@ def best_response(
 
     Source: Machine vs Machine, eq. 9.
     """
-    family = family or cast(Family, AttNets(lambda: AttNet(train.shape, train.classes)))
-    networks: list[Any] = []
-    for restart in range(effort.restarts):
-        ascent = Ascent(model, train, threat, family, effort, seed=seed, restart=restart)
-        networks.append(ascent.run(effort.steps))
+    begun = [attackers or (lambda: AttNet(train.shape, train.classes))] * effort.restarts
     if known is not None:
-        ascent = Ascent(
-            model, train, threat, family, effort, seed=seed, restart=effort.restarts, known=known
-        )
-        networks += [ascent.run(effort.steps), copy.deepcopy(known)]
-    attacks = [family.attack(network, threat) for network in networks]
-    accuracies = [_accuracy(model, attack, held_out, count, seed) for attack in attacks]
+        begun.append(lambda: copy.deepcopy(known))
+    networks = [
+        Ascent(model, train, threat, begin, effort, seed=seed, restart=restart).run(effort.steps)
+        for restart, begin in enumerate(begun)
+    ]
+    if known is not None:
+        networks.append(copy.deepcopy(known))
+    accuracies = [_accuracy(model, one.attack(threat), held_out, count, seed) for one in networks]
     strongest = networks[accuracies.index(min(accuracies))]
     return BestResponse(strongest.eval(), tuple(accuracies), tuple(networks))
 
@@ -220,11 +143,10 @@ class Ascent:
         model: u; in evaluation mode and frozen while it is attacked, left as it was.
         train: images to learn from, on the model's device.
         threat: an L∞ ball.
-        family: of the attacker.
+        begin: makes the attacker.
         effort: batch size and rate.
         seed: of all restarts.
         restart: its number; it has its own first weights, dropout and batches.
-        known: an attacker to start from, as a copy; from scratch when None.
     """
 
     def __init__(
@@ -232,34 +154,32 @@ class Ascent:
         model: nn.Module,
         train: ImageSet,
         threat: Threat,
-        family: Family,
+        begin: AttackerClass,
         effort: Effort,
         *,
         seed: int = 0,
         restart: int = 0,
-        known: nn.Module | None = None,
     ) -> None:
         device, name = train.images.device, f"best response {restart}"
-        self.model, self.threat, self.family = model, threat, family
-        if known is None:
-            with seeded_init(seed, name):
-                self.network = family.fresh().to(device)
-        else:
-            self.network = copy.deepcopy(known)
+        self.model, self.threat = model, threat
+        with seeded_init(seed, name):
+            self.network = begin().to(device)
         own = derive_seed(seed, name)
         self._batches = Batches(train, min(effort.batch_size, len(train)), own)
         self._optimizer = torch.optim.Adam(
             self.network.parameters(), effort.lr, maximize=True, fused=True
         )
         self._chance = PrivateRNG(derive_seed(own, "dropout"), device)
+        self._rng = stream(own, "draws", device)
 
-    def run(self, steps: int) -> Any:
+    def run(self, steps: int) -> AttackerNetwork:
         """Go on for so many steps; returns the network, in evaluation mode."""
         self.network.train()
         with self._chance, attacked(self.model):
             for _ in range(steps):
                 x, y = self._batches.next()
-                x_adv = self.family.perturb(self.network, self.model, x, y, self.threat)
+                gradient = InputGradient(self.model, x, y)
+                x_adv = self.network.examples(gradient, self.threat, self._rng)
                 self._optimizer.zero_grad()
                 cross_entropy(self.model(x_adv), y).mean().backward()
                 self._optimizer.step()
@@ -276,7 +196,7 @@ def kept_responses(
     effort: Effort,
     *,
     seed: int,
-    family: Family,
+    attackers: AttackerClass,
 ) -> list[Path]:
     """A best response's attackers as files, but for those that an interrupted evaluation has left.
 
@@ -290,28 +210,27 @@ def kept_responses(
         threat: an L∞ ball.
         effort: steps, restarts, rate.
         seed: see `best_response`.
-        family: of the attackers.
+        attackers: their class.
 
     Returns:
         the files of all restarts.
     """
-
-    def ready(path: Path) -> Any:
-        return load_any_attacker(path)(threat, 1)
-
-    paths = []
-    for restart in range(effort.restarts):
-        paths.append(folder / f"{name}-{restart}.safetensors")
-        if not paths[-1].exists():
-            ascent = Ascent(model, data.train, threat, family, effort, seed=seed, restart=restart)
-            family.save(ascent.run(effort.steps), about, paths[-1])
+    paths = [folder / f"{name}-{restart}.safetensors" for restart in range(effort.restarts)]
+    for restart, path in enumerate(paths):
+        if not path.exists():
+            ascent = Ascent(
+                model, data.train, threat, attackers, effort, seed=seed, restart=restart
+            )
+            ascent.run(effort.steps).save(path, about)
     strongest = folder / f"{name}.safetensors"
     if not strongest.exists():
+        networks = [load_network(path) for path in paths]
         found = [
-            _accuracy(model, ready(path), data.validation, "survivors", seed) for path in paths
+            _accuracy(model, one.attack(threat), data.validation, "survivors", seed)
+            for one in networks
         ]
-        network = ready(paths[found.index(min(found))]).network
-        family.save(network, about | {"validation_accuracies": found}, strongest)
+        best = networks[found.index(min(found))]
+        best.save(strongest, about | {"validation_accuracies": found})
     return paths
 
 

@@ -74,7 +74,7 @@ class Validation:
 
     def __call__(self, module: nn.Module) -> dict[str, float]:
         """What the training loop logs and selects by."""
-        success, gain, spent = self._scores(self.attacker(module))
+        success, gain, spent = self._scores(self.attacker(module).attack)
         weights = self.payoff
         total = weights.gain * gain + weights.bonus * success - weights.price * spent
         scores = {"eval/success": success, "eval/gain": gain, "eval/return": total}

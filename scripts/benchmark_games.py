@@ -46,10 +46,10 @@ from advgame.run.files import write_atomically
 from advgame.run.folder import cpu_name, device_name, made_by
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
-from agents.adt import ADTNetwork
-from agents.adt_players import ExplicitPlayer
-from agents.attacker_networks import Width
-from agents.l2l import GRADIENTS, L2LNetwork, L2LPlayer
+from agents.adt import ADTNetwork, ExplicitPlayer
+from agents.attacker_bodies import Width
+from agents.attacker_network import AttackerPlayer
+from agents.l2l import GRADIENTS, L2LNetwork
 
 CLASSES, SEED, STEPS, OFTEN = 10, 0, 10, 4
 PER_TURN = ("median_s", "min_s", "max_s", "times_ours")
@@ -116,7 +116,7 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
     for name, gradients in GRADIENTS.items():
         for form in get_args(Form):
             with seeded_init(SEED, "attacker"):
-                player = L2LPlayer(L2LNetwork(config.shape, gradients, config.width))
+                player = AttackerPlayer(L2LNetwork(config.shape, gradients, config.width))
             title = name if form == "alternating" else f"{name}, shared"
             found[title] = L2L(threat, player, form)
     return found

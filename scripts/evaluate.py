@@ -59,7 +59,7 @@ from advgame.run.selection import SCORES, criterion
 from advgame.run.settings import Dataset
 from advgame.seeding import derive_seed, stream
 from advgame.threat import THREATS
-from agents.attackers import learned_name, load_any_attacker
+from agents.attackers import learned_name, load_attacker
 
 USUAL = ("fgsm", "pgd20", "autoattack")
 
@@ -202,7 +202,7 @@ def learned(config: Config) -> dict[str, Attack]:
     """The learned attackers asked for, by name."""
     threat = THREATS[config.norm](parse_eps(config.eps))
     paths = map(Path, config.attackers)
-    made = [(path, load_any_attacker(path)(threat, config.queries)) for path in paths]
+    made = [(path, load_attacker(path).attack(threat, config.queries)) for path in paths]
     found = {learned_name(path, attack): attack for path, attack in made}
     if len(found) < len(made):
         raise InputError("two learned attackers have the same name: rename a file")

@@ -41,10 +41,16 @@ from advgame.run.options import Count, Positive, Share
 from advgame.run.settings import RunConfig
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.adt import ADTAttack, ADTAttacker, ADTNetwork, GradientScaling, beside
+from agents.adt import (
+    ADTNetwork,
+    ExplicitPlayer,
+    GradientScaling,
+    ImplicitPlayer,
+    matching_encoder,
+)
 from agents.adt_networks import Body
-from agents.adt_players import ExplicitPlayer, ImplicitPlayer
 from agents.attacker_file import NAME
+from agents.attacker_network import NetworkAttack
 from agents.reinforce import averaging
 
 Preset = Literal["default", "repo"]
@@ -222,7 +228,8 @@ class Job(DefenderJob[Config, DefenderTraining]):
             body: Any = (config.generator, config.ngf, config.latent)
             told: Any = (config.gradient_scaling, config.batch_size)
             network = ADTNetwork(data.shape, config.method, *body, *told).to(fabric.device)
-            encoder = beside(network).to(fabric.device) if config.method == "imp-am" else None
+            implicit = config.method == "imp-am"
+            encoder = matching_encoder(network).to(fabric.device) if implicit else None
         if fabric.device.type == "cuda":
             network = network.to(memory_format=torch.channels_last)
         common: Any = {
@@ -248,7 +255,7 @@ class Job(DefenderJob[Config, DefenderTraining]):
     ) -> Mapping[str, Any]:
         """The sampler and how its samples vary; a generator becomes a file."""
         if isinstance(game.rules, Amortised):
-            ADTAttacker(player(game).module, about(config)).save(run.path / NAME)
+            player(game).module.save(run.path / NAME, about(config))
         few = tested(config, data).subset(slice(DIVERSITY_IMAGES))
 
         def respond(model: nn.Module) -> dict[str, Attack]:
@@ -267,7 +274,7 @@ def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
     """
     if isinstance(game.rules, Explicit):
         return replace(game.rules.attack, threat=threat, draws=draws)
-    return ADTAttack(player(game).module, threat, draws)
+    return NetworkAttack(player(game).module, threat, draws)
 
 
 def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:

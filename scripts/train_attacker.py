@@ -192,7 +192,8 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     one, x, y, _ = validate.cases[0]
     chosen: list[Tensor] = []
     watching = replace(
-        attacker(one.threat, max(config.queries)), watch=lambda state: chosen.append(state.chosen)
+        attacker.attack(one.threat, max(config.queries)),
+        watch=lambda state: chosen.append(state.chosen),
     )
     watching.run(one.model, x, y, rng=stream(config.seed, "schedule", x.device), check=False)
     save_figure(picture(chosen, attacker.menu, title), run.path / "schedule.png")

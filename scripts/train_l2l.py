@@ -34,9 +34,10 @@ from advgame.run.selection import Criterion
 from advgame.run.settings import RunConfig
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
+from agents.attacker_bodies import Width
 from agents.attacker_file import NAME
-from agents.attacker_networks import Width
-from agents.l2l import GRADIENTS, L2LAttack, L2LAttacker, L2LNetwork, L2LPlayer, Scaling
+from agents.attacker_network import AttackerNetwork, AttackerPlayer
+from agents.l2l import GRADIENTS, L2LNetwork, Scaling
 from agents.reinforce import averaging
 
 Preset = Literal["default", "repo"]
@@ -158,7 +159,7 @@ class Job(DefenderJob[Config, DefenderTraining]):
         network = network.to(fabric.device)
         if fabric.device.type == "cuda":
             network = network.to(memory_format=torch.channels_last)
-        player = L2LPlayer(
+        player = AttackerPlayer(
             network,
             lr=config.attacker_lr * config.attacker_lr_factor,
             weight_decay=config.attacker_weight_decay,
@@ -175,22 +176,22 @@ class Job(DefenderJob[Config, DefenderTraining]):
     def own_attacker(self, game: DefenderTraining, threat: Linf) -> Attack | None:
         """What the network does to the validation split."""
         network = network_of(game)
-        return None if network is None else L2LAttack(network, threat)
+        return None if network is None else network.attack(threat)
 
     def judging(
         self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
     ) -> Mapping[str, Any]:
         """Nothing further; the attacker becomes a file."""
         if network := network_of(game):
-            L2LAttacker(network, about(config)).save(run.path / NAME)
+            network.save(run.path / NAME, about(config))
         return {}
 
 
-def network_of(game: DefenderTraining) -> L2LNetwork | None:
+def network_of(game: DefenderTraining) -> AttackerNetwork | None:
     """The attacker, where one learns."""
     if not isinstance(game.rules, L2L):
         return None
-    assert isinstance(game.rules.attacker, L2LPlayer)
+    assert isinstance(game.rules.attacker, AttackerPlayer)
     return game.rules.attacker.module
 
 

@@ -46,9 +46,10 @@ from advgame.run.settings import RunConfig
 from advgame.seeding import derive_seed, seeded_init
 from advgame.threat import Linf
 from agents.attacker_file import NAME
-from agents.attackers import load_any_attacker
-from agents.attnet import AttNet, AttNetAttack, AttNetAttacker, AttNetPlayer, Bound
-from agents.best_response import AttNets, Effort, Family, L2Ls, kept_responses
+from agents.attacker_network import AttackerPlayer, NetworkAttack
+from agents.attackers import load_network
+from agents.attnet import AttNet, Bound
+from agents.best_response import AttackerClass, Effort, kept_responses
 from agents.exploitability import best_defences, duality_gap, exploitability
 from agents.l2l import L2LNetwork
 
@@ -153,7 +154,7 @@ def played(config: Config, shape: tuple[int, int, int], classes: int, device: An
         learned = {name: network(name) for name in config.mixture if name not in FIXED}
         lr, steps = config.attacker_lr, config.ascent_steps
         return Mixture(threat, fixed, learned, lr=lr, per=config.per, ascent_steps=steps)
-    player = AttNetPlayer(network("attacker"), config.attacker_lr)
+    player = AttackerPlayer(network("attacker"), lr=config.attacker_lr)
     return Minimax(threat, player, direction(config), config.ascent_steps)
 
 
@@ -163,11 +164,10 @@ def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
     return AttNet(shape, classes, *made)
 
 
-def families(config: Config, data: Splits) -> dict[Responder, Family]:
+def classes(config: Config, data: Splits) -> dict[Responder, AttackerClass]:
     """Whose fresh networks respond."""
-    shape, classes = data.train.shape, data.train.classes
-    attnets = AttNets(lambda: fresh(config, shape, classes))
-    return {"attnet": attnets, "l2l": L2Ls(lambda: L2LNetwork(shape))}
+    shape, labels = data.train.shape, data.train.classes
+    return {"attnet": lambda: fresh(config, shape, labels), "l2l": lambda: L2LNetwork(shape)}
 
 
 class Job(DefenderJob[Config, DefenderTraining]):
@@ -236,12 +236,12 @@ class Job(DefenderJob[Config, DefenderTraining]):
         """See `played`."""
         return played(config, data.shape, data.classes, fabric.device)
 
-    def own_attacker(self, game: DefenderTraining, threat: Linf) -> AttNetAttack | None:
+    def own_attacker(self, game: DefenderTraining, threat: Linf) -> NetworkAttack | None:
         """What the network does to the validation split."""
         if not isinstance(game.rules, Minimax):
             return None
-        assert isinstance(game.rules.attacker, AttNetPlayer)
-        return AttNetAttack(game.rules.attacker.module, threat)
+        assert isinstance(game.rules.attacker, AttackerPlayer)
+        return game.rules.attacker.module.attack(threat)
 
     def watch(self, config: Config, game: DefenderTraining, data: Splits, threat: Linf) -> Validate:
         """The duality gap on the validation split, where --gap-steps asks for it."""
@@ -250,11 +250,18 @@ class Job(DefenderJob[Config, DefenderTraining]):
             attack = self.own_attacker(game, threat)
             if not config.gap_steps or attack is None:
                 return {}
-            family, seed = families(config, data)["attnet"], derive_seed(config.seed, "gap")
+            made, seed = classes(config, data)["attnet"], derive_seed(config.seed, "gap")
             attacker = Effort(config.gap_steps, 1)
             defender = Effort(config.gap_steps, 1, lr=config.lr)
             return duality_gap(
-                module, attack, family, data.train, data.validation, attacker, defender, seed=seed
+                module,
+                attack,
+                made,
+                data.train,
+                data.validation,
+                attacker,
+                defender,
+                seed=seed,
             )
 
         return gap
@@ -265,20 +272,20 @@ class Job(DefenderJob[Config, DefenderTraining]):
         """Fresh attackers and the game's end; the game's own attacker becomes a file."""
         told, test = about(config), tested(config, data)
         if own := self.own_attacker(game, threat):
-            AttNetAttacker(own.network, told).save(run.path / NAME)
-        seed, players = derive_seed(config.seed, "response"), families(config, data)
+            own.network.save(run.path / NAME, told)
+        seed, players = derive_seed(config.seed, "response"), classes(config, data)
         restarts: dict[str, list[Path]] = {}
 
-        def ready(path: Path) -> Any:
-            return load_any_attacker(path)(threat, 1)
+        def ready(path: Path) -> NetworkAttack:
+            return load_network(path).attack(threat)
 
         def respond(module: nn.Module) -> dict[str, Attack]:
             responses: dict[str, Attack] = {}
             for responder in config.responders if config.response_steps else ():
-                effort, family = Effort(config.response_steps, config.restarts), players[responder]
+                effort, its = Effort(config.response_steps, config.restarts), players[responder]
                 name = f"{responder}-curr"
                 restarts[responder] = kept_responses(
-                    run.path, name, told, module, data, threat, effort, seed=seed, family=family
+                    run.path, name, told, module, data, threat, effort, seed=seed, attackers=its
                 )
                 responses[f"learned:{name}"] = ready(run.path / f"{name}.safetensors")
             return responses

@@ -184,7 +184,7 @@ def images(digits):
 def test_learned_attack_is_an_attack(attacker, images, ball):
     model = Counting(shipped().model)
     x, y = images
-    result = attacker(ball, 8).run(model, x, y, rng=stream(0, "jumps"))
+    result = attacker.attack(ball, 8).run(model, x, y, rng=stream(0, "jumps"))
     assert (result.forwards, result.backwards) == (model.forwards, model.backwards)
     assert result.forwards <= 8 * 60
     assert result.backwards <= 7 * 60
@@ -193,13 +193,13 @@ def test_learned_attack_is_an_attack(attacker, images, ball):
     assert torch.equal(result.fooled, model(result.x_adv).argmax(1) != y)
     assert 5 < int(result.fooled.sum()) < 60, "some must be fooled and some not"
     assert result.forwards < 8 * 60, "those that are fooled leave"
-    again = attacker(ball, 8).run(model, x, y, rng=stream(0, "jumps"))
+    again = attacker.attack(ball, 8).run(model, x, y, rng=stream(0, "jumps"))
     assert torch.equal(again.x_adv, result.x_adv)
 
 
 def test_one_query_only_looks(attacker, images):
     model = shipped().model
-    result = attacker(Linf(0.3), 1).run(model, *images, rng=stream(0, "jumps"))
+    result = attacker.attack(Linf(0.3), 1).run(model, *images, rng=stream(0, "jumps"))
     assert torch.equal(result.x_adv, images[0])
     assert (result.forwards, result.backwards) == (60, 0)
     assert torch.equal(result.fooled, model(images[0]).argmax(1) != images[1])
@@ -212,7 +212,7 @@ def test_more_queries_never_fool_fewer_when_nothing_depends_on_the_budget(images
     constant = Attacker(policy, menu, "clean", {})
     model = shipped().model
     for queries in (2, 6, 12):
-        found = constant(Linf(0.2), queries).run(model, *images)
+        found = constant.attack(Linf(0.2), queries).run(model, *images)
         want = replace(pgd(Linf(0.2), queries - 1), start=None, stop_when_fooled=True)
         wanted = want.run(model, *images)
         assert torch.equal(found.fooled, wanted.fooled)
@@ -223,7 +223,7 @@ def test_more_queries_never_fool_fewer_when_nothing_depends_on_the_budget(images
 def test_what_is_not_fooled_ends_at_its_best_point(attacker, images):
     model = shipped().model
     seen = []
-    attack = replace(attacker(Linf(0.1), 9), watch=lambda state: seen.append(state))
+    attack = replace(attacker.attack(Linf(0.1), 9), watch=lambda state: seen.append(state))
     result = attack.run(model, *images, rng=stream(0, "jumps"))
     state = seen[-1]
     last = state.x_adv[~state.fooled]
@@ -241,14 +241,14 @@ def test_a_saved_attacker_attacks_to_the_same_bits_and_other_classifiers(
     assert loaded.about == {"seed": 3}
     assert loaded.menu == attacker.menu
     one, two = (
-        a(Linf(0.15), 6).run(shipped().model, *images, rng=stream(0, "jumps")).x_adv
+        a.attack(Linf(0.15), 6).run(shipped().model, *images, rng=stream(0, "jumps")).x_adv
         for a in (attacker, loaded)
     )
     assert torch.equal(one, two)
     with seeded_init(0):
         other = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 35, 3))
     x = torch.rand(9, 3, 7, 5, generator=rng)
-    result = loaded(L2(0.5), 6).run(other, x, other(x).argmax(1), rng=stream(0, "jumps"))
+    result = loaded.attack(L2(0.5), 6).run(other, x, other(x).argmax(1), rng=stream(0, "jumps"))
     assert result.fooled.shape == (9,)
 
 
@@ -273,11 +273,11 @@ def test_files_that_hold_no_attacker_are_refused(attacker, tmp_path):
 
 def test_misuse_is_refused(attacker, images):
     with pytest.raises(InputError, match="queries"):
-        attacker(Linf(0.1), 0)
+        attacker.attack(Linf(0.1), 0)
     with pytest.raises(InputError, match="rng"):
-        attacker(Linf(0.1), 5).run(shipped().model, *images)
+        attacker.attack(Linf(0.1), 5).run(shipped().model, *images)
     with pytest.raises(InputError, match=r"\[0, 1\]"):
-        attacker(Linf(0.1), 5).run(shipped().model, images[0] * 255, images[1])
+        attacker.attack(Linf(0.1), 5).run(shipped().model, images[0] * 255, images[1])
     for bad in ({"steps": 0}, {"steps": 3, "lr": 0}, {"steps": 3, "discount": 1.5}):
         with pytest.raises(InputError, match="REINFORCE"):
             EpisodeConfig(**bad)

@@ -277,7 +277,7 @@ def test_attacking_never_changes_the_model(name, digits):
         attack = replace(pgd(Linf(0.1), 3), mode="train")
     elif name == "steps":
         policy = FeaturePolicy(len(Menu().feature_names), Menu().sizes)
-        attack = Attacker(policy, Menu(), "clean", {})(Linf(0.1), 4)
+        attack = Attacker(policy, Menu(), "clean", {}).attack(Linf(0.1), 4)
     else:
         attack = make_suite(name, Context(Linf(0.1), data, 0))[0][1]
     attack.run(model, data.floats(), data.labels, rng=stream(0, "draws"))

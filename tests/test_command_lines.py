@@ -30,8 +30,8 @@ from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.run.job import resume_settings
 from advgame.threat import Linf
-from agents.attackers import load_any_attacker
-from agents.attnet import AttNet, AttNetAttacker
+from agents.attackers import load_attacker
+from agents.attnet import AttNet
 
 TRAININGS = (
     train, train_las_at, train_l2l, train_adt, train_minimax, train_gail, train_attacker,
@@ -112,9 +112,9 @@ def test_an_attacker_of_broken_weights_is_no_attacker(tmp_path):
     network = AttNet((1, 8, 8), 10, hidden=4)
     with torch.no_grad():
         network.layers[0].bias[0] = torch.nan
-    AttNetAttacker(network, {}).save(tmp_path / "attacker.safetensors")
+    network.save(tmp_path / "attacker.safetensors")
     with pytest.raises(InputError, match=r"layers\.0\.bias are NaN"):
-        load_any_attacker(tmp_path)
+        load_attacker(tmp_path)
 
 
 def test_radii_and_steps_are_numbers():

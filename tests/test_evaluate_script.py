@@ -21,7 +21,7 @@ from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.seeding import seeded_init
 from agents.attacker import Attacker
-from agents.l2l import L2LAttacker, L2LNetwork
+from agents.l2l import L2LNetwork
 from agents.policies import FeaturePolicy
 
 DIGITS = ("--dataset", "digits", "--eps", "0.1")
@@ -70,7 +70,7 @@ def root(digits, tmp_path_factory):
     run = RunFolder.create(folder / "run", about, "cpu")
     save_weights(model, run.path / "checkpoints" / "best.safetensors")
     RunFolder.create(folder / "unfinished", about, "cpu")
-    L2LAttacker(L2LNetwork((1, 28, 28), gradients=1), {}).save(folder / "large.safetensors")
+    L2LNetwork((1, 28, 28), gradients=1).save(folder / "large.safetensors")
     (folder / "my_code.py").write_text(MINE)
     (folder / "text.safetensors").write_text("not weights")
     return folder

@@ -10,8 +10,7 @@ from advgame.defender import Defender
 from advgame.games.adt import Amortised
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.adt import ADTNetwork
-from agents.adt_players import ExplicitPlayer
+from agents.adt import ADTNetwork, ExplicitPlayer
 
 EPS = 0.15
 # parts of the library's names of weights -> the example's

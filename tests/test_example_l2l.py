@@ -10,8 +10,9 @@ from advgame.defender import Defender
 from advgame.games.l2l import L2L, Modes
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.attacker_networks import PlainBody
-from agents.l2l import L2LNetwork, L2LPlayer
+from agents.attacker_bodies import PlainBody
+from agents.attacker_network import AttackerPlayer
+from agents.l2l import L2LNetwork
 
 EPS = 0.15
 # parts of the library's names of weights -> the example's
@@ -50,7 +51,7 @@ def test_three_steps_are_the_librarys(example, digits):
     g.load_state_dict(renamed(network.double().body.state_dict()))
 
     defender = Defender(f, lr=0.1, momentum=0.9, weight_decay=2e-4)
-    player = L2LPlayer(network, lr=1e-3, weight_decay=2e-4)
+    player = AttackerPlayer(network, lr=1e-3, weight_decay=2e-4)
     rules = L2L(Linf(EPS), player, modes=Modes("train", keep_buffers=False))
     f_optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
     g_optimizer = torch.optim.Adam(g.parameters(), 1e-3, weight_decay=2e-4, maximize=True)

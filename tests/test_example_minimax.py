@@ -13,7 +13,8 @@ from advgame.games.minimax import Minimax
 from advgame.seeding import seeded_init
 from advgame.solvers import sensitivity
 from advgame.threat import Linf
-from agents.attnet import AttNet, AttNetPlayer
+from agents.attacker_network import AttackerPlayer
+from agents.attnet import AttNet
 
 example = load_example("minimax")
 
@@ -31,7 +32,7 @@ def test_three_steps_of_both_players_are_the_librarys(digits, algorithm, optimiz
     defender = Defender(
         copy.deepcopy(g), algorithm=algorithm, lr=lam, momentum=0.0, weight_decay=0.0
     )
-    player = AttNetPlayer(AttNet((1, 8, 8), 10, hidden=50).double())
+    player = AttackerPlayer(AttNet((1, 8, 8), 10, hidden=50).double())
     player.module.load_state_dict(attnet.state_dict())
     player.optimizer = optimizer(player.module.parameters(), sigma)
     game = Minimax(Linf(example.EPS), player, sensitivity(example.GAMMA))

@@ -23,9 +23,9 @@ from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.games.costs import perturbation_stats
 from advgame.seeding import seeded_init
 from advgame.threat import L2, Linf
-from agents.adt import ADTAttack, ADTNetwork
-from agents.attnet import AttNet, AttNetAttack
-from agents.l2l import L2LAttack, L2LNetwork
+from agents.adt import ADTNetwork
+from agents.attnet import AttNet
+from agents.l2l import L2LNetwork
 
 BALL, SHAPE = Linf(0.1), (1, 8, 8)
 
@@ -47,9 +47,9 @@ def attack(name, data):
             "fea": lambda: FeatureAttack(BALL, data.floats(), data.labels, targets=2, steps=2),
             "apgd": lambda: AutoAttackPart(BALL, "apgd-ce"),
             "exp": lambda: DistributionalAttack(BALL, steps=2, samples=1),
-            "adt": lambda: ADTAttack(ADTNetwork(SHAPE, "exp-am"), BALL),
-            "l2l": lambda: L2LAttack(L2LNetwork(SHAPE), BALL),
-            "attnet": lambda: AttNetAttack(AttNet(SHAPE, 10), BALL),
+            "adt": lambda: ADTNetwork(SHAPE, "exp-am").attack(BALL, 12),
+            "l2l": lambda: L2LNetwork(SHAPE).attack(BALL),
+            "attnet": lambda: AttNet(SHAPE, 10).attack(BALL),
         }[name]()
 
 

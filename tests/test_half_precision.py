@@ -12,7 +12,7 @@ from advgame.defender import Defender
 from advgame.run.devices import make_fabric
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.attacker_networks import SlimBody, bounded, small_body
+from agents.attacker_bodies import SlimBody, bounded, small_body
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Signs of life: a dead player of every kind is planted, and flagged; living ones are not."""
 
 import math
+from functools import partial
 
-import adt_parts
-import l2l_parts
+import attacker_parts as parts
 import pytest
 import torch
 import train_gail
@@ -15,17 +15,14 @@ from advgame import health
 from advgame.classifiers import SmallCNN
 from advgame.defender import Defender
 from advgame.evaluation.judge import judge
-from advgame.games.adt import Amortised
 from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.l2l import L2L
-from advgame.games.minimax import Minimax
 from advgame.games.mixture import Mixture
 from advgame.games.training import DefenderTraining
 from advgame.run.folder import RunFolder
 from advgame.run.loop import Trainer, TrainingPlan
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.attnet import AttNet, AttNetPlayer
+from agents.attacker_network import AttackerPlayer
 from agents.reinforce import Reinforce, ReinforceConfig
 
 EPS = Linf(0.1)
@@ -44,17 +41,20 @@ def last_linear(module):
 
 def attnet(dead):
     if not dead:
-        return AttNet((1, 8, 8), 10, hidden=16)
-    network = AttNet((1, 8, 8), 10, hidden=16, scale=0.0)  # its scale would undo what is planted
+        return parts.network("attnet")
+    network = parts.network("attnet", scale=0.0)  # its scale would undo what is planted
     drown(last_linear(network))
     return network
 
 
-def generator(parts, *kind, dead):
-    made = parts.player(*kind)
+def game(kind, dead):
+    """The game of a kind of attacker network, which lives or is saturated."""
+    if kind == "attnet":
+        return parts.game(kind, AttackerPlayer(attnet(dead), lr=1e-9))
+    own = parts.player(kind)
     if dead:
-        drown(last_linear(made.module))
-    return made
+        drown(last_linear(own.module))
+    return parts.game(kind, own)
 
 
 def played(rules, digits, dead_defender=False):
@@ -71,11 +71,10 @@ def played(rules, digits, dead_defender=False):
 
 
 GAMES = {
-    "minimax": lambda dead: Minimax(EPS, AttNetPlayer(attnet(dead), 1e-9)),
+    "minimax": partial(game, "attnet"),
     "mixture": lambda dead: Mixture(EPS, ["fgsm"], {"attnet": attnet(dead)}, lr=1e-9),
-    "l2l": lambda dead: L2L(EPS, generator(l2l_parts, dead=dead)),
-    "exp-am": lambda dead: Amortised(EPS, generator(adt_parts, "exp-am", dead=dead)),
-    "imp-am": lambda dead: Amortised(EPS, generator(adt_parts, "imp-am", dead=dead)),
+    "l2l": partial(game, 1),
+    **{kind: partial(game, kind) for kind in parts.ADTS},
 }
 
 

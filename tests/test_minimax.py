@@ -1,6 +1,7 @@
 """Machine vs Machine's games, AttNet and best responses: autograd, equal bits, known answers."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -21,22 +22,10 @@ from advgame.health import network_signs
 from advgame.run.devices import make_fabric
 from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
-from agents.attackers import load_any_attacker
-from agents.attnet import (
-    AttNet,
-    AttNetAttack,
-    AttNetAttacker,
-    AttNetPlayer,
-    load_attnet,
-)
-from agents.best_response import (
-    Ascent,
-    AttNets,
-    Effort,
-    best_response,
-    errors,
-    kept_responses,
-)
+from agents.attacker_network import AttackerPlayer
+from agents.attackers import load_network
+from agents.attnet import AttNet
+from agents.best_response import Ascent, Effort, best_response, errors, kept_responses
 
 SHAPE = (1, 2, 2)
 
@@ -111,7 +100,7 @@ def test_a_step_of_sens_and_lwa(penalty):
 
 def game_of(direction, seed=0, dropout=0.0, **settings):
     torch.manual_seed(seed)
-    player = AttNetPlayer(AttNet(SHAPE, 3, hidden=5, dropout=dropout).double())
+    player = AttackerPlayer(AttNet(SHAPE, 3, hidden=5, dropout=dropout).double())
     player.optimizer = SGD(player.module.parameters(), 0.2)
     return Minimax(Linf(0.1), player, direction, **settings)
 
@@ -128,7 +117,7 @@ def test_a_partly_frozen_classifier_is_fine_tuned():
     before = copy.deepcopy(model.state_dict())
     defender = Defender(model, lr=0.1, momentum=0.0, weight_decay=0.0)
     network = AttNet(SHAPE, 3, hidden=8).double()
-    Minimax(Linf(0.1), AttNetPlayer(network)).step(defender, x, y, torch.Generator())
+    Minimax(Linf(0.1), AttackerPlayer(network)).step(defender, x, y, torch.Generator())
     after = model.state_dict()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"3.weight", "3.bias"}
@@ -220,41 +209,18 @@ def test_an_adam_defender_has_no_look_ahead():
 
 
 @pytest.mark.parametrize("bound", ["tanh", "clip"])
-def test_attnet_stays_in_the_ball_sees_the_label_and_comes_back_from_its_file(bound, tmp_path):
+def test_attnet_stays_in_the_ball_and_sees_the_label_without_asking(bound):
     torch.manual_seed(0)
     network = AttNet(SHAPE, 3, hidden=20, bound=bound, scale=0.5, centre=False)
     with torch.no_grad():
         network.layers[-1].weight *= 100  # far beyond the bound, were there no scale
     x, y = batch(50)
-    x, attack = x.float(), AttNetAttack(network, Linf(0.1))
+    x, attack = x.float(), network.attack(Linf(0.1))
     made = attack.run(smooth(), x, y)
     assert (made.forwards, made.backwards) == (0, 0)
     assert float((made.x_adv - x).abs().max()) <= 0.1 + 1e-6
     assert not torch.equal(made.x_adv, attack.run(smooth(), x, (y + 1) % 3).x_adv)
     assert torch.equal(made.x_adv, attack.run(smooth(), x, y).x_adv), "no dropout"
-    assert network.training
-    AttNetAttacker(network, {"why": "test"}).save(tmp_path / "a.safetensors")
-    again = load_any_attacker(tmp_path / "a.safetensors")(Linf(0.1), 1)
-    assert torch.equal(again.run(smooth(), x, y).x_adv, made.x_adv)
-    per_image = torch.linspace(0.01, 0.1, 50)
-    reached = (AttNetAttack(network, Linf(per_image)).run(smooth(), x, y).x_adv - x).abs()
-    assert bool((reached.flatten(1).amax(1) <= per_image + 1e-6).all())
-
-
-def test_attnet_refuses_what_it_cannot_attack(tmp_path):
-    attack = AttNetAttack(AttNet(SHAPE, 3), Linf(0.1))
-    with pytest.raises(InputError, match="images of"):
-        attack.run(smooth(), torch.rand(2, 1, 3, 3), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match="3 classes"):
-        attack.run(smooth(), torch.rand(2, 1, 2, 2), torch.full((2,), 3))
-    with pytest.raises(InputError, match="L∞"):
-        AttNetAttack(AttNet(SHAPE, 3), L2(1.0))
-    for wrong in ({"bound": "sigmoid"}, {"hidden": 0}, {"dropout": 1.0}, {"scale": -1.0}):
-        with pytest.raises(InputError):
-            AttNet(SHAPE, 3, **wrong)
-    (tmp_path / "a.safetensors").write_text("nothing")
-    with pytest.raises(InputError, match="not a safetensors file"):
-        load_any_attacker(tmp_path / "a.safetensors")
 
 
 def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
@@ -283,12 +249,12 @@ def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
 def test_a_fresh_attnet_on_digits_still_attacks_each_image_for_itself(digits):
     """With this seed the network to the letter has spread 0.000, saturated 1.00 and error .23."""
     model, data, threat = undefended(digits), digits.validation, Linf(0.15)
-    family = AttNets(lambda: AttNet(digits.train.shape, 10))
-    network = Ascent(model, digits.train, threat, family, Effort(), seed=1).run(600)
+    fresh = partial(AttNet, digits.train.shape, 10)
+    network = Ascent(model, digits.train, threat, fresh, Effort(), seed=1).run(600)
     found = network_signs(network, data.floats(), data.labels)
     assert found["spread"] > 0.05
     assert found["saturated"] < 0.5
-    assert float(errors(model, AttNetAttack(network, threat), data).mean()) > 0.5
+    assert float(errors(model, network.attack(threat), data).mean()) > 0.5
 
 
 @pytest.mark.slow
@@ -296,9 +262,9 @@ def test_a_fresh_attnet_defeats_a_plain_mnist_classifier(real_data):
     """Error .50 at the least after 6,000 steps; the network to the letter is at .30 and dead."""
     data = load_data("mnist", real_data, train_n=20000)
     model = undefended(data)
-    family = AttNets(lambda: AttNet(data.train.shape, 10))
-    network = Ascent(model, data.train, Linf(0.15), family, Effort()).run(6000)
-    attack = AttNetAttack(network, Linf(0.15))
+    fresh = partial(AttNet, data.train.shape, 10)
+    network = Ascent(model, data.train, Linf(0.15), fresh, Effort()).run(6000)
+    attack = network.attack(Linf(0.15))
     assert float(errors(model, attack, data.validation).mean()) >= 0.5
 
 
@@ -308,7 +274,7 @@ def test_an_attnet_stays_alive_in_a_game_on_mnist(real_data):
     data = load_data("mnist", real_data, train_n=20000)
     torch.manual_seed(0)
     network = AttNet(data.train.shape, 10)
-    game = Minimax(Linf(0.15), AttNetPlayer(network), simultaneous)
+    game = Minimax(Linf(0.15), AttackerPlayer(network), simultaneous)
     defender = Defender(SmallCNN(data.train.shape, 10), algorithm="adam", lr=1e-3, weight_decay=0)
     batches = Batches(data.train, 128, 0)
     for _ in range(400):
@@ -333,7 +299,7 @@ def test_a_best_response_finds_the_best_attack_on_a_line():
     threat = Linf(0.1)
     found = best_response(model, data, data, threat, Effort(150, lr=1e-2), seed=3)
     wanted = score(model, data, fgsm(threat), torch.Generator())[1]
-    accuracy = score(model, data, AttNetAttack(found.network, threat), torch.Generator())[1]
+    accuracy = score(model, data, found.network.attack(threat), torch.Generator())[1]
     assert accuracy == pytest.approx(wanted, abs=0.02)
     assert accuracy == min(found.restarts)
     again = best_response(model, data, data, threat, Effort(150, lr=1e-2), seed=3)
@@ -358,7 +324,7 @@ def test_a_best_response_keeps_the_strongest_restart():
         return network
 
     made, effort = [], Effort(60, lr=1e-2)
-    found = best_response(model, data, data, Linf(0.1), effort, family=AttNets(make))
+    found = best_response(model, data, data, Linf(0.1), effort, attackers=make)
     assert found.network is made[1]
     assert found.restarts[0] == 1.0 > found.restarts[1]
     with pytest.raises(InputError, match="restarts"):
@@ -380,13 +346,13 @@ def test_restarts_are_kept_as_files_and_only_what_is_missing_is_trained(tmp_path
     def kept():
         return kept_responses(
             tmp_path, "a", {"why": "test"}, model, splits, Linf(0.1), effort,
-            seed=3, family=AttNets(make),
+            seed=3, attackers=make,
         )  # fmt: skip
 
     paths = kept()
     assert [path.name for path in paths] == ["a-0.safetensors", "a-1.safetensors"]
-    strongest, second = load_attnet(tmp_path / "a.safetensors"), load_attnet(paths[1])
-    assert torch.equal(flat(strongest.network.parameters()), flat(second.network.parameters()))
+    strongest, second = load_network(tmp_path / "a.safetensors"), load_network(paths[1])
+    assert torch.equal(flat(strongest.parameters()), flat(second.parameters()))
     first_found, found = strongest.about["validation_accuracies"]
     assert found < first_found
     before = {path.name: load_file(path) for path in tmp_path.iterdir()}

@@ -5,11 +5,10 @@ Every attack of the registry and every learned attacker is tried, so that a new 
 
 from dataclasses import replace
 
-import adt_parts
 import gymnasium as gym
-import l2l_parts
 import pytest
 import torch
+from attacker_parts import ADTS, network
 from conftest import seeded
 from torch import nn
 
@@ -25,15 +24,12 @@ from advgame.imitation.recording import record
 from advgame.seeding import seeded_init
 from advgame.targets import shipped
 from advgame.threat import Linf
-from agents.adt import ADTAttack
-from agents.attnet import AttNet, AttNetAttack
-from agents.l2l import L2LAttack
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import make_task, play
 
 BALL = Linf(0.15)
 COUNT = 6
-LEARNED = ("attnet", "l2l", *adt_parts.KINDS)
+LEARNED = {"attnet": "attnet", "l2l": 1} | {kind: kind for kind in ADTS}
 # AutoAttack's versions are its parts in a row, which have names of their own
 NAMES = (*(name for name in ATTACKS if not name.startswith("autoattack")), *LEARNED)
 
@@ -50,13 +46,8 @@ def few(digits):
 
 def attacks(name, data, surrogate):
     """The attacks of a name, the costly ones shortened."""
-    with seeded_init(0):
-        if name == "attnet":
-            return [AttNetAttack(AttNet(data.shape, 10, hidden=16), BALL)]
-        if name == "l2l":
-            return [L2LAttack(l2l_parts.network(), BALL)]
-        if name in adt_parts.KINDS:
-            return [ADTAttack(adt_parts.network(name), BALL)]
+    if name in LEARNED:
+        return [network(LEARNED[name]).attack(BALL, 12)]
     made = [attack for _, attack in make_suite(name, Context(BALL, data, 0, surrogate))]
     for number, one in enumerate(made):
         if isinstance(one, SPSA):

@@ -21,7 +21,7 @@ from advgame.run.cli import run_script
 from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.threat import Linf
-from agents.adt_players import ExplicitPlayer, ImplicitPlayer
+from agents.adt import ExplicitPlayer, ImplicitPlayer
 
 
 def small(folder, name, **changes):
@@ -140,7 +140,7 @@ def test_settings_reach_the_game():
         assert isinstance(player, ImplicitPlayer)
         assert (player.threshold, player.lazy) == (threshold, preset == "repo")
         assert player.module.latent == 3
-        assert player.optimizers[1].param_groups[0]["lr"] == 0.5
+        assert player.encoder_optimizer.param_groups[0]["lr"] == 0.5
         assert player.module.scaling == ("raw" if preset == "repo" else "image")
 
 

@@ -121,7 +121,7 @@ def test_settings_reach_the_game():
     )
     assert isinstance(game, Minimax)
     network = game.attacker.module
-    sizes = (network.hidden, network.dropout, network.bound, network.scale, network.centre)
+    sizes = tuple(network.settings.values())[2:]
     assert sizes == (7, 0.25, "clip", 3.0, False)
     assert (game.ascent_steps, game.attacker.optimizer.defaults["lr"]) == (3, 5e-3)
     assert isinstance(made(defence="optimistic").direction, Optimistic)

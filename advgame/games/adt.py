@@ -13,21 +13,19 @@ is the published code's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advgame.attacks import DistributionalAttack, InputGradient
 from advgame.defender import Defender
-from advgame.errors import InputError
+from advgame.games.attacker import AttackerRules, check_ball, joint_step
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
-from advgame.health import tagged
-from advgame.threat import Linf, Threat
+from advgame.games.training import Rules
 
 
 @dataclass(frozen=True)
-class Explicit:
+class Explicit(Rules):
     """ADT-EXP: the defender learns from one fresh sample of the distribution fitted to each image.
 
     Args:
@@ -40,13 +38,15 @@ class Explicit:
     attack: DistributionalAttack
 
     def __post_init__(self) -> None:
-        if isinstance(self.attack.threat.eps, Tensor):
-            raise InputError("ADT is played with one eps for all images")
+        check_ball(self.attack.threat)
 
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of the defender: see `advgame.games.training.Rules`."""
+        """One batch: fit p_i to each image, draw δ_i ~ p_i, and let the defender descend there.
+
+        θ ← θ − η ∇_θ mean_i loss(f(x_i + δ_i; θ), y_i)
+        """
         threat = self.attack.threat.scaled(scale)
         attack = replace(self.attack, threat=threat)
         with defender.fabric.autocast():
@@ -68,122 +68,33 @@ class Explicit:
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: every batch is fitted anew."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
-
 
 @dataclass(frozen=True)
-class Sampled:
-    """What a network drew for one batch.
+class Amortised(AttackerRules):
+    """ADT-EXP-AM and ADT-IMP-AM: a simultaneous step of defender and generator φ.
 
-    Args:
-        x_adv: (B, C, H, W), differentiable in φ.
-        bonus: scalar: λ times the entropy, or its bound; differentiable in φ.
-        stats: scalar tensors to log.
+    It is `advgame.games.attacker.joint_step`: other than its input gradients, the generator meets
+    a defender in training mode. H is the player's to estimate, or to bound.
     """
-
-    x_adv: Tensor
-    bonus: Tensor
-    stats: dict[str, Tensor]
-
-
-class SamplingPlayer(Protocol):
-    """A network that learns to sample, with its optimiser."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The generator."""
-        ...
-
-    def sample(
-        self, x: Tensor, threat: Threat, gradient: InputGradient, rng: torch.Generator
-    ) -> Sampled:
-        """One sample per image: one forward of the generator."""
-        ...
-
-    def step(self) -> None:
-        """One step up along the gradients on φ, which are then cleared."""
-        ...
-
-    def signs(
-        self, x: Tensor, y: Tensor, threat: Threat, gradient: InputGradient
-    ) -> dict[str, float]:
-        """Signs of life on a batch, see `advgame.health`."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and optimiser."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        ...
-
-
-@dataclass(frozen=True)
-class Amortised:
-    """ADT-EXP-AM and ADT-IMP-AM: a simultaneous step of defender and generator.
-
-    One backward pass of the defender's mean loss gives its own gradient, which it descends, and
-    the gradient at the samples, from which one backward pass of the generator goes on, together
-    with the entropy's, and which the generator ascends. So it learns against the θ before the
-    step and, other than its input gradients, against a defender in training mode. Where the
-    defender smooths labels, the generator ascends that loss.
-
-    Args:
-        threat: an L∞ ball, one radius for all.
-        attacker: learns to sample.
-
-    Raises:
-        InputError: another ball.
-    """
-
-    threat: Threat
-    attacker: SamplingPlayer
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.threat, Linf) or isinstance(self.threat.eps, Tensor):
-            raise InputError("ADT is played in an L∞ ball with one eps for all images")
 
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of both players: see `advgame.games.training.Rules`."""
+        """One batch: draw δ_i ~ p_φ(δ | x_i), then both players step from the same point.
+
+        θ ← θ − η_θ ∇_θ   mean_i loss(f(x_i + δ_i; θ), y_i)
+        φ ← φ + η_φ ∇_φ [ mean_i loss(f(x_i + δ_i; θ), y_i) + λ H(p_φ) ]
+        """
         threat, gradient = self.threat.scaled(scale), InputGradient(defender.module, x, y)
         self.attacker.module.train()
         with defender.fabric.autocast():
-            sampled = self.attacker.sample(x, threat, gradient, rng)
-        x_adv, leaves = sampled.x_adv.detach(), list[Tensor]()
-
-        def loss(model: nn.Module) -> Tensor:  # asked twice where weights are perturbed
-            leaves.append(x_adv.clone().requires_grad_())
-            return defender.loss(model(leaves[-1]), y)
-
-        losses = defender.descend(loss)
-        defender.step()
-        torch.autograd.backward((sampled.x_adv, sampled.bonus), (leaves[-1].grad, None))
-        self.attacker.step()
-        passes = Passes(gradient.calls, 0, gradient.calls, 1, 1)
+            sampled = self.attacker.sample(gradient, threat, rng)
+        losses = joint_step(defender, self.attacker, sampled, y)
+        x_adv = sampled.x_adv.detach()
+        passes = Passes(gradient.calls, 0, gradient.calls, self.attacker.cells, self.attacker.cells)
         passes.add_descent(defender)
         stats = {"game/adversarial_loss": losses.mean(), "game/attacker_loss": losses.mean()}
         if gradient.clean_losses is not None:
             stats["game/clean_loss"] = gradient.clean_losses.mean()
         stats |= sampled.stats | perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
-
-    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
-        """See `advgame.games.training.Watched`."""
-        gradient = InputGradient(defender.module, x, y)
-        return tagged("attacker", self.attacker.signs(x, y, self.threat, gradient))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The attacker's."""
-        return self.attacker.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self.attacker.load_state_dict(state)

@@ -6,22 +6,24 @@ respect to their pixels is half of one with respect to ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from typing_extensions import override
 
 from advgame.attacks import fgsm
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.attacker import AttackerRules, check_ball
 from advgame.games.costs import DefenderStep, perturbation_stats
 from advgame.games.training import PANELS as TRAINING_PANELS
-from advgame.health import gradient_sign, network_signs, tagged
+from advgame.games.training import Rules
 from advgame.run.curves import Panels
 from advgame.solvers import Direction, Functional, Optimistic, Params, Risk, Solver, sensitivity
-from advgame.threat import Linf, Threat, per_image
+from advgame.threat import Threat, per_image
 
 PANELS: Panels = TRAINING_PANELS | {
     "Game": (
@@ -35,9 +37,14 @@ PANELS: Panels = TRAINING_PANELS | {
     ),
 }
 
+Examples = Callable[[Params], Tensor]
+"""v -> adversarial examples z (B, C, H, W)."""
+Seen = tuple[Tensor, Tensor]
+"""Adversarial examples (B, C, H, W) and the defender's losses there (B,)."""
+
 
 @dataclass(frozen=True)
-class SensitivityTraining:
+class SensitivityTraining(Rules):
     """LWA and Sens-FGSM: the current FGSM, and a penalty on the slope of the loss there.
 
     The penalised cost is f(u, Z) + γ/2 ‖∂f/∂Z‖², γ = ηN (eq. 7). With f the mean of N losses that
@@ -60,15 +67,12 @@ class SensitivityTraining:
     def __post_init__(self) -> None:
         if not self.penalty >= 0:
             raise InputError(f"penalty must be 0 or above, not {self.penalty}")
-        if not isinstance(self.threat, Linf) or isinstance(self.threat.eps, Tensor):
-            raise InputError(
-                "the sensitivity penalty is for an L∞ ball with one eps for all images"
-            )
+        check_ball(self.threat)
 
+    @override
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of the defender: see `advgame.games.training.Rules`."""
         threat = self.threat.scaled(scale)
         x_adv = fgsm(threat).run(defender.module, x, y, rng=rng, check=False).x_adv
         losses = defender.backward(x_adv, y, self.penalty * float(threat.eps))
@@ -76,43 +80,19 @@ class SensitivityTraining:
         stats = {"game/adversarial_loss": losses.mean()}
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the attack does not learn."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
-
-
-class Perturber(Protocol):
-    """The attacker v: a network g and its optimiser, whose steps the solver turns upwards."""
-
-    @property
-    def module(self) -> nn.Module:
-        """g: images (B, C, H, W) in [0, 1] and labels (B,) -> (B, C, H, W) in [-1, 1]."""
-        ...
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Of g's parameters."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Network and optimiser."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        ...
-
 
 @dataclass(frozen=True)
-class Minimax:
+class Minimax(AttackerRules):
     """f(u, v) = mean l(classifier(z(x; v); u), y), z = x + ε·g(x, y; v), played by a solver.
+
+        u ← u − λ ∂/∂u [f(u, v) + γ/2 ‖∂f/∂v‖²]        v ← v + σ ∂f/∂v        (algorithm 1)
+
+    λ and σ are the rates of the two optimisers.
 
     Args:
         threat: an L∞ ball, one radius for all.
-        attacker: v.
+        attacker: v; its network g maps images (B, C, H, W) and labels (B,) to (B, C, H, W) in
+            [-1, 1], and its optimiser's steps go down: the solver turns them.
         direction: of `advgame.solvers`: `sensitivity` is Minimax (algorithm 1), `simultaneous` Alt
             (eq. 19), ``maximin(...)`` Maximin.
         ascent_steps: of the attacker per step of the defender, on the same batch.
@@ -121,26 +101,19 @@ class Minimax:
         InputError: another ball.
     """
 
-    threat: Threat
-    attacker: Perturber
     direction: Direction = field(default_factory=lambda: sensitivity(1.0))
     ascent_steps: int = 1
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.threat, Linf) or isinstance(self.threat.eps, Tensor):
-            raise InputError("this game is played in an L∞ ball with one eps for all images")
 
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of both players: see `advgame.games.training.Rules`; nothing is drawn here.
+        """One step of both players; nothing is drawn here.
 
         What is returned and logged is of the point from which both players step: after the
         attacker's lone ascents, before any step that a direction only imagines.
         """
-        threat, seen = self.threat.scaled(scale), list[tuple[Tensor, Tensor]]()
-        module, network = defender.module.train(), self.attacker.module.train()
-        risk = network_risk(defender, Functional(module), Functional(network), threat, x, y, seen)
+        threat, seen = self.threat.scaled(scale), list[Seen]()
+        risk = risk_of(defender, examples_of(self.attacker.module, threat, x, y), y, seen)
         solver = Solver(
             self.direction, defender.optimizer, self.attacker.optimizer, self.ascent_steps
         )
@@ -149,46 +122,44 @@ class Minimax:
         stats = {"game/adversarial_loss": losses.mean(), **followed}
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
 
-    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
-        """See `advgame.games.training.Watched`."""
-        signs = network_signs(self.attacker.module, x, y) | gradient_sign(self.attacker.optimizer)
-        return tagged("attacker", signs)
-
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The attacker's, and what the direction remembers."""
         inner = self.direction.state_dict() if isinstance(self.direction, Optimistic) else {}
-        return {"attacker": self.attacker.state_dict(), "direction": inner}
+        return {"attacker": super().state_dict(), "direction": inner}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
-        self.attacker.load_state_dict(state["attacker"])
+        super().load_state_dict(state["attacker"])
         if isinstance(self.direction, Optimistic):
             self.direction.load_state_dict(state["direction"])
 
 
-def network_risk(
-    defender: Defender,
-    f: Functional,
-    g: Functional,
-    threat: Threat,
-    x: Tensor,
-    y: Tensor,
-    seen: list[tuple[Tensor, Tensor]],
-) -> Risk:
-    """f(u, v), per image (B,), differentiable in both.
+def examples_of(network: nn.Module, threat: Threat, x: Tensor, y: Tensor) -> Examples:
+    """z(x; v) of a network in training mode, which maps images and labels to δ/ε.
 
     Args:
-        defender: whose loss it is.
-        f: the classifier.
-        g: the attacker, of (x, y).
+        network: g.
         threat: an L∞ ball.
         x: clean images (B, C, H, W).
         y: labels (B,).
+    """
+    g = Functional(network.train())
+    return lambda v: threat.project(x + g(v, x, y) * per_image(threat.eps, x), x)
+
+
+def risk_of(defender: Defender, examples: Examples, y: Tensor, seen: list[Seen]) -> Risk:
+    """f(u, v), per image (B,), of a defender in training mode; differentiable in both.
+
+    Args:
+        defender: whose loss it is.
+        examples: z, of v.
+        y: labels (B,).
         seen: takes the adversarial examples and losses of every look at the risk.
     """
+    f = Functional(defender.module.train())
 
     def risk(u: Params, v: Params) -> Tensor:
-        x_adv = threat.project(x + g(v, x, y) * per_image(threat.eps, x), x)
+        x_adv = examples(v)
         losses = defender.loss(f(u, x_adv), y)
         seen.append((x_adv.detach(), losses.detach()))
         return losses

@@ -13,15 +13,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.attacks import GradientAttack, fgsm, ifgsm, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.attacker import check_ball
 from advgame.games.costs import DefenderStep, perturbation_stats
-from advgame.games.minimax import network_risk
+from advgame.games.minimax import Examples, Seen, examples_of, risk_of
+from advgame.games.training import Rules
 from advgame.health import network_signs, tagged
-from advgame.solvers import Functional, KBeam, Params, Risk
-from advgame.threat import Linf, Threat
+from advgame.solvers import KBeam, Risk
+from advgame.threat import Threat
 
 Per = Literal["sample", "batch"]
 
@@ -46,13 +49,13 @@ def check_mixture(names: Sequence[str]) -> None:
         raise InputError(f"a mixture names each of its attacks once, not {' '.join(names)!r}")
 
 
-class Mixture:
-    """`advgame.games.training.Rules`.
+class Mixture(Rules):
+    """The rules: the defender descends at the worst attack, the networks ascend after it.
 
     Args:
         threat: an L∞ ball, one radius for all.
         fixed: names from `FIXED`; these attacks are run anew in every step, on the current u.
-        learned: name -> network g of (x, y), as `advgame.games.minimax.Perturber` has it.
+        learned: name -> network g: images (B, C, H, W) and labels (B,) -> (B, C, H, W) in [-1, 1].
         lr: of Adam on the networks.
         per: each sample's own worst attack, or the one that is worst for the batch, as printed.
         ascent_steps: of the networks per step of the defender, at the new u.
@@ -71,8 +74,7 @@ class Mixture:
         per: Per = "sample",
         ascent_steps: int = 1,
     ) -> None:
-        if not isinstance(threat, Linf) or isinstance(threat.eps, Tensor):
-            raise InputError("this game is played in an L∞ ball with one eps for all images")
+        check_ball(threat)
         check_mixture([*fixed, *learned])
         if per not in ("sample", "batch"):
             raise InputError(f"unknown per {per!r}: choose sample or batch")
@@ -86,26 +88,22 @@ class Mixture:
     def step(
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
-        """One step of the defender at the worst, then of every network: see `Rules`.
+        """One step of the defender at the worst, then of every network.
 
         Dropout of the networks is on while they and the defender learn; fixed attacks see the
         defender in evaluation mode.
         """
         threat = self.threat.scaled(scale)
-        seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.names}
-        made = {
-            name: FIXED[name](threat).run(defender.module, x, y, rng=rng, check=False).x_adv
-            for name in self.fixed
-        }
-        f = Functional(defender.module.train())
-        risks = []
-        for name in self.names:
-            if name in made:
-                risk = fixed_risk(defender, f, made[name], y, seen[name])
-            else:
-                g = Functional(self.learned[name].train())
-                risk = network_risk(defender, f, g, threat, x, y, seen[name])
-            risks.append(risk if self.per == "sample" else _mean(risk))
+        seen: dict[str, list[Seen]] = {name: [] for name in self.names}
+        examples: dict[str, Examples] = {}
+        for name in self.fixed:
+            made = FIXED[name](threat).run(defender.module, x, y, rng=rng, check=False)
+            examples[name] = _constant(made.x_adv)
+        for name, network in self.learned.items():
+            examples[name] = examples_of(network, threat, x, y)
+        risks = [risk_of(defender, examples[name], y, seen[name]) for name in self.names]
+        if self.per == "batch":
+            risks = [_mean(risk) for risk in risks]
         solver = KBeam(defender.optimizer, self.optimizer, self.ascent_steps)
         followed = solver.step(risks)
         before = [seen[name][0] for name in self.names]  # the first look, at the old u and v
@@ -120,35 +118,26 @@ class Mixture:
         return DefenderStep(x_adv, losses, stats | perturbation_stats(x_adv - x, threat))
 
     def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
-        """See `advgame.games.training.Watched`."""
+        """Signs of life of every network by tag, under its name."""
         found: dict[str, float] = {}
         for name, network in self.learned.items():
             found |= tagged(name, network_signs(network, x, y))
         return found
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Networks and their optimiser."""
         networks = {name: network.state_dict() for name, network in self.learned.items()}
         return {"networks": networks, "optimizer": self.optimizer.state_dict()}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place."""
         for name, network in self.learned.items():
             network.load_state_dict(state["networks"][name])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def fixed_risk(
-    defender: Defender, f: Functional, x_adv: Tensor, y: Tensor, seen: list[tuple[Tensor, Tensor]]
-) -> Risk:
-    """f(u, z_i) on images that do not depend on v; per image (B,)."""
-
-    def risk(u: Params, v: Params) -> Tensor:
-        losses = defender.loss(f(u, x_adv), y)
-        seen.append((x_adv, losses.detach()))
-        return losses
-
-    return risk
+def _constant(x_adv: Tensor) -> Examples:
+    return lambda v: x_adv
 
 
 def _mean(risk: Risk) -> Risk:

@@ -134,7 +134,7 @@ def learned(folders: list[Path]) -> Contestant:
         model: nn.Module, x: Tensor, y: Tensor, ball: Threat, queries: int, seed: int
     ) -> Tensor:
         rng = stream(seed, "jumps", x.device)
-        return attackers[seed](ball, queries).run(model, x, y, rng=rng, check=False).x_adv
+        return attackers[seed].attack(ball, queries).run(model, x, y, rng=rng, check=False).x_adv
 
     return attack
 

@@ -37,8 +37,10 @@ from advgame.run.folder import RunFolder, made_by
 from advgame.run.options import parse_eps
 from advgame.threat import Linf
 from agents.attacker_file import NAME
-from agents.attnet import AttNet, AttNetAttack, load_attnet
-from agents.best_response import Ascent, AttNets, Effort, errors
+from agents.attacker_network import placed
+from agents.attackers import load_network
+from agents.attnet import AttNet
+from agents.best_response import Ascent, Effort, errors
 
 STEPS = (100, 300, 600, 1500, 3000, 6000)
 TITLES = {
@@ -86,21 +88,24 @@ def curve(
     settings, shape = run.about()["config"], data.train.shape
     model = run_classifier(run, shape, data.train.classes, "last")
     threat = Linf(parse_eps(settings["eps"]))
-    family = AttNets(lambda: AttNet(shape, data.train.classes, scale=scale, centre=centre))
-    ascent = Ascent(model, data.train, threat, family, Effort(lr=rate), seed=seed)
+    ascent = Ascent(
+        model, data.train, threat,
+        lambda: AttNet(shape, data.train.classes, scale=scale, centre=centre),
+        Effort(lr=rate), seed=seed,
+    )  # fmt: skip
     x, y = data.validation.floats(), data.validation.labels
     rows, done = [], 0
     for step in steps:
         network = ascent.run(step - done)
         done = step
         with attacked(model):
-            risk = cross_entropy(model(network.perturb(x, y, threat)), y).mean()
+            risk = cross_entropy(model(placed(network(x, y), x, threat)), y).mean()
             weights = list(network.parameters())
             slope = torch.autograd.grad(risk, weights)
         norms = [
             torch.stack([p.detach().norm() for p in group]).norm() for group in (slope, weights)
         ]
-        error = errors(model, AttNetAttack(network, threat), data.validation, seed)
+        error = errors(model, network.attack(threat), data.validation, seed)
         rows.append(
             {
                 "step": step,
@@ -122,7 +127,7 @@ def about_classifier(run: RunFolder, data: Splits) -> dict[str, Any]:
         "pgd20": float(errors(model, pgd(threat, 20), held_out).mean()),
     }
     if (run.path / NAME).exists():
-        own = AttNetAttack(load_attnet(run.path).network, threat)
+        own = load_network(run.path).attack(threat)
         found["own"] = float(errors(model, own, held_out).mean())
     return found
 

@@ -23,7 +23,7 @@ import train_minimax
 from advgame.errors import InputError
 from advgame.run.cells import split_flags
 from advgame.run.study import Finished, Run, Runs, Study, StudyConfig, markdown_table
-from agents.attnet import load_attnet
+from agents.attackers import load_network
 
 COLUMNS = {
     "clean": "clean",
@@ -108,7 +108,7 @@ class RatesStudy(Study[Config]):
         """What a finished cell found on validation images."""
         cell = Finished(folder)
         settings, last = cell.settings, cell.rows[-1]
-        fresh = load_attnet(folder / "attnet-curr.safetensors").about["validation_accuracies"]
+        fresh = load_network(folder / "attnet-curr.safetensors").about["validation_accuracies"]
         errors = {"fresh": 1 - min(fresh), "pgd10": 1 - last["eval/robust"]}
         return {
             **cell.facts(),
