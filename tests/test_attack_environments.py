@@ -1,24 +1,46 @@
-"""Attack and BlackBoxAttack: ends, rewards, costs, autoreset, single equals vector."""
+"""Attack and BlackBoxAttack: ends, rewards, costs, autoreset, adapters, the shipped classifier."""
 
 import copy
 import pickle
+import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from attack_environment_parts import BOTH_ENDS, EASY, IDS, SINGLES, VECTORS, same
 from conftest import Counting
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from stable_baselines3.common.vec_env import VecMonitor
 from torch import nn
 
+from advgame.attacks.gradient_steps import Menu
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.targets import shipped
 from advgame.threat import L2, Linf
+from envs import make_sb3, to_numpy
 from envs.attack import AttackEnv, AttackVectorEnv
-from envs.patches import BlackBoxAttackVectorEnv
+from envs.patches import BlackBoxAttackEnv, BlackBoxAttackVectorEnv
+
+IDS = ("advgame/Attack-v0", "advgame/BlackBoxAttack-v0")
+VECTORS = (AttackVectorEnv, BlackBoxAttackVectorEnv)
+SINGLES = (AttackEnv, BlackBoxAttackEnv)
+EASY = Linf(0.3)  # about half of the images fall within a few random moves
+# each environment with settings in which random play both succeeds and runs out of queries
+BOTH_ENDS = {
+    AttackVectorEnv: {"queries": 4, "threat": EASY},
+    BlackBoxAttackVectorEnv: {"queries": 6, "threat": Linf(0.8)},
+}
+
+
+def same(one, two):
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
 def play(env, seed, steps=25):
@@ -321,3 +343,104 @@ def test_steps_before_a_reset_and_other_misuse_are_refused():
 def test_arguments_that_make_no_environment_are_refused(name, bad, words):
     with pytest.raises(InputError, match=words):
         AttackVectorEnv(**{name: bad})
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_sb3_checker_finds_nothing(name):
+    with warnings.catch_warnings():
+        # it would like a flat action; the environment's is as documented
+        warnings.filterwarnings("ignore", message=".*(normaliz|MultiDiscrete).*")
+        check_env_sb3(gym.make(name).unwrapped)
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_sb3_adapter_shows_new_images_at_once_and_old_ones_as_terminal(kind):
+    core, inner = (kind(16, **BOTH_ENDS[kind]) for _ in range(2))
+    core.action_space.seed(0)
+    adapter = make_sb3([inner])
+    adapter.seed(2)
+    same([adapter.reset()], [core.reset(seed=2)[0]])
+    ends = [0, 0]
+    for _ in range(12):
+        actions = core.action_space.sample()
+        last, reward, terminated, truncated, info = core.step(actions)
+        margins = info["margin"]
+        seen, rewards, dones, infos = adapter.step(actions)
+        same([rewards, dones], [reward, terminated | truncated])
+        fresh = core.restart()  # the core's own way to the adapter's
+        same([seen], [fresh])
+        for i in range(16):
+            assert infos[i]["margin"] == float(margins[i])
+            assert infos[i]["TimeLimit.truncated"] is False, "SB3 would add what it expects beyond"
+            assert ("terminal_observation" in infos[i]) == bool(dones[i])
+            if dones[i]:
+                assert np.array_equal(infos[i]["terminal_observation"], last[i].numpy())
+                assert not np.array_equal(seen[i], last[i].numpy())
+        ends[0] += int((terminated & info["fooled"]).sum())
+        ends[1] += int((terminated & ~info["fooled"]).sum())
+    assert min(ends) > 3
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_sb3_adapter_joins_several_classifiers(images):
+    settings = {"queries": 3, "images": images}
+    cores = [AttackVectorEnv(4, **settings), AttackVectorEnv(6, threat=EASY, **settings)]
+    adapter = make_sb3(cores)
+    adapter.seed(0)
+    seen = adapter.reset()
+    for _ in range(4):
+        assert all(len(one) == 10 for one in (seen.values() if images else [seen]))
+        actions = np.stack([adapter.action_space.sample() for _ in range(10)])
+        seen, rewards, dones, infos = adapter.step(actions)
+        assert len(rewards) == len(dones) == len(infos) == 10
+        for i in np.flatnonzero(dones):
+            last = infos[i]["terminal_observation"]
+            assert (last["clean"] if images else last).shape == (
+                (1, 8, 8) if images else seen[0].shape
+            )
+    assert [t.eps for t in adapter.get_attr("threat")] == [0.15] * 4 + [0.3] * 6
+    adapter.set_attr("price", 0.5, indices=[9])
+    assert [core.price for core in cores] == [0.01, 0.5]
+    with pytest.raises(InputError, match="equal spaces"):
+        make_sb3([cores[0], AttackVectorEnv(4, menu=Menu(losses=("ce",)))])
+
+
+def test_sb3_learns_on_the_adapter():
+    env = VecMonitor(make_sb3([AttackVectorEnv(16, queries=3)]))
+    ppo = PPO("MlpPolicy", env, n_steps=4, batch_size=32, n_epochs=1, seed=0)
+    ppo.learn(128)
+    assert len(ppo.ep_info_buffer) > 0
+    assert max(ep["l"] for ep in ppo.ep_info_buffer) == 2
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+@pytest.mark.parametrize("integer", [np.uint8, np.int16, np.int32])
+def test_actions_are_integers_of_any_type(kind, integer):
+    core, adapter = kind(4, queries=np.int64(5)), make_sb3([kind(4, queries=5)])
+    core.reset(seed=0)
+    adapter.seed(0)
+    adapter.reset()
+    actions = np.zeros((4, len(core.sizes)), integer)
+    for _ in range(3):
+        _, reward, *_ = core.step(actions)
+        assert np.array_equal(adapter.step(actions)[1], reward.numpy())
+        core.restart()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_vector_wrappers_work_on_the_numpy_form(name):
+    env = RecordEpisodeStatistics(to_numpy(gym.make_vec(name, num_envs=8, queries=4)))
+    env.reset(seed=0)
+    for _ in range(9):
+        observation, *_ = env.step(env.action_space.sample())
+        assert isinstance(observation, np.ndarray)
+        assert env.observation_space.contains(observation)
+    assert len(env.length_queue) >= 8
+    assert max(env.length_queue) == 3
+
+
+def test_the_shipped_classifier_is_what_its_story_says(digits):
+    target = shipped()
+    right = target.model(digits.test.floats()).argmax(1) == digits.test.labels
+    assert float(right.float().mean()) == pytest.approx(0.992, abs=0.003)
+    assert replace(target.threat, eps=0.15) == target.threat

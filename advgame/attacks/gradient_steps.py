@@ -175,24 +175,8 @@ class GradientStepsState(AttackState):
         InputError: random points without ``rng``; logits that cannot be attacked.
     """
 
-    gradient: Tensor  # of the last backward
-    best_gradient: Tensor  # of the first backward from best_x
-    total: Tensor  # Σ g/‖g‖₁ since the start or the last jump
-    last: Tensor  # displacement of the last step
-    gradient_length: Tensor
-    last_length: Tensor
-    promise: Tensor  # what the gradient promised for the last displacement
-    agreement: Tensor  # what came of it, as a share
-    cosine: Tensor  # of the last two gradients
-    turned: Tensor  # cosine of the last two displacements
     rivals: Tensor  # the class that was second among the wrong ones at the start
-    since_best: Tensor  # queries since the best margin
     losses: Tensor  # (B, losses), with their graph, as have the logits
-
-    _NUMBERS = (
-        *AttackState._NUMBERS,
-        *("gradient_length", "last_length", "promise", "agreement", "cosine", "turned"),
-    )
     _GRAPH = ("logits", "losses", "_leaves", "_where")
 
     def __init__(
@@ -216,9 +200,20 @@ class GradientStepsState(AttackState):
             check_logits(self.logits.detach(), self.y)
 
     def _start(self, x: Tensor, y: Tensor, budget: Tensor, eps: Tensor) -> None:
-        for name in ("gradient", "best_gradient", "total", "last"):
-            setattr(self, name, torch.zeros_like(x, dtype=eps.dtype))
-        self.rivals, self.since_best = (torch.zeros_like(y, dtype=torch.int64) for _ in range(2))
+        def blank() -> Tensor:
+            return torch.zeros_like(x, dtype=eps.dtype)
+
+        self.gradient = blank()  # of the last backward
+        self.best_gradient = blank()  # of the first backward from best_x
+        self.total = blank()  # Σ g/‖g‖₁ since the start or the last jump
+        self.last = blank()  # displacement of the last step
+        self.gradient_length, self.last_length = torch.zeros_like(eps), torch.zeros_like(eps)
+        self.promise = torch.zeros_like(eps)  # what the gradient promised for the last displacement
+        self.agreement = torch.zeros_like(eps)  # what came of it, as a share
+        self.cosine = torch.zeros_like(eps)  # of the last two gradients
+        self.turned = torch.zeros_like(eps)  # cosine of the last two displacements
+        self.rivals = torch.zeros_like(y, dtype=torch.int64)
+        self.since_best = torch.zeros_like(self.rivals)  # queries since the best margin
         super()._start(x, y, budget, eps)
 
     def _begin(self, rows: Tensor) -> Tensor:

@@ -112,9 +112,14 @@ class PatchAttackState(AttackState):
     best_logits: Tensor  # (B, K), at the best point
 
     def __init__(
-        self, model: nn.Module, threat: Threat, patches: Patches, x: Tensor, y: Tensor,
+        self,
+        model: nn.Module,
+        threat: Threat,
+        patches: Patches,
+        x: Tensor,
+        y: Tensor,
         budget: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.patches = patches
         super().__init__(model, threat, patches, x, y, budget)
 

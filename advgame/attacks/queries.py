@@ -58,25 +58,18 @@ class AttackState(ABC):
         budget: queries of each image, (B,) int64; the features know it, nothing enforces it.
     """
 
-    x: Tensor
     x_adv: Tensor  # where the last query was made
-    best_x: Tensor  # where the margin was highest
     logits: Tensor  # (B, K) of the last query
-    margin: Tensor  # of the last query
-    best_margin: Tensor
-    start_margin: Tensor
-    change: Tensor  # of the margin in the last step
-    scale: Tensor  # standard deviation of the logits at the start
-    used: Tensor  # queries made
-    fooled: Tensor  # at any query so far
-    chosen: Tensor  # (B, lists), the last action, -1 before the first
-
-    _NUMBERS: tuple[str, ...] = ("margin", "best_margin", "start_margin", "change", "scale")
 
     def __init__(
-        self, model: nn.Module, threat: Threat, choices: Choices, x: Tensor, y: Tensor,
+        self,
+        model: nn.Module,
+        threat: Threat,
+        choices: Choices,
+        x: Tensor,
+        y: Tensor,
         budget: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.threat, self.choices, self.dtype = model, threat, choices, x.dtype
         self.forwards = self.backwards = 0
         eps = x.new_zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32))
@@ -87,11 +80,13 @@ class AttackState(ABC):
         # a copy, in fp32 at least: rows of it are overwritten when another image arrives
         self.x = x.detach().to(eps.dtype, copy=True)
         self.y, self.budget, self.eps = y.long().clone(), budget.clone(), eps
-        self.best_x = torch.zeros_like(self.x)
-        for name in self._NUMBERS:
-            setattr(self, name, torch.zeros_like(self.eps))
-        self.used = torch.zeros_like(self.y)
-        self.fooled = torch.zeros_like(self.y, dtype=torch.bool)
+        self.best_x = torch.zeros_like(self.x)  # where the margin was highest
+        self.margin = self.best_margin = self.start_margin = torch.zeros_like(eps)
+        self.change = torch.zeros_like(eps)  # of the margin in the last step
+        self.scale = torch.zeros_like(eps)  # standard deviation of the logits at the start
+        self.used = torch.zeros_like(self.y)  # queries made
+        self.fooled = torch.zeros_like(self.y, dtype=torch.bool)  # at any query so far
+        # (B, lists), the last action; -1 before the first
         self.chosen = self.y.new_zeros(len(y), len(self.choices.sizes))
         self._query(self._begin(torch.arange(len(y), device=y.device)))
 
