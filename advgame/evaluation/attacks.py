@@ -35,10 +35,16 @@ from advgame.evaluation.autoattack import VERSIONS, AutoAttackPart, Version
 from advgame.losses import clipped_margin
 from advgame.threat import Linf, Threat
 
+L2L_STEP = 0.003 / 0.031
+"""L2L's step size over its ε."""
+
+Suite = list[tuple[str, Attack]]
+"""Named attacks in order, each on the images that the ones before it left."""
+
 
 @dataclass(frozen=True)
 class Context:
-    """What an attack may need to be made.
+    """What an attack may need to be made, and makers for those that several names share.
 
     Args:
         threat: the ball of the evaluation.
@@ -52,9 +58,34 @@ class Context:
     seed: int = 0
     surrogate: nn.Module | None = None
 
+    def pgd(self, steps: int, share: float = 1 / 4) -> GradientAttack:
+        """PGD with a step of ``share`` of ε."""
+        return pgd(self.threat, steps, self.threat.eps * share)
 
-Suite = list[tuple[str, Attack]]
-"""Named attacks in order, each on the images that the ones before it left."""
+    def margin(self, steps: int, kappa: float) -> GradientAttack:
+        """PGD with steps of ε/4 on the margin, clipped at κ."""
+        return replace(self.pgd(steps), loss=partial(clipped_margin, kappa=kappa))
+
+    def mim20(self) -> GradientAttack:
+        """MIM with steps of ε/4 from a random start."""
+        return replace(mim(self.threat, 20, self.threat.eps / 4), start=self.threat)
+
+    def features(self, targets: int) -> Attack:
+        """FeaAttack towards the features of so many images."""
+        if self.data is None:
+            raise InputError("FeaAttack needs images to aim at: use advgame.attacks.FeatureAttack")
+        return FeatureAttack(self.threat, self.data.floats(), self.data.labels, targets)
+
+    def transfer(self, attack: Attack) -> Attack:
+        """The attack, made on the surrogate."""
+        if self.surrogate is None:
+            raise InputError("a transfer attack needs --surrogate, another classifier to attack")
+        return Transfer(attack, self.surrogate)
+
+    def autoattack(self, version: Version) -> Suite:
+        """AutoAttack's attacks in order."""
+        parts = VERSIONS[version]
+        return [(part, AutoAttackPart(self.threat, part, version, self.seed)) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -70,129 +101,85 @@ class Entry:
     make: Callable[[Context], Attack | Suite]
 
 
-def _steepest(make: Callable[[Threat], GradientAttack]) -> Callable[[Context], Attack]:
-    return lambda context: make(context.threat)
-
-
-def _started(attack: GradientAttack) -> GradientAttack:
-    """From a uniform start in the ball."""
-    return replace(attack, start=attack.threat)
-
-
-def _margin(threat: Threat, steps: int, kappa: float) -> GradientAttack:
-    loss = partial(clipped_margin, kappa=kappa)
-    return replace(pgd(threat, steps), loss=loss)
-
-
-def _pgd(steps: int, share: float = 1 / 4) -> Callable[[Context], Attack]:
-    """PGD with a step of ``share`` of ε."""
-    return lambda c: pgd(c.threat, steps, c.threat.eps * share)
-
-
-def _features(targets: int) -> Callable[[Context], Attack]:
-    def build(context: Context) -> Attack:
-        if context.data is None:
-            raise InputError("FeaAttack needs images to aim at: use advgame.attacks.FeatureAttack")
-        return FeatureAttack(context.threat, context.data.floats(), context.data.labels, targets)
-
-    return build
+def _part(name: str) -> Callable[[Context], Attack]:
+    return lambda c: AutoAttackPart(c.threat, name, "standard", c.seed)
 
 
 def _carlini_wagner(context: Context) -> Attack:
     return CarliniWagnerLinf(cast(Linf, context.threat))
 
 
-def _transfer(make: Callable[[Threat], Attack]) -> Callable[[Context], Attack]:
-    def build(context: Context) -> Attack:
-        if context.surrogate is None:
-            raise InputError("a transfer attack needs --surrogate, another classifier to attack")
-        return Transfer(make(context.threat), context.surrogate)
-
-    return build
-
-
-def _autoattack(version: Version) -> Callable[[Context], Suite]:
-    return lambda c: [
-        (part, AutoAttackPart(c.threat, part, version, c.seed)) for part in VERSIONS[version]
-    ]
-
-
-def _part(name: str) -> Callable[[Context], Attack]:
-    return lambda c: AutoAttackPart(c.threat, name, "standard", c.seed)
-
-
-L2L_STEP = 0.003 / 0.031
-"""L2L's step size over its ε."""
-_ADT_MIM = _steepest(lambda t: _started(mim(t, 20, t.eps / 4)))
-_ADT_CW = _steepest(lambda t: _margin(t, 30, kappa=50.0))
-
 ATTACKS: dict[str, Entry] = {
-    "fgsm": Entry("one step of ε from the clean image", _steepest(fgsm)),
+    "fgsm": Entry("one step of ε from the clean image", lambda c: fgsm(c.threat)),
     "n-fgsm": Entry(
         "one step of ε from noise of 2ε, pulled back into the ball",
-        _steepest(lambda t: GradientAttack(t, 1, t.eps, start=t.scaled(2.0))),
+        lambda c: GradientAttack(c.threat, 1, c.threat.eps, start=c.threat.scaled(2.0)),
     ),
-    "pgd10": Entry("PGD, 10 steps of ε/4 from a random start", _pgd(10)),
-    "pgd20": Entry("PGD, 20 steps of ε/4", _pgd(20)),
-    "pgd50": Entry("PGD, 50 steps of ε/4", _pgd(50)),
-    "pgd100": Entry("PGD, 100 steps of ε/4", _pgd(100)),
-    "mim": Entry("MIM, 20 steps of ε/4, decay 1, random start", _ADT_MIM),
-    "cw": Entry("PGD on the margin clipped at 50, 30 steps of ε/4", _ADT_CW),
+    "pgd10": Entry("PGD, 10 steps of ε/4 from a random start", lambda c: c.pgd(10)),
+    "pgd20": Entry("PGD, 20 steps of ε/4", lambda c: c.pgd(20)),
+    "pgd50": Entry("PGD, 50 steps of ε/4", lambda c: c.pgd(50)),
+    "pgd100": Entry("PGD, 100 steps of ε/4", lambda c: c.pgd(100)),
+    "mim": Entry("MIM, 20 steps of ε/4, decay 1, random start", lambda c: c.mim20()),
+    "cw": Entry(
+        "PGD on the margin clipped at 50, 30 steps of ε/4", lambda c: c.margin(30, kappa=50.0)
+    ),
     "cw-adam": Entry("the L∞ attack of Carlini & Wagner with Adam", _carlini_wagner),
-    "fea": Entry("FeaAttack, 20 target images, 50 steps of ε/8 each", _features(20)),
+    "fea": Entry("FeaAttack, 20 target images, 50 steps of ε/8 each", lambda c: c.features(20)),
     "spsa": Entry("SPSA, no gradients, 100 steps of 256 samples", lambda c: SPSA(c.threat)),
-    "transfer": Entry("PGD-20 made on the surrogate", _transfer(lambda t: pgd(t, 20, t.eps / 4))),
-    "transfer-mim": Entry(
-        "MIM-20 made on the surrogate", _transfer(lambda t: _started(mim(t, 20, t.eps / 4)))
-    ),
+    "transfer": Entry("PGD-20 made on the surrogate", lambda c: c.transfer(c.pgd(20))),
+    "transfer-mim": Entry("MIM-20 made on the surrogate", lambda c: c.transfer(c.mim20())),
     "eot-pgd20": Entry(
         "PGD-20 on the mean logits of 20 passes, for randomised classifiers",
         lambda c: EoT(pgd(c.threat, 20)),
     ),
-    "autoattack": Entry("AutoAttack standard", _autoattack("standard")),
-    "autoattack-plus": Entry("AutoAttack plus", _autoattack("plus")),
-    "autoattack-rand": Entry("AutoAttack rand, for randomised classifiers", _autoattack("rand")),
+    "autoattack": Entry("AutoAttack standard", lambda c: c.autoattack("standard")),
+    "autoattack-plus": Entry("AutoAttack plus", lambda c: c.autoattack("plus")),
+    "autoattack-rand": Entry(
+        "AutoAttack rand, for randomised classifiers", lambda c: c.autoattack("rand")
+    ),
     **{
         f"aa:{part}": Entry(f"{part} with the settings of AutoAttack standard", _part(part))
         for part in ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
     },
-    "adt:fgsm": Entry("ADT's table: FGSM", _steepest(fgsm)),
-    "adt:pgd20": Entry("ADT's table: 20 steps of ε/4", _pgd(20)),
-    "adt:pgd100": Entry("ADT's table: 100 steps of ε/4", _pgd(100)),
-    "adt:mim20": Entry("ADT's table: MIM", _ADT_MIM),
-    "adt:cw30": Entry("ADT's table: C&W's margin by PGD", _ADT_CW),
-    "adt:fea": Entry("ADT's table: FeaAttack, 200 target images", _features(200)),
+    "adt:fgsm": Entry("ADT's table: FGSM", lambda c: fgsm(c.threat)),
+    "adt:pgd20": Entry("ADT's table: 20 steps of ε/4", lambda c: c.pgd(20)),
+    "adt:pgd100": Entry("ADT's table: 100 steps of ε/4", lambda c: c.pgd(100)),
+    "adt:mim20": Entry("ADT's table: MIM", lambda c: c.mim20()),
+    "adt:cw30": Entry("ADT's table: C&W's margin by PGD", lambda c: c.margin(30, kappa=50.0)),
+    "adt:fea": Entry("ADT's table: FeaAttack, 200 target images", lambda c: c.features(200)),
     "adt:exp-worst-of-10": Entry(
         "ADT-EXP: a distribution fitted to each image in 35 passes, its 10 samples",
         lambda c: DistributionalAttack(c.threat),
     ),
     "adt:spsa": Entry("ADT: SPSA with 2,048 samples", lambda c: SPSA(c.threat, samples=2048)),
-    "l2l:pgd10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", _pgd(10, L2L_STEP)),
-    "l2l:pgd20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", _pgd(20, L2L_STEP)),
-    "l2l:pgd40": Entry("L2L's table: 40 steps of 0.003 at ε 0.031", _pgd(40, L2L_STEP)),
-    "l2l:pgd100": Entry("L2L's table: 100 steps of 0.003 at ε 0.031", _pgd(100, L2L_STEP)),
+    "l2l:pgd10": Entry("L2L's table: 10 steps of 0.003 at ε 0.031", lambda c: c.pgd(10, L2L_STEP)),
+    "l2l:pgd20": Entry("L2L's table: 20 steps of 0.003 at ε 0.031", lambda c: c.pgd(20, L2L_STEP)),
+    "l2l:pgd40": Entry("L2L's table: 40 steps of 0.003 at ε 0.031", lambda c: c.pgd(40, L2L_STEP)),
+    "l2l:pgd100": Entry(
+        "L2L's table: 100 steps of 0.003 at ε 0.031", lambda c: c.pgd(100, L2L_STEP)
+    ),
     "l2l:cw-adam": Entry("L2L's code: C&W with Adam, clean where it fails", _carlini_wagner),
     "l2l:transfer-fgsm": Entry(
-        "L2L's black-box tables: FGSM made on the surrogate", _transfer(fgsm)
+        "L2L's black-box tables: FGSM made on the surrogate", lambda c: c.transfer(fgsm(c.threat))
     ),
     "l2l:transfer-pgd10": Entry(
         "L2L's black-box tables: l2l:pgd10 made on the surrogate",
-        _transfer(lambda t: pgd(t, 10, t.eps * L2L_STEP)),
+        lambda c: c.transfer(c.pgd(10, L2L_STEP)),
     ),
-    "las:pgd10": Entry("LAS-AT's table: 10 steps of ε/4", _pgd(10)),
-    "las:pgd20": Entry("LAS-AT's table: 20 steps of ε/4", _pgd(20)),
-    "las:pgd50": Entry("LAS-AT's table: 50 steps of ε/4", _pgd(50)),
+    "las:pgd10": Entry("LAS-AT's table: 10 steps of ε/4", lambda c: c.pgd(10)),
+    "las:pgd20": Entry("LAS-AT's table: 20 steps of ε/4", lambda c: c.pgd(20)),
+    "las:pgd50": Entry("LAS-AT's table: 50 steps of ε/4", lambda c: c.pgd(50)),
     "las:cw20": Entry(
         "LAS-AT's table: the margin by PGD, 20 steps of ε/4",
-        _steepest(lambda t: _margin(t, 20, kappa=float("inf"))),
+        lambda c: c.margin(20, kappa=float("inf")),
     ),
-    "mvm:fgsm": Entry("Machine vs Machine: one step of η; ε is η/2", _steepest(fgsm)),
+    "mvm:fgsm": Entry("Machine vs Machine: one step of η; ε is η/2", lambda c: fgsm(c.threat)),
     "mvm:ifgsm": Entry(
         "Machine vs Machine: 10 steps of η each from the clean image; ε is η/2",
-        _steepest(lambda t: ifgsm(t, 10, t.eps)),
+        lambda c: ifgsm(c.threat, 10, c.threat.eps),
     ),
-    "madry:pgd40": Entry("MNIST challenge: 40 steps of ε/30", _pgd(40, 1 / 30)),
-    "madry:pgd100": Entry("MNIST challenge: 100 steps of ε/30", _pgd(100, 1 / 30)),
+    "madry:pgd40": Entry("MNIST challenge: 40 steps of ε/30", lambda c: c.pgd(40, 1 / 30)),
+    "madry:pgd100": Entry("MNIST challenge: 100 steps of ε/30", lambda c: c.pgd(100, 1 / 30)),
 }
 """Name -> attack. Machine vs Machine has pixels in [-1, 1]: its η is twice our ε."""
 

@@ -79,7 +79,7 @@ def evaluate(
     plan = check_evaluation(
         model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
     )
-    images = data.floats()
+    plan = {"clean": [("clean", _Nothing())], **plan}
     more = [surrogate] if surrogate is not None else []
     rank = fabric.global_rank if fabric is not None else 0
 
@@ -93,9 +93,9 @@ def evaluate(
     cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in extra.items()}})
     if not rank:
         barrier()
-    work = _Work(model, images, data.labels, threat, seed, batch_size, cells, progress)
+    work = _Work(model, data.floats(), data.labels, threat, seed, batch_size, cells, progress)
     starts = range(0, len(data), batch_size)
-    for name, suite in {"clean": Suite(), **plan}.items():
+    for name, suite in plan.items():
         for start in starts[rank::world]:
             work.attack(name, suite, start)
     barrier()
@@ -119,10 +119,10 @@ def check_evaluation(
     Args:
         model: maps images in [0, 1] to logits; left as it was found.
         data: test images, on the model's device.
-        threat: the ball, with one radius for all.
-        attacks: names from `advgame.evaluation.ATTACKS`, or of ``extra``.
+        threat: the ball.
+        attacks: names; these and the rest as in `evaluate`.
         seed: of everything random.
-        surrogate: another classifier, for the transfer attacks.
+        surrogate: another classifier.
         extra: further attacks by name.
 
     Returns:
@@ -203,14 +203,11 @@ class _Work:
     cells: Cells
     progress: Callable[[str], None]
 
-    def clean(self, start: int) -> Tensor:
-        """Which images of the batch at ``start`` are right when nothing is done to them."""
-        everything = torch.ones(min(self.batch_size, len(self.images) - start), dtype=torch.bool)
-        return self._cell("clean/clean", _Nothing(), start, everything)
-
     def attack(self, name: str, suite: Suite, start: int) -> None:
-        """One attack on one batch: only images that still stand are attacked."""
-        standing = self.clean(start)
+        """One attack on one batch: only images that are right when clean, and still stand."""
+        standing = torch.ones(min(self.batch_size, len(self.images) - start), dtype=torch.bool)
+        if name != "clean":
+            standing = self._cell("clean/clean", _Nothing(), start, standing)
         for part, attack in suite:
             standing &= self._cell(f"{name}/{part}", attack, start, standing)
 
@@ -232,8 +229,8 @@ class _Work:
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
         rows = start + standing.nonzero()[:, 0].to(self.images.device)
         survive, largest, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
-        chance = PrivateRNG(derive_seed(self.seed, key), self.images.device)
-        with counted(self.model) as calls, attacked(self.model), chance:
+        own = PrivateRNG(derive_seed(self.seed, key), self.images.device)
+        with counted(self.model) as calls, attacked(self.model), own:
             pieces = self._judge(key, attack, rows) if len(rows) else []
         for piece, said, size in pieces:
             survive[(piece - start).cpu()] = (said == self.labels[piece]).cpu()
@@ -318,9 +315,8 @@ def _mask(bits: str) -> Tensor:
 
 def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int) -> Verdicts:
     """All cells as verdicts."""
-    clean: Suite = [("clean", _Nothing())]
     verdicts = Verdicts({}, {}, {})
-    for name, suite in {"clean": clean, **plan}.items():
+    for name, suite in plan.items():
         found: list[list[Cell]] = []  # part x batch
         for part, _ in suite:
             row = [cells.get(_key(f"{name}/{part}", start)) for start in starts]
