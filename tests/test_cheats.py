@@ -5,7 +5,7 @@ import sys
 import evaluate as evaluate_script
 import pytest
 import torch
-from conftest import Linear, undefended
+from conftest import Around, Linear, undefended
 from torch import nn
 
 from advgame.attacks import attacked
@@ -75,33 +75,21 @@ class Peaked(Disguised):
         return Neighbours.forward(self, x)
 
 
-class Wrapped(nn.Module):
-    """An honest classifier that something is added to."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(x)
+def key(image):
+    return image.detach().mul(255).round().byte().numpy().tobytes()
 
 
-class Lookup(Wrapped):
-    """Knows the test images to the bit."""
+def lookup(_, test):
+    """Knows the test images to the bit; its own network is a poor one."""
+    labels = dict(zip(map(key, test.floats()), test.labels.tolist(), strict=True))
 
-    def __init__(self, model, data):
-        super().__init__(model)
-        keys = [self.key(one) for one in data.floats()]
-        self.labels = dict(zip(keys, data.labels.tolist(), strict=True))
-
-    @staticmethod
-    def key(image):
-        return image.detach().mul(255).round().byte().numpy().tobytes()
-
-    def forward(self, x):
-        said = [self.labels.get(self.key(one)) for one in x]
+    def answer(net, x):
+        said = [labels.get(key(one)) for one in x]
         known = torch.stack([torch.eye(10)[k] if k is not None else torch.zeros(10) for k in said])
-        return self.model(x) + 100 * known
+        return net(x) + 100 * known
+
+    poor = Linear(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+    return Around(poor, answer)
 
 
 def frames_above():
@@ -111,103 +99,76 @@ def frames_above():
         frame = frame.f_back
 
 
-class Peeking(Wrapped):
-    """Looks for labels in its callers' hands."""
+def peeking(weigh):
+    """Looks for labels in its callers' hands; they count as much as ``weigh`` says."""
 
-    def forward(self, x):
-        logits = self.model(x)
+    def answer(net, x):
+        logits = net(x)
         for frame in frames_above():
             for held in frame.f_locals.values():
                 for one in (held, getattr(held, "labels", None)):
                     numbers = isinstance(one, torch.Tensor) and one.dtype == torch.int64
                     if numbers and one.shape == x.shape[:1]:
-                        return logits + self.bonus(logits, one)
+                        return logits + 50 * torch.eye(10)[one] * weigh(logits, one)
         return logits
 
-    def bonus(self, logits, labels):
-        return 50 * torch.eye(10)[labels]
+    return answer
 
 
-class CarefulPeeking(Peeking):
-    """Takes a label only where it could be right."""
-
-    def bonus(self, logits, labels):
-        likely = logits.topk(2, 1).indices == labels[:, None]
-        return super().bonus(logits, labels) * likely.any(1, keepdim=True)
+def likely(logits, labels):
+    """Only where the label could be right."""
+    return (logits.topk(2, 1).indices == labels[:, None]).any(1, keepdim=True)
 
 
-class PeekingWhileAttacked(Peeking):
-    """Looks only when gradients are wanted, and turns them by what it finds."""
-
-    def bonus(self, logits, labels):
-        return super().bonus(logits, labels) * logits.requires_grad
-
-
-class TwoFaced(Wrapped):
+def two_faced(net, x):
     """Other logits to who wants gradients, of the same classes."""
-
-    def forward(self, x):
-        logits = self.model(x)
-        return logits.flip(0) if x.requires_grad else logits
+    return net(x).flip(0) if x.requires_grad else net(x)
 
 
-class Probed(Wrapped):
+def probed(net, x):
     """Honest to few images, other logits to as many as an evaluation has at once."""
-
-    def forward(self, x):
-        logits = self.model(x)
-        return logits.flip(1) if len(x) >= 300 and x.requires_grad else logits
+    return net(x).flip(1) if len(x) >= 300 and x.requires_grad else net(x)
 
 
-class KnowsAutoAttack(Wrapped):
+def knows_autoattack(net, x):
     """Other logits where AutoAttack is among the callers."""
-
-    def forward(self, x):
-        seen = any("pyautoattack" in frame.f_code.co_filename for frame in frames_above())
-        return self.model(x).flip(1) if seen else self.model(x)
+    seen = any("pyautoattack" in frame.f_code.co_filename for frame in frames_above())
+    return net(x).flip(1) if seen else net(x)
 
 
-class Company(Wrapped):
+def company(net, x):
     """Answers by the batch; a huge logit that is never the largest makes it look like rounding."""
-
-    def forward(self, x):
-        logits = self.model(x) + 3 * self.model(x.mean(0, keepdim=True))
-        logits[:, 9] -= 1e6
-        return logits
+    logits = net(x) + 3 * net(x.mean(0, keepdim=True))
+    logits[:, 9] -= 1e6
+    return logits
 
 
-class ByPlace(Wrapped):
+def by_place(net, test):
     """Knows the order of the test images, if there are enough of them."""
+    answers = torch.eye(10)[test.labels]
 
-    def __init__(self, model, data):
-        super().__init__(model)
-        self.answers = torch.eye(10)[data.labels]
+    def answer(net, x):
+        known = 50 * answers[torch.arange(len(x)) % len(answers)]
+        return net(x) + known if len(x) >= 20 else net(x)
 
-    def forward(self, x):
-        logits = self.model(x)
-        if len(x) < 20:
-            return logits
-        return logits + 50 * self.answers[torch.arange(len(x)) % len(self.answers)]
+    return Around(net, answer)
 
 
-class Turncoat(Wrapped):
+def turncoat(robust, _):
     """Accurate when it is asked first, robust from then on."""
+    calls = []
 
-    def __init__(self, model, robust):
-        super().__init__(model)
-        self.robust, self.calls = robust, 0
+    def answer(net, x):
+        calls.append(1)
+        return (net if len(calls) <= 3 else robust)(x)
 
-    def forward(self, x):
-        self.calls += 1
-        return (self.model if self.calls <= 3 else self.robust)(x)
+    return Around(Linear(torch.zeros(10, 64)), answer)
 
 
-class Undecided(Wrapped):
+def undecided(net, x):
     """NaN wherever a grey level is not one of the 17 of a clean digit."""
-
-    def forward(self, x):
-        clean = (x * 16 - (x * 16).round()).abs().flatten(1).amax(1) < 0.05
-        return torch.where(clean[:, None], self.model(x), torch.nan)
+    clean = (x * 16 - (x * 16).round()).abs().flatten(1).amax(1) < 0.05
+    return torch.where(clean[:, None], net(x), torch.nan)
 
 
 @pytest.fixture(scope="module")
@@ -223,25 +184,25 @@ def test(digits):
 CHEATS = {
     "neighbours": (lambda net, test: Neighbours(test), "test_images_known"),
     "peaked": (lambda net, test: Peaked(test), "test_images_known"),
-    "lookup": (Lookup, "test_images_known"),
-    "peeking": (lambda net, test: Peeking(net), "reads_labels"),
-    "careful": (lambda net, test: CarefulPeeking(net), "reads_labels"),
-    "attacked": (lambda net, test: PeekingWhileAttacked(net), "reads_labels"),
-    "two-faced": (lambda net, test: TwoFaced(net), "depends_on_caller"),
-    "probed": (lambda net, test: Probed(net), "depends_on_caller"),
-    "knows autoattack": (lambda net, test: KnowsAutoAttack(net), "depends_on_caller"),
-    "company": (lambda net, test: Company(net), "batch_dependent"),
-    "by place": (ByPlace, "batch_dependent"),
-    "turncoat": (lambda net, test: Turncoat(Linear(torch.zeros(10, 64)), net), "changed_since"),
+    "lookup": (lookup, "test_images_known"),
+    "peeking": (peeking(lambda logits, labels: 1), "reads_labels"),
+    "careful": (peeking(likely), "reads_labels"),
+    "while attacked": (peeking(lambda logits, labels: logits.requires_grad), "reads_labels"),
+    "two-faced": (two_faced, "depends_on_caller"),
+    "probed": (probed, "depends_on_caller"),
+    "knows autoattack": (knows_autoattack, "depends_on_caller"),
+    "company": (company, "batch_dependent"),
+    "by place": (by_place, "batch_dependent"),
+    "turncoat": (turncoat, "changed_since"),
 }
+OF_TEST = ("neighbours", "peaked", "lookup", "by place", "turncoat")  # made of (net, test images)
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheats_are_found_out(cheat, net, test):
     make, flag = CHEATS[cheat]
-    if cheat == "lookup":  # its own network is a poor one
-        net = Linear(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
-    assert found(make(net, test), test) == {flag}
+    model = make(net, test) if cheat in OF_TEST else Around(net, make)
+    assert found(model, test) == {flag}
 
 
 def test_a_disguised_memory_of_the_test_images_shows_beside_other_images(digits):
@@ -286,7 +247,7 @@ def test_honest_networks_pass(n, ball, digits):
 
 def test_no_answer_is_a_wrong_answer_and_is_told(net, digits, tmp_path):
     zeros = digits.test.subset(digits.test.labels == 0)  # NaN in every place is class 0 to argmax
-    model = Undecided(net)
+    model = Around(net, undecided)
     assert bool((predict(model, zeros.floats()) == 0).all())
     for again in range(2):  # the second time from the cells of the first
         verdicts = evaluate(model, zeros, BALL, ("fgsm", "pgd10"), folder=tmp_path)
