@@ -15,13 +15,14 @@ on to the same verdicts. Arithmetic is in fp32.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
+from lightning_fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -42,23 +43,22 @@ from advgame.evaluation import (
     check_evaluation,
 )
 from advgame.evaluation.judge import judge_classifier
-from advgame.run.cli import run_script
+from advgame.run import job as jobs
 from advgame.run.devices import check_devices, make_fabric
-from advgame.run.folder import RunFolder, device_name
-from advgame.run.job import resume_settings
+from advgame.run.folder import RunFolder
 from advgame.run.options import (
+    Count,
     Names,
     check_types,
     parse_eps,
     parse_linf_eps,
-    refuse_idle,
     typed_options,
 )
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
 from advgame.run.settings import Dataset
 from advgame.seeding import derive_seed, stream
-from advgame.threat import THREATS
+from advgame.threat import THREATS, Threat
 from agents.attackers import learned_name, load_attacker
 
 USUAL = ("fgsm", "pgd20", "autoattack")
@@ -92,19 +92,19 @@ class Config:
     """names, with spaces or commas between; --list shows them all"""
     attackers: Names = ()
     """learned attackers: runs of train_attacker.py, train_l2l.py, … or their files"""
-    queries: int = 10
+    queries: Count = 10
     """of a learned attacker: forwards per image"""
     surrogate: str = ""
     """run folder or weights file of another classifier (same --model), for the transfer attacks"""
-    n: int | None = 1000
+    n: Count | None = 1000
     """test images; None takes all"""
-    batch_size: int = 500
+    batch_size: Count = 500
     """images at a time; AutoAttack's verdicts can depend on it"""
     seed: int = 0
     """of everything random"""
     accelerator: str = "auto"
     """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
-    devices: int = 1
+    devices: Count = 1
     """processes, one device each: they share the batches"""
     runs_dir: str = "runs"
     """where the evaluation's folder goes"""
@@ -116,71 +116,10 @@ class Config:
     """print the attacks and end"""
 
 
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work; fill in what a run folder knows."""
-    if bool(config.what) == bool(config.import_):
-        raise InputError(
-            "say what to evaluate: a run folder, a weights file, or --import; it comes first"
-        )
-    if config.dataset and config.data_import:
-        raise InputError("--dataset and --data-import both name the test images: leave one away")
-    if config.what and not Path(config.what).exists():
-        raise InputError(f"{config.what} does not exist")
-    if config.what and Path(config.what).is_dir():
-        own = RunFolder.open(Path(config.what)).about()["config"]
-        # its ε is of an L∞ ball: as a length it would hold next to nothing
-        known = own.get("eps", "") if config.norm == "Linf" else ""
-        dataset = None if config.data_import else config.dataset or own.get("dataset")
-        eps = config.eps or known
-        check_types(Config, {"dataset": dataset, "eps": eps}, f"{config.what}/config.json")
-        config = replace(config, dataset=dataset, eps=eps)
-    elif config.what and not config.model:
-        raise InputError(
-            "a safetensors file of weights needs --model, the network that it belongs to; any "
-            "other file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
-        )
-    if not (config.dataset or config.data_import):
-        raise InputError(
-            "say whose test images are attacked: --dataset, e.g. digits or cifar10, or for your "
-            "own --data-import package.module:function"
-        )
-    if not config.eps:
-        raise InputError(
-            f"say how far an attack may go in {config.norm}: --eps, e.g. "
-            f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
-        )
-    {"Linf": parse_linf_eps, "L2": parse_eps}[config.norm](config.eps)
-    if not (config.attacks or config.attackers):
-        raise InputError("--attacks names none: say one, e.g. fgsm,pgd20,autoattack")
-    check_attacks(names(config))
-    wants = [name for name in names(config) if "transfer" in name]
-    if wants and not config.surrogate:
-        raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
-    for name in ("n", "batch_size", "devices", "queries"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be above 0, not {value}")
-    check_devices(config.accelerator, config.devices)
-    derive_seed(config.seed, "check")
-    refuse_idle(config, Config(), idle(config))
-    return config
-
-
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    found: dict[str, tuple[str, ...]] = {}
-    folder = bool(config.what) and Path(config.what).is_dir()
-    if not folder:
-        found["a classifier that is no run folder"] = ("weights",)
-    if not any(path and not Path(path).is_dir() for path in (config.what, config.surrogate)):
-        found["an evaluation without a weights file"] = ("model",)
-    if not config.attackers:
-        found["an evaluation without --attackers"] = ("queries",)
-    if not any("transfer" in name for name in config.attacks):
-        found["an evaluation without a transfer attack"] = ("surrogate",)
-    if config.data_import:
-        found["--data-import"] = ("data_dir", "download")
-    return found
+def threat(config: Config) -> Threat:
+    """The ball."""
+    parse = parse_linf_eps if config.norm == "Linf" else parse_eps
+    return THREATS[config.norm](parse(config.eps))
 
 
 def names(config: Config) -> tuple[str, ...]:
@@ -200,9 +139,8 @@ def weights_in_words(config: Config) -> str:
 
 def learned(config: Config) -> dict[str, Attack]:
     """The learned attackers asked for, by name."""
-    threat = THREATS[config.norm](parse_eps(config.eps))
     paths = map(Path, config.attackers)
-    made = [(path, load_attacker(path).attack(threat, config.queries)) for path in paths]
+    made = [(path, load_attacker(path).attack(threat(config), config.queries)) for path in paths]
     found = {learned_name(path, attack): attack for path, attack in made}
     if len(found) < len(made):
         raise InputError("two learned attackers have the same name: rename a file")
@@ -244,104 +182,156 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     return load_classifier(path, config.model, data.shape, data.classes)
 
 
-def _finished(run: RunFolder) -> RunFolder:
-    print(f"{as_line(run.report())}; finished before; more in {run.path}/report.md")
-    return run
+class Materials(NamedTuple):
+    """What an evaluation works on."""
+
+    dataset: str
+    data: ImageSet
+    held_out: ImageSet | None
+    module: nn.Module
+    surrogate: nn.Module | None
+    extra: dict[str, Attack]
+    fabric: Fabric
 
 
-def _check_code(config: Config, typed: Collection[str]) -> None:
-    """Code that a folder names is run only where it is typed again: the folder may be a stranger's.
+class Job(jobs.Job[Config, Materials]):
+    """An evaluation, in a folder of its own."""
 
-    Raises:
-        InputError: what to type.
-    """
-    for field, flag in {"import_": "--import", "data_import": "--data-import"}.items():
-        name = getattr(config, field)
-        if name and field not in typed:
+    config = Config
+
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        found: dict[str, tuple[str, ...]] = {}
+        folder = bool(config.what) and Path(config.what).is_dir()
+        if not folder:
+            found["a classifier that is no run folder"] = ("weights",)
+        if not any(path and not Path(path).is_dir() for path in (config.what, config.surrogate)):
+            found["an evaluation without a weights file"] = ("model",)
+        if not config.attackers:
+            found["an evaluation without --attackers"] = ("queries",)
+        if not any("transfer" in name for name in config.attacks):
+            found["an evaluation without a transfer attack"] = ("surrogate",)
+        if config.data_import:
+            found["--data-import"] = ("data_dir", "download")
+        return found
+
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work; fill in what a run folder knows."""
+        config = super().check(config)
+        if bool(config.what) == bool(config.import_):
             raise InputError(
-                f"this evaluation runs your code {name}: to go on, type {flag} {name} again "
-                "(nothing that a folder names is run unasked)"
+                "say what to evaluate: a run folder, a weights file, or --import; it comes first"
             )
+        if config.dataset and config.data_import:
+            raise InputError("--dataset and --data-import both name test images: leave one away")
+        if config.what and not Path(config.what).exists():
+            raise InputError(f"{config.what} does not exist")
+        if config.what and Path(config.what).is_dir():
+            own = RunFolder.open(Path(config.what)).about()["config"]
+            # its ε is of an L∞ ball: as a length it would hold next to nothing
+            known = own.get("eps", "") if config.norm == "Linf" else ""
+            dataset = None if config.data_import else config.dataset or own.get("dataset")
+            eps = config.eps or known
+            check_types(Config, {"dataset": dataset, "eps": eps}, f"{config.what}/config.json")
+            config = replace(config, dataset=dataset, eps=eps)
+        elif config.what and not config.model:
+            raise InputError(
+                "a safetensors file of weights needs --model, the network that it belongs to; any "
+                "other file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
+            )
+        if not (config.dataset or config.data_import):
+            raise InputError(
+                "say whose test images are attacked: --dataset, e.g. digits or cifar10, or for "
+                "your own --data-import package.module:function"
+            )
+        if not config.eps:
+            raise InputError(
+                f"say how far an attack may go in {config.norm}: --eps, e.g. "
+                f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
+            )
+        threat(config)
+        if not (config.attacks or config.attackers):
+            raise InputError("--attacks names none: say one, e.g. fgsm,pgd20,autoattack")
+        check_attacks(names(config))
+        wants = [name for name in names(config) if "transfer" in name]
+        if wants and not config.surrogate:
+            raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
+        check_devices(config.accelerator, config.devices)
+        derive_seed(config.seed, "check")
+        return config
 
+    def check_resumed(self, config: Config, typed: Collection[str]) -> None:
+        """Code that a folder names is run only where it is typed again: it may be a stranger's."""
+        if config.resume and (Path(config.resume) / "report.json").exists():
+            return  # nothing is run
+        for field, flag in {"import_": "--import", "data_import": "--data-import"}.items():
+            name = getattr(config, field)
+            if name and field not in typed:
+                raise InputError(
+                    f"this evaluation runs your code {name}: to go on, type {flag} {name} again "
+                    "(nothing that a folder names is run unasked)"
+                )
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Evaluate and report; returns the evaluation's folder.
+    def fabric(self, config: Config) -> Fabric:
+        """As asked for, in fp32."""
+        return make_fabric(config.accelerator, config.devices, "32-true")
 
-    Args:
-        config: all settings.
-        typed: those that a resumed evaluation must agree with.
+    def build(self, config: Config, fabric: Fabric) -> Materials:
+        """Classifiers, images and attacks, each tried on a few images."""
+        extra, (dataset, data, held_out) = learned(config), images(config)
+        module = (
+            imported_classifier(config.import_)
+            if config.import_
+            else classifier(config, data, config.what)
+        ).to(fabric.device)
+        surrogate, data = None, data.to(fabric.device)
+        if config.surrogate:
+            surrogate = classifier(config, data, config.surrogate).to(fabric.device)
+        seed, asked = config.seed, names(config)
+        check_evaluation(module, data, threat(config), asked, seed=seed, surrogate=surrogate)
+        try_out(extra, module, data, seed)
+        return Materials(dataset, data, held_out, module, surrogate, extra, fabric)
 
-    Raises:
-        InputError: a classifier, data or settings that cannot be evaluated.
-    """
-    resume = config.resume is not None
-    if config.resume is not None:
-        run, own = resume_settings(Path(config.resume), config, typed)
-        if (run.path / "report.json").exists():
-            return _finished(run)
-        _check_code(own, typed)
-        path, config = run.path, own
-    else:
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-    config = check(config)
-    extra = learned(config)
-    dataset, data, others = images(config)
-    module = (
-        imported_classifier(config.import_)
-        if config.import_
-        else classifier(config, data, config.what)
-    )
-    surrogate = classifier(config, data, config.surrogate) if config.surrogate else None
-    fabric = make_fabric(config.accelerator, config.devices, "32-true")
-    data, module = data.to(fabric.device), module.to(fabric.device)
-    surrogate = None if surrogate is None else surrogate.to(fabric.device)
-    threat = THREATS[config.norm](parse_eps(config.eps))
-    check_evaluation(module, data, threat, names(config), seed=config.seed, surrogate=surrogate)
-    try_out(extra, module, data, config.seed)
-    if not resume and fabric.global_rank == 0:
-        RunFolder.create(path, asdict(config), device_name(fabric.device))
-    run = RunFolder(Path(fabric.broadcast(str(path))))
-    with run.held() if fabric.global_rank == 0 else nullcontext():
-        if (run.path / "report.json").exists():
-            return _finished(run)
-        with telling(f"{run.path}: {len(data)} images") as tell:
-            content = judge_classifier(
+    def work(self, config: Config, run: RunFolder, made: Materials, *, resume: bool) -> None:
+        """Attack, look for flags, write the report."""
+        others = made.held_out
+        with telling(f"{run.path}: {len(made.data)} images") as tell:
+            judge_classifier(
                 run,
-                module,
-                data,
-                threat,
+                made.module,
+                made.data,
+                threat(config),
                 names(config),
-                dataset=dataset,
+                dataset=made.dataset,
                 weights=weights_in_words(config),
                 tell=tell,
-                extra=extra,
+                extra=made.extra,
                 also={"what": config.what or config.import_, "batch_size": config.batch_size},
                 seed=config.seed,
                 batch_size=config.batch_size,
-                surrogate=surrogate,
-                held_out=None if others is None else others.to(fabric.device),
-                fabric=fabric,
+                surrogate=made.surrogate,
+                held_out=None if others is None else others.to(made.fabric.device),
+                fabric=made.fabric,
             )
-        if content:
-            print(f"{as_line(content)}; more in {run.path}/report.md")
-    return run
 
+    def told(self, run: RunFolder) -> str:
+        """The accuracies."""
+        return f"{as_line(run.report())}; more in {run.path}/report.md"
 
-def _print_attacks() -> None:
-    table = Table("name", "attack")
-    for name, entry in ATTACKS.items():
-        table.add_row(name, entry.about)
-    Console().print(table)
-
-
-def _from_command_line() -> None:
-    config = tyro.cli(Config)
-    if config.list_:
-        _print_attacks()
-    else:
+    def from_command_line(self) -> RunFolder | None:
+        """Run what was typed, or list the attacks."""
+        config = self.parse(sys.argv[1:])
+        if config.list_:
+            table = Table("name", "attack")
+            for name, entry in ATTACKS.items():
+                table.add_row(name, entry.about)
+            Console().print(table)
+            return None
         said = {name for name in ("what", "import_") if getattr(config, name)}
-        main(config, typed_options(Config) | said)
+        return self.run(config, typed_options(Config) | said)
 
+
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

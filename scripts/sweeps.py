@@ -91,7 +91,7 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     for what in config.what:
         RunFolder.open(Path(what))  # refuses files of weights: nobody knows their data
     asked = [
-        evaluate.check(
+        evaluate.job.check(
             evaluate.Config(
                 what=what,
                 attackers=config.attackers,

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 from lightning_fabric import Fabric
@@ -28,33 +27,21 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from advgame.attacks import Attack
 from advgame.classifiers import Normalise, make_classifier
-from advgame.data import DATASETS, STATISTICS, Splits
-from advgame.defender import Defender
+from advgame.data import STATISTICS, ImageSet, Splits
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.evaluation.judge import judge_classifier
 from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
-from advgame.losses import check_smoothing
-from advgame.run.cli import run_script
 from advgame.run.curves import game_figure, matrix_figure, save_figure
-from advgame.run.defender_job import check_run
+from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import load_best
-from advgame.run.options import (
-    Names,
-    check_types,
-    parse_eps,
-    peek,
-    refuse_idle,
-    typed_options,
-)
+from advgame.run.options import Count, Names, Positive, Share, parse_eps
 from advgame.run.progress import telling
-from advgame.run.script import Script
-from advgame.run.settings import RunConfig, idle_settings
+from advgame.run.settings import RunConfig
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 
@@ -70,11 +57,11 @@ class Config(RunConfig):
     """of the shared loop: --clean-rounds and --rounds together"""
     eps_ramp: tyro.conf.Suppress[tyro.conf.Fixed[float]] = 0.0
     """there is none"""
-    batch_size: int = 128
+    batch_size: Count = 128
     """images per step, half of them clean and half adversarial"""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """of Adam (the paper: 1e-4, for many more steps)"""
-    weight_decay: float = 0.0
+    weight_decay: Share = 0.0
     """weight decay of the defender"""
     schedule: Literal["onecycle", "multistep", "constant"] = "constant"
     """learning-rate schedule, per step, over all rounds"""
@@ -82,148 +69,16 @@ class Config(RunConfig):
     """attacks on the last classifier, for the report"""
     attack: str = "mvm:fgsm"
     """what each round attacks with and retrains on, a name as in --attacks"""
-    rounds: int = 20
+    rounds: Count = 20
     """attacks, each with its retraining (the paper: 80)"""
-    round_steps: int = 100
+    round_steps: Count = 100
     """steps of each retraining"""
-    clean_rounds: int = 3
+    clean_rounds: Count = 3
     """as many steps again train the first classifier, on clean images"""
     restart_weights: bool = False
     """each retraining starts from scratch, instead of going on from the round before"""
-    test_n: int | None = None
+    test_n: Count | None = None
     """test images of the rounds' errors and of the matrix; None takes all, as the paper does"""
-
-
-# what a data set changes in Config: pixels of the paper lie in [-1, 1], its η is 2ε
-RECIPES: dict[str, dict[str, Any]] = {
-    "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},
-    "cifar10": {"eps": "0.05", "round_steps": 1000, "eval_n": 1000},
-}
-
-
-def defaults(dataset: str = "digits") -> Config:
-    """The settings of a data set."""
-    known = dataset if dataset in DATASETS else "digits"  # tyro refuses the name that was typed
-    return Config(**{"dataset": known, **RECIPES.get(known, {})})
-
-
-def check(config: Config) -> Config:
-    """Refuse what cannot work, before any work."""
-    for name in ("rounds", "round_steps", "clean_rounds", "test_n"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be 1 or above, not {value}")
-    played = replace(config, epochs=config.clean_rounds + config.rounds)
-    check_types(Config, vars(played), "settings")
-    refuse_idle(played, defaults(config.dataset), idle_settings(played))
-    check_run(played)
-    check_attacks((config.attack,))
-    if "transfer" in config.attack:
-        raise InputError(f"{config.attack} needs another classifier: a round attacks its own")
-    if config.batch_size % 2:
-        raise InputError(
-            f"half of a batch is clean: batch_size must be even, not {config.batch_size}"
-        )
-    if config.devices > 1 or config.compile:
-        raise InputError("a round's attack is made on a copy: one device, without --compile")
-    if config.ema is not None:
-        raise InputError("each round's attack is made on the weights themselves: --ema is not here")
-    return config
-
-
-def round_attack(config: Config, data: Splits) -> Attack:
-    """The attack of the rounds.
-
-    Raises:
-        InputError: several attacks in a row.
-    """
-    suite = make_suite(config.attack, Context(threat(config), data.train, config.seed))
-    if len(suite) > 1:
-        raise InputError(f"a round plays one attack; {config.attack} is {len(suite)} in a row")
-    return suite[0][1]
-
-
-def threat(config: Config) -> Linf:
-    """The ball."""
-    return Linf(parse_eps(config.eps))
-
-
-def build(config: Config, data: Splits, fabric: Fabric, folder: Path) -> CatAndMouse:
-    """Defender and game, on their data; the classifiers of the rounds go into ``folder``."""
-    shape, classes = data.train.shape, data.train.classes
-    check_smoothing(config.true_probability, classes)
-
-    def fresh(number: int) -> nn.Module:
-        colour = config.dataset in STATISTICS
-        normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
-        with seeded_init(config.seed, f"defender {number}"):
-            return make_classifier(config.model, shape, classes, normalise)
-
-    defender = Defender(
-        fresh(0),
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        true_probability=config.true_probability,
-        grad_clip=config.grad_clip,
-        fabric=fabric,
-        algorithm="adam",
-    )
-    return CatAndMouse(
-        round_attack(config, data),
-        defender,
-        data if config.test_n is None else replace(data, test=data.test.first(config.test_n)),
-        folder,
-        batch_size=config.batch_size,
-        round_steps=config.round_steps,
-        clean_rounds=config.clean_rounds,
-        seed=config.seed,
-        fresh=fresh if config.restart_weights else None,
-    )
-
-
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Play and report: see `advgame.run.job.Script.run`."""
-    if config.resume is not None:
-        path = Path(config.resume)
-    else:  # the game keeps classifiers in the run's folder: its name is settled here
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-    epochs = config.clean_rounds + config.rounds
-    settled = replace(config, name=path.name, epochs=epochs)
-    return Script(check, partial(build, folder=path / "rounds"), finish).run(settled, typed)
-
-
-def finish(
-    config: Config, run: RunFolder, game: CatAndMouse, data: Splits, ball: Linf
-) -> dict[str, Any]:
-    """Curves, the matrix of errors, and the last classifier's report."""
-    title = f"Cat and mouse on {config.dataset}, {config.attack}, ε = {ball.eps:.3g}"
-    rows = Metrics.read(run.path / "metrics.csv")[config.clean_rounds - 1 :]
-    curves = game_figure(rows, title, PANELS, x=("round", "round"))
-    save_figure(curves, run.path / "curves.png")
-    found = matrix(config, run, game)
-    run.write_json("matrix.json", found)
-    run.write_text("matrix.md", as_markdown(found))
-    panel = {f"{found['n']} test images": found["errors"]}
-    figure = matrix_figure(
-        panel, title, rows="classifier (0: no defence)", columns="attack", first=(0, 1)
-    )
-    save_figure(figure, run.path / "matrix.png")
-
-    module = game.defender.module
-    load_best(run, module, "last")
-    test = data.test if config.eval_n is None else data.test.first(config.eval_n)
-    with telling(f"{run.path}: {len(test)} test images") as tell:
-        return judge_classifier(
-            run,
-            module,
-            test,
-            ball,
-            config.attacks,
-            dataset=config.dataset,
-            weights=f"of the last round, {config.rounds}",
-            tell=tell,
-            seed=config.seed,
-        )
 
 
 def matrix(config: Config, run: RunFolder, game: CatAndMouse) -> dict[str, Any]:
@@ -276,15 +131,110 @@ def as_markdown(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Command: `{found['command']}`", ""])
 
 
-def parse(words: Sequence[str]) -> Config:
-    """The settings of a command line; `check` refuses those that cannot work."""
-    default = defaults(**peek(words, dataset="digits"))
-    return tyro.cli(Config, default=default, args=words)
+class Job(DefenderJob[Config, CatAndMouse]):
+    """The game, its matrix, and the report on its last classifier."""
+
+    config = Config
+    algorithm = "adam"
+    peeked: ClassVar = {"dataset": "digits"}
+    # pixels of the paper lie in [-1, 1], its η is 2ε
+    recipes: ClassVar = {
+        "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},
+        "cifar10": {"eps": "0.05", "round_steps": 1000, "eval_n": 1000},
+    }
+
+    def check(self, config: Config) -> Config:
+        """Refuse what cannot work, before any work; settles the folder's name."""
+        config = super().check(replace(config, epochs=config.clean_rounds + config.rounds))
+        check_attacks((config.attack,))
+        if "transfer" in config.attack:
+            raise InputError(f"{config.attack} needs another classifier: a round attacks its own")
+        if config.batch_size % 2:
+            raise InputError(
+                f"half of a batch is clean: batch_size must be even, not {config.batch_size}"
+            )
+        if config.devices > 1 or config.compile:
+            raise InputError("a round's attack is made on a copy: one device, without --compile")
+        if config.ema is not None:
+            raise InputError(
+                "each round's attack is made on the weights themselves: --ema is not here"
+            )
+        return config
+
+    def run(self, config: Config, typed: Collection[str] = ()) -> RunFolder:
+        """Play; the game keeps classifiers in the run's folder, whose name is settled here."""
+        if config.resume is None:
+            path = RunFolder.new_path(Path(config.runs_dir), config.name)
+            config = replace(config, name=path.name)
+        return super().run(config, typed)
+
+    def title(self, config: Config) -> str:
+        """The game and its attack."""
+        return f"Cat and mouse, {config.attack}"
+
+    def classifier(
+        self, config: Config, data: ImageSet, fabric: Fabric, number: int = 0
+    ) -> nn.Module:
+        """A new classifier; each round has its own where --restart-weights asks for it."""
+        colour = config.dataset in STATISTICS
+        normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
+        with seeded_init(config.seed, f"defender {number}"):
+            return make_classifier(config.model, data.shape, data.classes, normalise)
+
+    def game(self, config: Config, data: Splits, fabric: Fabric) -> CatAndMouse:
+        """The game on its data."""
+        suite = make_suite(config.attack, Context(ball(config), data.train, config.seed))
+        if len(suite) > 1:
+            raise InputError(f"a round plays one attack; {config.attack} is {len(suite)} in a row")
+        folder = Path(config.resume or Path(config.runs_dir) / config.name) / "rounds"
+        test = data.test if config.test_n is None else data.test.first(config.test_n)
+        fresh = partial(self.classifier, config, data.train, fabric)
+        return CatAndMouse(
+            suite[0][1],
+            self.defender(config, data, fabric),
+            replace(data, test=test),
+            folder,
+            batch_size=config.batch_size,
+            round_steps=config.round_steps,
+            clean_rounds=config.clean_rounds,
+            seed=config.seed,
+            fresh=fresh if config.restart_weights else None,
+        )
+
+    def report(
+        self, config: Config, run: RunFolder, game: CatAndMouse, data: Splits, threat: Linf
+    ) -> None:
+        """Curves, the matrix of errors, and the last classifier's report."""
+        title = f"Cat and mouse on {config.dataset}, {config.attack}, ε = {threat.eps:.3g}"
+        rows = Metrics.read(run.path / "metrics.csv")[config.clean_rounds - 1 :]
+        curves = game_figure(rows, title, PANELS, x=("round", "round"))
+        save_figure(curves, run.path / "curves.png")
+        found = matrix(config, run, game)
+        run.write_json("matrix.json", found)
+        run.write_text("matrix.md", as_markdown(found))
+        panel = {f"{found['n']} test images": found["errors"]}
+        figure = matrix_figure(
+            panel, title, rows="classifier (0: no defence)", columns="attack", first=(0, 1)
+        )
+        save_figure(figure, run.path / "matrix.png")
+
+        module, test = game.defender.module, tested(config, data)
+        load_best(run, module, "last")
+        with telling(f"{run.path}: {len(test)} test images") as tell:
+            judge_classifier(
+                run,
+                module,
+                test,
+                threat,
+                config.attacks,
+                dataset=config.dataset,
+                weights=f"of the last round, {config.rounds}",
+                tell=tell,
+                seed=config.seed,
+            )
 
 
-def _from_command_line() -> RunFolder:
-    return main(parse(sys.argv[1:]), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

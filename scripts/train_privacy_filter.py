@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
+from lightning_fabric import Fabric
 
 from advgame.data import load_data
 from advgame.errors import InputError
@@ -35,12 +33,11 @@ from advgame.privacy import (
     strongest,
     try_all,
 )
+from advgame.run import job as jobs
 from advgame.run.checkpoint import save_weights
-from advgame.run.cli import run_script
 from advgame.run.curves import Curves, Panels, game_figure, save_figure
-from advgame.run.folder import Metrics, RunFolder, device_name
-from advgame.run.job import resume_settings
-from advgame.run.options import check_types, refuse_idle, typed_options
+from advgame.run.folder import Metrics, RunFolder
+from advgame.run.options import Count
 from advgame.seeding import derive_seed
 from advgame.statistics import wilson
 
@@ -86,9 +83,9 @@ class Config:
     """k-beam: adversaries"""
     adversary: Literal["linear", "mlp"] = "mlp"
     """kind of the classifiers in the game"""
-    hidden: int = 32
+    hidden: Count = 32
     """width of every MLP"""
-    steps: int = 800
+    steps: Count = 800
     """of the filter"""
     batch_size: int = 256
     """images per step"""
@@ -98,7 +95,7 @@ class Config:
     """of Adam on the adversary"""
     weight_decay: float = 1e-3
     """of both"""
-    restarts: int = 3
+    restarts: Count = 3
     """fresh MLPs per setting"""
     seed: int = 0
     """of attribute, filter, classifiers and batches"""
@@ -110,54 +107,12 @@ class Config:
     """a run folder to finish"""
 
 
-def idle(config: Config) -> dict[str, tuple[str, ...]]:
-    """Why -> options that then change nothing."""
-    games = (
-        "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "steps", "batch_size", "lr",
-        "adversary_lr", "weight_decay",
-    )  # fmt: skip
-    found: dict[str, tuple[str, ...]] = {}
-    if config.filter not in FILTERS:
-        found[f"--filter {config.filter}"] = games + (("dim",) if config.filter == "raw" else ())
-    if config.keep == "parity":
-        found["--keep parity"] = ("attribute",)
-    whose = {"gamma": "minimax", "beams": "k-beam"}
-    others = tuple(name for name, solver in whose.items() if config.solver != solver)
-    return {**found, f"--solver {config.solver}": others}
-
-
-def build(config: Config) -> tuple[PrivacyTask, Filter, FilterTraining | None]:
-    """Task, filter, and the game that trains it, where it is one to be trained.
-
-    Raises:
-        InputError: settings that cannot work.
-    """
-    check_types(Config, vars(config), "settings")
-    refuse_idle(config, Config(), idle(config))
-    for name in ("steps", "restarts", "hidden"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")
-    task = make_task(load_data("digits"), config.keep, config.attribute, config.seed)
-    filter_ = make_filter(config.filter, task.train.x, config.dim, config.seed, config.hidden)
-    if config.filter not in FILTERS:
-        return task, filter_, None
-    game = FilterTraining(
-        task,
-        filter_,
-        rho=config.rho,
-        solver=config.solver,
-        gamma=config.gamma,
-        ascent_steps=config.ascent_steps,
-        beams=config.beams,
-        adversary=config.adversary,
-        hidden=config.hidden,
-        lr=config.lr,
-        adversary_lr=config.adversary_lr,
-        weight_decay=config.weight_decay,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    return task, filter_, game
+# settings of `FilterTraining`
+PLAYED = (
+    "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "hidden", "lr", "adversary_lr",
+    "weight_decay", "batch_size", "seed",
+)  # fmt: skip
+Made = tuple[PrivacyTask, Filter, FilterTraining | None]
 
 
 def train(config: Config, game: FilterTraining, run: RunFolder) -> dict[str, float]:
@@ -244,61 +199,67 @@ def as_markdown(config: Config, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(config: Config, typed: Collection[str] = ()) -> RunFolder:
-    """Train, judge, write; returns the run folder.
+class Job(jobs.Job[Config, Made]):
+    """The filter's training and its report."""
 
-    Args:
-        config: all settings.
-        typed: those that a resumed run must agree with.
+    config = Config
 
-    Raises:
-        InputError: settings that cannot work, found before any work.
-    """
-    if config.resume is not None:
-        run, config = resume_settings(Path(config.resume), config, typed)
-        made = build(config)
-    else:
-        path = RunFolder.new_path(Path(config.runs_dir), config.name)
-        made = build(config)
-        run = RunFolder.create(path, asdict(config), device_name(torch.device("cpu")))
-    with run.held():
-        if (run.path / "report.json").exists():
-            print(f"finished before; more in {run.path}/report.md")
-        else:
-            filtered(config, run, *made)
-    return run
+    def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
+        """Why -> options that then change nothing."""
+        games = (
+            "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "steps", "batch_size",
+            "lr", "adversary_lr", "weight_decay",
+        )  # fmt: skip
+        found: dict[str, tuple[str, ...]] = {}
+        if config.filter not in FILTERS:
+            found[f"--filter {config.filter}"] = games + (
+                ("dim",) if config.filter == "raw" else ()
+            )
+        if config.keep == "parity":
+            found["--keep parity"] = ("attribute",)
+        whose = {"gamma": "minimax", "beams": "k-beam"}
+        others = tuple(name for name, solver in whose.items() if config.solver != solver)
+        return {**found, f"--solver {config.solver}": others}
+
+    def build(self, config: Config, fabric: Fabric | None = None) -> Made:
+        """Task, filter, and the training, where the filter is one to be trained."""
+        task = make_task(load_data("digits"), config.keep, config.attribute, config.seed)
+        filter_ = make_filter(config.filter, task.train.x, config.dim, config.seed, config.hidden)
+        if config.filter not in FILTERS:
+            return task, filter_, None
+        settings = {name: getattr(config, name) for name in PLAYED}
+        return task, filter_, FilterTraining(task, filter_, **settings)
+
+    def work(self, config: Config, run: RunFolder, made: Made, *, resume: bool) -> None:
+        """Train, where there is something to train, judge and write the report."""
+        began, (task, filter_, game) = time.perf_counter(), made
+        end = {} if game is None else train(config, game, run)
+        filter_ = filter_ if game is None else game.filter()
+        save_weights(filter_, run.path / "filter.safetensors")
+        report = {
+            "task": task.name,
+            "dim": filter_.dim,
+            "n": len(task.test.x),
+            "device": run.about()["device"],
+            **judge(config, task, filter_),
+            "game": end,
+            "timing": {"seconds": time.perf_counter() - began},
+        }
+        run.write_text("report.md", as_markdown(config, report))
+        run.write_json("report.json", report)
+
+    def told(self, run: RunFolder) -> str:
+        """What is kept and what is given away."""
+        report = run.report()
+        found = ", ".join(
+            f"{label} {100 * report[label]['accuracy']:.1f} % "
+            f"(most frequent class {100 * report[label]['guess']:.1f})"
+            for label in ("useful", "private")
+        )
+        return f"{found}; more in {run.path}/report.md"
 
 
-def filtered(
-    config: Config, run: RunFolder, task: PrivacyTask, filter_: Filter, game: FilterTraining | None
-) -> None:
-    """Train, where there is something to train, judge and write the report."""
-    began = time.perf_counter()
-    end = {} if game is None else train(config, game, run)
-    filter_ = filter_ if game is None else game.filter()
-    save_weights(filter_, run.path / "filter.safetensors")
-    report = {
-        "task": task.name,
-        "dim": filter_.dim,
-        "n": len(task.test.x),
-        "device": run.about()["device"],
-        **judge(config, task, filter_),
-        "game": end,
-        "timing": {"seconds": time.perf_counter() - began},
-    }
-    run.write_text("report.md", as_markdown(config, report))
-    run.write_json("report.json", report)
-    kept, given = report["useful"], report["private"]
-    print(
-        f"useful {100 * kept['accuracy']:.1f} % (most frequent class {100 * kept['guess']:.1f}), "
-        f"private {100 * given['accuracy']:.1f} % ({100 * given['guess']:.1f}); "
-        f"more in {run.path}/report.md"
-    )
-
-
-def _from_command_line() -> RunFolder:
-    return main(tyro.cli(Config), typed_options(Config))
-
+job = Job()
 
 if __name__ == "__main__":
-    run_script(_from_command_line)
+    job.main()

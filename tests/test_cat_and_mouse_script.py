@@ -11,7 +11,7 @@ import torch
 import train_cat_and_mouse
 from equal_runs import SMALL, assert_equal_runs
 from studies import cat_and_mouse as study_cat_and_mouse
-from train_cat_and_mouse import Config, defaults, main
+from train_cat_and_mouse import Config, job
 
 from advgame.classifiers import SmallCNN
 from advgame.data import load_data
@@ -34,7 +34,7 @@ def settings(folder, name, **changes):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run of the script."""
-    return main(settings(tmp_path_factory.mktemp("runs"), "whole"))
+    return job.run(settings(tmp_path_factory.mktemp("runs"), "whole"))
 
 
 def place(folder, number):
@@ -97,10 +97,10 @@ def interrupted(folder, after, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CatAndMouse, "step", stopped)
         with pytest.raises(SystemExit) as stop:
-            main(settings(folder, "cut", **changes))
+            job.run(settings(folder, "cut", **changes))
     assert stop.value.code == 128 + signal.SIGTERM
     assert len(played) == after
-    return main(Config(resume=str(folder / "cut")))
+    return job.run(Config(resume=str(folder / "cut")))
 
 
 def assert_equal_games(one, two, rounds):
@@ -122,7 +122,7 @@ def test_stopped_within_a_round_and_resumed_is_the_same_to_the_bit(tmp_path, mon
     )  # they take the longest
     sizes = {"batch_size": 16, "round_steps": 3, "rounds": 2, "validate_every": 3}
     changes = {"attack": "pgd10", "restart_weights": True, "model": "minimax_cnn", **sizes}
-    run = main(settings(tmp_path, "whole", **changes))
+    run = job.run(settings(tmp_path, "whole", **changes))
     assert_equal_games(run.path, interrupted(tmp_path, 5, **changes).path, 2)
 
 
@@ -136,18 +136,18 @@ def test_an_interrupted_matrix_goes_on_where_it_was(whole, tmp_path, monkeypatch
     monkeypatch.setattr(
         train_cat_and_mouse, "errors_under", lambda n, *rest: (asked.append(n), real(n, *rest))[1]
     )
-    main(Config(resume=str(folder)))
+    job.run(Config(resume=str(folder)))
     assert asked == [2]
     assert (folder / "matrix.json").read_bytes() == (whole.path / "matrix.json").read_bytes()
 
 
 def test_a_run_is_not_overwritten_and_every_data_set_has_settings(tmp_path):
     for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"):
-        config = train_cat_and_mouse.check(replace(defaults(name), epochs=1))
+        config = job.check(job.defaults(dataset=name))
         assert config.dataset == name
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match="never overwritten"):
-        main(settings(tmp_path, "one"))
+        job.run(settings(tmp_path, "one"))
 
 
 @pytest.mark.parametrize(

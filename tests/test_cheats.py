@@ -221,7 +221,7 @@ def test_evaluate_compares_with_other_images(tmp_path):
         n=60,
         runs_dir=str(tmp_path),
     )
-    flags = evaluate_script.main(config).report()["flags"]
+    flags = evaluate_script.job.run(config).report()["flags"]
     (told,) = (flag["meaning"] for flag in flags if flag["name"] == "test_images_known")
     assert "of other images of the same data set" in told
 

@@ -81,7 +81,7 @@ def answer(words, root, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(str(root))
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
-    run_script(script._from_command_line)
+    run_script(script.job.from_command_line)
 
 
 FILE = ["weights.safetensors", *DIGITS]
@@ -162,13 +162,13 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--attackers", "weights.safetensors"], "is no attacker"),
         (["run", "--attackers", "large.safetensors"], "for images of (1, 28, 28)"),
         (["run", "--attackers", "nowhere"], "no attacker file"),
-        (["run", "--queries", "0"], "queries must be above 0"),
+        (["run", "--queries", "0"], "queries must be 1"),
         (["run", "--eps", "8"], "did you mean 8/255"),
         (["run", "--norm", "L2"], "how far an attack may go in L2"),
         (["run", "--norm", "L2", "--eps", "1", "--attacks", "fgsm,cw-adam"], "Linf norm only"),
         (["run", "--norm", "L2", "--eps", "1", "--attacks", "adt:exp-worst-of-10"], "L∞"),
-        (["run", "--n", "0"], "n must be above 0"),
-        (["run", "--batch-size", "0"], "batch_size must be above 0"),
+        (["run", "--n", "0"], "n must be 1"),
+        (["run", "--batch-size", "0"], "batch_size must be 1"),
         (["run", "--dataset", "cifar10"], "--data-dir"),
         (["--import", "my_code", *DIGITS], "package.module:function"),
         (["--import", "my_code:nothing", *DIGITS], "AttributeError"),

@@ -7,7 +7,7 @@ import pytest
 import train_privacy_filter
 from safetensors.torch import load_file
 from studies import privacy as study_privacy
-from train_privacy_filter import Config, main
+from train_privacy_filter import Config, job
 
 from advgame.data import load_data
 from advgame.errors import InputError
@@ -28,11 +28,11 @@ def without_time(path):
 
 
 def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    whole = main(small(tmp_path, "whole"))
+    whole = job.run(small(tmp_path, "whole"))
     names = {"config.json", "curves.png", "filter.safetensors", "metrics.csv", "report.json"}
     assert names | {"report.md"} <= {p.name for p in whole.path.iterdir()}
     with pytest.raises(InputError, match="never overwritten"):
-        main(small(tmp_path, "whole"))
+        job.run(small(tmp_path, "whole"))
 
     real, played = FilterTraining.step, []
 
@@ -45,17 +45,17 @@ def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(FilterTraining, "step", stopped)
         with pytest.raises(KeyboardInterrupt):
-            main(small(tmp_path, "cut"))
-    cut = main(Config(resume=str(tmp_path / "cut")))
+            job.run(small(tmp_path, "cut"))
+    cut = job.run(Config(resume=str(tmp_path / "cut")))
     assert without_time(cut.path) == without_time(whole.path)
     assert Metrics.read(cut.path / "metrics.csv") == Metrics.read(whole.path / "metrics.csv")
     one, two = (load_file(run.path / "filter.safetensors") for run in (whole, cut))
     assert all((one[name] == two[name]).all() for name in one)
     before = (cut.path / "report.json").stat().st_mtime_ns
-    main(Config(resume=str(cut.path)))
+    job.run(Config(resume=str(cut.path)))
     assert (cut.path / "report.json").stat().st_mtime_ns == before, "a finished run is left alone"
     with pytest.raises(InputError, match="dim=2"):
-        main(Config(resume=str(cut.path), dim=3), {"dim"})
+        job.run(Config(resume=str(cut.path), dim=3), {"dim"})
 
     task = make_task(load_data("digits"), "class", "slant", 0)
     fresh = make_filter("linear", task.train.x, 2, 7)
@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypa
 def test_a_baseline_has_nothing_to_train(tmp_path, monkeypatch):
     monkeypatch.setattr(FilterTraining, "step", None)
     sizes = {"dim": 2, "hidden": 4, "restarts": 1, "runs_dir": str(tmp_path)}
-    run = main(Config(filter="pca", keep="parity", **sizes))
+    run = job.run(Config(filter="pca", keep="parity", **sizes))
     report = run.report()
     assert report["game"] == {}
     assert not (run.path / "metrics.csv").exists()
@@ -79,7 +79,7 @@ def test_a_baseline_has_nothing_to_train(tmp_path, monkeypatch):
 
 
 def test_settings_reach_the_game(tmp_path):
-    _, filter_, game = train_privacy_filter.build(
+    _, filter_, game = job.build(
         small(tmp_path, "", solver="k-beam", beams=2, rho=3.0, ascent_steps=4, filter="mlp")
     )
     assert (len(game.adversaries), game.rho, game.solver.ascent_steps) == (2, 3.0, 4)

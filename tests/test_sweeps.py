@@ -220,7 +220,7 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
         (sweeps, ["{0}/checkpoints/best.safetensors"], "not a run folder"),
         (sweeps, ["{0}", "{0}"], "two classifiers"),
         (sweeps, ["{0}", "--eps", "0"], "eps must be above 0"),
-        (sweeps, ["{0}", "--n", "0"], "n must be above 0"),
+        (sweeps, ["{0}", "--n", "0"], "n must be 1 or above"),
         (study_black_box, ["{0}"], "no pair of a target"),
         (study_black_box, ["/nowhere"], "not a run folder"),
     ],

@@ -145,6 +145,9 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             path = run.path
             config = replace(cast(Any, config), resume=str(path))
             self.check_resumed(config, typed)
+            if (path / "report.json").exists():
+                print(f"{self.told(run)}; finished before")
+                return run
         else:
             path = RunFolder.new_path(Path(config.runs_dir), config.name)
         config = self.check(config)
@@ -154,11 +157,10 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             RunFolder.create(path, asdict(config), device_name(fabric.device))  # type: ignore[call-overload]
         run = RunFolder(Path(fabric.broadcast(str(path))))
         with run.held() if fabric.global_rank == 0 else nullcontext():
-            finished = (run.path / "report.json").exists()
-            if not finished:
+            if not (run.path / "report.json").exists():  # another process may have finished it
                 self.work(config, run, made, resume=resume)
             if fabric.global_rank == 0:
-                print(self.told(run) + ("; finished before" if finished else ""))
+                print(self.told(run))
         return run
 
     def main(self) -> None:

@@ -166,7 +166,7 @@ def main(config: Config) -> None:
     device = make_fabric(config.accelerator, 1, "32-true").device
     models: dict[str, nn.Module] = {}
     for path in dict.fromkeys(path for pair in todo for path in pair):
-        asked = evaluate.check(
+        asked = evaluate.job.check(
             evaluate.Config(path, data_dir=config.data_dir, n=config.n, seed=config.seed)
         )
         if not models:

@@ -23,8 +23,9 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import train_privacy_filter
 from rich.console import Console
+from train_privacy_filter import Config as Cell
+from train_privacy_filter import job
 
 from advgame.errors import InputError
 from advgame.privacy import FILTERS
@@ -63,12 +64,12 @@ class Config:
     """where the results go"""
 
 
-def cells(config: Config) -> dict[str, train_privacy_filter.Config]:
+def cells(config: Config) -> dict[str, Cell]:
     """Folder -> settings of every cell, seed by seed."""
-    found: dict[str, train_privacy_filter.Config] = {}
+    found: dict[str, Cell] = {}
 
     def add(name: str, seed: int, **changes: Any) -> None:
-        base = train_privacy_filter.Config(runs_dir=config.runs_dir, seed=seed)
+        base = Cell(runs_dir=config.runs_dir, seed=seed)
         if changes["filter"] in FILTERS:  # the others do not learn
             base = replace(base, steps=config.steps)
         found[f"{name}-seed{seed}"] = replace(base, name=f"{name}-seed{seed}", **changes)
@@ -196,7 +197,7 @@ def as_markdown(about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def play(todo: Mapping[str, train_privacy_filter.Config], root: Path) -> None:
+def play(todo: Mapping[str, Cell], root: Path) -> None:
     """Run what is not finished."""
     console = Console(stderr=True)
     for number, (name, settings) in enumerate(todo.items(), 1):
@@ -205,7 +206,7 @@ def play(todo: Mapping[str, train_privacy_filter.Config], root: Path) -> None:
             continue
         going_on = replace(settings, resume=str(folder)) if folder.exists() else settings
         with redirect_stdout(StringIO()):
-            train_privacy_filter.main(going_on)
+            job.run(going_on)
         console.print(f"{number}/{len(todo)} {name}")
 
 
@@ -216,7 +217,7 @@ def main(config: Config) -> None:
     root, todo, out = Path(config.runs_dir), cells(config), Path(config.out)
     for settings in todo.values():
         if settings.seed == 0:
-            train_privacy_filter.build(settings)  # refuses before any work
+            job.build(job.check(settings))  # refuses before any work
     same_flags(root, shlex.join(["--steps", str(config.steps)]))
     if config.finished_only:
         todo = {name: one for name, one in todo.items() if (root / name / "report.json").exists()}

@@ -65,7 +65,7 @@ def judged(what: str, config: Config) -> dict[str, Any]:
         name=name,
         resume=str(path) if path.exists() else None,
     )
-    run = evaluate.main(asked, {"what", "attacks", "n", "seed"})
+    run = evaluate.job.run(asked, {"what", "attacks", "n", "seed"})
     return {"classifier": Path(what).name, **run.report()}
 
 
