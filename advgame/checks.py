@@ -1,4 +1,4 @@
-"""Checks of what users hand in: images, labels, logits and numbers typed as text."""
+"""Refusals of images, labels and logits that no attack and no training can use."""
 
 from __future__ import annotations
 

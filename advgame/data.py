@@ -1,4 +1,4 @@
-"""Data sets on the device as uint8, their splits, and the endless stream of training batches."""
+"""Data sets (digits, MNIST, CIFAR, SVHN) as uint8 on the device, splits, training batches."""
 
 from __future__ import annotations
 

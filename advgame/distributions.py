@@ -1,4 +1,4 @@
-"""Distributions over the cube (-1, 1)^d: perturbations of an L∞ ball in units of ε.
+"""The tanh-Gaussian distribution that ADT draws perturbations from, in units of ε.
 
     a = tanh(u),  u = μ + σ r,  r ~ N(0, I),  σ = softplus(ρ)
 

@@ -1,4 +1,4 @@
-"""Signs of life: can each player of a game still learn, and are its batches of any use to it?
+"""Detects players of a game that no longer learn: saturated, constant, or without a gradient.
 
 A dead player leaves no error behind. Its opponent learns against nothing, and a comparison says
 something about who died first. So every player logs ``health/<player>/<sign>`` once per epoch, one

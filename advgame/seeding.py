@@ -1,4 +1,4 @@
-"""One seed spawns every stream of chance of a run, by name."""
+"""Named random streams from one seed, and torch's global RNG as a private stream."""
 
 from __future__ import annotations
 

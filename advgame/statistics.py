@@ -1,4 +1,4 @@
-"""Numbers over seeds: spread and intervals."""
+"""Statistics of results: intervals over seeds and images, sign tests, paired differences."""
 
 from __future__ import annotations
 

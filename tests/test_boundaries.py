@@ -13,7 +13,7 @@ from advgame.attacks import CarliniWagnerLinf, DistributionalAttack, FeatureAtta
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_classifier, evaluate
-from advgame.evaluation.probes import outputs, rivals
+from advgame.evaluation.probes import outputs, stronger_attacks
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics
 from advgame.run.options import typed_options
@@ -70,7 +70,7 @@ class Cooled(nn.Module):
 @pytest.mark.parametrize("temperature", [1, 10, 100, 1e4])
 def test_a_temperature_that_blinds_cross_entropy_is_seen(temperature, digits):
     data = digits.test.subset(slice(200))
-    found = rivals(Cooled(temperature), data, BALL, 0)
+    found = stronger_attacks(Cooled(temperature), data, BALL, 0)
     assert ("logit_scale" in found) == (temperature > 1)
 
 

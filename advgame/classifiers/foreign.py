@@ -1,4 +1,4 @@
-"""What modules of strangers may not be able to: to be copied, frozen, saved."""
+"""Copies, freezes and saves other people's modules, and says in words where that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalisation as a classifier's first layer, so that everything outside speaks [0, 1]."""
+"""Normalisation as a classifier's first layer: images outside stay in [0, 1]."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks by name: ours, AutoAttack's, and each paper's with its own settings.
+"""The registry of attacks by name (``--attacks``): ours, AutoAttack's, each paper's own settings.
 
 Steps that a paper states in pixels for its ε are scaled with ε, so that at the paper's ε they are
 the paper's own and other data sets are attacked alike. Names are ``attack`` or ``paper:attack``:

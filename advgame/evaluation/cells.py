@@ -1,4 +1,4 @@
-"""What an evaluation has found so far: one cell per attack and batch, committed as it is done."""
+"""Storage of an evaluation: a JSON file per attack and batch, so that a killed one goes on."""
 
 from __future__ import annotations
 

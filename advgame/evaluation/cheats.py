@@ -1,4 +1,4 @@
-"""What no attack can see: whether the classifier is one function of the image, learnt elsewhere.
+"""Checks for classifiers that cheat: they know the test images, or answer by who asks them.
 
 Each probe asks the classifier twice where an honest one must answer the same, and returns name ->
 meaning of what it saw. None of them holds against malice: a model is code, see docs/trust.md.

@@ -1,4 +1,6 @@
-"""Signs that a robustness number cannot be trusted; they always run and travel with the report.
+"""Flags: signs of gradient masking and of other reasons not to trust a robust accuracy.
+
+All of them run in every evaluation, and stand in its report.
 
 Sources: AutoAttack's checks (Croce & Hein 2020), Carlini et al. 2019, Athalye et al. 2018,
 Pintor et al. 2022 (indicators of attack failure).
@@ -84,8 +86,8 @@ def _probed(
         return (
             probes.outputs(model, data)
             | probes.gradients(model, data, seed)
-            | probes.growth(model, data, threat, seed)
-            | probes.rivals(model, data, threat, seed)
+            | probes.loss_growth(model, data, threat, seed)
+            | probes.stronger_attacks(model, data, threat, seed)
             | cheats.one_function(model, data, threat, seed)
             | cheats.unchanged(model, data, verdicts)
             | cheats.knows_images(model, data, threat, seed, held_out)

@@ -1,4 +1,4 @@
-"""Attack every image with every attack; kill it anywhere, and it goes on to the same verdicts.
+"""`evaluate`: every attack on every test image; a killed evaluation goes on to the same verdicts.
 
 The unit of work is a cell: one attack on one batch. Each cell draws from streams of its own,
 named by attack and batch, so that its verdicts do not depend on what ran before, in which

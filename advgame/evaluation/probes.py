@@ -1,7 +1,7 @@
-"""What the flags try on a classifier: each probe returns name -> meaning of what it saw.
+"""Tests of a classifier for masked gradients and other defects, which the flags run.
 
-A probe compares counts of images by a test, or sizes by a wide margin: an honest classifier, plain
-or robust, must pass all of them.
+A probe returns name -> meaning of what it saw. It compares counts of images by a test, or sizes by
+a wide margin: an honest classifier, plain or robust, must pass all of them.
 """
 
 from __future__ import annotations
@@ -84,10 +84,7 @@ def gradients(model: nn.Module, data: ImageSet, seed: int) -> dict[str, str]:
     found = {}
     loss, logits = _input_gradients(model, data, cross_entropy)
     # the margin is linear in the logits, so that its rounding is harmless
-    (once, _), (again, _) = (
-        _input_gradients(model, data, margin),
-        _input_gradients(model, data, margin),
-    )
+    once, again = (_input_gradients(model, data, margin)[0] for _ in range(2))
     if not bool(torch.isfinite(torch.cat([logits, loss], 1)).all()):
         found["non_finite"] = "logits or gradients are NaN or infinite"
     zero = float((~(loss.abs().amax(1) > 0)).float().mean())
@@ -110,8 +107,8 @@ def _input_gradients(model: nn.Module, data: ImageSet, loss: Loss) -> tuple[Tens
     images = data.floats().requires_grad_()
     with torch.enable_grad():
         logits = model(images)
-        found = input_gradient(loss(logits, data.labels).sum(), images)
-    return found.flatten(1), logits.detach()
+        gradient = input_gradient(loss(logits, data.labels).sum(), images)
+    return gradient.flatten(1), logits.detach()
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -142,7 +139,7 @@ def _survive(model: nn.Module, data: ImageSet, attack: Attack, seed: int) -> tup
     return logits.argmax(1) == data.labels, cross_entropy(logits, data.labels)
 
 
-def growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
+def loss_growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
     """More ε and more steps must not lose loss, and a ball of every grey must fool everything."""
     found = {}
     _, small = _survive(model, data, pgd(threat.scaled(0.5), 10), seed)
@@ -167,7 +164,7 @@ def _rescaled(logits: Tensor, y: Tensor, by: float) -> Tensor:
     return cross_entropy(logits * by, y)
 
 
-def rivals(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
+def stronger_attacks(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
     """Attacks that should not beat PGD on cross-entropy: on the margin, and without gradients."""
     found = {}
     usual, _ = _survive(model, data, pgd(threat, 20), seed)

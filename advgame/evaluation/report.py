@@ -1,4 +1,4 @@
-"""The report of an evaluation: what was measured, with what, and what to be wary of."""
+"""Writes an evaluation's report.json, report.md, verdicts.csv and accuracy.png."""
 
 from __future__ import annotations
 

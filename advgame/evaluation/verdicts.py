@@ -1,4 +1,4 @@
-"""Which images survive which attack."""
+"""`Verdicts`: which images survive which attack; predictions, accuracies, validation scores."""
 
 from __future__ import annotations
 

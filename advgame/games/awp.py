@@ -1,4 +1,4 @@
-"""AWP: any game's defender learns at the worst weights near its own (Wu et al. 2020).
+"""Adversarial weight perturbation (AWP, Wu et al. 2020) round the defender of any game.
 
     θ ← θ - lr · ∇ L(θ + v),    v_l = γ ‖θ_l‖ g_l / ‖g_l‖,   g = ∇ L(θ)
 

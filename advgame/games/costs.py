@@ -1,4 +1,4 @@
-"""What games in which a defender learns from perturbed images have in common: cost and curves."""
+"""Counted forward and backward passes of a game's step, and statistics of its perturbations."""
 
 from __future__ import annotations
 

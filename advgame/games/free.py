@@ -1,4 +1,4 @@
-"""Free adversarial training: one backward pass teaches the classifier and moves the perturbation.
+"""Free adversarial training: one backward pass for both classifier and perturbation.
 
     m times per batch:   θ ← θ - lr · ∇_θ mean loss(f(x + δ), y),   δ ← clip(δ + ε sign ∇_δ)
 
@@ -65,11 +65,11 @@ class Free(Rules):
 
         for _ in range(self.replays):
             losses = defender.descend(loss)
-            slope = leaves[-1].grad
-            assert slope is not None
+            gradient = leaves[-1].grad
+            assert gradient is not None
             defender.step()
             passes.add_descent(defender)
-            delta = (delta + eps * slope.sign()).clamp_(-eps, eps)
+            delta = (delta + eps * gradient.sign()).clamp_(-eps, eps)
         self.delta = delta
         x_adv = leaves[-1].detach()
         stats = {"game/adversarial_loss": losses.mean()}

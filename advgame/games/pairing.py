@@ -1,4 +1,4 @@
-"""Games whose loss pairs each clean image with its adversarial example: TRADES, MART, ALP.
+"""TRADES, MART and ALP: losses that pair each clean image with its adversarial example.
 
     θ ← θ - lr · ∇ mean[ own(f(x), f(x'), y) + β · pairing(f(x), f(x'), y) ]
 

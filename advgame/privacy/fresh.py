@@ -1,4 +1,4 @@
-"""What a filter's output gives away: classifiers that know nothing of the game, trained on z.
+"""What a privacy filter gives away: fresh classifiers infer a label from its output.
 
 Each kind has settings to choose from; the validation split chooses, the test split is reported.
 """
