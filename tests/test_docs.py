@@ -26,11 +26,11 @@ CLAIMS = {
     ("adt", 0): lambda n, said: n[1] < n[5],  # λ spreads the distribution
     ("attack", 0): lambda n, said: n[1] > 0.2,  # random choices bring 0.1
     ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers
-    ("games", 0): lambda n, said: said == "True\n",
-    ("games", 1): lambda n, said: n[0] == 33,  # TRADES' 27 of the table, and 6 for AWP
-    ("games", 2): lambda n, said: said.count("1.0") == 4 and "[]" in said,  # no flag
+    ("games", 0): lambda n, said: n[0] == 33,  # TRADES' 27 of the table, and 6 for AWP
+    ("games", 1): lambda n, said: said.count("1.0") == 4 and "[]" in said,  # no flag
     ("imitation", 1): lambda n, said: n[0] >= 8,  # a true return, of CartPole
     ("imitation", 2): lambda n, said: -150 < n[0] < 0,
+    ("las_at", 0): lambda n, said: said == "True\n",
     ("l2l", 0): lambda n, said: n[1] < n[0],  # the attacker learns
     ("minimax", 0): lambda n, said: n[1] < n[0],
     ("solvers", 0): lambda n, said: n[0] > 1 > n[2] and n[1] < 0.1,
