@@ -29,6 +29,39 @@ FORMAT = "advgame attacker 1"
 
 
 @dataclass(frozen=True)
+class Attacker:
+    """A trained policy with its menu, ready for any threat and budget.
+
+    Args:
+        policy: over the features of the menu.
+        menu: what it chooses from.
+        start: where it begins.
+        about: how it came about: command, settings.
+    """
+
+    policy: FeaturePolicy
+    menu: Menu
+    start: Start
+    about: dict[str, Any]
+
+    def attack(self, threat: Threat, queries: int) -> LearnedAttack:
+        """The attack within a threat model and a budget."""
+        return LearnedAttack(self, threat, queries)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all."""
+        metadata = {
+            "format": FORMAT,
+            "menu": json.dumps(asdict(self.menu)),
+            "features": json.dumps(self.menu.feature_names),
+            "hidden": str(self.policy.hidden),
+            "start": self.start,
+            "about": json.dumps(self.about),
+        }
+        write_file(path, self.policy, metadata)
+
+
+@dataclass(frozen=True)
 class LearnedAttack(Attack):
     """A policy chooses every step of a gradient attack.
 
@@ -36,20 +69,16 @@ class LearnedAttack(Attack):
     that of the highest margin.
 
     Args:
-        policy: over the features of `menu`.
-        menu: what it chooses from.
+        attacker: the policy, and what it chooses from.
         threat: the ball; its radius may be per image, (B,).
         queries: forwards per image, the first one and the last one included.
-        start: where to begin.
         stochastic: draw the choices as in training, instead of taking the likeliest.
         watch: shown the state of the attack after each step.
     """
 
-    policy: FeaturePolicy
-    menu: Menu
+    attacker: Attacker
     threat: Threat
     queries: int
-    start: Start = "clean"
     stochastic: bool = False
     watch: Callable[[GradientStepsState], None] = lambda state: None
 
@@ -63,13 +92,16 @@ class LearnedAttack(Attack):
     def _attack(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
     ) -> AttackResult:
-        policy = self.policy.to(x.device).eval()
+        attacker, policy = self.attacker, self.attacker.policy.to(x.device).eval()
         budget = torch.full((len(x),), self.queries, device=x.device)
         rows = torch.arange(len(x), device=x.device)
         fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         with attacked(model), torch.no_grad():
             state = GradientStepsState(
-                model, self.threat, self.menu, x, y, budget, start=self.start, rng=rng, check=check
+                *(model, self.threat, attacker.menu, x, y, budget),
+                start=attacker.start,
+                rng=rng,
+                check=check,
             )
             x_adv = state.best_x.clone()
             for _ in range(self.queries - 1):
@@ -90,39 +122,6 @@ class LearnedAttack(Attack):
                 self.watch(state)
             x_adv[rows], fooled[rows] = state.best_x, state.fooled
         return AttackResult(x_adv, None, fooled, state.forwards, state.backwards)
-
-
-@dataclass(frozen=True)
-class Attacker:
-    """A trained policy with its menu, ready for any threat and budget.
-
-    Args:
-        policy: over the features of the menu.
-        menu: what it chooses from.
-        start: where it begins.
-        about: how it came about: command, settings.
-    """
-
-    policy: FeaturePolicy
-    menu: Menu
-    start: Start
-    about: dict[str, Any]
-
-    def attack(self, threat: Threat, queries: int) -> LearnedAttack:
-        """The attack within a threat model and a budget."""
-        return LearnedAttack(self.policy, self.menu, threat, queries, self.start)
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, whole or not at all."""
-        metadata = {
-            "format": FORMAT,
-            "menu": json.dumps(asdict(self.menu)),
-            "features": json.dumps(self.menu.feature_names),
-            "hidden": str(self.policy.hidden),
-            "start": self.start,
-            "about": json.dumps(self.about),
-        }
-        write_file(path, self.policy, metadata)
 
 
 def load_attacker(path: Path) -> Attacker:

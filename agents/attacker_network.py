@@ -23,15 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from advgame.attacks import (
-    Attack,
-    AttackResult,
-    BatchNormMode,
-    InputGradient,
-    at_boundary,
-    attacked,
-)
-from advgame.attacks.distributional import worst_of
+from advgame.attacks import BatchNormMode, InputGradient, Sampler, attacked
 from advgame.checks import check_known_shape
 from advgame.errors import InputError
 from advgame.games.attacker import Sampled
@@ -143,10 +135,8 @@ class AttackerNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class NetworkAttack(Attack):
+class NetworkAttack(Sampler):
     """A trained network attacks whatever classifier it is given.
-
-    ``loss`` of the result is the margin, where there were samples to choose from.
 
     Args:
         network: in evaluation mode while it attacks.
@@ -171,17 +161,9 @@ class NetworkAttack(Attack):
         if self.draws < 1:
             raise InputError(f"draws must be 1 or above, not {self.draws}")
 
-    @at_boundary
-    def draw(
-        self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        """``count`` adversarial examples of each image, one batch (B, C, H, W) after another."""
-        gradient = InputGradient(model, x, y, loss=self.loss, mode=self.mode)
-        return self._points(gradient, count, rng)
-
     @override
     def _draws(self) -> str | None:
-        return "this attack, which draws samples," if self.network.stochastic else None
+        return super()._draws() if self.network.stochastic else None
 
     @override
     def _check(self, x: Tensor, y: Tensor) -> None:
@@ -192,22 +174,11 @@ class NetworkAttack(Attack):
             raise InputError(f"this attacker knows {classes} classes only")
 
     @override
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
-    ) -> AttackResult:
+    def _prepare(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, check: bool
+    ) -> tuple[Callable[[], Tensor], int]:
         gradient = InputGradient(model, x, y, loss=self.loss, mode=self.mode, check=check)
-        points = self._points(gradient, self.draws, rng or torch.Generator())
-        calls = gradient.calls * len(x)
-        if self.draws == 1:
-            return AttackResult(next(points), None, None, calls, calls)
-        with attacked(model, self.mode):
-            x_adv, margins = worst_of(model, points, y)
-        return AttackResult(x_adv, margins, None, calls + self.draws * len(x), calls)
-
-    def _points(
-        self, gradient: InputGradient, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        network = self.network.to(gradient.x.device)
+        network = self.network.to(x.device)
         with network.evaluating():
             sample = network.sampler(gradient, self.threat)
 
@@ -215,7 +186,7 @@ class NetworkAttack(Attack):
             with network.evaluating():
                 return placed(sample(rng), gradient.x, self.threat)
 
-        return (one() for _ in range(count))
+        return one, gradient.calls
 
 
 class AttackerPlayer:

@@ -3,7 +3,7 @@
     max over p of  E_(δ ~ p) [ loss(f(x + δ), y) ] + λ H(p)
 
 is climbed for each image on its own: δ = ε·tanh(u), u ~ N(μ, diag σ²), with the reparameterised
-gradient. Networks that have learned to sample are in `agents.adt`; they, too, are `Sampler`s.
+gradient. Networks that have learned to sample are `Sampler`s, too: `agents.attacker_network`.
 
 Source: Dong et al. 2020, Adversarial distributional training (ADT), ADT-EXP.
 """
@@ -11,12 +11,13 @@ Source: Dong et al. 2020, Adversarial distributional training (ADT), ADT-EXP.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.boundary import BatchNormMode, at_boundary, attacked
@@ -26,16 +27,6 @@ from advgame.distributions import TanhNormal
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy, full_precision, margin
 from advgame.threat import Linf, Threat, per_image
-
-
-class Sampler(Protocol):
-    """An attack with chance in it, of which one image's samples share the costly part."""
-
-    def draw(
-        self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        """``count`` adversarial examples of each image, one batch (B, C, H, W) after another."""
-        ...
 
 
 def worst_of(model: nn.Module, points: Iterable[Tensor], y: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,6 +59,52 @@ def worst_of(model: nn.Module, points: Iterable[Tensor], y: Tensor) -> tuple[Ten
     return best
 
 
+class Sampler(Attack):
+    """An attack that draws: of ``draws`` samples of an image it returns that of largest margin.
+
+    ``loss`` of the result is the margin, where there was something to choose from. The samples of
+    one image share the costly part, which a subclass brings: `_prepare`.
+    """
+
+    draws: int
+    mode: BatchNormMode
+
+    @abstractmethod
+    def _prepare(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, check: bool
+    ) -> tuple[Callable[[], Tensor], int]:
+        """What gives a fresh adversarial example of each image, (B, C, H, W), at each call.
+
+        Returns:
+            it, and the forwards (and input-backwards) per image that it took to make it.
+        """
+
+    @at_boundary
+    def draw(
+        self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
+    ) -> Iterator[Tensor]:
+        """``count`` adversarial examples of each image, one batch (B, C, H, W) after another."""
+        sample, _ = self._prepare(model, x, y, rng, check=False)
+        return (sample() for _ in range(count))
+
+    @override
+    def _draws(self) -> str | None:
+        return "this attack, which draws samples,"
+
+    @override
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        # one that draws nothing needs no stream
+        sample, passes = self._prepare(model, x, y, rng or torch.Generator(x.device), check)
+        calls = passes * len(x)
+        if self.draws == 1:
+            return AttackResult(sample(), None, None, calls, calls)
+        with attacked(model, self.mode):
+            x_adv, margins = worst_of(model, (sample() for _ in range(self.draws)), y)
+        return AttackResult(x_adv, margins, None, calls + self.draws * len(x), calls)
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A distribution per image.
@@ -82,10 +119,8 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class DistributionalAttack(Attack):
+class DistributionalAttack(Sampler):
     """ADT-EXP's inner problem as an attack: fit a distribution per image, draw, keep the worst.
-
-    ``loss`` of the result is the margin, where there was something to choose from.
 
     μ and ρ begin at 0 (σ = 0.693). Each step draws ``samples`` perturbations and moves both by
     Adam, whose published betas (0, 0) make it a step of ``lr`` along the gradient's sign.
@@ -182,31 +217,9 @@ class DistributionalAttack(Attack):
         fitted = TanhNormal(*(leaf.detach() for leaf in leaves))
         return Fitted(fitted, torch.stack(losses).mean(0))
 
-    def draw_from(
-        self, fitted: Fitted, x: Tensor, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        """``count`` adversarial examples of each image, batch after batch."""
-        return (self.place(fitted.distribution.sample(rng).value, x) for _ in range(count))
-
-    @at_boundary
-    def draw(
-        self, model: nn.Module, x: Tensor, y: Tensor, count: int, rng: torch.Generator
-    ) -> Iterator[Tensor]:
-        """Fit once, then draw: see `Sampler`."""
-        return self.draw_from(self.fit(model, x, y, rng), x, count, rng)
-
-    def _draws(self) -> str:
-        return "this attack, which draws samples,"
-
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
-    ) -> AttackResult:
-        assert rng is not None
-        fitted = self.fit(model, x, y, rng, check=check)
-        points, made = self.draw_from(fitted, x, self.draws, rng), self.steps * self.samples
-        if self.draws == 1:
-            return AttackResult(next(points), None, None, made * len(x), made * len(x))
-        with attacked(model, self.mode):
-            x_adv, margins = worst_of(model, points, y)
-        forwards = (made + self.draws) * len(x)
-        return AttackResult(x_adv, margins, None, forwards, made * len(x))
+    @override
+    def _prepare(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, check: bool
+    ) -> tuple[Callable[[], Tensor], int]:
+        fitted = self.fit(model, x, y, rng, check=check).distribution
+        return lambda: self.place(fitted.sample(rng).value, x), self.steps * self.samples
