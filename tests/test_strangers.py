@@ -1,29 +1,31 @@
-"""What strangers hand in: autograd contexts, layouts, impure forwards, infinite gradients.
+"""What strangers hand in: contexts, layouts, precisions, labels, impure forwards, odd gradients.
 
 Every attack of the registry and every learned attacker is tried, so that a new one is, too.
 """
 
+import copy
 from dataclasses import replace
 
 import gymnasium as gym
 import pytest
 import torch
 from attacker_parts import ADTS, network
-from conftest import seeded
+from conftest import seeded, undefended
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import SPSA, FeatureAttack, attacked
+from advgame.attacks import SPSA, FeatureAttack, attacked, kl_pgd
 from advgame.classifiers import SmallCNN
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import ATTACKS, evaluate, find_flags, score
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.evaluation.autoattack import AutoAttackPart
+from advgame.games.costs import perturbation_stats
 from advgame.imitation.recording import record
 from advgame.seeding import seeded_init
 from advgame.targets import shipped
-from advgame.threat import Linf
+from advgame.threat import L2, Linf
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import make_task, play
 
@@ -32,6 +34,10 @@ COUNT = 6
 LEARNED = {"attnet": "attnet", "l2l": 1} | {kind: kind for kind in ADTS}
 # AutoAttack's versions are its parts in a row, which have names of their own
 NAMES = (*(name for name in ATTACKS if not name.startswith("autoattack")), *LEARNED)
+# one of each kind
+PLAIN = ("pgd10", "mim", "kl-pgd", "cw-adam", "spsa", "fea", "aa:apgd-ce", "adt:exp-worst-of-10")
+KINDS = (*PLAIN, *LEARNED)
+READ_LOGITS = [name for name in KINDS if name != "attnet"]  # which asks the classifier nothing
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,8 @@ def attacks(name, data, surrogate):
     """The attacks of a name, the costly ones shortened."""
     if name in LEARNED:
         return [network(LEARNED[name]).attack(BALL, 12)]
+    if name == "kl-pgd":
+        return [kl_pgd(BALL, 2)]
     made = [attack for _, attack in make_suite(name, Context(BALL, data, 0, surrogate))]
     for number, one in enumerate(made):
         if isinstance(one, SPSA):
@@ -166,6 +174,100 @@ def test_one_infinite_entry_does_not_spoil_an_image(name, victim, digits):
         with torch.no_grad():
             right.append(torch.stack([model(one).argmax(1) == y for one in found]).all(0).sum())
     assert right[1] <= right[0] + 2, "as many fall as without"
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8])
+def test_labels_of_any_integer_type_are_the_same_labels(name, labels, victim, few):
+    (made,), kinds = attacks(name, few, None), (torch.int64, labels)
+    found = [made.run(victim, few.floats(), few.labels.to(k), rng=seeded()).x_adv for k in kinds]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n != "aa:apgd-ce"])  # which works in fp32
+def test_double_precision_stays_double(name, victim, few):
+    (found,), x = attacks(name, few, None), few.floats().double()
+    if name == "fea":
+        found = replace(found, pool=found.pool.double())
+    x_adv = found.run(copy.deepcopy(victim).double(), x, few.labels, rng=seeded()).x_adv
+    assert x_adv.dtype == torch.float64
+    assert float(BALL.size(x_adv - x).max()) <= BALL.eps + 1e-12
+
+
+@pytest.mark.parametrize("name", READ_LOGITS)
+def test_probabilities_are_refused_by_every_attack_that_reads_logits(name, victim, few):
+    model, (made,) = nn.Sequential(victim, nn.Softmax(1)), attacks(name, few, None)
+    with pytest.raises(InputError, match="remove the final softmax"):
+        made.run(model, few.floats(), few.labels, rng=seeded())
+
+
+class Masked(nn.Module):
+    """A classifier that rules some of its classes out."""
+
+    def __init__(self, net, number):
+        super().__init__()
+        self.net, self.number = net, number
+
+    def forward(self, x):
+        logits = self.net(x).clone()
+        logits[:, 7:] = self.number
+        return logits
+
+
+@pytest.mark.parametrize("name", READ_LOGITS)
+def test_classes_masked_by_infinity_are_refused_in_words(name, victim, digits):
+    data = digits.test.subset(digits.test.labels < 7).subset(slice(COUNT))
+    (made,), x, y = attacks(name, data, None), data.floats(), data.labels
+    with pytest.raises(InputError, match=r"class 7 a logit of -inf, as a mask does: .*-1e4"):
+        made.run(Masked(victim, -torch.inf), x, y, rng=seeded())
+    with pytest.raises(InputError, match="weights are broken"):
+        made.run(Masked(victim, torch.nan), x, y, rng=seeded())
+    found = made.run(Masked(victim, -1e4), x, y, rng=seeded())
+    assert bool(torch.isfinite(found.x_adv).all()), "the advice works"
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n != "kl-pgd"])  # which uses no label
+def test_labels_that_the_classifier_does_not_know_are_refused(name, victim, few):
+    (made,), y = attacks(name, few, None), few.labels.clone()
+    y[3] = 10
+    with pytest.raises(InputError, match=r"0..9|10 classes only"):
+        made.run(victim, few.floats(), y, rng=seeded())
+
+
+def test_an_image_set_keeps_labels_as_losses_need_them(digits):
+    data = digits.test.subset(slice(6))
+    assert ImageSet(data.images, data.labels.int(), 10).labels.dtype == torch.int64
+
+
+def test_feature_attack_takes_a_radius_per_image(digits):
+    """Each image stays in its own ball, also after others have left."""
+    data, pool = digits.test.subset(slice(60)), digits.train.subset(slice(80))
+    model = undefended(digits, width=8)
+    radii = torch.linspace(0.02, 0.4, 60)
+    made = FeatureAttack(Linf(radii), pool.floats(), pool.labels, targets=3, steps=6)
+    result = made.run(model, data.floats(), data.labels, rng=seeded())
+    assert 10 < int(result.fooled.sum()) < 60
+    assert bool((Linf(1.0).size(result.x_adv - data.floats()) <= radii + 1e-6).all())
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1), (3, 1, 1)])
+def test_a_side_of_one_pixel_has_no_neighbours(shape):
+    delta = BALL.eps * (torch.rand(2, *shape, generator=seeded()) * 2 - 1)
+    found = perturbation_stats(delta, BALL)["attacker/variation"]
+    both = [one.mean() for dim in (2, 3) if (one := delta.diff(dim=dim).abs() / BALL.eps).numel()]
+    torch.testing.assert_close(found, torch.stack(both).mean() if both else torch.zeros(()))
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)])
+def test_gradients_that_are_no_numbers_point_nowhere(threat, victim, digits):
+    """√x has an infinite slope at the digits' black pixels: 0 · ∞ in the chain rule."""
+
+    class Rooted(nn.Module):
+        def forward(self, x):
+            return victim(x.sqrt() ** 2)
+
+    verdicts = evaluate(Rooted(), digits.test.subset(slice(8)), threat, ("pgd20",))
+    assert verdicts.correct["pgd20"].shape == (8,)
 
 
 class Restless(nn.Module):
