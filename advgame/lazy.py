@@ -19,12 +19,13 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
         package: its ``__name__``.
         file: its ``__file__``.
     """
+    top = package.partition(".")[0]
     blocks = [part for part in ast.parse(Path(file).read_text()).body if isinstance(part, ast.If)]
     homes = {
         alias.name: line.module
         for block in blocks
         for line in block.body
-        if isinstance(line, ast.ImportFrom) and line.module and line.module.startswith(package)
+        if isinstance(line, ast.ImportFrom) and line.module and line.module.startswith(top)
         for alias in line.names
     }
 

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from agents.best_response import Effort
     from agents.exploitability import best_defences, duality_gap
     from agents.gail import GailTraining
-    from agents.imitator import Imitator, PolicySettings
+    from agents.imitator import Imitator
     from agents.l2l import L2LNetwork
     from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame, make_player
     from agents.policies import FeaturePolicy, StrategyPolicy
-    from agents.reinforce import EpisodeConfig, EpisodicReinforce, Reinforce, ReinforceConfig
+    from agents.reinforce import EpisodicReinforce, Reinforce
     from agents.sb3 import PPOAttacker, PPOPlayer
+    from agents.settings import EpisodeConfig, PolicySettings, ReinforceConfig
     from agents.unroll import train_updater
     from agents.updaters import UPDATERS, make_updater
 

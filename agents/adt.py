@@ -28,12 +28,12 @@ from advgame.games.attacker import Sampled
 from advgame.health import gradient_sign, output_signs
 from advgame.losses import full_precision
 from advgame.threat import Threat
-from agents.adt_networks import Body, Encoder, LatentMap, make_generator
+from agents.adt_networks import Encoder, LatentMap, make_generator
 from agents.attacker_network import AttackerNetwork, AttackerPlayer, DeltaSampler, placed
 from agents.l2l import scaled
+from agents.settings import Body, GradientScaling
 
 Kind = Literal["exp-am", "imp-am"]
-GradientScaling = Literal["image", "raw"]
 
 
 class ADTNetwork(AttackerNetwork):

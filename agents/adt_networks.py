@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advgame.errors import InputError, unknown
 from agents.attacker_bodies import PatchBody, small_body
+from agents.settings import Body
 
-Body = Literal["small", "resnet-3blocks"]
 BODIES: tuple[Body, ...] = get_args(Body)
 PRIOR_NLL = (math.log(2 * math.pi / 3) + 1) / 2
 """0.8696: NLL per dimension of z ~ U(-1, 1) under N(0, 1/3), the best that can be said of z

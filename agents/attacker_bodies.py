@@ -15,15 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from advgame.errors import InputError, unknown
 from advgame.losses import full_precision
+from agents.settings import Width
 
-Width = Literal["wide", "wide-repo", "slim", "two-block", "small"]
 WIDTHS: tuple[Width, ...] = get_args(Width)
 _PLAIN = {"wide": (128, 256, 128), "wide-repo": (128, 256, 128, 64), "two-block": (128, 64)}
 

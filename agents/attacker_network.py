@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from advgame.attacks import BatchNormMode, InputGradient, Sampler, attacked
+from advgame.attacks import InputGradient, Sampler, attacked
 from advgame.checks import check_known_shape
+from advgame.choices import BatchNormMode
 from advgame.errors import InputError
 from advgame.games.attacker import Sampled
 from advgame.health import gradient_sign, output_signs

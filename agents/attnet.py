@@ -22,7 +22,7 @@ Taken at its word this network dies, in two ways, both measured (results/minimax
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ from advgame.errors import InputError
 from advgame.losses import full_precision
 from advgame.threat import Threat
 from agents.attacker_network import AttackerNetwork, DeltaSampler
+from agents.settings import Bound
 
-Bound = Literal["tanh", "clip"]
 _TINY = 1e-6  # mean square in front of the bound: far below that of a network's first weights
 
 

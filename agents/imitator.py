@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -22,54 +22,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from agents.sb3 import SB3Learner, set_up
+from agents.settings import PolicySettings
 from envs.imitation import ImitationVectorEnv
-
-Algorithm = Literal["trpo", "ppo"]
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """TRPO, near to Ho & Ermon's settings (their code's classic-control pipeline).
-
-    Not theirs: the value network learns by Adam (theirs takes natural-gradient steps) and sees
-    no time; observations are scaled by constants, not by running normalisers; the output layers
-    do not begin at zero; the line search is sb3-contrib's; time limits are bootstrapped. (And
-    their discriminator has a logit per action, ours sees a one-hot action.) With Adam at 1e-3,
-    SB3's default, and 2,048 steps the policy stuck at −130 on MountainCar even with the true
-    reward. λ is theirs in the presets that follow them, 0.97.
-
-    Args:
-        algorithm: trpo, or ppo; what is not here is SB3's default.
-        hidden: widths of policy and value network, tanh; (64, 32) as the L2L paper's.
-        n_steps: steps per environment and iteration.
-        gamma: discount.
-        gae_lambda: λ of the advantage estimate.
-        max_kl: TRPO's trust region.
-        settle: TRPO's steps shrink as 1 / (1 + t/settle) over iterations t, the trust region with
-            their square; 0 keeps them. At full length they go on at an equilibrium too, where
-            advantages are noise and are standardised all the same.
-        cg_steps: conjugate-gradient steps.
-        cg_damping: added to the Fisher matrix.
-        fisher_every: the Fisher matrix sees every so many pairs (Ho & Ermon: 10); the gradient
-            and the check of the trust region see all.
-        value_lr: of Adam on the value network; PPO's learning rate.
-        value_epochs: passes over the batch for the value network; PPO's own number of epochs stays.
-        value_batches: minibatches of each pass.
-    """
-
-    algorithm: Algorithm = "trpo"
-    hidden: tuple[int, ...] = (64, 32)
-    n_steps: int = 64
-    gamma: float = 0.995
-    gae_lambda: float = 0.99
-    max_kl: float = 0.01
-    settle: int = 0
-    cg_steps: int = 10
-    cg_damping: float = 0.1
-    fisher_every: int = 4
-    value_lr: float = 5e-3
-    value_epochs: int = 5
-    value_batches: int = 4
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ projection is printed with a maximum where the ball needs a minimum: sign(δ)·m
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from advgame.attacks import InputGradient
 from advgame.errors import InputError
 from advgame.losses import full_precision
 from advgame.threat import Threat, per_image
-from agents.attacker_bodies import Width, make_body
+from agents.attacker_bodies import make_body
 from agents.attacker_network import AttackerNetwork, DeltaSampler, placed
+from agents.settings import Scaling, Width
 
-Scaling = Literal["image", "paper"]
 GRADIENTS = {"naive": 0, "grad": 1, "two-step": 2}
 """The paper's attackers by the number of input gradients that they ask for."""
 

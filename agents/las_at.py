@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,12 +16,10 @@ from advgame.health import Learns, gradient_sign, tagged
 from advgame.run.curves import Curves
 from advgame.seeding import derive_seed, seeded_init, stream
 from agents.policies import StrategyPolicy, ValueNet
-from agents.reinforce import Reinforce, ReinforceConfig, averaging
+from agents.reinforce import Reinforce, averaging
 from agents.sb3 import PPOPlayer
+from agents.settings import Agent, ReinforceConfig
 from envs.strategy_selection import StrategySelectionVectorEnv
-
-Agent = Literal["reinforce", "ppo", "random", "fixed"]
-LEARNERS = ("reinforce", "ppo")
 
 
 class StrategyGame:

@@ -11,8 +11,8 @@ Source: Williams 1992; Sutton & Barto 2018, 13.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from agents.policies import (
     log_probability,
     sample,
 )
+from agents.settings import EpisodeConfig, ReinforceConfig
 
 
 def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
@@ -114,44 +115,6 @@ class PolicyGradient:
         self.rng.set_state(state["rng"])
 
 
-Baseline = Literal["none", "loo", "running", "value"]
-
-
-@dataclass(frozen=True)
-class ReinforceConfig:
-    """Settings of `Reinforce`.
-
-    Args:
-        optimizer: Adam, or SGD.
-        lr: learning rate.
-        baseline: what is taken off the reward. ``"none"`` (published); ``"loo"`` the mean reward
-            of the other images in the batch, which removes every term that they share;
-            ``"running"`` a moving average over batches; ``"value"`` that plus a learned V(x).
-        scale_advantage: divide advantages by a moving root mean square.
-        entropy_coef: weight of the entropy bonus, per choice in nats.
-        grad_clip: largest gradient norm.
-        momentum: of SGD.
-        weight_decay: of either optimiser.
-    """
-
-    optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 1e-3
-    baseline: Baseline = "value"
-    scale_advantage: bool = True
-    entropy_coef: float = 0.1
-    grad_clip: float = 1.0
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-
-
-# `repo`: LAS-AT's CIFAR-10 settings (reward without baseline, no bonus, SGD at 1e-4, clip 1);
-# `repo-momentum`: the policy's optimiser of its CIFAR-100 script
-_REPO = ReinforceConfig("sgd", 1e-4, "none", scale_advantage=False, entropy_coef=0.0)
-PRESETS = {
-    "default": ReinforceConfig(),
-    "repo": _REPO,
-    "repo-momentum": replace(_REPO, momentum=0.9, weight_decay=5e-4),
-}
 _MEMORY = 0.95  # of the moving averages
 
 
@@ -257,36 +220,6 @@ class Reinforce(PolicyGradient):
         mean, square, self._updates = state["averages"]
         self._mean, self._square = mean.to(self._mean.device), square.to(self._square.device)
         self._choice = None
-
-
-@dataclass(frozen=True)
-class EpisodeConfig:
-    """Settings of `EpisodicReinforce`.
-
-    Args:
-        steps: of every row per update; the longest episode's.
-        lr: learning rate of the policy (Adam).
-        value_lr: learning rate of the baseline (Adam).
-        value_steps: its steps per update.
-        discount: γ.
-        entropy_coef: weight of the entropy bonus, per choice in nats, relative to advantages of
-            unit size.
-        grad_clip: largest gradient norm.
-    """
-
-    steps: int
-    lr: float = 3e-3
-    value_lr: float = 3e-3
-    value_steps: int = 2
-    discount: float = 1.0
-    entropy_coef: float = 0.01
-    grad_clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.value_lr <= 0 or self.grad_clip <= 0:
-            raise InputError("REINFORCE needs steps >= 1, learning rates and grad_clip above 0")
-        if not 0 <= self.discount <= 1 or self.entropy_coef < 0:
-            raise InputError("REINFORCE needs a discount in [0, 1] and entropy_coef >= 0")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from advgame.choices import Horizon
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import REWARDS, Discriminator
@@ -21,7 +22,6 @@ from envs.adapters import SingleEnv
 from envs.standard import check_reset, check_standard
 from envs.tasks import make_task, registered
 
-Horizon = Literal["task", "fixed"]
 _PLACE = ("over", "clock", "return", "length")
 
 

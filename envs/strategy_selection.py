@@ -20,11 +20,12 @@ from typing_extensions import override
 
 from advgame.attacks import attacked
 from advgame.checks import check_labels, check_logits
+from advgame.choices import Credit
 from advgame.classifiers import make_classifier
 from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.las_at import Credit, LasAt, StepResult
+from advgame.games.las_at import LasAt, StepResult
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Linf

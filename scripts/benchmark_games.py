@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from advgame.attacks import DistributionalAttack, attacked, fast, feature_scatter, pgd
+from advgame.choices import Form
 from advgame.classifiers import make_classifier
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -37,7 +38,7 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.awp import AWPDefender
 from advgame.games.costs import DefenderStep, Passes
 from advgame.games.free import Free
-from advgame.games.l2l import L2L, Form
+from advgame.games.l2l import L2L
 from advgame.games.pairing import LogitPairing, Mart, Trades
 from advgame.games.training import Rules
 from advgame.losses import cross_entropy
@@ -47,9 +48,9 @@ from advgame.run.folder import cpu_name, device_name, made_by
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 from agents.adt import ADTNetwork, ExplicitPlayer
-from agents.attacker_bodies import Width
 from agents.attacker_network import AttackerPlayer
 from agents.l2l import GRADIENTS, L2LNetwork
+from agents.settings import Width
 
 CLASSES, SEED, STEPS, OFTEN = 10, 0, 10, 4
 PER_TURN = ("median_s", "min_s", "max_s", "times_ours")

@@ -16,36 +16,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from lightning_fabric import Fabric
 from published import PUBLISHED
-from torch import Tensor
 
-from advgame.attacks import (
-    BatchNormMode,
-    GradientAttack,
-    Transport,
-    fast,
-    feature_scatter,
-    fgsm,
-    kl_pgd,
-    n_fgsm,
-    near_pgd,
-    pgd,
-)
-from advgame.data import STATISTICS, ImageSet, Splits
+from advgame import attacks, games
+from advgame.choices import COLOUR, BatchNormMode, Transport
 from advgame.errors import InputError, unknown
-from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.free import Free
-from advgame.games.pairing import LogitPairing, Mart, Trades
-from advgame.games.training import DefenderTraining, Rules
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
 from advgame.run.options import Count, Positive
 from advgame.run.selection import Criterion
 from advgame.run.settings import PerturbedConfig
-from advgame.threat import Linf, Threat
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import Tensor
+
+    from advgame.attacks import GradientAttack
+    from advgame.data import ImageSet, Splits
+    from advgame.games.training import Rules
+    from advgame.threat import Linf, Threat
 
 Preset = Literal["default", "repo"]
 T = TypeVar("T")
@@ -105,11 +96,9 @@ def require(value: T | None) -> T:
     return value
 
 
-def _against(
-    config: Config, threat: Threat, attack: Callable[[Threat], GradientAttack]
-) -> AdversarialTraining:
+def _against(config: Config, threat: Threat, attack: Callable[[Threat], GradientAttack]) -> Rules:
     mode: BatchNormMode = require(config.attack_mode)
-    return AdversarialTraining(threat, lambda ball: replace(attack(ball), mode=mode))
+    return games.AdversarialTraining(threat, lambda ball: replace(attack(ball), mode=mode))
 
 
 def _sizes(config: Config, ball: Threat) -> tuple[int, float | Tensor]:
@@ -120,52 +109,54 @@ _PGD: dict[str, Any] = {"attack_steps": 10, "step_size": 0.25}
 _EVAL: dict[str, Any] = {"attack_mode": "eval"}
 
 GAMES: dict[str, Game] = {
-    "standard": Game("clean images", lambda c, t: AdversarialTraining(t), purpose="clean"),
+    "standard": Game("clean images", lambda c, t: games.AdversarialTraining(t), purpose="clean"),
     "fgsm-at": Game(
         "one step of ε from the clean image (Goodfellow et al. 2015)",
-        lambda c, t: _against(c, t, fgsm),
+        lambda c, t: _against(c, t, lambda b: attacks.fgsm(b)),
         _EVAL,
     ),
     "fast": Game(
         "one step of 1.25 ε from a uniform start (Wong et al. 2020)",
-        lambda c, t: _against(c, t, lambda b: fast(b, b.eps * require(c.step_size))),
+        lambda c, t: _against(c, t, lambda b: attacks.fast(b, b.eps * require(c.step_size))),
         {"step_size": 1.25, **_EVAL},
     ),
     "n-fgsm": Game(
         "one step of ε from noise of 2 ε, not pulled back (de Jorge et al. 2022)",
-        lambda c, t: _against(c, t, lambda b: n_fgsm(b, require(c.noise))),
+        lambda c, t: _against(c, t, lambda b: attacks.n_fgsm(b, require(c.noise))),
         {"noise": 2.0, **_EVAL},
     ),
     "free": Game(
         "a batch replayed, one backward pass for both players (Shafahi et al. 2019)",
-        lambda c, t: Free(t, require(c.replays)),
+        lambda c, t: games.Free(t, require(c.replays)),
         {"replays": 8},
     ),
     "pgd-at": Game(
         "PGD from a uniform start (Madry et al. 2018; repo: Rice et al. 2020)",
-        lambda c, t: _against(c, t, lambda b: pgd(b, *_sizes(c, b))),
+        lambda c, t: _against(c, t, lambda b: attacks.pgd(b, *_sizes(c, b))),
         {**_PGD, **_EVAL},
     ),
     "alp": Game(
         "clean images and PGD's, their logits drawn together (Kannan et al. 2018)",
-        lambda c, t: LogitPairing(t, require(c.beta), lambda b: pgd(b, *_sizes(c, b))),
+        lambda c, t: games.LogitPairing(
+            t, require(c.beta), lambda b: attacks.pgd(b, *_sizes(c, b))
+        ),
         {"beta": 0.5, **_PGD},
     ),
     "feature-scatter": Game(
         "one step that moves the batch's outputs away, no labels (Zhang & Wang 2019)",
-        lambda c, t: AdversarialTraining(
-            t, lambda b: feature_scatter(b, transport=require(c.transport))
+        lambda c, t: games.AdversarialTraining(
+            t, lambda b: attacks.feature_scatter(b, transport=require(c.transport))
         ),
         {"true_probability": 0.5, "transport": "fixed"},
     ),
     "trades": Game(
         "clean images, and the divergence to the outputs of KL-PGD (Zhang et al. 2019)",
-        lambda c, t: Trades(t, require(c.beta), lambda b: kl_pgd(b, *_sizes(c, b))),
+        lambda c, t: games.Trades(t, require(c.beta), lambda b: attacks.kl_pgd(b, *_sizes(c, b))),
         {"beta": 6.0, **_PGD},
     ),
     "mart": Game(
         "boosted CE, and TRADES' divergence where the classifier is unsure (Wang et al. 2020)",
-        lambda c, t: Mart(t, require(c.beta), lambda b: near_pgd(b, *_sizes(c, b))),
+        lambda c, t: games.Mart(t, require(c.beta), lambda b: attacks.near_pgd(b, *_sizes(c, b))),
         {"beta": 5.0, **_PGD},
     ),
 }
@@ -196,7 +187,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Job(DefenderJob[Config, DefenderTraining]):
+class Job(DefenderJob[Config, "DefenderTraining"]):
     """The training by any of `GAMES`."""
 
     config = Config
@@ -251,7 +242,7 @@ class Job(DefenderJob[Config, DefenderTraining]):
         found: dict[str, tuple[str, ...]] = {}
         if config.game == "standard":
             found["--game standard"] = ("eps_ramp",)
-        if config.dataset not in STATISTICS:
+        if config.dataset not in COLOUR:
             found[f"--dataset {config.dataset}"] = ("normalise",)
         return found
 

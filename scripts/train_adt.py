@@ -19,39 +19,29 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
-from lightning_fabric import Fabric
-from torch import nn
-
-from advgame.attacks import Attack
-from advgame.attacks.distributional import DistributionalAttack, Sampler
-from advgame.data import STATISTICS, ImageSet, Splits
+from advgame.choices import COLOUR
 from advgame.errors import InputError
-from advgame.evaluation.sweeps import variety
-from advgame.games.adt import Amortised, Explicit
-from advgame.games.training import PANELS, DefenderTraining, Rules
-from advgame.run.curves import Panels
 from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share
 from advgame.run.settings import RunConfig
-from advgame.seeding import seeded_init
-from advgame.threat import Linf
-from agents.adt import (
-    ADTNetwork,
-    ExplicitPlayer,
-    GradientScaling,
-    ImplicitPlayer,
-    matching_encoder,
-)
-from agents.adt_networks import Body
-from agents.attacker_file import NAME
-from agents.attacker_network import NetworkAttack
-from agents.reinforce import averaging
+from agents.settings import Body, GradientScaling
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import nn
+
+    from advgame.attacks import Attack
+    from advgame.attacks.distributional import DistributionalAttack
+    from advgame.data import ImageSet, Splits
+    from advgame.games.training import DefenderTraining, Rules
+    from advgame.run.curves import Panels
+    from advgame.threat import Linf
+    from agents.adt import ExplicitPlayer, ImplicitPlayer
 
 Preset = Literal["default", "repo"]
 Method = Literal["exp", "exp-am", "imp-am"]
@@ -159,6 +149,8 @@ OF_OTHERS: dict[Method, tuple[str, ...]] = {
 
 def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttack:
     """EXP's inner problem, and its sampler."""
+    from advgame.attacks.distributional import DistributionalAttack
+
     return DistributionalAttack(
         threat,
         steps=config.inner_steps,
@@ -172,14 +164,14 @@ def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttac
     )
 
 
-class Job(DefenderJob[Config, DefenderTraining]):
+class Job(DefenderJob[Config, "DefenderTraining"]):
     """ADT's training."""
 
     config = Config
     peeked = {"dataset": "digits", "preset": "default", "method": "exp"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
-    repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)
+    repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
 
     def defaults(self, **peeked: str) -> Config:
         """IMP-AM's λ is per dimension of z."""
@@ -192,6 +184,8 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def panels(self) -> Panels:
         """With the entropy."""
+        from advgame.games.training import PANELS
+
         return PANELS | {
             "Entropy": (
                 "nats per dimension",
@@ -221,6 +215,13 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
         """The game, with its generator where there is one."""
+        import torch
+
+        from advgame.games.adt import Amortised, Explicit
+        from advgame.seeding import seeded_init
+        from agents.adt import ADTNetwork, ExplicitPlayer, ImplicitPlayer, matching_encoder
+        from agents.reinforce import averaging
+
         threat = ball(config)
         if config.method == "exp":
             return Explicit(fitting(config, threat))
@@ -254,6 +255,11 @@ class Job(DefenderJob[Config, DefenderTraining]):
         self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
     ) -> Mapping[str, Any]:
         """The sampler and how its samples vary; a generator becomes a file."""
+        from advgame.attacks.distributional import Sampler
+        from advgame.evaluation.sweeps import variety
+        from advgame.games.adt import Amortised
+        from agents.attacker_file import NAME
+
         if isinstance(game.rules, Amortised):
             player(game).module.save(run.path / NAME, about(config))
         few = tested(config, data).subset(slice(DIVERSITY_IMAGES))
@@ -272,6 +278,9 @@ def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
 
     With one it is what the defender meets: ``eval/own_attacker``.
     """
+    from advgame.games.adt import Explicit
+    from agents.attacker_network import NetworkAttack
+
     if isinstance(game.rules, Explicit):
         return replace(game.rules.attack, threat=threat, draws=draws)
     return NetworkAttack(player(game).module, threat, draws)
@@ -279,6 +288,9 @@ def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
 
 def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
     """Who learns to sample."""
+    from advgame.games.adt import Amortised
+    from agents.adt import ExplicitPlayer, ImplicitPlayer
+
     assert isinstance(game.rules, Amortised)
     assert isinstance(game.rules.attacker, ExplicitPlayer | ImplicitPlayer)
     return game.rules.attacker

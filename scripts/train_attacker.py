@@ -16,50 +16,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from lightning_fabric import Fabric
-from matplotlib.figure import Figure
-from torch import Tensor
-
-from advgame.attacks.gradient_steps import CHOICES, MOVES, Menu
-from advgame.data import Splits, load_data
+from advgame.choices import MOVES
 from advgame.errors import InputError
-from advgame.health import deaths
 from advgame.run import job as jobs
-from advgame.run.curves import Panels, game_figure, save_figure, shares_figure
-from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import about
-from advgame.run.loop import Trainer, TrainingPlan, load_best
 from advgame.run.options import Count, Finite, Must, NotNegative, parse_linf_eps
-from advgame.seeding import derive_seed, seeded_init, stream
-from advgame.targets import Target, from_run, shipped
-from advgame.threat import Linf
-from agents.attack_game import AttackGame
-from agents.policies import FeaturePolicy, FeatureValue
-from agents.reinforce import EpisodeConfig, EpisodicReinforce
-from agents.sb3 import PPOAttacker
-from agents.validation import Payoff, Validation
-from envs.attack import AttackVectorEnv
-from envs.sb3 import SB3VecEnv
+from agents.settings import EpisodeConfig
 
-PANELS: Panels = {
-    "Pay-off": ("per query", {"game/reward_per_query": "attacker reward"}),
-    "Validation success": (
-        "share of images",
-        {"eval/success": "learned", "eval/pgd": "PGD, equal queries"},
-    ),
-    "Validation margin gained": (
-        "over the mean clean margin",
-        {"eval/gain": "learned", "eval/pgd_gain": "PGD, equal queries"},
-    ),
-    "Entropy": (
-        "nats",
-        {f"strategy/entropy_{name}": name for name in CHOICES} | {"strategy/entropy": "all"},
-    ),
-}
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from advgame.attacks.gradient_steps import Menu
+    from advgame.data import Splits
+    from advgame.run.curves import Panels
+    from advgame.targets import Target
+    from agents.attack_game import AttackGame
+    from agents.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -112,8 +89,32 @@ class Config:
     """a run folder to go on with; its own settings are used"""
 
 
+def panels() -> Panels:
+    """Of curves.png."""
+    from advgame.attacks.gradient_steps import CHOICES
+
+    return {
+        "Pay-off": ("per query", {"game/reward_per_query": "attacker reward"}),
+        "Validation success": (
+            "share of images",
+            {"eval/success": "learned", "eval/pgd": "PGD, equal queries"},
+        ),
+        "Validation margin gained": (
+            "over the mean clean margin",
+            {"eval/gain": "learned", "eval/pgd_gain": "PGD, equal queries"},
+        ),
+        "Entropy": (
+            "nats",
+            {f"strategy/entropy_{name}": name for name in CHOICES} | {"strategy/entropy": "all"},
+        ),
+    }
+
+
 def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
+    from advgame.targets import from_run, shipped
+    from advgame.threat import Linf
+
     found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
     if len({one.dataset for one in found}) > 1:
         raise InputError("the classifiers are of different data sets: train on one")
@@ -126,6 +127,15 @@ def make_game(
     config: Config, frozen: list[Target], data: Splits, fabric: Fabric
 ) -> tuple[AttackGame, Menu]:
     """Environments and learner."""
+    from advgame.attacks.gradient_steps import CHOICES, Menu
+    from advgame.seeding import derive_seed, seeded_init, stream
+    from agents.attack_game import AttackGame
+    from agents.policies import FeaturePolicy, FeatureValue
+    from agents.reinforce import EpisodicReinforce
+    from agents.sb3 import PPOAttacker
+    from envs.attack import AttackVectorEnv
+    from envs.sb3 import SB3VecEnv
+
     menu = Menu(moves=config.moves)
     envs = [
         AttackVectorEnv(
@@ -166,6 +176,11 @@ def make_game(
 
 def picture(chosen: list[Tensor], menu: Menu, title: str) -> Figure:
     """What the attacker does at each query."""
+    import torch
+
+    from advgame.attacks.gradient_steps import CHOICES
+    from advgame.run.curves import shares_figure
+
     options = {
         name: [one if isinstance(one, str) else f"{one:g}" for one in values]
         for name, values in zip(CHOICES, menu.lists, strict=True)
@@ -182,13 +197,18 @@ def picture(chosen: list[Tensor], menu: Menu, title: str) -> Figure:
 
 def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Config) -> None:
     """The attacker that validation chose, as a file, a report and pictures."""
+    from advgame.health import deaths
+    from advgame.run.curves import game_figure, save_figure
+    from advgame.run.loop import load_best
+    from advgame.seeding import stream
+
     load_best(run, game.learner.module)
     told = about(config)
     attacker = replace(validate.attacker(game.learner.module), about=told)
     attacker.save(run.path / "attacker.safetensors")
     rows = Metrics.read(run.path / "metrics.csv")
     title = f"Learning to attack, {config.agent}, seed {config.seed}"
-    save_figure(game_figure(rows, title, PANELS), run.path / "curves.png")
+    save_figure(game_figure(rows, title, panels()), run.path / "curves.png")
     one, x, y, _ = validate.cases[0]
     chosen: list[Tensor] = []
     watching = replace(
@@ -207,13 +227,15 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     run.write_json("report.json", report)
 
 
-class Job(jobs.Job[Config, tuple[AttackGame, Validation]]):
+class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
     """The attacker's training."""
 
     config = Config
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work."""
+        from advgame.seeding import derive_seed
+
         config = super().check(config)
         if not config.queries:
             raise InputError("queries names no budget")
@@ -224,10 +246,15 @@ class Job(jobs.Job[Config, tuple[AttackGame, Validation]]):
 
     def fabric(self, config: Config) -> Fabric:
         """One device, as asked for."""
+        from advgame.run.devices import make_fabric
+
         return make_fabric(config.accelerator, 1, "32-true")
 
     def build(self, config: Config, fabric: Fabric) -> tuple[AttackGame, Validation]:
         """The game, and the validation of its attacker."""
+        from advgame.data import load_data
+        from agents.validation import Payoff, Validation
+
         frozen = targets(config)
         data = load_data(frozen[0].dataset, config.data_dir, download=config.download)
         data = data.to(fabric.device)
@@ -241,6 +268,8 @@ class Job(jobs.Job[Config, tuple[AttackGame, Validation]]):
         self, config: Config, run: RunFolder, made: tuple[AttackGame, Validation], *, resume: bool
     ) -> None:
         """Train, and report."""
+        from advgame.run.loop import Trainer, TrainingPlan
+
         game, validate = made
         plan = TrainingPlan(config.epochs, "onecycle")
         trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")

@@ -19,32 +19,22 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
-from gymnasium import spaces
-from lightning_fabric import Fabric
-from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import Tensor
-
+from advgame.choices import Horizon
 from advgame.errors import InputError, unknown
-from advgame.games.gail import Gail
-from advgame.health import deaths
-from advgame.imitation.demonstrations import Demonstrations, shipped
-from advgame.imitation.discriminator import Discriminator
 from advgame.run import job as jobs
-from advgame.run.curves import game_figure, save_figure
 from advgame.run.folder import Metrics, RunFolder
-from advgame.run.loop import Trainer, TrainingPlan
 from advgame.run.options import Count, Must, Positive, Whole
-from advgame.seeding import derive_seed, stream
-from agents.cloning import clone
-from agents.gail import PANELS, GailTraining, dummy_expert, judge_returns
-from agents.imitator import Algorithm, Imitator, PolicySettings
-from agents.resemblance import resemblance
-from agents.updaters import UPDATERS, check_room, make_updater
-from envs.imitation import Horizon, ImitationVectorEnv
-from envs.tasks import GymnasiumTask, make_task, play
+from agents.settings import Algorithm, PolicySettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from torch import Tensor
+
+    from advgame.imitation.demonstrations import Demonstrations
+    from agents.gail import GailTraining
 
 Preset = Literal["default", "paper", "ho-ermon"]
 Pay = Literal["discriminator", "constant", "random", "true", "cloning"]
@@ -150,6 +140,8 @@ class Config:
 
 def recorded(config: Config) -> Demonstrations:
     """All trajectories of the expert that there are, in the file or in the package."""
+    from advgame.imitation.demonstrations import Demonstrations, shipped
+
     if config.demonstrations is not None:
         return Demonstrations.load(Path(config.demonstrations))
     return shipped(config.env)
@@ -157,6 +149,12 @@ def recorded(config: Config) -> Demonstrations:
 
 def warn_of_no_expert(env_id: str, expert: Demonstrations) -> None:
     """Say so where the demonstrations are at the level of random actions, over 20 episodes."""
+    import torch
+    from gymnasium import spaces
+
+    from advgame.seeding import stream
+    from envs.tasks import make_task, play
+
     space, rng = make_task(env_id, 1).action_space, stream(0, "random policy")
 
     def act(raw: Tensor) -> Tensor:
@@ -182,6 +180,16 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
     Raises:
         InputError: settings, files or memory that will not do.
     """
+    import torch
+
+    from advgame.games.gail import Gail
+    from advgame.imitation.discriminator import Discriminator
+    from advgame.seeding import derive_seed, stream
+    from agents.gail import GailTraining, dummy_expert
+    from agents.imitator import Imitator
+    from agents.updaters import make_updater
+    from envs.imitation import ImitationVectorEnv
+
     env = ImitationVectorEnv(
         config.envs,
         env_id=config.env,
@@ -237,6 +245,8 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
 
 def resembles(config: Config, training: GailTraining) -> dict[str, Any]:
     """What a held-out discriminator says, where there are 4 demonstrations or more."""
+    from agents.resemblance import resemblance
+
     everything = recorded(config) if config.expert == "demonstrations" else None
     if everything is None or len(everything) < 4:
         return {}
@@ -246,6 +256,14 @@ def resembles(config: Config, training: GailTraining) -> dict[str, Any]:
 
 def imitate(config: Config, run: RunFolder, *, resume: bool) -> dict[str, Any]:
     """Learn; returns what the report adds to the curves."""
+    from advgame.health import deaths
+    from advgame.run.curves import game_figure, save_figure
+    from advgame.run.loop import Trainer, TrainingPlan
+    from advgame.seeding import stream
+    from agents.cloning import clone
+    from agents.gail import PANELS, judge_returns
+    from envs.tasks import GymnasiumTask
+
     training, expert, pairs = make_training(config)
     resumable = not isinstance(training.env.task, GymnasiumTask)
     if resume and not resumable:
@@ -322,6 +340,9 @@ class Job(jobs.Job[Config, None]):
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work."""
+        from advgame.seeding import derive_seed
+        from agents.updaters import UPDATERS
+
         if config.updater not in UPDATERS:
             raise unknown("updater", config.updater, UPDATERS)
         config = super().check(config)
@@ -355,6 +376,9 @@ class Job(jobs.Job[Config, None]):
 
     def build(self, config: Config, fabric: Fabric) -> None:
         """Everything is tried with a small updater; `imitate` builds it again."""
+        from advgame.seeding import stream
+        from agents.updaters import check_room, make_updater
+
         tried, expert, _ = make_training(replace(config, updater="adam"))
         if config.demonstrations is not None:
             warn_of_no_expert(config.env, expert)

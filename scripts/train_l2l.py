@@ -14,39 +14,36 @@ curves.png, examples.png, and attacker.safetensors, the attacker as it was in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from lightning_fabric import Fabric
-
-from advgame.attacks import Attack, BatchNormMode, fgsm, pgd
-from advgame.data import STATISTICS, ImageSet, Splits
-from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.l2l import L2L, Form, Modes
-from advgame.games.training import DefenderTraining, Rules
+from advgame import attacks
+from advgame.choices import COLOUR, BatchNormMode, Form
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share
 from advgame.run.selection import Criterion
 from advgame.run.settings import RunConfig
-from advgame.seeding import seeded_init
-from advgame.threat import Linf
-from agents.attacker_bodies import Width
-from agents.attacker_file import NAME
-from agents.attacker_network import AttackerNetwork, AttackerPlayer
-from agents.l2l import GRADIENTS, L2LNetwork, Scaling
-from agents.reinforce import averaging
+from agents.settings import Scaling, Width
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from advgame.attacks import Attack
+    from advgame.data import ImageSet, Splits
+    from advgame.games.training import DefenderTraining, Rules
+    from advgame.threat import Linf, Threat
+    from agents.attacker_network import AttackerNetwork
 
 Preset = Literal["default", "repo"]
 Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgd"]
-CONTROLS = {
+CONTROLS: dict[str, Callable[[Threat], Attack] | None] = {
     "plain": None,
-    "fgsm": fgsm,
+    "fgsm": lambda threat: attacks.fgsm(threat),
     # the paper's 10 steps of 0.007 at ε 0.031, from a random start
-    "pgd": lambda threat: pgd(threat, 10, threat.eps * 7 / 31),
+    "pgd": lambda threat: attacks.pgd(threat, 10, threat.eps * 7 / 31),
 }
 
 # Plain training is for clean images. Naive's classifier is robust to nothing but its own attacker.
@@ -124,14 +121,14 @@ _REPO_COLOUR: dict[str, Any] = {
 }
 
 
-class Job(DefenderJob[Config, DefenderTraining]):
+class Job(DefenderJob[Config, "DefenderTraining"]):
     """L2L's training, and its controls."""
 
     config = Config
     peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
-    repo_recipes = dict.fromkeys(STATISTICS, _REPO_COLOUR)
+    repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
 
     def title(self, config: Config) -> str:
         """Who attacks."""
@@ -151,6 +148,15 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
         """The game with its attacker, or the control."""
+        import torch
+
+        from advgame.games.adversarial_training import AdversarialTraining
+        from advgame.games.l2l import L2L, Modes
+        from advgame.seeding import seeded_init
+        from agents.attacker_network import AttackerPlayer
+        from agents.l2l import GRADIENTS, L2LNetwork
+        from agents.reinforce import averaging
+
         if config.attacker in CONTROLS:
             return AdversarialTraining(ball(config), CONTROLS[config.attacker])
         gradients = GRADIENTS.get(config.attacker, config.steps)
@@ -182,6 +188,8 @@ class Job(DefenderJob[Config, DefenderTraining]):
         self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
     ) -> Mapping[str, Any]:
         """Nothing further; the attacker becomes a file."""
+        from agents.attacker_file import NAME
+
         if network := network_of(game):
             network.save(run.path / NAME, about(config))
         return {}
@@ -189,6 +197,9 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
 def network_of(game: DefenderTraining) -> AttackerNetwork | None:
     """The attacker, where one learns."""
+    from advgame.games.l2l import L2L
+    from agents.attacker_network import AttackerPlayer
+
     if not isinstance(game.rules, L2L):
         return None
     assert isinstance(game.rules.attacker, AttackerPlayer)

@@ -15,21 +15,21 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning_fabric import Fabric
-
-from advgame.data import Splits
+from advgame.choices import Credit
 from advgame.errors import InputError
-from advgame.games.las_at import Credit, LasAt, LasTrades
-from advgame.games.strategy import BETAS, strategy_space
-from advgame.run.curves import PANELS, Panels
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, parse_eps
 from advgame.run.settings import PerturbedConfig
-from agents.las_at import LEARNERS, Agent, StrategyGame, make_player
-from agents.reinforce import PRESETS, Baseline
-from envs.strategy_selection import StrategySelectionVectorEnv
+from agents.settings import LEARNERS, PRESETS, Agent, Baseline
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from advgame.data import Splits
+    from advgame.run.curves import Panels
+    from agents.las_at import StrategyGame
 
 Preset = Literal["default", "repo"]
 
@@ -119,7 +119,7 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Job(DefenderJob[Config, StrategyGame]):
+class Job(DefenderJob[Config, "StrategyGame"]):
     """LAS-AT's training."""
 
     config = Config
@@ -134,6 +134,8 @@ class Job(DefenderJob[Config, StrategyGame]):
 
     def panels(self) -> Panels:
         """Of pay-offs and strategies."""
+        from advgame.run.curves import PANELS
+
         return PANELS
 
     def check(self, config: Config) -> Config:
@@ -166,6 +168,11 @@ class Job(DefenderJob[Config, StrategyGame]):
 
     def game(self, config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         """The environment, which owns defender and rules, and the player."""
+        from advgame.games.las_at import LasAt, LasTrades
+        from advgame.games.strategy import BETAS, strategy_space
+        from agents.las_at import StrategyGame, make_player
+        from envs.strategy_selection import StrategySelectionVectorEnv
+
         repo, trades = config.preset == "repo", config.objective == "trades"
         augmented = self.augmentation(config)
         rules = (LasTrades if trades else LasAt)(

@@ -21,37 +21,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lightning_fabric import Fabric
-from torch import nn
-
-from advgame import solvers
-from advgame.attacks import Attack
-from advgame.data import ImageSet, Splits
+from advgame.choices import Per
 from advgame.errors import InputError
-from advgame.games.adversarial_training import AdversarialTraining
-from advgame.games.minimax import PANELS, Minimax, SensitivityTraining
-from advgame.games.mixture import FIXED, Mixture, Per, check_mixture
-from advgame.games.training import DefenderTraining, Rules
-from advgame.health import network_signs
-from advgame.run.curves import Panels
 from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.folder import RunFolder
 from advgame.run.job import about
-from advgame.run.loop import Validate
 from advgame.run.options import Count, Positive, Share, Whole
 from advgame.run.selection import Criterion
 from advgame.run.settings import RunConfig
-from advgame.seeding import derive_seed, seeded_init
-from advgame.threat import Linf
-from agents.attacker_file import NAME
-from agents.attacker_network import AttackerPlayer, NetworkAttack
-from agents.attackers import load_network
-from agents.attnet import AttNet, Bound
-from agents.best_response import AttackerClass, Effort, kept_responses
-from agents.exploitability import best_defences, duality_gap, exploitability
-from agents.l2l import L2LNetwork
+from agents.settings import Bound
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import nn
+
+    from advgame import solvers
+    from advgame.attacks import Attack
+    from advgame.data import ImageSet, Splits
+    from advgame.games.training import DefenderTraining, Rules
+    from advgame.run.curves import Panels
+    from advgame.run.loop import Validate
+    from advgame.threat import Linf
+    from agents.attacker_network import NetworkAttack
+    from agents.attnet import AttNet
+    from agents.best_response import AttackerClass
 
 OneNetwork = Literal["alt", "minimax", "maximin", "unrolled", "extragradient", "optimistic"]
 Defence = Literal["plain", "lwa", "sens", "pgd", OneNetwork, "mixture"]
@@ -124,6 +119,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def direction(config: Config) -> solvers.Direction:
     """Where the two players go."""
+    from advgame import solvers
+
     made: dict[str, Callable[[], solvers.Direction]] = {
         "alt": lambda: solvers.simultaneous,
         "minimax": lambda: solvers.sensitivity(config.gamma),
@@ -137,6 +134,12 @@ def direction(config: Config) -> solvers.Direction:
 
 def played(config: Config, shape: tuple[int, int, int], classes: int, device: Any) -> Rules:
     """The game."""
+    from advgame.games.adversarial_training import AdversarialTraining
+    from advgame.games.minimax import Minimax, SensitivityTraining
+    from advgame.games.mixture import FIXED, Mixture
+    from advgame.seeding import seeded_init
+    from agents.attacker_network import AttackerPlayer
+
     threat = ball(config)
 
     def network(name: str) -> AttNet:
@@ -160,17 +163,21 @@ def played(config: Config, shape: tuple[int, int, int], classes: int, device: An
 
 def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
     """An AttNet that knows nothing yet."""
+    from agents.attnet import AttNet
+
     made = config.hidden, config.dropout, config.bound, config.output_scale, config.centre
     return AttNet(shape, classes, *made)
 
 
 def classes(config: Config, data: Splits) -> dict[Responder, AttackerClass]:
     """Whose fresh networks respond."""
+    from agents.l2l import L2LNetwork
+
     shape, labels = data.train.shape, data.train.classes
     return {"attnet": lambda: fresh(config, shape, labels), "l2l": lambda: L2LNetwork(shape)}
 
 
-class Job(DefenderJob[Config, DefenderTraining]):
+class Job(DefenderJob[Config, "DefenderTraining"]):
     """Machine vs Machine's training."""
 
     config = Config
@@ -183,6 +190,8 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def panels(self) -> Panels:
         """With the duality gap."""
+        from advgame.games.minimax import PANELS
+
         return PANELS
 
     def purpose(self, config: Config) -> Criterion:
@@ -191,6 +200,8 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work."""
+        from advgame.games.mixture import check_mixture
+
         config = super().check(config)
         if config.devices > 1 or config.compile or config.precision != "32-true":
             raise InputError(
@@ -212,6 +223,8 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         """Why -> options that then change nothing."""
+        from advgame.games.mixture import FIXED
+
         whose: dict[str, tuple[Defence, ...]] = {
             "gamma": ("minimax", "maximin"),
             "penalty": ("sens",),
@@ -238,6 +251,9 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def own_attacker(self, game: DefenderTraining, threat: Linf) -> NetworkAttack | None:
         """What the network does to the validation split."""
+        from advgame.games.minimax import Minimax
+        from agents.attacker_network import AttackerPlayer
+
         if not isinstance(game.rules, Minimax):
             return None
         assert isinstance(game.rules.attacker, AttackerPlayer)
@@ -245,6 +261,9 @@ class Job(DefenderJob[Config, DefenderTraining]):
 
     def watch(self, config: Config, game: DefenderTraining, data: Splits, threat: Linf) -> Validate:
         """The duality gap on the validation split, where --gap-steps asks for it."""
+        from advgame.seeding import derive_seed
+        from agents.best_response import Effort
+        from agents.exploitability import duality_gap
 
         def gap(module: nn.Module) -> dict[str, float]:
             attack = self.own_attacker(game, threat)
@@ -270,6 +289,13 @@ class Job(DefenderJob[Config, DefenderTraining]):
         self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
     ) -> Mapping[str, Any]:
         """Fresh attackers and the game's end; the game's own attacker becomes a file."""
+        from advgame.health import network_signs
+        from advgame.seeding import derive_seed
+        from agents.attacker_file import NAME
+        from agents.attackers import load_network
+        from agents.best_response import Effort, kept_responses
+        from agents.exploitability import best_defences, exploitability
+
         told, test = about(config), tested(config, data)
         if own := self.own_attacker(game, threat):
             own.network.save(run.path / NAME, told)

@@ -22,8 +22,9 @@ from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from agents.attacker import Attacker, load_attacker
 from agents.policies import FeaturePolicy, FeatureValue
-from agents.reinforce import EpisodeConfig, EpisodicReinforce, Rollout, collect, returns_to_go
+from agents.reinforce import EpisodicReinforce, Rollout, collect, returns_to_go
 from agents.sb3 import PPOAttacker, as_feature_policy
+from agents.settings import EpisodeConfig
 from envs import make_sb3
 from envs.attack import AttackVectorEnv
 

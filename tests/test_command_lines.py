@@ -1,6 +1,7 @@
 """Command lines that cannot work are refused in one line, before anything is written."""
 
 import io
+import subprocess
 import sys
 
 import evaluate
@@ -16,7 +17,7 @@ import train_las_at
 import train_minimax
 import train_privacy_filter
 import tyro
-from conftest import seeded
+from conftest import ROOT, seeded
 from studies import cat_and_mouse as study_cat_and_mouse
 from studies import compare
 from studies import gail as gail_stability
@@ -171,3 +172,21 @@ def test_full_memory_is_told_in_a_line(capsys):
         run_script(job)
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith("error: too little memory: ")
+
+
+@pytest.mark.parametrize("script", [one for one in TRAININGS if hasattr(one, "job")], ids=name)
+def test_a_typo_is_answered_before_torch_is_imported(script):
+    """Importing torch takes seconds; who mistypes an option need not wait for it."""
+    code = f"""
+import sys, {script.__name__} as script
+try:
+    script.job.parse(["--no-such-option", "1"])
+except SystemExit as stop:
+    assert stop.code == 2
+assert script.job.parse([]).seed == 0
+assert "torch" not in sys.modules
+"""
+    folder = ROOT / "scripts"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Unrecognized" in done.stdout + done.stderr

@@ -14,7 +14,8 @@ from advgame.games.las_at import LasAt
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.reinforce import PRESETS, Reinforce
+from agents.reinforce import Reinforce
+from agents.settings import PRESETS
 
 example = load_example("las_at")
 

@@ -23,7 +23,8 @@ from advgame.run.loop import Trainer, TrainingPlan
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.attacker_network import AttackerPlayer
-from agents.reinforce import Reinforce, ReinforceConfig
+from agents.reinforce import Reinforce
+from agents.settings import ReinforceConfig
 
 EPS = Linf(0.1)
 

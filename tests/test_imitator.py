@@ -5,7 +5,8 @@ import torch
 from sb3_contrib import TRPO
 
 from agents.gail import GailTraining
-from agents.imitator import Imitator, PolicySettings, SubsampledTRPO
+from agents.imitator import Imitator, SubsampledTRPO
+from agents.settings import PolicySettings
 from agents.updaters import make_updater
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import play

@@ -22,7 +22,7 @@ from advgame.losses import cross_entropy, divergence
 from advgame.run.cli import run_script
 from advgame.threat import Linf
 from agents.las_at import FixedStrategy, StrategyGame, make_player
-from agents.reinforce import PRESETS
+from agents.settings import PRESETS
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 THREAT, SETTINGS = Linf(0.1), {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}

@@ -16,8 +16,9 @@ from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame
 from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
-from agents.reinforce import PRESETS, Reinforce, ReinforceConfig
+from agents.reinforce import Reinforce
 from agents.sb3 import PPOPlayer
+from agents.settings import PRESETS, ReinforceConfig
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 SHAPE, SIZES = (1, 8, 8), (4, 3, 2)

@@ -8,9 +8,10 @@ import torch
 from conftest import BatchNormNet, Linear
 
 from advgame.attacks import GradientAttack
+from advgame.choices import Credit
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.las_at import Credit, LasAt
+from advgame.games.las_at import LasAt
 from advgame.games.strategy import SPACES, Strategies, StrategySpace, strategy_space
 from advgame.losses import cross_entropy
 from advgame.threat import L2, Linf

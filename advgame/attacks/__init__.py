@@ -11,7 +11,7 @@ from advgame.lazy import lazily
 
 if TYPE_CHECKING:
     from advgame.attacks.attack import Attack, AttackResult
-    from advgame.attacks.boundary import BatchNormMode, at_boundary, attacked, refusing_changes
+    from advgame.attacks.boundary import at_boundary, attacked, refusing_changes
     from advgame.attacks.carlini_wagner import CarliniWagnerLinf
     from advgame.attacks.distributional import DistributionalAttack, Sampler
     from advgame.attacks.feature import FeatureAttack
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
         pgd,
     )
     from advgame.attacks.input_gradients import InputGradient, finite, input_gradient
-    from advgame.attacks.label_free import LabelFree, Transport, feature_scatter, kl_pgd
+    from advgame.attacks.label_free import LabelFree, feature_scatter, kl_pgd
     from advgame.attacks.named import by_name
     from advgame.attacks.spsa import SPSA
     from advgame.attacks.transfer import EoT, Transfer
+    from advgame.choices import BatchNormMode, Transport
 
 __all__ = [
     "SPSA",

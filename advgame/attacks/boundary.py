@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from advgame.choices import BatchNormMode
 from advgame.classifiers.foreign import set_mode
 from advgame.errors import InputError
 
-BatchNormMode = Literal["eval", "train"]
 CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from advgame.attacks.attack import Attack, AttackResult
-from advgame.attacks.boundary import BatchNormMode, at_boundary, attacked
+from advgame.attacks.boundary import at_boundary, attacked
 from advgame.attacks.input_gradients import finite, input_gradient
 from advgame.checks import check_logits
+from advgame.choices import BatchNormMode
 from advgame.distributions import TanhNormal
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy, full_precision, margin

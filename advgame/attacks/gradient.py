@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks.attack import Attack, AttackResult
-from advgame.attacks.boundary import BatchNormMode, attacked
+from advgame.attacks.boundary import attacked
 from advgame.attacks.input_gradients import finite, input_gradient
 from advgame.checks import check_labels, check_logits
+from advgame.choices import BatchNormMode
 from advgame.errors import InputError
 from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.run.options import parse_number

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from advgame.attacks.input_gradients import finite, input_gradient
 from advgame.attacks.queries import AttackState, Choices, in_range, select, squash
 from advgame.checks import check_logits
+from advgame.choices import MOVES
 from advgame.errors import InputError
 from advgame.losses import cross_entropy, dlr, margin
 from advgame.threat import Threat, per_image
 
 Start = Literal["clean", "random"]
-MOVES = ("on", "best", "random")
 LOSSES = ("ce", "dlr", "margin", "second")
 DIRECTIONS = ("steepest", "accumulated")
 CHOICES = ("step_size", "momentum", "loss", "direction", "move")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks.boundary import BatchNormMode, attacked
+from advgame.attacks.boundary import attacked
 from advgame.checks import check_logits
+from advgame.choices import BatchNormMode
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import per_image
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +14,9 @@ from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.boundary import attacked
 from advgame.attacks.gradient import GradientAttack, near_pgd
 from advgame.checks import check_images, check_logits
+from advgame.choices import Transport
 from advgame.losses import Loss, divergence_from, full_precision
 from advgame.threat import Threat
-
-Transport = Literal["fixed", "repo"]
 
 
 @dataclass(frozen=True)

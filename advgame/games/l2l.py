@@ -10,12 +10,12 @@ of batch norm are the published code's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from advgame.attacks import BatchNormMode, InputGradient, attacked
+from advgame.attacks import InputGradient, attacked
+from advgame.choices import BatchNormMode, Form
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.attacker import AttackerRules, Sampled, joint_step
@@ -23,8 +23,6 @@ from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.health import tagged
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Threat
-
-Form = Literal["alternating", "shared"]
 
 
 @dataclass(frozen=True)

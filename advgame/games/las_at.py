@@ -19,7 +19,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, AttackResult, BatchNormMode, GradientAttack, LabelFree, pgd
+from advgame.attacks import Attack, AttackResult, GradientAttack, LabelFree, pgd
+from advgame.choices import BatchNormMode, Credit
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep
@@ -27,9 +28,6 @@ from advgame.games.pairing import Trades
 from advgame.games.strategy import Strategies
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import GaussianStart, Threat
-
-Credit = Literal["mixed", "sample", "batch"]
-"""Who is paid for what, see `LasAt.pay`."""
 
 
 @dataclass(frozen=True)

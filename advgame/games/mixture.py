@@ -9,13 +9,14 @@ solver is K-beam's (Hamm & Noh 2018).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from advgame.attacks import GradientAttack, fgsm, ifgsm, pgd
+from advgame.choices import Per
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.attacker import check_ball
@@ -25,8 +26,6 @@ from advgame.games.training import Rules
 from advgame.health import network_signs, tagged
 from advgame.solvers import KBeam, Risk
 from advgame.threat import Threat
-
-Per = Literal["sample", "batch"]
 
 FIXED: dict[str, Callable[[Threat], GradientAttack]] = {
     "fgsm": fgsm,

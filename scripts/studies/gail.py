@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 import train_gail
 
+from advgame.choices import Horizon
 from advgame.errors import InputError, unknown
 from advgame.health import deaths
 from advgame.imitation.demonstrations import provenance, shipped, slug
@@ -44,7 +45,7 @@ from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.seeding import stream
 from agents.resemblance import expert_halves
-from envs.imitation import Horizon, ImitationVectorEnv
+from envs.imitation import ImitationVectorEnv
 from envs.tasks import make_task, play
 
 # name -> (what it is, flags of train_gail.py)

@@ -1,0 +1,24 @@
+"""Named choices that attacks, games and tasks offer, for settings; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+BatchNormMode = Literal["eval", "train"]
+"""Batch norm and dropout of a network, in one phase of a game."""
+Transport = Literal["fixed", "repo"]
+"""Feature Scatter's plan: fixed while the gradient is formed, or differentiated as published."""
+Form = Literal["alternating", "shared"]
+"""L2L: a forward for each player, or one for both."""
+Credit = Literal["mixed", "sample", "batch"]
+"""Who is paid for LAS-AT's R2 and R3: see `advgame.games.las_at`."""
+Per = Literal["sample", "batch"]
+"""A mixture's worst attack: of each sample, or of the batch."""
+Horizon = Literal["task", "fixed"]
+"""Episodes of an imitation: as the task's, or all as long, with absorbing states."""
+Preset = Literal["default", "repo"]
+"""Our settings, or the published code's."""
+MOVES = ("on", "best", "random")
+"""Where a learned attacker's next query begins: the last point, the best one, a random one."""
+COLOUR = ("cifar10", "cifar100", "svhn")
+"""Data sets whose mean and deviation a classifier's first layer takes away."""
