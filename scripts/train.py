@@ -187,7 +187,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-class Job(DefenderJob[Config, "DefenderTraining"]):
+class Job(DefenderJob[Config, Any]):
     """The training by any of `GAMES`."""
 
     config = Config
