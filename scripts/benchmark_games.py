@@ -33,7 +33,7 @@ from advgame.choices import Form
 from advgame.classifiers import make_classifier
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.adt import Amortised, Explicit
+from advgame.games.adt import AdtAmortised, AdtExp
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.awp import AWPDefender
 from advgame.games.costs import DefenderStep, Passes
@@ -111,8 +111,8 @@ def games(config: Config, threat: Linf) -> dict[str, Rules]:
             "TRADES": Trades(threat),
             "MART": Mart(threat),
             AWP: found["PGD-10"],
-            "ADT-EXP": Explicit(DistributionalAttack(threat)),
-            ADT: Amortised(threat, ExplicitPlayer(generator(config))),
+            "ADT-EXP": AdtExp(DistributionalAttack(threat)),
+            ADT: AdtAmortised(threat, ExplicitPlayer(generator(config))),
         }
     for name, gradients in GRADIENTS.items():
         for form in get_args(Form):

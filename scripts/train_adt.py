@@ -217,14 +217,14 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         """The game, with its generator where there is one."""
         import torch
 
-        from advgame.games.adt import Amortised, Explicit
+        from advgame.games.adt import AdtAmortised, AdtExp
         from advgame.seeding import seeded_init
         from agents.adt import ADTNetwork, ExplicitPlayer, ImplicitPlayer, matching_encoder
         from agents.reinforce import averaging
 
         threat = ball(config)
         if config.method == "exp":
-            return Explicit(fitting(config, threat))
+            return AdtExp(fitting(config, threat))
         with seeded_init(config.seed, "attacker"):
             body: Any = (config.generator, config.ngf, config.latent)
             told: Any = (config.gradient_scaling, config.batch_size)
@@ -239,13 +239,13 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
             "synchronise": averaging(fabric),
         }
         if encoder is None:
-            return Amortised(threat, ExplicitPlayer(network, **common))
+            return AdtAmortised(threat, ExplicitPlayer(network, **common))
         own: Any = {
             "threshold": config.threshold,
             "lazy": config.lazy_encoder,
             "encoder_lr": config.encoder_lr,
         }
-        return Amortised(threat, ImplicitPlayer(network, encoder, **common, **own))
+        return AdtAmortised(threat, ImplicitPlayer(network, encoder, **common, **own))
 
     def own_attacker(self, game: DefenderTraining, threat: Linf) -> Attack:
         """One sample, which is what the defender meets."""
@@ -257,10 +257,10 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         """The sampler and how its samples vary; a generator becomes a file."""
         from advgame.attacks.distributional import Sampler
         from advgame.evaluation.sweeps import variety
-        from advgame.games.adt import Amortised
+        from advgame.games.adt import AdtAmortised
         from agents.attacker_file import NAME
 
-        if isinstance(game.rules, Amortised):
+        if isinstance(game.rules, AdtAmortised):
             player(game).module.save(run.path / NAME, about(config))
         few = tested(config, data).subset(slice(DIVERSITY_IMAGES))
 
@@ -278,20 +278,20 @@ def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
 
     With one it is what the defender meets: ``eval/own_attacker``.
     """
-    from advgame.games.adt import Explicit
+    from advgame.games.adt import AdtExp
     from agents.attacker_network import NetworkAttack
 
-    if isinstance(game.rules, Explicit):
+    if isinstance(game.rules, AdtExp):
         return replace(game.rules.attack, threat=threat, draws=draws)
     return NetworkAttack(player(game).module, threat, draws)
 
 
 def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
     """Who learns to sample."""
-    from advgame.games.adt import Amortised
+    from advgame.games.adt import AdtAmortised
     from agents.adt import ExplicitPlayer, ImplicitPlayer
 
-    assert isinstance(game.rules, Amortised)
+    assert isinstance(game.rules, AdtAmortised)
     assert isinstance(game.rules.attacker, ExplicitPlayer | ImplicitPlayer)
     return game.rules.attacker
 

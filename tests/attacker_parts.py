@@ -1,7 +1,7 @@
 """What the tests of attacker networks share: small networks, their players, attacks and games."""
 
 from advgame.attacks.distributional import DistributionalAttack
-from advgame.games.adt import Amortised
+from advgame.games.adt import AdtAmortised
 from advgame.games.l2l import L2L
 from advgame.games.minimax import Minimax
 from advgame.seeding import seeded_init
@@ -48,7 +48,7 @@ def player(kind=1, keep=None, seed=0, **settings):
 
 def game(kind, own=None, **rules):
     """The game that a kind of network plays, by default with a `player` of its own."""
-    rules_of = L2L if kind in L2LS else Minimax if kind == "attnet" else Amortised
+    rules_of = L2L if kind in L2LS else Minimax if kind == "attnet" else AdtAmortised
     return rules_of(BALL, own or player(kind), **rules)
 
 

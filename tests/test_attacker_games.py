@@ -16,7 +16,7 @@ from advgame.data import Batches
 from advgame.defender import Defender
 from advgame.distributions import LOG_2
 from advgame.errors import InputError
-from advgame.games.adt import Amortised, Explicit
+from advgame.games.adt import AdtAmortised, AdtExp
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.awp import AWPDefender
 from advgame.games.costs import perturbation_stats
@@ -145,7 +145,7 @@ def test_a_step_of_exp_trains_on_a_fresh_sample(batch):
     attack = DistributionalAttack(BALL, steps=3, samples=2)
     defender = Defender(normed(), lr=0.1, weight_decay=0.0)
     model = copy.deepcopy(defender.module)
-    result = Explicit(attack).step(defender, x, y, rng := seeded(), scale=0.5)
+    result = AdtExp(attack).step(defender, x, y, rng := seeded(), scale=0.5)
     again = seeded()
     half = DistributionalAttack(Linf(EPS / 2), steps=3, samples=2)
     found = half.fit(model, x, y, again).distribution
@@ -250,7 +250,7 @@ def test_costs_are_what_hooks_count(kind, rules, cost, batch, rng):
         model = Probe()
     model.head.weight.register_hook(lambda grad: bump("B"))
     if kind == "exp":
-        played = Explicit(DistributionalAttack(BALL))
+        played = AdtExp(DistributionalAttack(BALL))
     else:
         played = game(kind, **rules)
         played.attacker.module.body.register_forward_hook(watched)
@@ -309,8 +309,8 @@ RADII = Linf(torch.tensor([0.1, 0.2]))
     [
         (lambda: L2L(L2(0.1), player()), "L∞ ball with one eps"),
         (lambda: L2L(RADII, player()), "L∞ ball with one eps"),
-        (lambda: Amortised(RADII, player("exp-am")), "L∞ ball with one eps"),
-        (lambda: Explicit(DistributionalAttack(RADII)), "L∞ ball with one eps"),
+        (lambda: AdtAmortised(RADII, player("exp-am")), "L∞ ball with one eps"),
+        (lambda: AdtExp(DistributionalAttack(RADII)), "L∞ ball with one eps"),
         (lambda: L2L(BALL, player(), form="both"), "unknown form"),
         (lambda: L2L(BALL, player(), attacker_steps=0), "attacker_steps"),
         (lambda: L2L(BALL, player(), form="shared", attacker_steps=2), "alternating for more"),

@@ -7,7 +7,7 @@ import torch
 from conftest import BatchNormNet, load_example
 
 from advgame.defender import Defender
-from advgame.games.adt import Amortised
+from advgame.games.adt import AdtAmortised
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.adt import ADTNetwork, ExplicitPlayer
@@ -43,7 +43,7 @@ def test_three_steps_are_the_librarys(example, digits):
     g.load_state_dict(renamed(network.body.state_dict()))
 
     defender = Defender(f, lr=0.1, momentum=0.9, weight_decay=2e-4)
-    rules = Amortised(Linf(EPS), ExplicitPlayer(network, lam=0.5, lr=2e-3))
+    rules = AdtAmortised(Linf(EPS), ExplicitPlayer(network, lam=0.5, lr=2e-3))
     f_optimizer = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
     g_optimizer = torch.optim.Adam(g.parameters(), 2e-3, (0.5, 0.999), maximize=True)
     ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))

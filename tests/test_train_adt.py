@@ -15,7 +15,7 @@ from train_adt import Config, job
 
 from advgame.data import load_data
 from advgame.errors import InputError
-from advgame.games.adt import Amortised, Explicit
+from advgame.games.adt import AdtAmortised, AdtExp
 from advgame.games.training import DefenderTraining
 from advgame.run.cli import run_script
 from advgame.run.devices import make_fabric
@@ -86,7 +86,7 @@ def _its_generator_attacks_any_classifier(run, monkeypatch):
     monkeypatch.chdir(run.parent)
     words = ["whole", "--attackers", "cut", "--attacks", "fgsm", "--n", "20", "--name", "e"]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--queries", "7"])
-    run_script(evaluate._from_command_line)
+    run_script(evaluate.job.from_command_line)
     report = json.loads((run.parent / "runs" / "e" / "report.json").read_text())
     assert list(report["accuracy"]) == ["clean", "fgsm", "learned:cut-worst-of-5"]
     standing = round(20 * report["accuracy"]["clean"])
@@ -121,7 +121,7 @@ def test_settings_reach_the_game():
 
     changes = {"inner_steps": 3, "samples": 4, "inner_lr": 0.2, "inner_betas": (0.5, 0.9)}
     game = made("default", "exp", lam=0.5, **changes)
-    assert isinstance(game, Explicit)
+    assert isinstance(game, AdtExp)
     attack = game.attack
     assert (attack.steps, attack.samples, attack.lr, attack.betas) == (3, 4, 0.2, (0.5, 0.9))
     assert (attack.lam, attack.accumulate, attack.batch_mean) == (0.5, False, False)
@@ -130,7 +130,7 @@ def test_settings_reach_the_game():
     assert (repo.steps, repo.samples, repo.lr, repo.betas) == (7, 5, 0.3, (0.0, 0.0))
     assert (repo.accumulate, repo.batch_mean) == (True, True)
     game = made("repo", "exp-am")
-    assert isinstance(game, Amortised)
+    assert isinstance(game, AdtAmortised)
     assert isinstance(game.attacker, ExplicitPlayer)
     group = game.attacker.optimizer.param_groups[0]
     assert (group["lr"], group["betas"], game.attacker.lam) == (2e-4, (0.5, 0.999), 0.01)

@@ -119,7 +119,7 @@ def test_its_attacker_is_an_attack_on_any_classifier(runs, monkeypatch):
         words = [f"{target}-seed0", "--attackers", "grad-seed0", "--attacks", "fgsm"]
         words += ["--n", "40", "--name", target]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
-        run_script(evaluate._from_command_line)
+        run_script(evaluate.job.from_command_line)
         report = json.loads((runs / "runs" / target / "report.json").read_text())
         assert list(report["accuracy"]) == ["clean", "fgsm", "learned:grad-seed0"]
         standing = round(40 * report["accuracy"]["clean"])

@@ -22,7 +22,7 @@ from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.measure import evaluate
-from advgame.evaluation.verdicts import Verdicts, predict
+from advgame.evaluation.verdicts import Verdicts, predict, withstand
 from advgame.seeding import stream
 from advgame.statistics import beats
 from advgame.threat import Threat
@@ -84,7 +84,7 @@ def one_function(model: nn.Module, data: ImageSet, threat: Threat, seed: int) ->
 def unchanged(model: nn.Module, data: ImageSet, verdicts: Verdicts) -> dict[str, str]:
     """After the attacks the clean images must get the verdicts that they got before."""
     before = verdicts.correct["clean"][: len(data)]
-    after = (predict(model, data.floats()) == data.labels).to(before.device)
+    after = withstand(model, data).to(before.device)
     if not (beats(before, after) or beats(after, before)):
         return {}
     return {
@@ -232,13 +232,8 @@ def _better_than(
     """How far it does better on the test images than on others of the data set; "" where not."""
     sets = (data, held_out.first(len(data)))
     rng = stream(seed, "held out", data.images.device)
-    images = [one.floats() for one in sets]
     for name, attack in {"clean": None, "under PGD-20": pgd(threat, 20)}.items():
-        right = []
-        for x, one in zip(images, sets, strict=True):
-            if attack is not None:
-                x = attack.run(model, x, one.labels, rng=rng, check=False).x_adv
-            right.append(predict(model, x) == one.labels)
+        right = [withstand(model, one, attack, rng) for one in sets]
         counts = [[int(r.sum()), int((~r).sum())] for r in right]
         test, other = (float(r.float().mean()) for r in right)
         chance = fisher_exact(counts, alternative="greater").pvalue

@@ -21,7 +21,7 @@ from advgame.checks import looks_like_probabilities
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.autoattack import AutoAttackPart
-from advgame.evaluation.verdicts import predict
+from advgame.evaluation.verdicts import withstand
 from advgame.losses import Loss, cross_entropy, margin
 from advgame.seeding import stream
 from advgame.statistics import beats
@@ -151,7 +151,7 @@ def loss_growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> 
         found["loss_falls_with_steps"] = "PGD-50 reaches less loss than PGD-10"
     whole = type(threat)(1.0 if threat.norm == "Linf" else float(data.images[0].numel()) ** 0.5)
     right, _ = _survive(model, data, pgd(whole, 100), seed)
-    clean = predict(model, data.floats()) == data.labels
+    clean = withstand(model, data)
     if int((right & clean).sum()) > 0.1 * int(clean.sum()):
         found["unbounded_attack_fails"] = (
             f"{float((right & clean).float().mean()):.0%} survive PGD-100 without a bound: "

@@ -61,7 +61,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tenso
 
 
 def adversarial(
-    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, rng: torch.Generator
+    model: nn.Module, images: Tensor, labels: Tensor, attack: Attack, rng: torch.Generator | None
 ) -> Tensor:
     """Adversarial examples of any number of images, a batch at a time.
 
@@ -76,16 +76,34 @@ def adversarial(
     return torch.cat([attack.run(model, x, y, rng=rng, check=False).x_adv for x, y in parts])
 
 
+def withstand(
+    model: nn.Module,
+    data: ImageSet,
+    attack: Attack | None = None,
+    rng: torch.Generator | None = None,
+) -> Tensor:
+    """Which images of ``data`` are classified correctly, (N,), under an attack if there is one.
+
+    Args:
+        model: in the mode that it is to be attacked in.
+        data: the images.
+        attack: makes adversarial examples of them, a batch at a time.
+        rng: draws for all batches.
+    """
+    images = data.floats()
+    if attack is not None:
+        images = adversarial(model, images, data.labels, attack, rng)
+    return predict(model, images) == data.labels
+
+
 @torch.inference_mode(False)
 def score(
     model: nn.Module, data: ImageSet, attack: Attack, rng: torch.Generator
 ) -> tuple[float, float]:
     """Clean accuracy, and accuracy on images that are correct both clean and attacked."""
-    images = data.floats()
     with attacked(model):
-        clean = predict(model, images) == data.labels
-        x_adv = adversarial(model, images, data.labels, attack, rng)
-        robust = clean & (predict(model, x_adv) == data.labels)
+        clean = withstand(model, data)
+        robust = clean & withstand(model, data, attack, rng)
     return float(clean.float().mean()), float(robust.float().mean())
 
 
@@ -110,15 +128,13 @@ def validator(
         attacks["eval/own_attacker"] = own
 
     def validate(model: nn.Module) -> dict[str, float]:
-        images = data.floats()
         with attacked(model):
-            clean = predict(model, images) == data.labels
+            clean = withstand(model, data)
             found = {"eval/clean": float(clean.float().mean())}
             for name, attack in attacks.items():
-                rng = stream(seed, "validate", images.device)
-                x_adv = adversarial(model, images, data.labels, attack, rng)
-                right = clean & (predict(model, x_adv) == data.labels)
-                found[name] = float(right.float().mean())
+                rng = stream(seed, "validate", data.images.device)
+                robust = clean & withstand(model, data, attack, rng)
+                found[name] = float(robust.float().mean())
         return found | {"eval/overfitting": found["eval/fgsm"] - found["eval/robust"]}
 
     return validate

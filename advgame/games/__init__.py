@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
-    from advgame.games.adt import Amortised, Explicit
+    from advgame.games.adt import AdtAmortised, AdtExp
     from advgame.games.adversarial_training import AdversarialTraining
     from advgame.games.awp import AWPDefender
     from advgame.games.cat_and_mouse import CatAndMouse
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "L2L",
     "AWPDefender",
+    "AdtAmortised",
+    "AdtExp",
     "AdversarialTraining",
-    "Amortised",
     "CatAndMouse",
     "DefenderStep",
     "DefenderTraining",
-    "Explicit",
     "Free",
     "Gail",
     "LasAt",

@@ -25,7 +25,7 @@ from advgame.games.training import Rules
 
 
 @dataclass(frozen=True)
-class Explicit(Rules):
+class AdtExp(Rules):
     """ADT-EXP: the defender learns from one fresh sample of the distribution fitted to each image.
 
     Args:
@@ -70,7 +70,7 @@ class Explicit(Rules):
 
 
 @dataclass(frozen=True)
-class Amortised(AttackerRules):
+class AdtAmortised(AttackerRules):
     """ADT-EXP-AM and ADT-IMP-AM: a simultaneous step of defender and generator φ.
 
     It is `advgame.games.attacker.joint_step`: other than its input gradients, the generator meets
