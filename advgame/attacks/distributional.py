@@ -21,8 +21,7 @@ from typing_extensions import override
 
 from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.boundary import at_boundary, attacked
-from advgame.attacks.input_gradients import finite, input_gradient
-from advgame.checks import check_logits
+from advgame.attacks.input_gradients import InputGradient
 from advgame.choices import BatchNormMode
 from advgame.distributions import TanhNormal
 from advgame.errors import InputError
@@ -194,27 +193,20 @@ class DistributionalAttack(Sampler):
         leaves = [found.mean, found.raw]
         adam = torch.optim.Adam(leaves, self.lr, self.betas, maximize=True)
         scale = 1 / len(x) if self.batch_mean else 1.0
-        with torch.enable_grad(), attacked(model, self.mode):
-            for _ in range(self.steps):
+        gradient = InputGradient(model, x, y, loss=self.loss, mode=self.mode, check=check)
+        for _ in range(self.steps):
+            with torch.enable_grad():
                 draw = found.sample(rng, self.samples)
                 points = self.place(draw.value, x)
-                gradients, losses = [], []
-                for point in points.detach():  # through the classifier one batch at a time
-                    leaf = point.requires_grad_()
-                    logits = model(leaf)
-                    if check:
-                        check_logits(logits, y)
-                        check = False
-                    each = self.loss(logits, y)
-                    gradients.append(finite(input_gradient(each.sum(), leaf)))
-                    losses.append(each.detach())
+                # through the classifier one batch at a time
+                gradients, losses = zip(*map(gradient.and_losses, points.detach()), strict=True)
                 entropy = self.lam / x[0].numel() * found.entropy(draw).sum()
                 # the gradient at a point is a constant: the chain rule through the points alone
                 climbed = (points * torch.stack(gradients)).sum() + entropy
-                if not self.accumulate:
-                    adam.zero_grad()
-                (scale * climbed).backward(inputs=leaves)
-                adam.step()
+            if not self.accumulate:
+                adam.zero_grad()
+            (scale * climbed).backward(inputs=leaves)
+            adam.step()
         fitted = TanhNormal(*(leaf.detach() for leaf in leaves))
         return Fitted(fitted, torch.stack(losses).mean(0))
 

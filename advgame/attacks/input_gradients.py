@@ -89,14 +89,15 @@ class InputGradient:
             InputError: with ``check``, logits that cannot be attacked.
         """
         if self._clean is None:
-            self._clean, self.clean_losses = self._form(self.x)
+            self._clean, self.clean_losses = self.and_losses(self.x)
         return self._clean
 
     def __call__(self, points: Tensor) -> Tensor:
         """The gradient at ``points`` (B, C, H, W), detached from whatever they depend on."""
-        return self._form(points)[0]
+        return self.and_losses(points)[0]
 
-    def _form(self, points: Tensor) -> tuple[Tensor, Tensor]:
+    def and_losses(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient at ``points``, and the losses (B,) there."""
         # a gradient in half precision would lose what an attack lives on
         full = torch.float64 if points.dtype == torch.float64 else torch.float32
         leaf = points.detach().to(full).requires_grad_()
