@@ -18,7 +18,7 @@ Hamm & Noh 2018 (K-beam).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +30,8 @@ from advgame.errors import InputError
 Params = tuple[Tensor, ...]
 Risk = Callable[[Params, Params], Tensor]
 """f(u, v): a scalar, or (B,) for one value per sample, of which the mean counts."""
-
-
-class Direction(Protocol):
-    """Where the two players go."""
-
-    def __call__(self, risk: Risk, u: Params, v: Params) -> tuple[Params, Params]:
-        """What u descends and what v ascends, like u and v.
-
-        Args:
-            risk: f.
-            u: leaves that require gradients.
-            v: the same.
-        """
-        ...
+Direction = Callable[[Risk, Params, Params], tuple[Params, Params]]
+"""f, u and v -> what u descends and what v ascends, like u and v, which are leaves."""
 
 
 class Functional:

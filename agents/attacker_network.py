@@ -237,7 +237,9 @@ class AttackerPlayer:
     def signs(self, gradient: InputGradient, threat: Threat) -> dict[str, float]:
         """Signs of life, of its perturbations before the pixel range cuts them."""
         with torch.no_grad(), attacked(self.module):
-            value = self.module.sampler(gradient, threat)(_fixed(gradient.x))
+            # a stream of its own: looking at a player draws nothing from the game's
+            rng = torch.Generator(gradient.x.device).manual_seed(0)
+            value = self.module.sampler(gradient, threat)(rng)
         return output_signs(value, gradient.y) | gradient_sign(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,8 +255,3 @@ class AttackerPlayer:
         for (network, optimizer), weights, moments in saved:
             network.load_state_dict(weights)
             optimizer.load_state_dict(moments)
-
-
-def _fixed(x: Tensor) -> torch.Generator:
-    """A stream of its own, so that looking at a player draws nothing from the game's."""
-    return torch.Generator(x.device).manual_seed(0)

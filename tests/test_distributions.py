@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import Linear, seeded
 from scipy.integrate import quad
-from torch import nn
+from smooth_parts import BALL, inner, smooth
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from advgame.attacks.distributional import DistributionalAttack, worst_of
@@ -82,19 +82,6 @@ def test_logarithms_are_finite_where_tanh_and_softplus_round():
     assert float(grad[0]) == pytest.approx(1, abs=1e-3)
 
 
-def smooth(seed=0, classes=3):
-    """A small network without kinks, in fp64, for images of 4 pixels."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, classes)).double()
-
-
-def batch(n=5, classes=3, seed=1):
-    """Images away from black and white, where a clipped gradient would be 0."""
-    rng = seeded(seed)
-    x = torch.rand(n, 1, 2, 2, generator=rng, dtype=torch.float64) * 0.4 + 0.3
-    return x, torch.randint(classes, (n,), generator=rng)
-
-
 def objective(model, x, y, mean, raw, rng, lam=0.3, count=2):
     """Sum over images and draws of loss + λ mean entropy, straight through the model."""
     found = TanhNormal(mean, raw)
@@ -105,7 +92,7 @@ def objective(model, x, y, mean, raw, rng, lam=0.3, count=2):
 
 
 def test_the_reparameterised_gradient_is_that_of_finite_differences():
-    (x, y), model = batch(2), smooth()
+    (x, y), model = inner(2), smooth()
     leaves = [
         torch.randn(x.shape, generator=seeded(s), dtype=x.dtype).requires_grad_() for s in (3, 4)
     ]
@@ -118,10 +105,10 @@ def test_the_reparameterised_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize("batch_mean", [False, True])
 def test_a_fit_is_adam_by_hand(accumulate, batch_mean):
     """With betas (0, 0) a step is lr·g / (|g| + 1e-8); accumulated, g is the sum so far."""
-    (x, y), model = batch(), smooth()
+    (x, y), model = inner(5), smooth()
     model[3].weight.data *= 1e-4  # gradients near Adam's 1e-8: the division by B shows
     attack = DistributionalAttack(
-        Linf(EPS), steps=3, samples=2, lr=0.2, lam=1e-8, accumulate=accumulate,
+        BALL, steps=3, samples=2, lr=0.2, lam=1e-8, accumulate=accumulate,
         batch_mean=batch_mean,
     )  # fmt: skip
     found = attack.fit(model, x, y, seeded())
@@ -138,9 +125,9 @@ def test_a_fit_is_adam_by_hand(accumulate, batch_mean):
 
 
 def test_adams_betas_reach_the_fit():
-    (x, y), model = batch(), smooth()
+    (x, y), model = inner(5), smooth()
     plain, moment = (
-        DistributionalAttack(Linf(EPS), betas=betas).fit(model, x, y, seeded()).distribution.mean
+        DistributionalAttack(BALL, betas=betas).fit(model, x, y, seeded()).distribution.mean
         for betas in ((0.0, 0.0), (0.9, 0.999))
     )
     assert not torch.equal(plain, moment)

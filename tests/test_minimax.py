@@ -6,49 +6,28 @@ from functools import partial
 import pytest
 import torch
 from conftest import Linear, undefended
-from safetensors.torch import load_file
-from torch import nn
+from smooth_parts import BALL, SHAPE, flat, inner, plain, smooth
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from advgame.attacks import fgsm
 from advgame.classifiers import SmallCNN
-from advgame.data import Batches, ImageSet, Splits, load_data
+from advgame.data import Batches, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.health import network_signs
 from advgame.run.devices import make_fabric
 from advgame.solvers import Optimistic, maximin, sensitivity, simultaneous
 from advgame.threat import L2, Linf
 from agents.attacker_network import AttackerPlayer
-from agents.attackers import load_network
 from agents.attnet import AttNet
-from agents.best_response import Ascent, Effort, best_response, errors, kept_responses
-
-SHAPE = (1, 2, 2)
-
-
-def smooth(seed=0, classes=3):
-    """A small network without kinks, in fp64."""
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, classes)).double()
-
-
-def batch(n=8, classes=3, seed=1):
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, *SHAPE, generator=rng, dtype=torch.float64) * 0.4 + 0.3
-    return x, torch.randint(classes, (n,), generator=rng)
-
-
-def flat(tensors):
-    return torch.cat([one.detach().flatten() for one in tensors])
+from agents.best_response import Ascent, Effort, errors
 
 
 def test_the_penalty_is_the_total_derivative_of_eq_6_to_first_order():
     """For z = x + η ∇ₓl the gradient of eq. 7 with γ = ηN differs from eq. 6 by O(η²)."""
-    model, (x, y) = smooth(), batch()
+    model, (x, y) = smooth(), inner()
     errors = []
     for eta in (0.2, 0.1, 0.05):
         leaf = x.clone().requires_grad_()
@@ -68,7 +47,7 @@ def test_the_penalty_of_a_linear_classifier_by_hand():
     """Two classes, weights ±w: l = log(1 + e^{-m}), ∂l/∂x = -2w σ(-m) for label 1."""
     w = torch.tensor([0.3, -0.2, 0.5, 0.1], dtype=torch.float64)
     model = Linear(torch.stack([-w, w]), torch.zeros(2, dtype=torch.float64)).double()
-    x, y = batch(5)[0], torch.ones(5, dtype=torch.int64)
+    x, y = inner(5)[0], torch.ones(5, dtype=torch.int64)
     values = []
     for s in (0.0, 0.7):
         defender = Defender(copy.deepcopy(model), lr=1.0, momentum=0.0, weight_decay=0.0)
@@ -84,25 +63,25 @@ def test_the_penalty_of_a_linear_classifier_by_hand():
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5])
 def test_a_step_of_sens_and_lwa(penalty):
-    model, (x, y) = smooth(), batch()
-    game, threat = SensitivityTraining(Linf(0.1), penalty), Linf(0.1)
-    defender = Defender(copy.deepcopy(model), lr=0.1, momentum=0.0, weight_decay=0.0)
-    twin = Defender(copy.deepcopy(model), lr=0.1, momentum=0.0, weight_decay=0.0)
+    model, (x, y) = smooth(), inner()
+    game = SensitivityTraining(BALL, penalty)
+    defender = plain(model=copy.deepcopy(model))
+    twin = plain(model=copy.deepcopy(model))
     result = game.step(defender, x, y, torch.Generator())
-    z = fgsm(threat).perturb(model, x, y)
+    z = fgsm(BALL).perturb(model, x, y)
     assert torch.equal(result.x_adv, z)
     twin.backward(z, y, penalty * 0.1)
     twin.step()
     assert torch.equal(flat(defender.module.parameters()), flat(twin.module.parameters()))
     with pytest.raises(InputError, match="penalty"):
-        SensitivityTraining(threat, -0.1)
+        SensitivityTraining(BALL, -0.1)
 
 
 def game_of(direction, seed=0, dropout=0.0, **settings):
     torch.manual_seed(seed)
     player = AttackerPlayer(AttNet(SHAPE, 3, hidden=5, dropout=dropout).double())
     player.optimizer = SGD(player.module.parameters(), 0.2)
-    return Minimax(Linf(0.1), player, direction, **settings)
+    return Minimax(BALL, player, direction, **settings)
 
 
 @pytest.mark.parametrize("threat", [L2(0.5), Linf(torch.full((8,), 0.1))])
@@ -112,12 +91,12 @@ def test_sens_is_for_one_radius_in_the_maximum_norm(threat):
 
 
 def test_a_partly_frozen_classifier_is_fine_tuned():
-    (x, y), model = batch(), smooth()
+    (x, y), model = inner(), smooth()
     model[1].requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
-    defender = Defender(model, lr=0.1, momentum=0.0, weight_decay=0.0)
+    defender = plain(model=model)
     network = AttNet(SHAPE, 3, hidden=8).double()
-    Minimax(Linf(0.1), AttackerPlayer(network)).step(defender, x, y, torch.Generator())
+    Minimax(BALL, AttackerPlayer(network)).step(defender, x, y, torch.Generator())
     after = model.state_dict()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"3.weight", "3.bias"}
@@ -131,8 +110,8 @@ def test_a_step_is_algorithm_1(name):
         "alt": simultaneous,
         "maximin": maximin(sensitivity(0.8)),
     }[name]
-    (x, y), game = batch(), game_of(direction)
-    defender = Defender(smooth(), lr=0.1, momentum=0.0, weight_decay=0.0)
+    (x, y), game = inner(), game_of(direction)
+    defender = plain()
     f, g = copy.deepcopy(defender.module), copy.deepcopy(game.attacker.module)
     u, v = list(f.parameters()), list(g.parameters())
     risk = cross_entropy(f((x + 0.1 * g(x, y)).clamp(0, 1)), y)
@@ -152,7 +131,7 @@ def test_a_step_is_algorithm_1(name):
 
 
 def test_equal_bits_and_resuming_too():
-    x, y = batch()
+    x, y = inner()
 
     def fresh():
         return Defender(smooth(), algorithm="adam", lr=0.01), game_of(Optimistic())
@@ -175,7 +154,7 @@ def test_equal_bits_and_resuming_too():
 def test_sens_learns_in_half_precision_too():
     """Fabric's wrapper forbids a second backward pass there."""
     fabric = make_fabric("cpu", 1, "bf16-mixed")
-    x, y = batch()
+    x, y = inner()
     for s in (0.0, 0.5):
         defender = Defender(smooth().float(), fabric=fabric)
         defender.backward(x.float(), y, s)
@@ -188,7 +167,7 @@ def test_sens_learns_in_half_precision_too():
 
 
 def test_what_is_logged_is_where_the_common_step_begins():
-    (x, y), game = batch(), game_of(simultaneous, ascent_steps=3)
+    (x, y), game = inner(), game_of(simultaneous, ascent_steps=3)
     defender = Defender(smooth(), lr=0.0, momentum=0.0, weight_decay=0.0)
     network = copy.deepcopy(game.attacker.module)
     optimizer = SGD(network.parameters(), 0.2)
@@ -214,8 +193,8 @@ def test_attnet_stays_in_the_ball_and_sees_the_label_without_asking(bound):
     network = AttNet(SHAPE, 3, hidden=20, bound=bound, scale=0.5, centre=False)
     with torch.no_grad():
         network.layers[-1].weight *= 100  # far beyond the bound, were there no scale
-    x, y = batch(50)
-    x, attack = x.float(), network.attack(Linf(0.1))
+    x, y = inner(50)
+    x, attack = x.float(), network.attack(BALL)
     made = attack.run(smooth(), x, y)
     assert (made.forwards, made.backwards) == (0, 0)
     assert float((made.x_adv - x).abs().max()) <= 0.1 + 1e-6
@@ -225,7 +204,7 @@ def test_attnet_stays_in_the_ball_and_sees_the_label_without_asking(bound):
 
 def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
     torch.manual_seed(0)
-    network, (x, y) = AttNet(SHAPE, 3, hidden=20, dropout=0.0, scale=1.5).double(), batch(50)
+    network, (x, y) = AttNet(SHAPE, 3, hidden=20, dropout=0.0, scale=1.5).double(), inner(50)
     size = network.unbounded(x, y).flatten(1).square().mean(1).sqrt()
     # up to the tiny mean square that guards against an output of 0
     torch.testing.assert_close(size, torch.full_like(size, 1.5), rtol=0.05, atol=0)
@@ -282,85 +261,3 @@ def test_an_attnet_stays_alive_in_a_game_on_mnist(real_data):
     found = network_signs(network, data.validation.floats(), data.validation.labels)
     assert found["spread"] > 0.1
     assert found["saturated"] < 0.5
-
-
-def line(n=64):
-    """A boundary at pixel sum 2, images 0.024 to 0.204 per pixel from it on either side."""
-    model = Linear(torch.tensor([[-1.0] * 4, [1.0] * 4]), torch.tensor([2.0, -2.0]))
-    labels = torch.arange(n) % 2
-    distance = torch.linspace(0.024, 0.204, n) * (2 * labels - 1)
-    x = (0.5 + distance).view(-1, 1, 1, 1).expand(-1, *SHAPE).clone()
-    return model, ImageSet.from_floats(x, labels, 2)
-
-
-def test_a_best_response_finds_the_best_attack_on_a_line():
-    """It must push every pixel by ε against the label: accuracy is the share further than ε."""
-    model, data = line()
-    threat = Linf(0.1)
-    found = best_response(model, data, data, threat, Effort(150, lr=1e-2), seed=3)
-    wanted = score(model, data, fgsm(threat), torch.Generator())[1]
-    accuracy = score(model, data, found.network.attack(threat), torch.Generator())[1]
-    assert accuracy == pytest.approx(wanted, abs=0.02)
-    assert accuracy == min(found.restarts)
-    again = best_response(model, data, data, threat, Effort(150, lr=1e-2), seed=3)
-    assert torch.equal(flat(again.network.parameters()), flat(found.network.parameters()))
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
-def test_a_best_response_keeps_the_strongest_restart():
-    """The first network here cannot learn, the second can."""
-    model, data = line()
-    networks = iter([AttNet(SHAPE, 2), AttNet(SHAPE, 2)])
-
-    def make():
-        network = next(networks)
-        made.append(network)
-        if len(made) == 1:
-            network.layers[-1].weight.register_hook(torch.zeros_like)
-            network.layers[-1].bias.register_hook(torch.zeros_like)
-            with torch.no_grad():
-                network.layers[-1].weight.zero_()
-                network.layers[-1].bias.zero_()
-        return network
-
-    made, effort = [], Effort(60, lr=1e-2)
-    found = best_response(model, data, data, Linf(0.1), effort, attackers=make)
-    assert found.network is made[1]
-    assert found.restarts[0] == 1.0 > found.restarts[1]
-    with pytest.raises(InputError, match="restarts"):
-        Effort(1, restarts=0)
-
-
-def test_restarts_are_kept_as_files_and_only_what_is_missing_is_trained(tmp_path):
-    model, data = line()
-    splits, effort, networks = Splits("line", data, data, data), Effort(30, lr=1e-2), []
-
-    def make():
-        """The first is stunted: its steps lead nowhere."""
-        networks.append(AttNet(SHAPE, 2, hidden=8))
-        if len(networks) == 1:
-            for p in networks[0].parameters():
-                p.register_hook(torch.zeros_like)
-        return networks[-1]
-
-    def kept():
-        return kept_responses(
-            tmp_path, "a", {"why": "test"}, model, splits, Linf(0.1), effort,
-            seed=3, attackers=make,
-        )  # fmt: skip
-
-    paths = kept()
-    assert [path.name for path in paths] == ["a-0.safetensors", "a-1.safetensors"]
-    strongest, second = load_network(tmp_path / "a.safetensors"), load_network(paths[1])
-    assert torch.equal(flat(strongest.parameters()), flat(second.parameters()))
-    first_found, found = strongest.about["validation_accuracies"]
-    assert found < first_found
-    before = {path.name: load_file(path) for path in tmp_path.iterdir()}
-    paths[1].unlink()
-    (tmp_path / "a.safetensors").unlink()
-    kept()
-    assert len(networks) == 3, "the first restart was there"
-    assert {path.name for path in tmp_path.iterdir()} == before.keys()
-    for name, weights in before.items():
-        again = load_file(tmp_path / name)
-        assert all(torch.equal(again[key], value) for key, value in weights.items())

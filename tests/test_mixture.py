@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import Linear
+from smooth_parts import BALL, SHAPE, flat, inner, plain, smooth
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -12,21 +13,8 @@ from advgame.attacks import fgsm, pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.mixture import FIXED, Mixture, check_mixture
-from advgame.threat import L2, Linf
+from advgame.threat import L2
 from agents.attnet import AttNet
-
-SHAPE, THREAT = (1, 2, 2), Linf(0.1)
-
-
-def smooth(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-
-
-def batch(n=12, seed=1):
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, *SHAPE, generator=rng, dtype=torch.float64) * 0.4 + 0.3
-    return x, torch.randint(3, (n,), generator=rng)
 
 
 def network(seed):
@@ -35,23 +23,23 @@ def network(seed):
 
 
 def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+    return flat(module.parameters())
 
 
 def play(per="sample", fixed=("fgsm", "pgd"), learned=("attnet", "attnet2"), steps=1, **settings):
-    defender = Defender(smooth(), lr=0.1, momentum=0.0, weight_decay=0.0)
+    defender = plain()
     networks = {name: network(number) for number, name in enumerate(learned, 5)}
-    game = Mixture(THREAT, fixed, networks, lr=1e-2, per=per, **settings)
-    rng, (x, y) = torch.Generator().manual_seed(3), batch()
+    game = Mixture(BALL, fixed, networks, lr=1e-2, per=per, **settings)
+    rng, (x, y) = torch.Generator().manual_seed(3), inner(12)
     results = [game.step(defender, x, y, rng) for _ in range(steps)]
     return defender, game, results[-1]
 
 
 @pytest.mark.parametrize("per", ["sample", "batch"])
 def test_a_step_descends_at_the_worst_and_lets_every_network_ascend_after_it(per):
-    (x, y), model = batch(), smooth()
+    (x, y), model = inner(12), smooth()
     rng, nets = torch.Generator().manual_seed(3), [network(5), network(6)]
-    images = [fgsm(THREAT).perturb(model, x, y), pgd(THREAT, 10).perturb(model, x, y, rng=rng)]
+    images = [fgsm(BALL).perturb(model, x, y), pgd(BALL, 10).perturb(model, x, y, rng=rng)]
     images += [(x + 0.1 * g(x, y)).clamp(0, 1).detach() for g in nets]
     losses = torch.stack([cross_entropy(model(z), y, reduction="none") for z in images])
     if per == "sample":
@@ -89,12 +77,12 @@ def test_equal_bits_inside_the_ball_and_resuming_too():
     one, _, result = play(steps=4)
     two, _, _ = play(steps=4)
     assert torch.equal(weights(one.module), weights(two.module))
-    assert float((result.x_adv - batch()[0]).abs().max()) <= 0.1 + 1e-12
+    assert float((result.x_adv - inner(12)[0]).abs().max()) <= 0.1 + 1e-12
     half, game, _ = play(steps=2)
     third, again, _ = play(steps=1)
     third.module.load_state_dict(half.module.state_dict())
     again.load_state_dict(copy.deepcopy(game.state_dict()))
-    (x, y) = batch()
+    (x, y) = inner(12)
     for player, rules in ((half, game), (third, again)):
         rng = torch.Generator().manual_seed(9)
         for _ in range(2):
@@ -129,11 +117,11 @@ def test_it_learns_from_the_attack_that_does_most(per):
         nothing = AttNet(SHAPE, 2, hidden=8, dropout=0.0, scale=0).double()
         nn.init.zeros_(nothing.layers[-1].weight)
         nn.init.zeros_(nothing.layers[-1].bias)
-        game, rng = Mixture(THREAT, fixed, {"attnet": nothing}, lr=1e-9, per=per), torch.Generator()
+        game, rng = Mixture(BALL, fixed, {"attnet": nothing}, lr=1e-9, per=per), torch.Generator()
         for _ in range(300):
             game.step(defender, x, labels, rng)
         assert bool((module(x).argmax(1) == labels).all())
-        x_adv = pgd(THREAT, 10).perturb(module, x, labels, rng=rng)
+        x_adv = pgd(BALL, 10).perturb(module, x, labels, rng=rng)
         return float((module(x_adv).argmax(1) == labels).double().mean())
 
     assert robust(["fgsm"]) == 1
@@ -148,4 +136,4 @@ def test_names_and_balls_that_cannot_be_played_are_refused():
     with pytest.raises(InputError, match="L∞"):
         Mixture(L2(1.0), ["fgsm"], {})
     with pytest.raises(InputError, match="sample or batch"):
-        Mixture(THREAT, ["fgsm"], {}, per="image")
+        Mixture(BALL, ["fgsm"], {}, per="image")

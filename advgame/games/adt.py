@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from advgame.attacks import DistributionalAttack, InputGradient
+from advgame.attacks import DistributionalAttack
 from advgame.defender import Defender
 from advgame.games.attacker import AttackerRules, check_ball, joint_step
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
@@ -85,7 +85,7 @@ class AdtAmortised(AttackerRules):
         θ ← θ − η_θ ∇_θ   mean_i loss(f(x_i + δ_i; θ), y_i)
         φ ← φ + η_φ ∇_φ [ mean_i loss(f(x_i + δ_i; θ), y_i) + λ H(p_φ) ]
         """
-        threat, gradient = self.threat.scaled(scale), InputGradient(defender.module, x, y)
+        threat, gradient = self.threat.scaled(scale), self._gradient(defender, x, y)
         self.attacker.module.train()
         with defender.fabric.autocast():
             sampled = self.attacker.sample(gradient, threat, rng)

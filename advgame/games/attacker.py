@@ -39,24 +39,16 @@ class Sampled:
 class AttackerPlayer(Protocol):
     """A network φ that learns to attack, with its optimiser."""
 
+    optimizer: Optimizer
+    """Of the network's parameters."""
+    gradients: int
+    """Input gradients that an attack asks for, per image."""
+    cells: int
+    """Forwards of the network per attack on an image."""
+
     @property
     def module(self) -> nn.Module:
         """The network, whose modes the game sets."""
-        ...
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """Of the network's parameters."""
-        ...
-
-    @property
-    def gradients(self) -> int:
-        """Input gradients that an attack asks for, per image."""
-        ...
-
-    @property
-    def cells(self) -> int:
-        """Forwards of the network per attack on an image."""
         ...
 
     def sample(self, gradient: InputGradient, threat: Threat, rng: torch.Generator) -> Sampled:
@@ -110,8 +102,12 @@ class AttackerRules(Rules):
 
     def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
         """The attacker's signs of life by tag: see `advgame.games.training.Watched`."""
-        signs = self.attacker.signs(InputGradient(defender.module, x, y), self.threat)
+        signs = self.attacker.signs(self._gradient(defender, x, y), self.threat)
         return tagged("attacker", signs)
+
+    def _gradient(self, defender: Defender, x: Tensor, y: Tensor) -> InputGradient:
+        """What the attacker is told of the defender."""
+        return InputGradient(defender.module, x, y)
 
     @override
     def state_dict(self) -> dict[str, Any]:

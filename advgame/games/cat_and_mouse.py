@@ -43,6 +43,8 @@ PANELS: Panels = {
     "Validation accuracy": TRAINING_PANELS["Validation accuracy"],
 }
 
+_PARTS = ("defender", "clean", "adversarial", "chance")  # of the game's state
+
 
 def classifier_file(folder: Path, number: int) -> Path:
     """The weights of classifier ``number``; 0 has met no attack."""
@@ -216,21 +218,13 @@ class CatAndMouse:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but weights: the defender's are the loop's, the rounds' are files."""
-        return {
-            "defender": self.defender.state_dict(),
-            "clean": self.clean.state_dict(),
-            "adversarial": self.adversarial.state_dict(),
-            "rng": self.rng.get_state(),
-            "chance": self.chance.state_dict(),
-            "steps": self.steps,
-        }
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {**parts, "rng": self.rng.get_state(), "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
-        self.defender.load_state_dict(state["defender"])
-        self.clean.load_state_dict(state["clean"])
-        self.adversarial.load_state_dict(state["adversarial"])
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
         self.rng.set_state(state["rng"])
-        self.chance.load_state_dict(state["chance"])
         self.steps = state["steps"]
         self._target_number = -1

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.attacks import InputGradient, attacked
 from advgame.choices import BatchNormMode, Form
@@ -20,7 +21,6 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.attacker import AttackerRules, Sampled, joint_step
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
-from advgame.health import tagged
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import Threat
 
@@ -90,23 +90,24 @@ class L2L(AttackerRules):
             rng: of attackers that draw; g of the paper does not.
             scale: share of ε that is in use.
         """
-        threat, passes, shared = self.threat.scaled(scale), Passes(), self.form == "shared"
+        threat, shared, attacker = self.threat.scaled(scale), self.form == "shared", self.attacker
         trains = shared or self.modes.attacker == "train"
-        kept = shared or (trains and self.attacker.gradients == 0)  # δ's graph, for φ's step
+        kept = shared or (trains and attacker.gradients == 0)  # δ's graph, for φ's step
         gradient = self._gradient(defender, x, y, self.modes.gradient, self.modes.keep_buffers)
-        self.attacker.module.train(trains)
-        with torch.set_grad_enabled(kept):
-            sampled = self._sample(defender, threat, gradient, rng, passes)
+        attacker.module.train(trains)
+        with torch.set_grad_enabled(kept), defender.fabric.autocast():
+            sampled = attacker.sample(gradient, threat, rng)
         x_adv = sampled.x_adv.detach()
         if shared:
-            losses = joint_step(defender, self.attacker, sampled, y)
-            ascended = losses.mean()
-            passes.attacker_backwards += self.attacker.cells
+            losses = joint_step(defender, attacker, sampled, y)
+            ascended, calls, samples, ascents = losses.mean(), gradient.calls, 1, 1
         else:
             losses = defender.backward(x_adv, y)  # θ ← θ − α₁ ∇_θ
             defender.step()
-            new = self._gradient(defender, x, y, self.modes.learning)  # at the new θ
-            ascended = self._ascend(defender, threat, new, rng, passes, sampled if kept else None)
+            new, ascents = self._gradient(defender, x, y, self.modes.learning), self.attacker_steps
+            ascended = self._ascend(defender, threat, new, rng, sampled if kept else None)
+            calls, samples = gradient.calls + new.calls + ascents, 1 + ascents - kept
+        passes = Passes(calls, 0, calls, attacker.cells * samples, attacker.cells * ascents)
         passes.add_descent(defender)
         stats = {"game/adversarial_loss": losses.mean(), "game/attacker_loss": ascended}
         if gradient.clean_losses is not None:
@@ -114,56 +115,39 @@ class L2L(AttackerRules):
         stats |= perturbation_stats(x_adv - x, threat) | passes.stats(x.device)
         return DefenderStep(x_adv, losses, stats)
 
-    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
-        """The attacker's signs of life, told the gradients of this game's loss."""
-        gradient = self._gradient(defender, x, y, "eval")
-        return tagged("attacker", self.attacker.signs(gradient, self.threat))
-
     def _ascend(
         self,
         defender: Defender,
         threat: Threat,
         gradient: InputGradient,
         rng: torch.Generator,
-        passes: Passes,
         sampled: Sampled | None,
     ) -> Tensor:
         """φ ← φ + α₂ ∇_φ at the new θ; returns the mean loss that the first step began from."""
         reached = []
         self.attacker.module.train()
         for _ in range(self.attacker_steps):
-            sampled = sampled or self._sample(defender, threat, gradient, rng, passes)
+            if sampled is None:
+                # a region of its own: autocast keeps its casts of φ until the region ends, those
+                # made without gradient or before a step must not be found again
+                with defender.fabric.autocast():
+                    sampled = self.attacker.sample(gradient, threat, rng)
             with attacked(defender.module, self.modes.learning):
                 with defender.fabric.autocast():
                     loss = self.loss(defender.module(sampled.x_adv), gradient.y).mean()
                 (loss if sampled.bonus is None else loss + sampled.bonus).backward()  # θ is frozen
             self.attacker.step()
-            passes.forwards += 1
-            passes.input_backwards += 1
-            passes.attacker_backwards += self.attacker.cells
             sampled = None
             reached.append(loss.detach())
         return reached[0]
 
+    @override
     def _gradient(
-        self, defender: Defender, x: Tensor, y: Tensor, mode: BatchNormMode, keep: bool = True
-    ) -> InputGradient:
-        return InputGradient(defender.module, x, y, loss=self.loss, mode=mode, restore_buffers=keep)
-
-    def _sample(
         self,
         defender: Defender,
-        threat: Threat,
-        gradient: InputGradient,
-        rng: torch.Generator,
-        passes: Passes,
-    ) -> Sampled:
-        before = gradient.calls
-        # a region of its own: autocast keeps its casts of φ until the region ends, those made
-        # without gradient or before a step must not be found again
-        with defender.fabric.autocast():
-            sampled = self.attacker.sample(gradient, threat, rng)
-        passes.forwards += gradient.calls - before
-        passes.input_backwards += gradient.calls - before
-        passes.attacker_forwards += self.attacker.cells
-        return sampled
+        x: Tensor,
+        y: Tensor,
+        mode: BatchNormMode = "eval",
+        keep: bool = True,
+    ) -> InputGradient:
+        return InputGradient(defender.module, x, y, loss=self.loss, mode=mode, restore_buffers=keep)
