@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, InputGradient, attacked
-from advgame.data import Batches, ImageSet, Splits
+from advgame.data import Batches, ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import predict, score
 from advgame.evaluation.verdicts import adversarial
@@ -77,6 +77,26 @@ class BestResponse:
     networks: tuple[AttackerNetwork, ...]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Files of a best response; those that an interrupted evaluation has left are not made anew.
+
+    Args:
+        folder: gets ``NAME.safetensors``, the strongest, and ``NAME-0.safetensors``, ... of all
+            restarts.
+        name: of the files.
+        about: how they came about; accuracies on the held-out images are added to the strongest's.
+    """
+
+    folder: Path
+    name: str
+    about: dict[str, Any]
+
+    def file(self, which: str = "") -> Path:
+        """Of the strongest, or of a restart: ``"-0"``, ..."""
+        return self.folder / f"{self.name}{which}.safetensors"
+
+
 def errors(model: nn.Module, attack: Attack, data: ImageSet, seed: int = 0) -> Tensor:
     """1 where the classifier is wrong on the attacked image, else 0: fp64 (N,) on the CPU.
 
@@ -103,6 +123,7 @@ def best_response(
     attackers: AttackerClass | None = None,
     known: AttackerNetwork | None = None,
     count: Count = "survivors",
+    keep: Kept | None = None,
 ) -> BestResponse:
     """Train attackers on a frozen classifier, and keep the strongest.
 
@@ -119,20 +140,28 @@ def best_response(
         count: what the choice goes by, as what is reported of it: ``"survivors"`` are right on the
             clean image and on the attacked one, as in an evaluation; ``"errors"`` are wrong on the
             attacked one, f of `errors`. They differ where an attack puts an image right.
+        keep: files that hold the attackers, and from which they come if they are there.
 
     Source: Machine vs Machine, eq. 9.
     """
     begun = [attackers or (lambda: AttNet(train.shape, train.classes))] * effort.restarts
     if known is not None:
         begun.append(lambda: copy.deepcopy(known))
-    networks = [
-        Ascent(model, train, threat, begin, effort, seed=seed, restart=restart).run(effort.steps)
-        for restart, begin in enumerate(begun)
-    ]
+    networks = []
+    for restart, begin in enumerate(begun):
+        path = None if keep is None else keep.file(f"-{restart}")
+        if path is None or not path.exists():
+            ascent = Ascent(model, train, threat, begin, effort, seed=seed, restart=restart)
+            network = ascent.run(effort.steps)
+            if keep is not None and path is not None:
+                network.save(path, keep.about)
+        networks.append(network if path is None else load_network(path))
     if known is not None:
         networks.append(copy.deepcopy(known))
     accuracies = [_accuracy(model, one.attack(threat), held_out, count, seed) for one in networks]
     strongest = networks[accuracies.index(min(accuracies))]
+    if keep is not None and not keep.file().exists():
+        strongest.save(keep.file(), keep.about | {"validation_accuracies": accuracies})
     return BestResponse(strongest.eval(), tuple(accuracies), tuple(networks))
 
 
@@ -184,54 +213,6 @@ class Ascent:
                 cross_entropy(self.model(x_adv), y).mean().backward()
                 self._optimizer.step()
         return self.network.eval()
-
-
-def kept_responses(
-    folder: Path,
-    name: str,
-    about: dict[str, Any],
-    model: nn.Module,
-    data: Splits,
-    threat: Threat,
-    effort: Effort,
-    *,
-    seed: int,
-    attackers: AttackerClass,
-) -> list[Path]:
-    """A best response's attackers as files, but for those that an interrupted evaluation has left.
-
-    Args:
-        folder: gets ``NAME.safetensors``, the strongest by the classifier's accuracy on the
-            validation split, and ``NAME-0.safetensors``, ... of all restarts.
-        name: of the files.
-        about: how they came about; accuracies on the validation split are added to the strongest's.
-        model: the classifier that stands still.
-        data: the training split teaches, the validation split chooses.
-        threat: an L∞ ball.
-        effort: steps, restarts, rate.
-        seed: see `best_response`.
-        attackers: their class.
-
-    Returns:
-        the files of all restarts.
-    """
-    paths = [folder / f"{name}-{restart}.safetensors" for restart in range(effort.restarts)]
-    for restart, path in enumerate(paths):
-        if not path.exists():
-            ascent = Ascent(
-                model, data.train, threat, attackers, effort, seed=seed, restart=restart
-            )
-            ascent.run(effort.steps).save(path, about)
-    strongest = folder / f"{name}.safetensors"
-    if not strongest.exists():
-        networks = [load_network(path) for path in paths]
-        found = [
-            _accuracy(model, one.attack(threat), data.validation, "survivors", seed)
-            for one in networks
-        ]
-        best = networks[found.index(min(found))]
-        best.save(strongest, about | {"validation_accuracies": found})
-    return paths
 
 
 def _accuracy(

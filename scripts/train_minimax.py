@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from advgame.choices import Per
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from advgame.threat import Linf
     from agents.attacker_network import NetworkAttack
     from agents.attnet import AttNet
-    from agents.best_response import AttackerClass
+    from agents.best_response import AttackerClass, BestResponse
 
 OneNetwork = Literal["alt", "minimax", "maximin", "unrolled", "extragradient", "optimistic"]
 Defence = Literal["plain", "lwa", "sens", "pgd", OneNetwork, "mixture"]
@@ -292,49 +291,44 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         from advgame.health import network_signs
         from advgame.seeding import derive_seed
         from agents.attacker_file import NAME
-        from agents.attackers import load_network
-        from agents.best_response import Effort, kept_responses
+        from agents.best_response import Effort, Kept, best_response
         from agents.exploitability import best_defences, exploitability
 
         told, test = about(config), tested(config, data)
         if own := self.own_attacker(game, threat):
             own.network.save(run.path / NAME, told)
         seed, players = derive_seed(config.seed, "response"), classes(config, data)
-        restarts: dict[str, list[Path]] = {}
-
-        def ready(path: Path) -> NetworkAttack:
-            return load_network(path).attack(threat)
+        found: dict[str, BestResponse] = {}
 
         def respond(module: nn.Module) -> dict[str, Attack]:
             responses: dict[str, Attack] = {}
             for responder in config.responders if config.response_steps else ():
                 effort, its = Effort(config.response_steps, config.restarts), players[responder]
                 name = f"{responder}-curr"
-                restarts[responder] = kept_responses(
-                    run.path, name, told, module, data, threat, effort, seed=seed, attackers=its
-                )
-                responses[f"learned:{name}"] = ready(run.path / f"{name}.safetensors")
+                found[responder] = best_response(
+                    module, data.train, data.validation, threat, effort,
+                    seed=seed, attackers=its, keep=Kept(run.path, name, told),
+                )  # fmt: skip
+                responses[f"learned:{name}"] = found[responder].network.attack(threat)
             return responses
 
         def measure(module: nn.Module) -> dict[str, Any]:
-            attnets = [ready(path) for path in restarts.get("attnet", ())]
-            shown = {
-                "own": own,
-                "curr": ready(run.path / "attnet-curr.safetensors") if attnets else None,
-            }
+            attnet = found.get("attnet")
+            shown = {"own": own and own.network, "curr": attnet and attnet.network}
             x, y = data.validation.floats(), data.validation.labels
-            life = {name: network_signs(one.network, x, y) for name, one in shown.items() if one}
-            found: dict[str, Any] = {"life": life}
+            life = {name: network_signs(one, x, y) for name, one in shown.items() if one}
+            measured: dict[str, Any] = {"life": life}
             # u as v has met it: no average, no earlier one
-            if own is None or config.judged == "best" or config.ema or not attnets:
-                return found
+            if own is None or config.judged == "best" or config.ema or attnet is None:
+                return measured
+            attnets = [one.attack(threat) for one in attnet.networks]
             effort = Effort(config.response_steps, config.restarts, lr=config.lr)
             held_out = data.validation
             defences = best_defences(module, own, data.train, held_out, effort, seed=seed)
-            found["game"] = exploitability(
+            measured["game"] = exploitability(
                 module, own, attnets, defences, threat, held_out, test, seed=seed
             )
-            return found
+            return measured
 
         return {"respond": respond, "measure": measure, "which": config.judged}
 
