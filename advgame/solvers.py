@@ -100,7 +100,7 @@ def maximin(direction: Direction) -> Direction:
 
 
 def unrolled(steps: int, sigma: float) -> Direction:
-    """U sees through ``steps`` plain ascents of v, with their second-order terms; v makes one.
+    """The player u sees through ``steps`` plain ascents of v, to second order; v makes one.
 
     Args:
         steps: k; 0 is `simultaneous`.
@@ -154,7 +154,7 @@ class Optimistic:
         self.last: tuple[Params, Params] | None = None
 
     def __call__(self, risk: Risk, u: Params, v: Params) -> tuple[Params, Params]:
-        """See `Direction`."""
+        """Both players' gradients here, doubled, less those of the last step."""
         now = simultaneous(risk, u, v)
         before = self.last or now
         self.last = now
@@ -226,7 +226,7 @@ class Solver:
 
 
 class KBeam:
-    """u descends at the worst of K maximisers, then each of them ascends, at the new u.
+    """The player u descends at the worst of K maximisers, then each of them ascends, at the new u.
 
     Where the risk has a value per sample, the worst is each sample's own, as in the mixture of
     attacks of Machine vs Machine (eqs. 20, 21).
