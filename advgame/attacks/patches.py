@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from advgame.attacks.queries import AttackState, Choices, in_range, squash
 from advgame.errors import InputError
-from advgame.threat import Threat, per_image
+from advgame.threat import per_image
 
 GRID = 8
 """Positions per axis, and cells per axis of what is observed."""
@@ -107,21 +107,10 @@ class Patches(Choices):
 class PatchAttackState(AttackState):
     """B images under a black-box attack by patches; see `AttackState` for the arguments."""
 
+    choices: Patches
     kept: Tensor  # whether the last candidate was
     accepted: Tensor  # how many candidates were kept
     best_logits: Tensor  # (B, K), at the best point
-
-    def __init__(
-        self,
-        model: nn.Module,
-        threat: Threat,
-        patches: Patches,
-        x: Tensor,
-        y: Tensor,
-        budget: Tensor,
-    ) -> None:
-        self.patches = patches
-        super().__init__(model, threat, patches, x, y, budget)
 
     def _start(self, x: Tensor, y: Tensor, budget: Tensor, eps: Tensor) -> None:
         self.accepted, self.best_logits = torch.zeros_like(eps), eps.new_zeros(len(eps), 0)
@@ -135,8 +124,8 @@ class PatchAttackState(AttackState):
         self, actions: Tensor, rows: Tensor | None = None, arrivals: tuple[Tensor, ...] = ()
     ) -> None:
         """One query for every image, at its candidate; see `AttackState.step`."""
-        direction = self.threat.steepest(self.patches.draw(actions).to(self.x))
-        size = self.patches.reach(actions) * self.eps
+        direction = self.threat.steepest(self.choices.draw(actions).to(self.x))
+        size = self.choices.reach(actions) * self.eps
         candidate = self.best_x + direction * per_image(size, direction)
         self._go(self._ball().project(candidate, self.x), actions, rows, arrivals)
 
@@ -162,7 +151,7 @@ class PatchAttackState(AttackState):
             self._ball().on_face(delta),
         ]
         # in [-1, 1], and -1 for "none yet", as for the first of many
-        options = torch.tensor(self.patches.sizes, device=self.y.device)
+        options = torch.tensor(self.choices.sizes, device=self.y.device)
         last = self.chosen.clamp_min(0) / (options - 1).clamp_min(1) * 2 - 1
         maps = [
             F.adaptive_avg_pool2d(image.mean(1, keepdim=True), GRID).flatten(1)
