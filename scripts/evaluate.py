@@ -19,32 +19,13 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
-from lightning_fabric import Fabric
-from rich.console import Console
-from rich.table import Table
-from torch import nn
 
-from advgame.attacks import Attack, attacked
-from advgame.classifiers.saved import (
-    imported,
-    imported_classifier,
-    load_classifier,
-    run_classifier,
-)
-from advgame.data import ImageSet, load_data
+from advgame import evaluation
 from advgame.errors import InputError
-from advgame.evaluation import (
-    ATTACKS,
-    as_line,
-    check_attacks,
-    check_evaluation,
-)
-from advgame.evaluation.judge import judge_classifier
 from advgame.run import job as jobs
-from advgame.run.devices import check_devices, make_fabric
 from advgame.run.folder import RunFolder
 from advgame.run.options import (
     Count,
@@ -57,9 +38,14 @@ from advgame.run.options import (
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
 from advgame.run.settings import Dataset
-from advgame.seeding import derive_seed, stream
-from advgame.threat import THREATS, Threat
-from agents.attackers import learned_name, load_attacker
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import nn
+
+    from advgame.attacks import Attack
+    from advgame.data import ImageSet
+    from advgame.threat import Threat
 
 USUAL = ("fgsm", "pgd20", "autoattack")
 
@@ -118,6 +104,8 @@ class Config:
 
 def threat(config: Config) -> Threat:
     """The ball."""
+    from advgame.threat import THREATS
+
     parse = parse_linf_eps if config.norm == "Linf" else parse_eps
     return THREATS[config.norm](parse(config.eps))
 
@@ -139,6 +127,8 @@ def weights_in_words(config: Config) -> str:
 
 def learned(config: Config) -> dict[str, Attack]:
     """The learned attackers asked for, by name."""
+    from agents.attackers import learned_name, load_attacker
+
     paths = map(Path, config.attackers)
     made = [(path, load_attacker(path).attack(threat(config), config.queries)) for path in paths]
     found = {learned_name(path, attack): attack for path, attack in made}
@@ -149,6 +139,9 @@ def learned(config: Config) -> dict[str, Attack]:
 
 def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, seed: int) -> None:
     """Run learned attackers on two images, so that one for other images is refused at once."""
+    from advgame.attacks import attacked
+    from advgame.seeding import stream
+
     few = data.subset(slice(2))
     for attack in attacks.values():
         with attacked(model):
@@ -159,6 +152,9 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
 
 def images(config: Config) -> tuple[str, ImageSet, ImageSet | None]:
     """The name and the test images; others of the same data set, where there are any."""
+    from advgame.classifiers.saved import imported
+    from advgame.data import ImageSet, load_data
+
     held_out = None
     if config.data_import:
         name, data = config.data_import, imported(config.data_import)
@@ -176,6 +172,8 @@ def images(config: Config) -> tuple[str, ImageSet, ImageSet | None]:
 
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     """The network in a run folder or a weights file."""
+    from advgame.classifiers.saved import load_classifier, run_classifier
+
     path = Path(what)
     if path.is_dir():
         return run_classifier(RunFolder.open(path), data.shape, data.classes, config.weights)
@@ -217,6 +215,9 @@ class Job(jobs.Job[Config, Materials]):
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work; fill in what a run folder knows."""
+        from advgame.run.devices import check_devices
+        from advgame.seeding import derive_seed
+
         config = super().check(config)
         if bool(config.what) == bool(config.import_):
             raise InputError(
@@ -252,7 +253,7 @@ class Job(jobs.Job[Config, Materials]):
         threat(config)
         if not (config.attacks or config.attackers):
             raise InputError("--attacks names none: say one, e.g. fgsm,pgd20,autoattack")
-        check_attacks(names(config))
+        evaluation.check_attacks(names(config))
         wants = [name for name in names(config) if "transfer" in name]
         if wants and not config.surrogate:
             raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
@@ -274,10 +275,14 @@ class Job(jobs.Job[Config, Materials]):
 
     def fabric(self, config: Config) -> Fabric:
         """As asked for, in fp32."""
+        from advgame.run.devices import make_fabric
+
         return make_fabric(config.accelerator, config.devices, "32-true")
 
     def build(self, config: Config, fabric: Fabric) -> Materials:
         """Classifiers, images and attacks, each tried on a few images."""
+        from advgame.classifiers.saved import imported_classifier
+
         extra, (dataset, data, held_out) = learned(config), images(config)
         module = (
             imported_classifier(config.import_)
@@ -288,7 +293,9 @@ class Job(jobs.Job[Config, Materials]):
         if config.surrogate:
             surrogate = classifier(config, data, config.surrogate).to(fabric.device)
         seed, asked = config.seed, names(config)
-        check_evaluation(module, data, threat(config), asked, seed=seed, surrogate=surrogate)
+        evaluation.check_evaluation(
+            module, data, threat(config), asked, seed=seed, surrogate=surrogate
+        )
         try_out(extra, module, data, seed)
         return Materials(dataset, data, held_out, module, surrogate, extra, fabric)
 
@@ -296,7 +303,7 @@ class Job(jobs.Job[Config, Materials]):
         """Attack, look for flags, write the report."""
         others = made.held_out
         with telling(f"{run.path}: {len(made.data)} images") as tell:
-            judge_classifier(
+            evaluation.judge_classifier(
                 run,
                 made.module,
                 made.data,
@@ -316,14 +323,17 @@ class Job(jobs.Job[Config, Materials]):
 
     def told(self, run: RunFolder) -> str:
         """The accuracies."""
-        return f"{as_line(run.report())}; more in {run.path}/report.md"
+        return f"{evaluation.as_line(run.report())}; more in {run.path}/report.md"
 
     def from_command_line(self) -> RunFolder | None:
         """Run what was typed, or list the attacks."""
         config = self.parse(sys.argv[1:])
         if config.list_:
+            from rich.console import Console
+            from rich.table import Table
+
             table = Table("name", "attack")
-            for name, entry in ATTACKS.items():
+            for name, entry in evaluation.ATTACKS.items():
                 table.add_row(name, entry.about)
             Console().print(table)
             return None

@@ -19,31 +19,28 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 
-from advgame.classifiers import Normalise, make_classifier
-from advgame.data import STATISTICS, ImageSet, Splits
+from advgame import evaluation
 from advgame.errors import InputError
-from advgame.evaluation import check_attacks
-from advgame.evaluation.attacks import Context, make_suite
-from advgame.evaluation.judge import judge_classifier
-from advgame.games.cat_and_mouse import PANELS, CatAndMouse, errors_under
-from advgame.run.curves import game_figure, matrix_figure, save_figure
 from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, RunFolder
-from advgame.run.loop import load_best
 from advgame.run.options import Count, Names, Positive, Share, parse_eps
 from advgame.run.progress import telling
 from advgame.run.settings import RunConfig
-from advgame.seeding import seeded_init
-from advgame.threat import Linf
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torch import nn
+
+    from advgame.data import ImageSet, Splits
+    from advgame.games import CatAndMouse
+    from advgame.threat import Linf
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,8 @@ def matrix(config: Config, run: RunFolder, game: CatAndMouse) -> dict[str, Any]:
 
     The last attack has no retraining: it is made on the last classifier, for its X-curr.
     """
+    from advgame.games.cat_and_mouse import errors_under
+
     module, columns = copy.deepcopy(game.defender.module), list[list[float]]()
     numbers = range(config.rounds + 2)
     bar = track(numbers, "attacks on all classifiers", console=Console(stderr=True))
@@ -131,7 +130,7 @@ def as_markdown(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Command: `{found['command']}`", ""])
 
 
-class Job(DefenderJob[Config, CatAndMouse]):
+class Job(DefenderJob[Config, "CatAndMouse"]):
     """The game, its matrix, and the report on its last classifier."""
 
     config = Config
@@ -146,7 +145,7 @@ class Job(DefenderJob[Config, CatAndMouse]):
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work; settles the folder's name."""
         config = super().check(replace(config, epochs=config.clean_rounds + config.rounds))
-        check_attacks((config.attack,))
+        evaluation.check_attacks((config.attack,))
         if "transfer" in config.attack:
             raise InputError(f"{config.attack} needs another classifier: a round attacks its own")
         if config.batch_size % 2:
@@ -176,6 +175,10 @@ class Job(DefenderJob[Config, CatAndMouse]):
         self, config: Config, data: ImageSet, fabric: Fabric, number: int = 0
     ) -> nn.Module:
         """A new classifier; each round has its own where --restart-weights asks for it."""
+        from advgame.classifiers import Normalise, make_classifier
+        from advgame.data import STATISTICS
+        from advgame.seeding import seeded_init
+
         colour = config.dataset in STATISTICS
         normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
         with seeded_init(config.seed, f"defender {number}"):
@@ -183,6 +186,9 @@ class Job(DefenderJob[Config, CatAndMouse]):
 
     def game(self, config: Config, data: Splits, fabric: Fabric) -> CatAndMouse:
         """The game on its data."""
+        from advgame.evaluation.attacks import Context, make_suite
+        from advgame.games import CatAndMouse
+
         suite = make_suite(config.attack, Context(ball(config), data.train, config.seed))
         if len(suite) > 1:
             raise InputError(f"a round plays one attack; {config.attack} is {len(suite)} in a row")
@@ -205,6 +211,10 @@ class Job(DefenderJob[Config, CatAndMouse]):
         self, config: Config, run: RunFolder, game: CatAndMouse, data: Splits, threat: Linf
     ) -> None:
         """Curves, the matrix of errors, and the last classifier's report."""
+        from advgame.games.cat_and_mouse import PANELS
+        from advgame.run.curves import game_figure, matrix_figure, save_figure
+        from advgame.run.loop import load_best
+
         title = f"Cat and mouse on {config.dataset}, {config.attack}, ε = {threat.eps:.3g}"
         rows = Metrics.read(run.path / "metrics.csv")[config.clean_rounds - 1 :]
         curves = game_figure(rows, title, PANELS, x=("round", "round"))
@@ -221,7 +231,7 @@ class Job(DefenderJob[Config, CatAndMouse]):
         module, test = game.defender.module, tested(config, data)
         load_best(run, module, "last")
         with telling(f"{run.path}: {len(test)} test images") as tell:
-            judge_classifier(
+            evaluation.judge_classifier(
                 run,
                 module,
                 test,

@@ -16,30 +16,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from lightning_fabric import Fabric
-
-from advgame.data import load_data
 from advgame.errors import InputError
-from advgame.privacy import (
-    FILTERS,
-    Filter,
-    FilterTraining,
-    PrivacyTask,
-    make_filter,
-    make_task,
-    strongest,
-    try_all,
-)
 from advgame.run import job as jobs
-from advgame.run.checkpoint import save_weights
-from advgame.run.curves import Curves, Panels, game_figure, save_figure
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.options import Count
-from advgame.seeding import derive_seed
-from advgame.statistics import wilson
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from advgame.privacy import Filter, FilterTraining, PrivacyTask
+    from advgame.run.curves import Panels
+
+    Made = tuple[PrivacyTask, Filter, FilterTraining | None]
 
 PANELS: Panels = {
     "Risks on the training split": (
@@ -112,11 +102,12 @@ PLAYED = (
     "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "hidden", "lr", "adversary_lr",
     "weight_decay", "batch_size", "seed",
 )  # fmt: skip
-Made = tuple[PrivacyTask, Filter, FilterTraining | None]
 
 
 def train(config: Config, game: FilterTraining, run: RunFolder) -> dict[str, float]:
     """Play, with curves; returns where the game ended."""
+    from advgame.run.curves import Curves, game_figure, save_figure
+
     (run.path / "metrics.csv").unlink(missing_ok=True)
     metrics, curves = Metrics(run.path / "metrics.csv"), Curves(run.path, purge_step=0)
     every, row = max(1, config.steps // MEASURES), {"step": 0.0, **game.measure()}
@@ -140,6 +131,12 @@ def train(config: Config, game: FilterTraining, run: RunFolder) -> dict[str, flo
 
 def judge(config: Config, task: PrivacyTask, filter_: Filter) -> dict[str, Any]:
     """What fresh classifiers find in what the filter gives out."""
+    import torch
+
+    from advgame.privacy import strongest, try_all
+    from advgame.seeding import derive_seed
+    from advgame.statistics import wilson
+
     parts = (task.train, task.validation, task.test)
     with torch.no_grad():
         z = [filter_(part.x) for part in parts]
@@ -199,7 +196,7 @@ def as_markdown(config: Config, report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-class Job(jobs.Job[Config, Made]):
+class Job(jobs.Job[Config, "Made"]):
     """The filter's training and its report."""
 
     config = Config
@@ -210,6 +207,8 @@ class Job(jobs.Job[Config, Made]):
             "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "steps", "batch_size",
             "lr", "adversary_lr", "weight_decay",
         )  # fmt: skip
+        from advgame.privacy import FILTERS
+
         found: dict[str, tuple[str, ...]] = {}
         if config.filter not in FILTERS:
             found[f"--filter {config.filter}"] = games + (
@@ -223,6 +222,9 @@ class Job(jobs.Job[Config, Made]):
 
     def build(self, config: Config, fabric: Fabric | None = None) -> Made:
         """Task, filter, and the training, where the filter is one to be trained."""
+        from advgame.data import load_data
+        from advgame.privacy import FILTERS, FilterTraining, make_filter, make_task
+
         task = make_task(load_data("digits"), config.keep, config.attribute, config.seed)
         filter_ = make_filter(config.filter, task.train.x, config.dim, config.seed, config.hidden)
         if config.filter not in FILTERS:
@@ -232,6 +234,8 @@ class Job(jobs.Job[Config, Made]):
 
     def work(self, config: Config, run: RunFolder, made: Made, *, resume: bool) -> None:
         """Train, where there is something to train, judge and write the report."""
+        from advgame.run.checkpoint import save_weights
+
         began, (task, filter_, game) = time.perf_counter(), made
         end = {} if game is None else train(config, game, run)
         filter_ = filter_ if game is None else game.filter()

@@ -16,7 +16,7 @@ from train_cat_and_mouse import Config, job
 from advgame.classifiers import SmallCNN
 from advgame.data import load_data
 from advgame.errors import InputError
-from advgame.games.cat_and_mouse import CatAndMouse, classifier_file
+from advgame.games.cat_and_mouse import CatAndMouse, classifier_file, errors_under
 from advgame.run.checkpoint import load_weights
 from advgame.run.folder import Metrics
 
@@ -132,9 +132,10 @@ def test_an_interrupted_matrix_goes_on_where_it_was(whole, tmp_path, monkeypatch
     (folder / "report.json").unlink()
     (folder / "matrix" / "attack_002.json").unlink()
     monkeypatch.setattr("advgame.evaluation.judge.find_flags", lambda *_: [])
-    real, asked = train_cat_and_mouse.errors_under, []
+    real, asked = errors_under, []
     monkeypatch.setattr(
-        train_cat_and_mouse, "errors_under", lambda n, *rest: (asked.append(n), real(n, *rest))[1]
+        "advgame.games.cat_and_mouse.errors_under",
+        lambda n, *rest: (asked.append(n), real(n, *rest))[1],
     )
     job.run(Config(resume=str(folder)))
     assert asked == [2]

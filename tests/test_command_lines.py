@@ -174,7 +174,7 @@ def test_full_memory_is_told_in_a_line(capsys):
     assert capsys.readouterr().err.startswith("error: too little memory: ")
 
 
-@pytest.mark.parametrize("script", [one for one in TRAININGS if hasattr(one, "job")], ids=name)
+@pytest.mark.parametrize("script", [*TRAININGS, evaluate], ids=name)
 def test_a_typo_is_answered_before_torch_is_imported(script):
     """Importing torch takes seconds; who mistypes an option need not wait for it."""
     code = f"""

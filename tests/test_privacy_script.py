@@ -118,10 +118,10 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return {kind: Inference(0.5, 0.5 + len(judged) / 100) for kind in ("linear", "mlp", "svm")}
 
-    monkeypatch.setattr(train_privacy_filter, "try_all", quick)
+    monkeypatch.setattr("advgame.privacy.fresh.try_all", quick)
     monkeypatch.setattr(study_privacy, "TASKS", {"class": "keep the digit, hide the slant"})
     monkeypatch.setattr(study_privacy, "RHOS", (3.0,))
-    monkeypatch.setattr(train_privacy_filter, "save_figure", lambda *_: None)
+    monkeypatch.setattr("advgame.run.curves.save_figure", lambda *_: None)
     config = study_privacy.Config(
         seeds=1, dims=(3,), steps=1, runs_dir=str(tmp_path / "runs"), out=str(tmp_path / "out")
     )
