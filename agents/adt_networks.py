@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advgame.errors import InputError, unknown
-from agents.attacker_bodies import PatchBody, small_body
+from agents.attacker_bodies import PatchBody
 from agents.settings import Body
 
 BODIES: tuple[Body, ...] = get_args(Body)
@@ -95,7 +95,7 @@ class SmallBody(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.body: PatchBody = small_body(inputs, outputs, shape)
+        self.body = PatchBody(inputs, outputs, shape)
         last = self.body.trunk[-2]
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None

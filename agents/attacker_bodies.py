@@ -132,19 +132,27 @@ class SlimBody(nn.Module):
 class PatchBody(nn.Module):
     """For small images and small classifiers: all convolutions work on patches of pixels.
 
-    A patch of ``patch`` x ``patch`` pixels becomes as many channels, so that nothing but one mix
-    of the information itself is computed at full resolution, where a narrow network spends its
-    time. Not from the paper: its widths cost many times what a small classifier does.
+    A patch of 4x4 pixels (of 2x2 where images are below 16) becomes as many channels, so that
+    nothing but one mix of the information itself is computed at full resolution, where a narrow
+    network spends its time: a forward costs less than one of `advgame.classifiers.SmallCNN`. Not
+    from the paper: its widths cost many times what a small classifier does.
 
     Args:
         inputs: channels of the information I.
-        colours: channels of the images C.
-        patch: side of a patch, which divides the image's sides.
-        width: channels of the trunk.
+        colours: channels of the images C, or of what is made.
+        shape: (C, H, W) of the images.
+
+    Raises:
+        InputError: images whose sides a patch does not divide.
     """
 
-    def __init__(self, inputs: int, colours: int, patch: int, width: int) -> None:
+    def __init__(self, inputs: int, colours: int, shape: tuple[int, int, int]) -> None:
         super().__init__()
+        patch, width = (4, 12) if min(shape[1:]) >= 16 else (2, 24)
+        if shape[1] % patch or shape[2] % patch:
+            raise InputError(
+                f"small needs sides that {patch} divides, not {shape[1:]}: choose a larger network"
+            )
         self.trunk = nn.Sequential(
             nn.Conv2d(inputs, width, patch, stride=patch, bias=False),
             nn.BatchNorm2d(width),
@@ -173,25 +181,6 @@ class PatchBody(nn.Module):
         return bounded(self.unbounded(information))
 
 
-def small_body(inputs: int, outputs: int, shape: tuple[int, int, int]) -> PatchBody:
-    """The body whose forward costs less than one of `advgame.classifiers.SmallCNN`.
-
-    Args:
-        inputs: channels of the information.
-        outputs: channels of what it makes.
-        shape: (C, H, W) of the images.
-
-    Raises:
-        InputError: images whose sides it cannot divide.
-    """
-    patch, channels = (4, 12) if min(shape[1:]) >= 16 else (2, 24)
-    if shape[1] % patch or shape[2] % patch:
-        raise InputError(
-            f"small needs sides that {patch} divides, not {shape[1:]}: choose a larger network"
-        )
-    return PatchBody(inputs, outputs, patch, channels)
-
-
 def make_body(width: Width, inputs: int, shape: tuple[int, int, int]) -> nn.Module:
     """An attacker's body by name.
 
@@ -203,10 +192,10 @@ def make_body(width: Width, inputs: int, shape: tuple[int, int, int]) -> nn.Modu
     Raises:
         InputError: unknown width, or images whose sides ``small`` cannot divide.
     """
-    if width not in WIDTHS:
-        raise unknown("width", width, WIDTHS)
+    if width == "small":
+        return PatchBody(inputs, shape[0], shape)
     if width == "slim":
         return SlimBody(inputs, shape[0])
-    if width != "small":
-        return PlainBody(inputs, shape[0], _PLAIN[width])
-    return small_body(inputs, shape[0], shape)
+    if width not in _PLAIN:
+        raise unknown("width", width, WIDTHS)
+    return PlainBody(inputs, shape[0], _PLAIN[width])

@@ -12,7 +12,7 @@ from advgame.defender import Defender
 from advgame.run.devices import make_fabric
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
-from agents.attacker_bodies import SlimBody, bounded, small_body
+from agents.attacker_bodies import PatchBody, SlimBody, bounded
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_schedules_angles_are_not_rounded(cnn, batch, bf16):
     assert {k for k, v in tensors.items() if v.dtype == torch.bfloat16} == {"logits"}
 
 
-@pytest.mark.parametrize("make", [lambda: small_body(2, 1, (1, 8, 8)), lambda: SlimBody(2, 1)])
+@pytest.mark.parametrize("make", [lambda: PatchBody(2, 1, (1, 8, 8)), lambda: SlimBody(2, 1)])
 def test_a_learned_attackers_bound_is_in_full_precision(make, bf16):
     with seeded_init(0):
         body = make()

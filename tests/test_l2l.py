@@ -84,16 +84,16 @@ def test_the_gradient_reaches_phi_through_the_first_point(rng):
     y, seen = torch.tensor([0, 1, 2, 3]), []
 
     class Recorded(InputGradient):
-        def _form(self, points):
-            seen.append(super()._form(points))
+        def and_losses(self, points):
+            seen.append(super().and_losses(points))
             return seen[-1]
 
     class Replayed(InputGradient):
-        def __init__(self, detach=False):
+        def __init__(self):
             super().__init__(smooth, x, y)
             self.left = iter(seen)
 
-        def _form(self, points):
+        def and_losses(self, points):
             return next(self.left)
 
     def loss(slope):
