@@ -65,18 +65,8 @@ def available_disk(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def gigabytes(count: int) -> str:
-    """A number of bytes for a person."""
-    return f"{count / 1e9:.1f} GB"
-
-
 def check_memory(m: int, device: torch.device, hidden: Hidden = None) -> None:
-    """Refuse a network that would not fit.
-
-    Args:
-        m: number of parameters that U updates.
-        device: where it would lie.
-        hidden: U's widths.
+    """Refuse a network for m parameters that would not fit on ``device``.
 
     Raises:
         InputError: how much is missing.
@@ -84,28 +74,8 @@ def check_memory(m: int, device: torch.device, hidden: Hidden = None) -> None:
     need, have = needed_memory(m, hidden), available_memory(device)
     if need > have:
         raise InputError(
-            f"the updater network for {m} parameters needs {gigabytes(need)} and "
-            f"{gigabytes(have)} are free: take a narrower one (hidden) or a larger machine"
-        )
-
-
-def check_disk(path: Path, m: int, hidden: Hidden = None, checkpoints: int = 2) -> None:
-    """Refuse a run whose checkpoints would fill the disk.
-
-    Args:
-        path: where they go; it need not exist yet.
-        m: number of parameters that U updates.
-        hidden: U's widths.
-        checkpoints: how many lie there at once, the one being written included.
-
-    Raises:
-        InputError: how much is missing.
-    """
-    need, have = checkpoints * needed_memory(m, hidden), available_disk(path)
-    if need > have:
-        raise InputError(
-            f"{checkpoints} checkpoints of the updater need {gigabytes(need)} and {path} has "
-            f"{gigabytes(have)}: free some, or take a narrower updater"
+            f"the updater network for {m} parameters needs {need / 1e9:.1f} GB and "
+            f"{have / 1e9:.1f} GB are free: take a narrower one (hidden) or a larger machine"
         )
 
 
@@ -188,6 +158,16 @@ class MLPUpdater(Updater):
 
     def __repr__(self) -> str:
         return f"<MLPUpdater: {self.description}>"
+
+    @override
+    def check_room(self, size: int, folder: Path) -> None:
+        check_memory(size, torch.device("cpu"), self.hidden)
+        need, have = 3 * needed_memory(size, self.hidden), available_disk(folder)
+        if need > have:
+            raise InputError(
+                f"3 checkpoints of the updater need {need / 1e9:.1f} GB and {folder} has "
+                f"{have / 1e9:.1f} GB: free some, or take a narrower updater"
+            )
 
     @override
     def _begin(self, params: Tensor) -> None:

@@ -6,7 +6,6 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from typing_extensions import override
 from advgame.errors import InputError, unknown
 from advgame.imitation.updater import Objective, Updater, check_positive, load_moments
 from agents.coordinatewise import CoordinatewiseUpdater
-from agents.learned_updaters import MLPUpdater, check_disk, check_memory
+from agents.learned_updaters import MLPUpdater
 
 
 class TorchUpdater(Updater):
@@ -160,19 +159,3 @@ def make_updater(
     given = {"lr": lr, "seed": seed, "blocks": blocks}
     shared = {key: value for key, value in given.items() if key in takes and value is not None}
     return factory(**shared, **options)
-
-
-def check_room(updater: Updater, size: int, folder: Path) -> None:
-    """Refuse U in full before a run begins where its 4 GB, or its checkpoints, do not fit.
-
-    Args:
-        updater: any; only U is large.
-        size: m, number of parameters that it updates.
-        folder: of the run, which keeps two checkpoints while the next is written.
-
-    Raises:
-        InputError: how much is missing.
-    """
-    if isinstance(updater, MLPUpdater):
-        check_memory(size, torch.device("cpu"), updater.hidden)
-        check_disk(folder, size, updater.hidden, checkpoints=3)

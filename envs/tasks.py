@@ -6,20 +6,22 @@ environment is stepped one by one behind the same face.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.errors import InputError
 
 
-class Task(Protocol):
-    """B episodes that run side by side and begin anew row by row."""
+class Task(ABC):
+    """B episodes that run side by side and begin anew row by row; all of one is its state."""
 
     observation_space: spaces.Box
     """of one row, raw; (d,)"""
@@ -29,13 +31,17 @@ class Task(Protocol):
     """steps after which an episode is cut off; whoever steps the task counts them"""
     scale: tuple[Tensor, Tensor]
     """(shift, scale), each (d,): brings observations to about [-1, 1]"""
+    state: Tensor
 
+    @abstractmethod
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
         """Begin new episodes in ``rows``, bool (B,)."""
 
     def observe(self) -> Tensor:
         """Raw observations (B, d), float32."""
+        return self.state.float()
 
+    @abstractmethod
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Take one step where ``live``, bool (B,).
 
@@ -50,6 +56,7 @@ class Task(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Where the episodes are."""
+        return {"state": self.state.cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a saved place.
@@ -57,24 +64,14 @@ class Task(Protocol):
         Raises:
             InputError: the task's episodes cannot be restored.
         """
-
-
-class _Native:
-    """What the tasks in tensors share: all there is of an episode is its state."""
-
-    state: Tensor
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The states."""
-        return {"state": self.state.cpu()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from saved states."""
         self.state = state["state"].to(self.state.device)
 
 
-class CartPole(_Native):
+class CartPole(Task):
     """Gymnasium's CartPole-v1 in tensors: +1 per step, over at 12 degrees or 2.4 units.
+
+    Observations are position, velocity, angle in radians and angular velocity; actions push left
+    (0) or right (1).
 
     Args:
         rows: B.
@@ -95,17 +92,15 @@ class CartPole(_Native):
         self.scale = (torch.zeros(4, device=device), torch.ones(4, device=device))
         self.state = torch.zeros(rows, 4, dtype=torch.float64, device=device)
 
+    @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
         """Every entry uniform in ±0.05."""
         drawn = torch.rand(self.state.shape, dtype=torch.float64, device=rng.device, generator=rng)
         self.state = torch.where(rows[:, None], 0.1 * drawn - 0.05, self.state)
 
-    def observe(self) -> Tensor:
-        """Position, velocity, angle in radians, angular velocity; (B, 4)."""
-        return self.state.float()
-
+    @override
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Push left (0) or right (1); explicit Euler."""
+        """Explicit Euler."""
         x, v, angle, spin = self.state.unbind(1)
         force = (2.0 * actions - 1) * self._force
         cos, sin = angle.cos(), angle.sin()
@@ -124,8 +119,10 @@ class CartPole(_Native):
         return live.float(), out & live, torch.zeros_like(live)
 
 
-class MountainCar(_Native):
+class MountainCar(Task):
     """Gymnasium's MountainCar-v0 in tensors: −1 per step until the car is on the hill.
+
+    Observations are position and velocity; actions push left (0), not at all (1) or right (2).
 
     Args:
         rows: B.
@@ -147,18 +144,15 @@ class MountainCar(_Native):
         )
         self.state = torch.zeros(rows, 2, dtype=torch.float64, device=device)
 
+    @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
         """Position uniform in [−0.6, −0.4], at rest."""
         drawn = torch.rand(len(rows), dtype=torch.float64, device=rng.device, generator=rng)
         start = torch.stack([0.2 * drawn - 0.6, torch.zeros_like(drawn)], 1)
         self.state = torch.where(rows[:, None], start, self.state)
 
-    def observe(self) -> Tensor:
-        """Position and velocity; (B, 2)."""
-        return self.state.float()
-
+    @override
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Push left (0), not at all (1) or right (2)."""
         x, v = self.state.unbind(1)
         v = v + (actions.long() - 1) * self._force - self._gravity * (3 * x).cos()
         v = v.clamp(-self._top_speed, self._top_speed)
@@ -169,7 +163,7 @@ class MountainCar(_Native):
         return -live.float(), there & live, torch.zeros_like(live)
 
 
-class GymnasiumTask:
+class GymnasiumTask(Task):
     """Any Gymnasium environment with a flat box of observations, B copies stepped in turn.
 
     Args:
@@ -199,8 +193,9 @@ class GymnasiumTask:
         self.action_space: spaces.Discrete | spaces.Box = acted  # type: ignore[assignment]
         self.horizon = spec.max_episode_steps
         self.scale = (torch.zeros(seen.shape), torch.ones(seen.shape))
-        self._seen, self._id = torch.zeros(rows, *seen.shape), env_id
+        self.state, self._id = torch.zeros(rows, *seen.shape), env_id
 
+    @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
         """Each with a seed of its own."""
         for row in rows.nonzero().flatten().tolist():
@@ -208,10 +203,11 @@ class GymnasiumTask:
             observation, _ = self._envs[row].reset(seed=seed)
             self._see(row, observation)
 
+    @override
     def observe(self) -> Tensor:
-        """As the environment's; (B, d)."""
-        return self._seen.clone()
+        return self.state.clone()
 
+    @override
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As the environment's, which is given a copy of the action: it may write into it."""
         rewards = torch.zeros(len(live))
@@ -225,12 +221,13 @@ class GymnasiumTask:
 
     def _see(self, row: int, observation: Any) -> None:
         seen = torch.as_tensor(np.asarray(observation, np.float32))
-        if seen.shape != self._seen.shape[1:] or not bool(torch.isfinite(seen).all()):
+        shape = self.state.shape[1:]
+        if seen.shape != shape or not bool(torch.isfinite(seen).all()):
             raise InputError(
-                f"{self._id} returned an observation that is not {tuple(self._seen.shape[1:])} "
+                f"{self._id} returned an observation that is not {tuple(shape)} "
                 f"finite numbers: {observation!r}"
             )
-        self._seen[row] = seen
+        self.state[row] = seen
 
     def _number(self, reward: Any) -> float:
         try:
@@ -240,19 +237,17 @@ class GymnasiumTask:
             pass
         raise InputError(f"{self._id} returned a reward that is no finite number: {reward!r}")
 
+    @override
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: Gymnasium cannot save the inside of an environment."""
-        return {}
+        return {}  # Gymnasium cannot save the inside of an environment
 
+    @override
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Refused, rather than going on from another place than where the run stopped."""
         raise InputError("an environment that Gymnasium steps cannot be resumed: start a new run")
 
 
-NATIVE: dict[str, Callable[[int, torch.device | str], Task]] = {
-    "CartPole-v1": CartPole,
-    "MountainCar-v0": MountainCar,
-}
+NATIVE = {"CartPole-v1": CartPole, "MountainCar-v0": MountainCar}
 
 
 def registered(env_id: str) -> str:
@@ -274,11 +269,8 @@ def make_task(env_id: str, rows: int, device: torch.device | str = "cpu") -> Tas
 
 
 def play(
-    env_id: str,
-    act: Callable[[Tensor], Tensor],
-    episodes: int,
-    rng: torch.Generator,
-) -> dict[str, Any]:
+    env_id: str, act: Callable[[Tensor], Tensor], episodes: int, rng: torch.Generator
+) -> dict[str, Tensor]:
     """Fresh episodes side by side, each to its end or the time limit.
 
     Args:

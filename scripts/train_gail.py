@@ -377,7 +377,7 @@ class Job(jobs.Job[Config, None]):
     def build(self, config: Config, fabric: Fabric) -> None:
         """Everything is tried with a small updater; `imitate` builds it again."""
         from advgame.seeding import stream
-        from agents.updaters import check_room, make_updater
+        from agents.updaters import make_updater
 
         tried, expert, _ = make_training(replace(config, updater="adam"))
         if config.demonstrations is not None:
@@ -385,7 +385,7 @@ class Job(jobs.Job[Config, None]):
         if config.source == "cloning":
             tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
         updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
-        check_room(updater, tried.rules.discriminator.size, Path(config.resume or config.runs_dir))
+        updater.check_room(tried.rules.discriminator.size, Path(config.resume or config.runs_dir))
 
     def work(self, config: Config, run: RunFolder, made: None, *, resume: bool) -> None:
         """Imitate, and report."""

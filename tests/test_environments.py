@@ -1,5 +1,6 @@
-"""Every registered environment: the checker, seeds, single equals vector, SB3, pickling."""
+"""What every registered environment keeps to, in each of its forms; and LAS-AT's environment."""
 
+import copy
 import pickle
 import warnings
 
@@ -18,31 +19,68 @@ import envs
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.seeding import seeded_init
+from advgame.threat import Linf
 from agents.sb3 import policy_kwargs
+from envs.adapters import as_arrays
 from envs.strategy_selection import StrategySelectionEnv, StrategySelectionVectorEnv
 
-IDS = sorted(name for name in gym.registry if name.startswith("advgame/"))
 STRATEGY = "advgame/StrategySelection-v0"
+# each id, with settings in which rows of a few random steps end, and not all at once
+CASES = {
+    STRATEGY: {},
+    "advgame/Attack-v0": {"queries": 4, "threat": Linf(0.3)},
+    "advgame/BlackBoxAttack-v0": {"queries": 6, "threat": Linf(0.8)},
+    "advgame/GAILCartPole-v0": {"horizon": "task"},
+    "advgame/GAILMountainCar-v0": {"stagger": True},
+}
+every_id = pytest.mark.parametrize("name", CASES)
+STEPS = {name: 30 if "GAIL" in name else 10 for name in CASES}
+
+
+def vector(name, rows=8):
+    return gym.make_vec(name, rows, **CASES[name])
 
 
 def same(one, two):
-    for a, b in zip(one, two, strict=True):
-        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    np.testing.assert_equal(as_arrays(one), as_arrays(two))
 
 
-def test_importing_envs_registers_the_ids():
-    assert STRATEGY in IDS
+def sampled(env, steps):
+    env.action_space.seed(5)
+    return [env.action_space.sample() for _ in range(steps)]
+
+
+def trajectory(env, seed, steps):
+    """Everything that a seeded run returns; single forms begin anew where they have to."""
+    seen = [env.reset(seed=seed)]
+    for action in sampled(env, steps):
+        seen.append(copy.deepcopy(env.step(action)))
+        if not isinstance(env, gym.vector.VectorEnv) and (seen[-1][2] or seen[-1][3]):
+            seen.append(env.reset())
+    return tuple(seen)
+
+
+def test_every_registered_id_is_tested():
+    assert {name for name in gym.registry if name.startswith("advgame/")} == set(CASES)
     assert envs.__doc__
     gym.make(f"envs:{STRATEGY}").close()
 
 
-@pytest.mark.parametrize("name", IDS)
-def test_checker_finds_nothing(name):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {}) for name in CASES),
+        *((f"advgame/GAIL{task}-v0", {"horizon": "task"}) for task in ("CartPole", "MountainCar")),
+        *(("advgame/GAILCartPole-v0", {"env_id": task}) for task in ("Acrobot-v1", "Pendulum-v1")),
+    ],
+)
+def test_checker_finds_nothing(name, settings):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # CartPole's velocities have no bound, in Gymnasium's own space too
+        # CartPole's velocities have no bound and Pendulum's torque another, in Gymnasium too
         warnings.filterwarnings("ignore", message=".*space m(in|ax)imum value is -?infinity.*")
-        check_env(gym.make(name).unwrapped, skip_render_check=True)
+        warnings.filterwarnings("ignore", message=".*symmetric and normalized space.*")
+        check_env(gym.make(name, **settings).unwrapped, skip_render_check=True)
 
 
 def test_sb3_checker_finds_nothing():
@@ -54,120 +92,205 @@ def test_sb3_checker_finds_nothing():
         check_env_sb3(gym.make(STRATEGY).unwrapped)
 
 
-def test_vector_form_declares_its_autoreset():
-    env = gym.make_vec(STRATEGY, num_envs=8, vectorization_mode="vector_entry_point")
-    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+@every_id
+def test_vector_form_keeps_to_its_spaces_and_its_autoreset(name):
+    env = vector(name)
+    mode = env.metadata["autoreset_mode"]
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation.numpy())
-    for _ in range(3):
-        observation, _, terminated, truncated, info = env.step(env.action_space.sample())
+    ended = torch.zeros(8, dtype=torch.bool)
+    for action in sampled(env, STEPS[name]):
+        observation, reward, terminated, truncated, info = env.step(action)
         assert env.observation_space.contains(observation.numpy())
-        assert terminated.all()
-        assert not truncated.any()
-        assert info["_final_obs"].all()
+        assert reward.shape == (8,)
+        assert not (terminated & truncated).any()
+        if mode == AutoresetMode.NEXT_STEP:
+            assert not reward[ended].any(), "the step after an end is its reset"
+        ended = terminated | truncated
+        if mode == AutoresetMode.SAME_STEP and ended.any():
+            assert torch.equal(info["_final_obs"], ended)
+            assert torch.equal(info["_final_info"], ended)
+        assert ended.all() or name != STRATEGY
     env.close()
     env.close()
 
 
-def trajectory(env, seed, steps=4):
-    """Everything that a seeded run returns."""
-    space = env.action_space
-    space.seed(5)
-    seen = [env.reset(seed=seed)[0]]
-    for _ in range(steps):
-        observation, reward, *_, info = env.step(space.sample())
-        seen += [observation, reward, info["loss"]]
-    return seen
+@pytest.mark.parametrize("form", ["single", "vector"])
+@every_id
+def test_same_seed_same_bits_in_the_same_and_in_another_environment(name, form):
+    def make():
+        return gym.make(name, **CASES[name]).unwrapped if form == "single" else vector(name)
 
-
-@pytest.mark.parametrize("make", [StrategySelectionEnv, lambda: StrategySelectionVectorEnv(16)])
-def test_same_seed_same_bits_in_the_same_and_in_another_environment(make):
     env = make()
-    first = trajectory(env, 3)
-    same(first, trajectory(env, 3))  # the defender's learning is undone
-    same(first, trajectory(make(), 3))
-    other = trajectory(env, 4)
-    assert not all(
-        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(first, other, strict=True)
-    )
+    first = trajectory(env, 3, STEPS[name])
+    same(first, trajectory(env, 3, STEPS[name]))  # what was learned or played is undone
+    same(first, trajectory(make(), 3, STEPS[name]))
+    assert not np.array_equal(first[0][0], trajectory(env, 4, 1)[0][0])
 
 
-def test_reset_without_a_seed_goes_on():
-    env = StrategySelectionVectorEnv(8)
-    env.reset(seed=0)
-    env.step(env.action_space.sample())
-    weights = [p.clone() for p in env.defender.module.parameters()]
-    shown = env.images.clone()
-    assert torch.equal(env.reset()[0], shown), "no image is skipped"
-    same(weights, env.defender.module.parameters())
-    env.reset(seed=0)
-    assert not torch.equal(weights[0], next(iter(env.defender.module.parameters())))
+@every_id
+def test_single_environment_equals_a_vector_of_one(name):
+    single, many = gym.make(name, **CASES[name]).unwrapped, vector(name, 1)
+    same(single.reset(seed=7)[0], many.reset(seed=7)[0][0])
+    for action in sampled(single, 2 * STEPS[name]):
+        seen, reward, *ended, info = single.step(action)
+        following, *found, terms = many.step(np.array([action]))
+        same((reward, *ended), tuple(one[0] for one in found))
+        last = terms.pop("final_obs", following)
+        terms |= terms.pop("final_info", {})
+        same(seen, last[0])
+        same(info, {k: v[0].item() for k, v in terms.items() if not k.startswith("_")})
+        if any(ended):
+            if many.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
+                with pytest.raises(gym.error.ResetNeeded):
+                    single.step(action)
+            same(single.reset()[0], many.reset()[0][0])
 
 
-def test_single_environment_equals_a_vector_of_one():
-    single, vector = StrategySelectionEnv(), StrategySelectionVectorEnv(1)
-    first, _ = single.reset(seed=1)
-    same([first], vector.reset(seed=1)[0].numpy())
-    for _ in range(5):
-        action = single.action_space.sample()
-        _, reward, terminated, truncated, info = single.step(action)
-        image, rewards, ended, cut, infos = vector.step(action[None])
-        assert reward == float(rewards[0])
-        assert (terminated, truncated) == (bool(ended[0]), bool(cut[0])) == (True, False)
-        assert info["r1"] == float(infos["r1"][0])
-        following, _ = single.reset()
-        vector_next = vector.reset()[0]
-        same([following], vector_next.numpy())
-        del image
-
-
-def test_sb3_adapter_equals_the_core():
-    core, inner = StrategySelectionVectorEnv(8), StrategySelectionVectorEnv(8)
+@every_id
+def test_sb3_adapter_equals_the_core(name):
+    core, inner = vector(name), vector(name)
     adapter = envs.make_sb3(inner)
     adapter.seed(2)
-    same([adapter.reset()], [core.reset(seed=2)[0]])
-    for _ in range(4):
-        played = core.images
-        actions = core.action_space.sample()
-        observation, reward, _, _, info = core.step(actions)
-        got, rewards, dones, infos = adapter.step(actions)
-        same([got, rewards], [observation, reward])
-        assert dones.all()
-        for i in range(8):
-            assert infos[i]["r1"] == float(info["r1"][i])
-            assert np.array_equal(infos[i]["terminal_observation"], played[i].numpy())
-            assert infos[i]["TimeLimit.truncated"] is False
+    same(adapter.reset(), core.reset(seed=2)[0])
+    ends = 0
+    for action in sampled(core, 2 * STEPS[name]):
+        following, reward, terminated, truncated, info = as_arrays(core.step(action))
+        done = terminated | truncated
+        last, final = info.pop("final_obs", following), info.pop("final_info", {})
+        if core.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
+            following = core.restart()  # the core's own way to the adapter's
+        seen, rewards, dones, infos = adapter.step(action)
+        same((seen, rewards, dones), (following, reward, done))
+        for i, row in enumerate(infos):
+            assert row["TimeLimit.truncated"] == truncated[i]
+            for terms in (info, final if done[i] else {}):
+                same({k: row[k] for k in terms if k[0] != "_"}, {
+                    k: v[i] for k, v in terms.items() if k[0] != "_"
+                })  # fmt: skip
+            assert ("terminal_observation" in row) == done[i]
+            if done[i]:
+                same(row["terminal_observation"], last[i])
+                assert not np.array_equal(as_arrays(seen[i]), last[i])
+            if done[i] and "true_return" in final:
+                same(row["episode"], {"r": final["true_return"][i], "l": final["length"][i]})
+        ends += int(done.sum())
+    assert ends > 1
 
 
-def test_sb3_learns_on_the_adapter():
-    env = VecMonitor(envs.make_sb3(StrategySelectionVectorEnv(16)))
-    ppo = PPO(
-        "MlpPolicy",
-        env,
-        n_steps=2,
-        batch_size=32,
-        n_epochs=1,
-        policy_kwargs=policy_kwargs(),
-        seed=0,
-    )
-    ppo.learn(64)
-    assert len(ppo.ep_info_buffer) > 0
-    assert {ep["l"] for ep in ppo.ep_info_buffer} == {1}
+@pytest.mark.parametrize(
+    ("name", "settings", "n_steps", "lengths"),
+    [
+        (STRATEGY, {}, 2, {1}),
+        ("advgame/Attack-v0", {"queries": 3}, 4, {1, 2}),
+        ("advgame/GAILCartPole-v0", {"horizon": "task", "reward": "survival"}, 32, range(8, 501)),
+    ],
+)
+def test_sb3_learns_on_the_adapter(name, settings, n_steps, lengths):
+    env = envs.make_sb3(name, 16, **settings)
+    gail = "GAIL" in name  # whose adapter knows the true returns
+    kwargs = policy_kwargs() if name == STRATEGY else {}
+    common = {"n_steps": n_steps, "batch_size": 32, "n_epochs": 1, "seed": 0}
+    ppo = PPO("MlpPolicy", env if gail else VecMonitor(env), policy_kwargs=kwargs, **common)
+    ppo.learn(2 * 16 * n_steps)
+    assert ppo.ep_info_buffer
+    assert all(one["l"] in lengths for one in ppo.ep_info_buffer)
+    assert not gail or all(one["r"] == one["l"] for one in ppo.ep_info_buffer)
 
 
 def test_gymnasiums_vector_wrappers_work_on_the_numpy_form():
-    env = envs.to_numpy(gym.make_vec(STRATEGY, num_envs=8))
-    env = RecordEpisodeStatistics(env)
+    env = RecordEpisodeStatistics(envs.to_numpy(vector(STRATEGY)))
     env.reset(seed=0)
     total = np.zeros(8)
-    for _ in range(3):
-        observation, reward, *_, info = env.step(env.action_space.sample())
+    for action in sampled(env, 3):
+        observation, reward, *_, info = env.step(action)
         assert isinstance(observation, np.ndarray)
         assert env.observation_space.contains(observation)
         assert (info["episode"]["l"] == 1).all()
         assert info["_r1"].all()
         total += reward
     assert sum(env.return_queue) == pytest.approx(total.sum(), rel=1e-5)
+
+
+@every_id
+def test_nothing_returned_is_a_reused_buffer_or_written_into_the_environment(name):
+    env, twin = vector(name), vector(name)
+    returned = [env.reset(seed=0)]
+    kept = copy.deepcopy(returned)
+    twin.reset(seed=0)
+    for action in sampled(env, STEPS[name]):
+        returned.append(env.step(action))
+        kept.append(copy.deepcopy(returned[-1]))
+        same(kept[-1], twin.step(action))
+        twin_seen = returned[-1][0].clone()
+        returned[-1][0].mul_(2)  # whoever writes into an observation does not write into the game
+        kept[-1] = (2 * twin_seen, *kept[-1][1:])
+    for one, two in zip(returned, kept, strict=True):
+        same(one, two)
+
+
+@every_id
+def test_pickled_environment_goes_on_to_the_same_bits(name):
+    env = vector(name)
+    env.reset(seed=0)
+    first, *rest = sampled(env, STEPS[name])
+    env.step(first)
+    twin = pickle.loads(pickle.dumps(env))
+    for action in rest:
+        same(env.step(action), twin.step(action))
+
+
+@every_id
+def test_saved_place_goes_on_to_the_same_bits(name):
+    """Attack environments go on with the next images, at their reset; weights are saved apart."""
+    env, twin = vector(name), vector(name)
+    env.reset(seed=0)
+    actions = sampled(env, STEPS[name])
+    for action in actions[:5]:
+        env.step(action)
+    state = pickle.loads(pickle.dumps(env.state_dict()))
+    twin.reset(seed=9)
+    if name == STRATEGY:
+        twin.defender.module.load_state_dict(env.defender.module.state_dict())
+    twin.load_state_dict(state)
+    if env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
+        same(env.reset(), twin.reset())
+    for action in actions[5:]:
+        same(env.step(action), twin.step(action))
+
+
+@every_id
+def test_misuse_is_refused_and_changes_nothing(name):
+    env, twin = vector(name), vector(name)
+    right = sampled(env, 2)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(right[0])
+    with pytest.raises(InputError, match="one integer seed"):
+        env.reset(seed=[1, 2])
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    a = right[0]
+    for wrong in (a[:-1], np.stack([a, a], -1), a + 99, -1 - a, a.astype(float), a > 0):
+        with pytest.raises(InputError, match="actions"):
+            env.step(wrong)
+    same(env.step(right[1]), twin.step(right[1]))
+    single = gym.make(name, **CASES[name]).unwrapped
+    single.reset(seed=0)
+    with pytest.raises(InputError, match="actions"):
+        single.step(a[0] + 77)
+
+
+def test_reset_without_a_seed_goes_on():
+    env = StrategySelectionVectorEnv(8)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    weights = copy.deepcopy(env.defender.module.state_dict())
+    shown = env.images.clone()
+    assert torch.equal(env.reset()[0], shown), "no image is skipped"
+    same(weights, dict(env.defender.module.state_dict()))
+    env.reset(seed=0)
+    first = next(iter(weights))
+    assert not torch.equal(weights[first], env.defender.module.state_dict()[first])
 
 
 def test_a_classifier_that_does_not_fit_the_data_is_refused_at_reset(digits):
@@ -190,7 +313,7 @@ def test_dropout_is_reproducible_and_leaves_the_global_stream_alone(digits):
                 torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10)
             )
         env = StrategySelectionVectorEnv(4, data=digits.train, defender=Defender(module))
-        return trajectory(env, 0)
+        return trajectory(env, 0, 4)
 
     torch.manual_seed(1)
     first, after = losses(), torch.rand(1)
@@ -208,21 +331,8 @@ def test_the_single_environment_shows_every_image_once():
         env.step(np.zeros(3, dtype=int))
         shown.append(env.reset()[0])
     for image in shown:
-        same([image], twin.images.numpy())
+        same(image, twin.images[0])
         twin.step(np.zeros((1, 3), dtype=int))
-
-
-def test_observations_are_not_reused_buffers():
-    env = StrategySelectionVectorEnv(4)
-    first, _ = env.reset(seed=0)
-    kept = first.clone()
-    second, *_, info = env.step(env.action_space.sample())
-    assert torch.equal(first, kept)
-    assert torch.equal(info["final_obs"], kept)
-    assert not torch.equal(second, kept)
-    second.mul_(2)  # whoever writes into an observation does not write into the game
-    _, *_, info = env.step(env.action_space.sample())
-    assert float(info["final_obs"].max()) <= 1
 
 
 def test_reward_interval_pays_every_kth_step():
@@ -245,65 +355,20 @@ def test_terms_add_up_to_the_reward():
     torch.testing.assert_close(reward, info["r1"] + info["r2"] + info["r3"])
 
 
-def test_pickled_environment_goes_on_to_the_same_bits():
-    env = StrategySelectionVectorEnv(8)
-    env.reset(seed=0)
-    actions = [env.action_space.sample() for _ in range(4)]
-    env.step(actions[0])
-    twin = pickle.loads(pickle.dumps(env))
-    for action in actions[1:]:
-        same(env.step(action)[:2], twin.step(action)[:2])
-
-
 @pytest.mark.parametrize(
-    "action",
+    ("settings", "words"),
     [
-        np.zeros((8, 2), int),
-        np.zeros((7, 3), int),
-        np.full((8, 3), 99),
-        -np.ones((8, 3), int),
-        np.zeros((8, 3), float),
+        ({"defender": torch.nn.Linear(1, 1)}, r"Defender\(module, lr=0.1\), not a Linear"),
+        ({"num_envs": 0}, "num_envs"),
+        ({"reward_interval": -1}, "reward_interval"),
+        ({"credit": "mine"}, "credit"),
     ],
 )
-def test_wrong_actions_are_refused_and_change_nothing(action):
-    env = StrategySelectionVectorEnv(8)
-    env.reset(seed=0)
-    before = env.images.clone()
-    with pytest.raises(InputError):
-        env.step(action)
-    assert torch.equal(env.images, before)
-    assert env.steps == 0
+def test_other_settings_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        StrategySelectionVectorEnv(**settings)
 
 
-def test_other_misuse_is_refused():
-    with pytest.raises(InputError, match=r"Defender\(module, lr=0.1\), not a Linear"):
-        StrategySelectionVectorEnv(8, defender=torch.nn.Linear(1, 1))
-    with pytest.raises(gym.error.ResetNeeded):
-        StrategySelectionVectorEnv(4).step(np.zeros((4, 3), int))
-    single = StrategySelectionEnv()
-    single.reset(seed=0)
-    with pytest.raises(InputError):
-        single.step(np.array([0, 0, 77]))
-    with pytest.raises(InputError, match="one integer seed"):
-        StrategySelectionVectorEnv(2).reset(seed=[1, 2])
-    for bad in ({"num_envs": 0}, {"reward_interval": -1}, {"credit": "mine"}):
-        with pytest.raises(InputError):
-            StrategySelectionVectorEnv(**bad)
+def test_sb3_needs_a_reward_at_every_step():
     with pytest.raises(InputError, match="SB3"):
         envs.make_sb3(StrategySelectionVectorEnv(4, reward_interval=5))
-
-
-def test_state_goes_on_to_the_same_bits():
-    env = StrategySelectionVectorEnv(8)
-    env.reset(seed=0)
-    actions = [env.action_space.sample() for _ in range(6)]
-    for action in actions[:3]:
-        env.step(action)
-    weights = {k: v.clone() for k, v in env.defender.module.state_dict().items()}
-    state = pickle.loads(pickle.dumps(env.state_dict()))
-    want = [env.step(action)[1] for action in actions[3:]]
-    twin = StrategySelectionVectorEnv(8)
-    twin.reset(seed=9)
-    twin.defender.module.load_state_dict(weights)
-    twin.load_state_dict(state)
-    same(want, [twin.step(action)[1] for action in actions[3:]])

@@ -2,29 +2,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
-from stable_baselines3 import PPO
 
 import envs
 from advgame.errors import InputError
 from advgame.imitation.discriminator import REWARDS, Discriminator
 from agents.gail import GailTraining
-from envs.imitation import ImitationEnv, ImitationVectorEnv
+from envs.imitation import ImitationVectorEnv
 
 IDS = ("advgame/GAILCartPole-v0", "advgame/GAILMountainCar-v0")
 LEFT = torch.zeros(4, dtype=torch.int64)
-
-
-@pytest.mark.parametrize("name", IDS)
-@pytest.mark.parametrize("horizon", ["task", "fixed"])
-def test_gymnasiums_checker_passes(name, horizon):
-    env = gym.make(name, horizon=horizon)
-    check_env(env.unwrapped, skip_render_check=True)
-
-
-@pytest.mark.parametrize("env_id", ["Acrobot-v1", "Pendulum-v1"])
-def test_any_task_passes_the_checker(env_id):
-    check_env(ImitationEnv(env_id=env_id), skip_render_check=True)
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -138,64 +124,6 @@ def test_an_end_at_the_time_limit_is_an_end():
     assert (bool(terminated), bool(truncated)) == (True, False)
 
 
-def test_equal_seeds_equal_bits_and_resuming_too():
-    actions = [
-        torch.randint(3, (5,), generator=torch.Generator().manual_seed(t)) for t in range(230)
-    ]
-
-    def played(env, part):
-        return torch.stack(
-            [torch.cat([env.step(one)[0].flatten(), env.step(one)[1]]) for one in part]
-        )
-
-    runs = []
-    for _ in range(2):
-        env = ImitationVectorEnv(5, env_id="MountainCar-v0")
-        env.reset(seed=7)
-        runs.append(played(env, actions[:80]))
-    assert torch.equal(*runs)
-    state = env.state_dict()
-    rest = played(env, actions[80:])
-    other = ImitationVectorEnv(5, env_id="MountainCar-v0")
-    other.reset(seed=1)
-    other.load_state_dict(state)
-    assert torch.equal(played(other, actions[80:]), rest)
-
-
-def test_single_and_numpy_forms_are_the_same_environment():
-    single = gym.make(IDS[0], horizon="task").unwrapped
-    vector = envs.to_numpy(gym.make_vec(IDS[0], num_envs=1, horizon="task"))
-    one, _ = single.reset(seed=3)
-    many, _ = vector.reset(seed=3)
-    for step in range(1, 13):
-        assert np.array_equal(one, many[0])
-        one, paid, terminated, _, terms = single.step(0)
-        many, paids, ends, _, info = vector.step(np.array([0]))
-        assert (paid, terminated) == (float(paids[0]), bool(ends[0]))
-        if terminated:
-            assert np.array_equal(one, info["final_obs"][0])
-            assert terms["true_return"] == step
-            break
-    assert terminated
-
-
-def test_observations_are_not_reused_buffers():
-    env = ImitationVectorEnv(4)
-    first, _ = env.reset(seed=0)
-    kept = first.clone()
-    env.step(LEFT)
-    assert torch.equal(first, kept)
-
-
-def test_sb3_learns_through_the_adapter():
-    core = ImitationVectorEnv(4, horizon="task", reward="survival")
-    env = envs.make_sb3(core)
-    agent = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0, device="cpu")
-    agent.learn(512)
-    assert agent.ep_info_buffer
-    assert all(8 <= one["r"] <= 500 for one in agent.ep_info_buffer)
-
-
 def test_demonstrations_come_with_the_ids():
     env = gym.make(IDS[1]).unwrapped.core
     pairs = env.expert_pairs(env.demonstrations, torch.Generator())
@@ -216,18 +144,6 @@ def test_demonstrations_come_with_the_ids():
 def test_bad_settings_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         ImitationVectorEnv(**settings)
-
-
-def test_bad_actions_are_refused():
-    env = ImitationVectorEnv(4)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(LEFT)
-    env.reset(seed=0)
-    for bad in (torch.zeros(3).long(), torch.full((4,), 2), torch.zeros(4)):
-        with pytest.raises(InputError, match="actions must"):
-            env.step(bad)
-    with pytest.raises(InputError, match="one integer seed"):
-        env.reset(seed=[1, 2])
 
 
 def test_pairs_are_encoded_where_the_observations_lie():

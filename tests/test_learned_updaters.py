@@ -9,7 +9,7 @@ from torch import nn
 
 from advgame.errors import InputError
 from agents import learned_updaters, outer_adam
-from agents.learned_updaters import MLPUpdater, check_disk, needed_memory, parameter_count
+from agents.learned_updaters import MLPUpdater, needed_memory, parameter_count
 from agents.updaters import CoordinatewiseUpdater, make_updater
 
 
@@ -178,12 +178,15 @@ def test_too_little_memory_or_disk_is_refused_before_anything_is_allocated(monke
     ):
         updater.init(START)
     path = tmp_path / "runs" / "later"
-    check_disk(path, 2561)
-    monkeypatch.setattr(learned_updaters, "available_disk", lambda path: 8_186_000_000)
-    with pytest.raises(InputError, match=r"2 checkpoints of the updater need 8\.2 GB"):
-        check_disk(path, 2561)
-    check_disk(path, 2561, (512, 256))
-    check_disk(path, 2561, checkpoints=1)
+    with pytest.raises(InputError, match=r"2561 parameters needs 4\.1 GB and 0\.0 GB"):
+        updater.check_room(2561, path)
+    monkeypatch.setattr(learned_updaters, "available_memory", lambda device: 2**40)
+    updater.check_room(2561, path)
+    monkeypatch.setattr(learned_updaters, "available_disk", lambda path: 12_278_000_000)
+    with pytest.raises(InputError, match=r"3 checkpoints of the updater need 12\.3 GB"):
+        updater.check_room(2561, path)
+    for fits in (MLPUpdater(seed=0, hidden=(512, 256)), CoordinatewiseUpdater(seed=0)):
+        fits.check_room(2561, path)
     assert not path.exists()
 
 

@@ -93,21 +93,10 @@ class PairCode:
             InputError: the demonstrations are of another task, or ``every`` leaves a trajectory
                 empty.
         """
-        kept = []
-        for number, length in enumerate(demonstrations.lengths.tolist()):
-            raw, actions = demonstrations.trajectory(number)
-            self._check(raw, actions)
-            rest = horizon - length if self.absorbing and demonstrations.terminated[number] else 0
-            if rest < 0 or every > length + rest:
-                raise InputError(
-                    f"trajectory {number} has {length} of at most {horizon} steps: "
-                    f"every {every}th of it cannot be kept"
-                )
-            chosen = _thinned(length + rest, every, rng)
-            last = chosen.clamp(max=length - 1)
-            seen = self.observe(raw[last], chosen >= length)
-            kept.append(self.pairs(seen, actions[last]))
-        return torch.cat(kept)
+        ends = demonstrations.terminated & self.absorbing
+        padded = torch.where(ends, horizon, demonstrations.lengths)
+        parts = self._thinned(demonstrations, padded, every, rng)
+        return torch.cat([self.pairs(seen, actions) for seen, actions in parts])
 
     def expert_steps(
         self, demonstrations: Demonstrations, every: int, rng: torch.Generator
@@ -125,18 +114,29 @@ class PairCode:
         Raises:
             InputError: of another task, or a trajectory shorter than ``every``.
         """
+        parts = self._thinned(demonstrations, demonstrations.lengths, every, rng)
+        seen, actions = zip(*parts, strict=True)
+        return torch.cat(seen), torch.cat(actions), torch.tensor([len(one) for one in seen])
+
+    def _thinned(
+        self, demonstrations: Demonstrations, padded: Tensor, every: int, rng: torch.Generator
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Encoded observations and actions kept of each trajectory, padded to a length (T,)."""
         parts = []
         for number, length in enumerate(demonstrations.lengths.tolist()):
             raw, actions = demonstrations.trajectory(number)
             self._check(raw, actions)
-            if every > length:
+            most = int(padded[number])
+            if length > most or every > most:
                 raise InputError(
-                    f"trajectory {number} has {length} steps: every {every}th of it cannot be kept"
+                    f"trajectory {number} has {length} of at most {most} steps: "
+                    f"every {every}th of it cannot be kept"
                 )
-            chosen = _thinned(length, every, rng)
-            parts.append((self.observe(raw[chosen]), actions[chosen]))
-        lengths = torch.tensor([len(one) for one, _ in parts])
-        return torch.cat([o for o, _ in parts]), torch.cat([a for _, a in parts]), lengths
+            first = int(torch.randint(every, (), generator=rng))
+            chosen = torch.arange(first, most, every)
+            last = chosen.clamp(max=length - 1)
+            parts.append((self.observe(raw[last], chosen >= length), actions[last]))
+        return parts
 
     def _check(self, raw: Tensor, actions: Tensor) -> None:
         known = (
@@ -151,8 +151,3 @@ class PairCode:
                 f"the demonstrations have observations of size {raw.shape[1]} and actions of shape "
                 f"{tuple(actions.shape[1:])}: they belong to another task"
             )
-
-
-def _thinned(length: int, every: int, rng: torch.Generator) -> Tensor:
-    """Every so many of the first ``length`` numbers, from a random start."""
-    return torch.arange(int(torch.randint(every, (), generator=rng)), length, every)

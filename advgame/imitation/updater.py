@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,18 @@ class Updater(ABC):
 
     _size = 0
     """m of the parameters that `init` or a saved state has seen"""
+
+    def check_room(self, size: int, folder: Path) -> None:  # noqa: B027
+        """Refuse what will not fit, before a run begins.
+
+        Args:
+            size: m, number of parameters to update.
+            folder: of the run, which keeps two checkpoints while the next is written; it need not
+                exist yet.
+
+        Raises:
+            InputError: how much memory or disk is missing.
+        """
 
     def init(self, params: Tensor) -> None:
         """Begin anew for parameters (m,).
