@@ -27,6 +27,9 @@ LATER = AutoresetMode.NEXT_STEP
 def test_gymnasiums_own_arguments(name, maker):
     env = maker(name, render_mode=None, max_episode_steps=None)
     assert env.render_mode is None
+    env.reset(seed=3, options={})
+    with pytest.raises(InputError, match=r"no options here.*reset_mask"):
+        env.reset(options={"reset_mask": np.array([True, False])})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium says so, too
         for mode in ("rgb_array", "human"):
@@ -35,17 +38,13 @@ def test_gymnasiums_own_arguments(name, maker):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_a_time_limit_of_gymnasiums(name):
+def test_a_time_limit_of_gymnasiums_and_stable_baselines_own_maker(name):
     with pytest.raises(InputError, match="max_episode_steps=3 has no effect on the vector form"):
         gym.make_vec(name, 2, max_episode_steps=3)
     env = gym.make(name, max_episode_steps=1)
     env.reset(seed=0)
     *_, terminated, truncated, _ = env.step(env.action_space.sample())
     assert terminated or truncated
-
-
-@pytest.mark.parametrize("name", IDS)
-def test_stable_baselines_own_maker_works(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env = make_vec_env(name, 1, seed=0)
@@ -72,15 +71,6 @@ def test_single_strategy_environments_side_by_side_are_warned_of():
         with pytest.warns(UserWarning, match=r"a classifier of its own, on batches of one image"):
             env.reset()
         env.close()
-
-
-@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize("name", IDS)
-def test_options_of_reset_are_refused(name, maker):
-    env = maker(name)
-    env.reset(seed=3, options={})
-    with pytest.raises(InputError, match=r"no options here.*reset_mask"):
-        env.reset(options={"reset_mask": np.array([True, False])})
 
 
 def test_a_tasks_module_is_imported(tmp_path, monkeypatch):

@@ -60,24 +60,19 @@ def test_hand_made_updaters_are_torchs(updater, optimizer):
 
 
 @pytest.mark.parametrize("name", UPDATERS)
-def test_every_updater_goes_down_a_quadratic(name):
-    """The best of the last tenth: the paper's U swings about the minimum."""
+def test_every_updater_goes_down_and_never_up(name):
+    """The best of the last tenth: the paper's U swings about the minimum.
+
+    U of a maximiser would climb: the paper's appendix has the sign the other way round.
+    """
     updater = made(name)
     updater.init(START)
     losses = [float(update.loss) for update in run(updater, 500)]
     assert losses[0] == float(quadratic(START)) > 1
     assert min(losses[-50:]) < 0.01 * losses[0]
-
-
-@pytest.mark.parametrize("name", UPDATERS)
-def test_the_objective_is_lowered_and_never_raised(name):
-    """U of a maximiser would climb: the paper's appendix has the sign the other way round."""
-    updater = made(name)
-    updater.init(START)
-    down = run(updater, 200)[-1].loss
+    assert losses[199] < losses[0] / 2
     updater.init(START)
     up = run(updater, 200, objective=lambda params: -quadratic(params))
-    assert down < quadratic(START) / 2
     assert any(-update.loss > 2 * quadratic(START) for update in up)
 
 

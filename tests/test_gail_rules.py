@@ -120,8 +120,7 @@ def test_divergence_is_said(sides):
         played(game, policy, Exploding(0.01), 1)
 
 
-def test_refusals(sides):
-    with pytest.raises(InputError, match="1 or above"):
-        Gail(Discriminator(3), sides[1], steps=0)
-    with pytest.raises(InputError, match="0 or above"):
-        Gail(Discriminator(3), sides[1], penalty=-1.0)
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"penalty": -1.0}])
+def test_refusals(sides, wrong):
+    with pytest.raises(InputError, match=r"steps must be 1 .* penalty.* 0 or above"):
+        Gail(Discriminator(3), sides[1], **wrong)
