@@ -83,13 +83,13 @@ def test_checker_finds_nothing(name, settings):
         check_env(gym.make(name, **settings).unwrapped, skip_render_check=True)
 
 
-def test_sb3_checker_finds_nothing():
+@every_id
+def test_sb3_checker_finds_nothing(name):
     with warnings.catch_warnings():
         # it would like uint8 images or a flat action; both are as the environment documents
-        warnings.filterwarnings(
-            "ignore", message=".*(image|CnnPolicy|normaliz|minimal resolution).*"
-        )
-        check_env_sb3(gym.make(STRATEGY).unwrapped)
+        words = "image|CnnPolicy|normaliz|minimal resolution|MultiDiscrete"
+        warnings.filterwarnings("ignore", message=f".*({words}).*")
+        check_env_sb3(gym.make(name).unwrapped)
 
 
 @every_id
@@ -153,7 +153,7 @@ def test_sb3_adapter_equals_the_core(name):
     adapter = envs.make_sb3(inner)
     adapter.seed(2)
     same(adapter.reset(), core.reset(seed=2)[0])
-    ends = 0
+    ends = []
     for action in sampled(core, 2 * STEPS[name]):
         following, reward, terminated, truncated, info = as_arrays(core.step(action))
         done = terminated | truncated
@@ -174,8 +174,9 @@ def test_sb3_adapter_equals_the_core(name):
                 assert not np.array_equal(as_arrays(seen[i]), last[i])
             if done[i] and "true_return" in final:
                 same(row["episode"], {"r": final["true_return"][i], "l": final["length"][i]})
-        ends += int(done.sum())
-    assert ends > 1
+        ends += info.get("fooled", done)[done].tolist()
+    assert len(ends) > 1
+    assert "Attack" not in name or set(ends) == {True, False}, "budgets end episodes too"
 
 
 @pytest.mark.parametrize(
@@ -198,18 +199,23 @@ def test_sb3_learns_on_the_adapter(name, settings, n_steps, lengths):
     assert not gail or all(one["r"] == one["l"] for one in ppo.ep_info_buffer)
 
 
-def test_gymnasiums_vector_wrappers_work_on_the_numpy_form():
-    env = RecordEpisodeStatistics(envs.to_numpy(vector(STRATEGY)))
+@every_id
+def test_gymnasiums_statistics_work_on_the_numpy_form(name):
+    env = RecordEpisodeStatistics(envs.to_numpy(vector(name)))
     env.reset(seed=0)
     total = np.zeros(8)
-    for action in sampled(env, 3):
+    for action in sampled(env, STEPS[name]):
         observation, reward, *_, info = env.step(action)
         assert isinstance(observation, np.ndarray)
         assert env.observation_space.contains(observation)
+        total += reward
+    assert len(env.length_queue) > 0
+    if name == STRATEGY:
         assert (info["episode"]["l"] == 1).all()
         assert info["_r1"].all()
-        total += reward
-    assert sum(env.return_queue) == pytest.approx(total.sum(), rel=1e-5)
+        assert sum(env.return_queue) == pytest.approx(total.sum(), rel=1e-5)
+    if "Attack" in name:
+        assert max(env.length_queue) == CASES[name]["queries"] - 1
 
 
 @every_id
