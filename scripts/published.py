@@ -1,4 +1,4 @@
-"""What the baselines' published code was run with on CIFAR-10, where ours differs; ADT's numbers.
+"""What the baselines' published code was run with on CIFAR-10, where ours differs.
 
 Game of ``scripts/train.py`` -> settings. The learning rate falls tenfold at the milestones that the
 training reached; a mode is that of batch norm in the attack.
@@ -48,23 +48,3 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "milestones": (60 / 200, 90 / 200),
     },
 }
-
-POSTER: dict[str, tuple[float, ...]] = {
-    "standard": (94.81, 12.05, 0, 0, 0, 0, 0, 0),
-    "fgsm-at": (93.80, 79.86, 0.12, 0.04, 0.06, 0.13, 0.01, 0.01),
-    "pgd-at": (86.91, 58.30, 50.03, 49.40, 51.40, 50.23, 50.46, 48.26),
-    "alp": (86.81, 56.83, 48.97, 48.60, 50.13, 49.10, 48.51, 47.90),
-    "feature-scatter": (89.98, 77.40, 70.85, 68.81, 72.74, 58.46, 37.45, 37.40),
-    "adt-exp": (86.89, 60.41, 52.18, 51.69, 53.27, 52.49, 52.38, 50.56),
-    "adt-exp-am": (87.82, 62.42, 51.95, 51.26, 52.99, 51.75, 52.04, 50.04),
-    "adt-imp-am": (88.00, 64.89, 52.28, 51.23, 52.64, 52.65, 51.89, 49.81),
-}
-"""The ADT poster's table, CIFAR-10, WRN-28-10, ε 8/255, accuracy in %: clean, FGSM, PGD-20,
-PGD-100, MIM, C&W, FeaAttack, worst of these."""
-
-
-def poster_table() -> list[str]:
-    """`POSTER` as lines of markdown."""
-    head = ("game", "clean", "FGSM", "PGD-20", "PGD-100", "MIM", "C&W", "FeaAttack", "worst")
-    rows = [(game, *(f"{value:g}" for value in row)) for game, row in POSTER.items()]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

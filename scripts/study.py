@@ -5,10 +5,10 @@
     python scripts/study.py l2l --dataset digits --seeds 3
     python scripts/study.py l2l --from-json                   # table and picture again
 
-A cell is a training (method x seed) in its own process. Finished cells are kept and interrupted
-ones resumed, so that a command can be given again; cells that the results file holds stay there,
-also where their folders are gone. Results are `<out>/*.json`, `.md` and `.png`. A study is a file
-of `scripts/studies/`, with a `Config` and a `main`; it needs no other place.
+A cell is a training (method x seed) in its own process, or a measurement. Finished cells are kept
+and interrupted ones resumed, so that a command can be given again; cells that the results file
+holds stay there, also where their folders are gone. Results are `<out>/*.json`, `.md` and `.png`.
+A study is a file of `scripts/studies/`, with a `Config` and a `main`; it needs no other place.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,13 +30,7 @@ from advgame.errors import InputError
 from advgame.evaluation import check_classifier, predict
 from advgame.evaluation.attacks import L2L_STEP
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
-from advgame.evaluation.sweeps import (
-    diversity,
-    landscape,
-    over_radius,
-    over_steps,
-    sweep,
-)
+from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
 from advgame.evaluation.verdicts import adversarial
 from advgame.games.costs import perturbation_stats
 from advgame.run.cli import run_script
@@ -90,21 +84,12 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
         raise InputError("name the run folders of the classifiers")
     for what in config.what:
         RunFolder.open(Path(what))  # refuses files of weights: nobody knows their data
-    asked = [
-        evaluate.job.check(
-            evaluate.Config(
-                what=what,
-                attackers=config.attackers,
-                queries=config.queries,
-                dataset=config.dataset,
-                data_dir=config.data_dir,
-                eps=config.eps,
-                n=config.n,
-                seed=config.seed,
-            )
-        )
-        for what in config.what
-    ]
+    given = {
+        field.name: getattr(config, field.name)
+        for field in fields(evaluate.Config)
+        if hasattr(config, field.name) and field.name != "what"
+    }
+    asked = [evaluate.job.check(evaluate.Config(what=what, **given)) for what in config.what]
     first = asked[0]
     if len({(one.dataset, parse_eps(one.eps)) for one in asked}) > 1:
         raise InputError("the classifiers are of different data sets or radii: give --eps")
@@ -131,19 +116,7 @@ def measure(
 ) -> dict[str, Any]:
     """The numbers of one classifier."""
     x, y, device = data.floats(), data.labels, data.images.device
-    found: dict[str, Any] = {
-        "radius": sweep(model, data, over_radius(threat, SHARES), config.seed),
-        "steps": sweep(model, data, over_steps(threat, STEPS), config.seed),
-        "diversity": diversity(
-            model,
-            x,
-            y,
-            attacks["pgd20"],
-            threat,
-            RESTARTS,
-            stream(config.seed, "restarts", device),
-        ),
-    }
+    starts = stream(config.seed, "restarts", device)
     smooth = {}
     for name, attack in attacks.items():
         with attacked(model):
@@ -151,7 +124,12 @@ def measure(
             shape = perturbation_stats(x_adv - x, threat)
             smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
             smooth[name]["accuracy"] = float((predict(model, x_adv) == y).float().mean())
-    return found | {"perturbations": smooth}
+    return {
+        "radius": sweep(model, data, over_radius(threat, SHARES), config.seed),
+        "steps": sweep(model, data, over_steps(threat, STEPS), config.seed),
+        "diversity": diversity(model, x, y, attacks["pgd20"], threat, RESTARTS, starts),
+        "perturbations": smooth,
+    }
 
 
 def examples(
@@ -160,18 +138,15 @@ def examples(
     """A few images of different classes under each attack, and what the classifier says."""
     first = [int((data.labels == k).nonzero()[0]) for k in data.labels.unique()[:SHOWN]]
     x, y = data.floats()[first], data.labels[first]
-    made = {
-        name: attack.run(
-            model, x, y, rng=stream(config.seed, "examples", x.device), check=False
-        ).x_adv
-        for name, attack in attacks.items()
-    }
+    made = {}
+    for name, attack in attacks.items():
+        rng = stream(config.seed, "examples", x.device)
+        made[name] = attack.run(model, x, y, rng=rng, check=False).x_adv
+    words = {}
     with attacked(model):
-        said = {name: predict(model, one).tolist() for name, one in {"clean": x, **made}.items()}
-    words = {
-        name: [f"{true}→{answer}" for true, answer in zip(y.tolist(), row, strict=True)]
-        for name, row in said.items()
-    }
+        for name, one in {"clean": x, **made}.items():
+            pairs = zip(y.tolist(), predict(model, one).tolist(), strict=True)
+            words[name] = [f"{true}→{answer}" for true, answer in pairs]
     return x, made, words
 
 
@@ -192,18 +167,10 @@ def main(config: Config) -> None:
     title = f"{len(data)} test images; mean and range over seeds"
     save_figure(sweeps_figure(sweeps, baseline, title), out / "sweeps.png")
     one_each = {g: next(m for n, m in models.items() if group(n) == g) for g in groups}
-    near = data.subset(slice(LANDSCAPE_IMAGES))
-    planes = {
-        g: landscape(
-            m,
-            near.floats(),
-            near.labels,
-            threat,
-            stream(config.seed, "plane", near.labels.device),
-            reach=REACH,
-        )
-        for g, m in one_each.items()
-    }
+    near, planes = data.subset(slice(LANDSCAPE_IMAGES)), {}
+    for g, m in one_each.items():
+        rng = stream(config.seed, "plane", near.labels.device)
+        planes[g] = landscape(m, near.floats(), near.labels, threat, rng, reach=REACH)
     title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
     save_figure(landscapes_figure(planes, REACH, title), out / "landscape.png")
     if (out / "sweeps.json").exists():  # an earlier sweep's, of other classifiers

@@ -22,7 +22,12 @@ def played(tmp_path_factory):
 
 def test_a_fresh_attackers_curve_goes_on_from_step_to_step(played, tmp_path):
     config = study_attnet.Config(
-        (played,), "small", rates=(1e-2,), scales=(0.0, 2.0), steps=(3, 40), out=str(tmp_path)
+        runs=(str(played),),
+        name="small",
+        rates=(1e-2,),
+        scales=(0.0, 2.0),
+        steps=(3, 40),
+        out=str(tmp_path),
     )
     study_attnet.main(config)
     path = tmp_path / "attnet-small.json"

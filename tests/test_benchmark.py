@@ -1,17 +1,16 @@
 """The benchmark script: its JSON, and that what it compares does equal work. No timing asserts."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
-import benchmark_games
+import benchmark
 import pytest
 import torch
 import tyro
-from peers import peer
+from benchmarks import attacks, games
+from benchmarks.attacks import PEERS
+from conftest import ROOT
 from torch import nn
 
 from advgame.attacks import GradientAttack
@@ -23,19 +22,7 @@ from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = ("advgame", "advgame unchecked")
-PEERS = ("torchattacks", "foolbox", "adversarial-robustness-toolbox")
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark"]
 
 
 def run(*arguments):
@@ -88,7 +75,7 @@ def test_quick_run_writes_every_figure(tmp_path):
         assert env["same_work"]
 
 
-def test_masked_loop_gives_the_adversarial_examples_of_the_attack(benchmark):
+def test_masked_loop_gives_the_adversarial_examples_of_the_attack():
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(16, 1, 12, 12, generator=rng, dtype=torch.float64)
     y = torch.randint(10, (16,), generator=rng)
@@ -102,13 +89,13 @@ def test_masked_loop_gives_the_adversarial_examples_of_the_attack(benchmark):
     ball = Linf(strategies.eps)
     attack = GradientAttack(ball, strategies.steps, strategies.step_size, start=ball)
     ours = attack.perturb(model, x, y, rng=torch.Generator().manual_seed(1))
-    masked = benchmark.masked_loop(model, x, y, strategies, torch.Generator().manual_seed(1))
+    masked = attacks.masked_loop(model, x, y, strategies, torch.Generator().manual_seed(1))
     assert len(strategies.steps.unique()) > 3
     assert torch.equal(ours, masked)
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
+def test_a_peer_makes_ten_gradient_steps_in_the_ball(name):
     followed = []
 
     class Counting(nn.Module):
@@ -122,7 +109,7 @@ def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
 
     x, y = torch.rand(8, 1, 4, 4), torch.randint(10, (8,))
     try:
-        play = peer(name, Counting().eval(), x, y, 0.1, 10)
+        play = attacks.peer(name, Counting().eval(), x, y, 0.1, 10)
     except ImportError:
         pytest.skip(f"{name} is not installed")
     followed.clear()
@@ -132,25 +119,35 @@ def test_a_peer_makes_ten_gradient_steps_in_the_ball(benchmark, name):
     assert 0 < size <= 0.1 + 1e-6
 
 
-def test_wrong_settings_are_refused_in_one_line(tmp_path):
-    done = run("--only", "pgd,speed", "--out", str(tmp_path / "benchmark.json"))
-    assert done.returncode == 2
-    assert done.stderr == "error: --only knows pgd,strategies,env,attack,imitation, not speed\n"
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"only": "pgd,speed"}, "--only knows pgd,strategies,.*, not speed"),
+        ({"repeats": 0}, "must be 1 or above"),
+        ({"threads": -1}, "must be 1 or above"),
+        ({"only": "games", "batch": 1}, "batch must be 2"),
+    ],
+)
+def test_what_measures_nothing_is_refused(settings, answer, tmp_path):
+    with pytest.raises(InputError, match=answer):
+        benchmark.main(benchmark.Config(out=str(tmp_path / "benchmark.json"), **settings))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("settings", [{"repeats": 0}, {"threads": -1}])
-def test_numbers_that_measure_nothing_are_refused(benchmark, settings, tmp_path):
-    with pytest.raises(InputError, match="must be 1 or above"):
-        benchmark.main(benchmark.Config(out=str(tmp_path / "benchmark.json"), **settings))
+SMALL = ["--only", "games", "--network", "small_cnn", "--width", "small", "--shape", "1", "8", "8"]
+
+
+def timed(tmp_path, *words):
+    """Contestants of the smallest games."""
+    out = tmp_path / "games.json"
+    words = [*SMALL, *words, "--repeats", "1", "--out", str(out)]
+    benchmark.main(tyro.cli(benchmark.Config, args=words))
+    (case,) = json.loads(out.read_text())["groups"]["games"]
+    return case["contestants"], out.with_suffix(".md").read_text()
 
 
 def test_games_are_timed_against_their_own_passes(tmp_path):
-    out = tmp_path / "games.json"
-    words = ["--network", "small_cnn", "--width", "small", "--shape", "1", "8", "8"]
-    config = tyro.cli(benchmark_games.Config, args=[*words, "--repeats", "1", "--out", str(out)])
-    benchmark_games.main(config)
-    rows = json.loads(out.read_text())["contestants"]
+    rows, text = timed(tmp_path)
     for name in ("naive", "grad", "two-step", "grad, shared", "two-step, shared", "PGD-10"):
         row = rows[name]
         assert row["measured_over_predicted"] == row["median_s"] / row["predicted_s"]
@@ -158,17 +155,11 @@ def test_games_are_timed_against_their_own_passes(tmp_path):
     assert passes["forwards"] == 3
     assert passes["attacker_backwards"] == 2
     assert rows["published PGD-10"]["times_ours"] == 1
-    assert "| grad | 4 | 3 | 1 | 2, 1 |" in out.with_suffix(".md").read_text()
-    with pytest.raises(InputError, match="batch 2"):
-        benchmark_games.main(replace(config, batch=1))
+    assert "| grad | 4 | 3 | 1 | 2, 1 |" in text
 
 
 def test_the_baselines_are_timed_too(tmp_path):
-    out = tmp_path / "games.json"
-    words = ["--network", "small_cnn", "--width", "small", "--shape", "1", "8", "8"]
-    words += ["--family", "baselines", "--repeats", "1", "--out", str(out)]
-    benchmark_games.main(tyro.cli(benchmark_games.Config, args=words))
-    rows = json.loads(out.read_text())["contestants"]
+    rows, _ = timed(tmp_path, "--family", "baselines")
     assert (rows["TRADES"]["passes"]["forwards"], rows["TRADES"]["passes"]["backwards"]) == (13, 2)
     assert not {"grad", "naive attacker F"} & set(rows)
     counts = {name: row["passes"] for name, row in rows.items() if "passes" in row}
@@ -177,11 +168,18 @@ def test_the_baselines_are_timed_too(tmp_path):
     assert (counts["ADT-EXP-AM"]["forwards"], counts["ADT-EXP-AM"]["attacker_forwards"]) == (3, 1)
 
 
+@pytest.mark.parametrize("folder", ["l2l", "compare"])
+def test_committed_costs_are_rendered_as_they_were(folder):
+    path = ROOT / "results" / folder / "cost.json"
+    made = json.loads(path.read_text())
+    assert games.as_markdown(made, made) == path.with_suffix(".md").read_text()
+
+
 def test_a_prediction_by_hand():
     times = {"F": 1, "F + B_x": 10, "F + B": 100, "SGD step": 1000, "Adam step": 2000}
     times |= {"attacker F": 1e4, "attacker F + B": 1e5}
     passes = Passes(4, 1, 2, attacker_forwards=3, attacker_backwards=1)
-    assert benchmark_games.predict(passes, times, naive=False) == 1 + 20 + 100 + 3000 + 1.2e5
+    assert games.predict(passes, times, naive=False) == 1 + 20 + 100 + 3000 + 1.2e5
 
 
 def test_the_published_loop_makes_the_step_of_our_pgd():
@@ -191,8 +189,8 @@ def test_the_published_loop_makes_the_step_of_our_pgd():
         with seeded_init(0):
             defenders.append(Defender(make_classifier("small_cnn", (1, 8, 8), 10), lr=0.1))
     start = torch.Generator().manual_seed(1)
-    benchmark_games.published_pgd(defenders[0], x, y, 0.1, start)
-    rules = benchmark_games.games(benchmark_games.Config(shape=(1, 8, 8), width="small"), Linf(0.1))
+    games.published_pgd(defenders[0], x, y, 0.1, start)
+    rules = games.games(games.Games(shape=(1, 8, 8), width="small"), Linf(0.1))
     rules["PGD-10"].step(defenders[1], x, y, torch.Generator().manual_seed(1))
     for one, other in zip(*(d.module.parameters() for d in defenders), strict=True):
         torch.testing.assert_close(one, other)

@@ -19,6 +19,7 @@ from advgame.errors import InputError
 from advgame.games.cat_and_mouse import CatAndMouse, classifier_file, errors_under
 from advgame.run.checkpoint import load_weights
 from advgame.run.folder import Metrics
+from advgame.run.table import rows
 
 EPS, STEPS = 0.15, 3
 
@@ -226,22 +227,22 @@ def test_the_study_writes_its_tables_and_pictures(whole, tmp_path):
     assert [run["seed"] for run in content["runs"]] == [0, 1]
     row = content["summary"]["fgsm, ε 0.15"]
     first = json.loads((whole.path / "matrix.json").read_text())["errors"]
-    assert row["errors"][1][0] == pytest.approx((first[1][0] + 0.5) / 2)
+    answers = [study_cat_and_mouse.answers({"errors": one}) for one in (first, [[0.5] * 5] * 5)]
+    assert row["swing"]["mean"] == pytest.approx((answers[0]["swing"] + answers[1]["swing"]) / 2)
     wrong = 1 - whole.report()["accuracy"]["fgsm"]
-    assert row["last"]["fgsm"] == {"mean": pytest.approx(wrong), "sd": 0, "half_interval": 0}
+    assert [run["last"]["fgsm"] for run in content["runs"]] == pytest.approx([wrong, wrong])
     text = name.with_suffix(".md").read_text()
     assert "Table 3, fgsm, ε 0.15 (η 0.3)" in text
-    shown = [f"{row['errors'][1][k]:.3f}" for k in (0, 1, 3, 1)]
-    assert f"| Adv 1 | {row['clean'][1]:.3f} | {' | '.join(shown)} |" in text
+    shown = [f"{round((round(first[1][k], 4) + 0.5) / 2, 4):.3f}" for k in (0, 1, 3, 1)]
+    assert f" | {' | '.join(shown)} |" in text
     for picture in ("cat_and_mouse_digits.png", "cat_and_mouse_digits_matrix.png"):
         assert (tmp_path / picture).stat().st_size
 
 
 def test_the_papers_numbers_stand_beside_ours():
-    row = {"clean": [0.1] * 5, "errors": [[0.2] * 5] * 5}
-    text = "\n".join(study_cat_and_mouse._table_3("fgsm, ε 0.15", row, True))
-    assert (
-        "| Adv 4 | 0.100 [.009] | 0.200 [.335] | 0.200 [.273] | 0.200 [.009] | 0.200 [.442] |"
-        in text
-    )
-    assert "[" not in "".join(study_cat_and_mouse._table_3("fgsm, ε 0.15", row, False))
+    run = {"method": "fgsm, ε 0.15", "clean": [0.1] * 5, "errors": [[0.2] * 5] * 5}
+    (row,) = rows([run])
+    text = "\n".join(study_cat_and_mouse.table_3(row, True))
+    wanted = "0.100 [.009] | 0.200 [.335] | 0.200 [.273] | 0.200 [.009] | 0.200 [.442]"
+    assert f"| Adv 4 | {wanted} |" in text
+    assert "[" not in "".join(study_cat_and_mouse.table_3(row, False))

@@ -44,7 +44,7 @@ STUDIES = {
     study_cat_and_mouse: {"methods": ("fgsm",)},
     study_las_at: {"methods": ("random",), "equal_compute_seeds": 0},
     gail_stability: {"updaters": ("adam",), "controls": ("cloning",)},
-    compare: {"games": ("pgd-at",)},
+    compare: {"methods": ("pgd-at",)},
 }
 BAD = {gail_stability: "--episodes 1", study_cat_and_mouse: "--batch-size 1"}
 
@@ -103,9 +103,9 @@ def test_a_study_is_refused_before_it_writes(study, settings, answer, tmp_path):
 
 
 def test_a_comparison_names_each_game_once(tmp_path):
-    for games, answer in ((("pgd-at", "pgd-at"), "twice"), ((), "names none")):
+    for games, answer in ((("pgd-at", "pgd-at"), "twice"), ((), "nothing to run")):
         with pytest.raises(InputError, match=answer):
-            compare.main(compare.Config(games=games, runs_dir=str(tmp_path), out=str(tmp_path)))
+            compare.main(compare.Config(methods=games, runs_dir=str(tmp_path), out=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -118,6 +118,14 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return {kind: Inference(0.5, 0.5 + len(judged) / 100) for kind in ("linear", "mlp", "svm")}
 
+    def here(script, root, cells, jobs):
+        """The cells in this process, one after the other."""
+        for name, flags in cells.items():
+            asked = replace(train_privacy_filter.job.parse(flags), name=name, runs_dir=str(root))
+            old = (root / name).exists()
+            train_privacy_filter.job.run(Config(resume=str(root / name)) if old else asked)
+
+    monkeypatch.setattr("advgame.run.study.run_cells", here)
     monkeypatch.setattr("advgame.privacy.fresh.try_all", quick)
     monkeypatch.setattr(study_privacy, "TASKS", {"class": "keep the digit, hide the slant"})
     monkeypatch.setattr(study_privacy, "RHOS", (3.0,))
@@ -131,7 +139,10 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
         study_privacy.main(config)
     assert len(list((tmp_path / "runs").glob("*/report.json"))) == 2
     study_privacy.main(config)
-    assert len(judged) == 2 * len(study_privacy.cells(config)) + 1, "finished ones were kept"
+    cells = study_privacy.Privacy(config).cells()
+    assert len(judged) == 2 * len(cells) + 1, "finished ones were kept"
+    assert "--steps" in cells["class-mlp-d3-seed0"]
+    assert "--steps" not in cells["class-pca-d3-seed0"], "it would be refused"
     found = json.loads((tmp_path / "out" / "privacy.json").read_text())
     assert set(found["summary"]) == {
         "class-linear-d3", "class-mlp-d3", "class-pca-d3", "class-random-d3", "class-raw",
@@ -143,4 +154,4 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
     with pytest.raises(InputError, match="other flags"):
         study_privacy.main(replace(config, steps=2))
     with pytest.raises(InputError, match="dim must lie in"):
-        study_privacy.main(replace(config, dims=(65,)))
+        study_privacy.main(replace(config, dims=(65,), out=str(tmp_path / "else")))

@@ -2,46 +2,235 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import study
 from conftest import ROOT
-from studies import cat_and_mouse, l2l, las_at, minimax, minimax_rates
 
 from advgame.errors import InputError
+from advgame.run import table
+from advgame.run.study import Study, StudyConfig, hardware
 
-# module, folder of results, stem, settings
+MNIST = {"dataset": "mnist", "data_dir": "data"}
+ONE = {"setting": "fixed", "trajectories": 1}
+CAR = {"env": "MountainCar-v0"}
+SPSA = {"attacks": ("adt:pgd20", "adt:fea", "spsa")}
+POSTER = {
+    "attacks": (
+        *("adt:fgsm", "adt:pgd20", "adt:pgd100", "adt:mim20", "adt:cw30", "fea", "transfer"),
+        "autoattack",
+    )
+}
+COMPUTE = {**POSTER, "budget": "compute"}
+# study, folder of results, stem within it, settings
 COMMITTED = [
-    (l2l, "l2l", "digits", {}),
-    (l2l, "l2l", "mnist", {"dataset": "mnist"}),
-    (minimax, "minimax", "digits-small_cnn-0.15", {}),
-    (minimax, "minimax", "mnist-small_cnn-0.15", {"dataset": "mnist"}),
-    (las_at, "las_at", "digits", {}),
-    (las_at, "las_at", "mnist", {"dataset": "mnist"}),
-    (las_at, "las_at/wide", "mnist", {"dataset": "mnist"}),
-    (cat_and_mouse, "minimax", "cat_and_mouse_digits", {}),
-    (cat_and_mouse, "minimax", "cat_and_mouse_mnist", {"dataset": "mnist"}),
-    (minimax_rates, "minimax", "sweep-mnist-small_cnn-0.15", {"dataset": "mnist"}),
+    ("l2l", "l2l", "digits", {}),
+    ("l2l", "l2l", "mnist", MNIST),
+    ("black_box", "l2l", "black_box_digits", {"title": "digits"}),
+    ("minimax", "minimax", "digits-small_cnn-0.15", {}),
+    ("minimax", "minimax", "mnist-small_cnn-0.15", MNIST),
+    ("minimax_rates", "minimax", "sweep-mnist-small_cnn-0.15", MNIST),
+    ("attnet", "minimax", "attnet-games", {"name": "games"}),
+    ("attnet", "minimax", "attnet-plain", {"name": "plain"}),
+    ("privacy", "minimax", "privacy", {}),
+    ("cat_and_mouse", "minimax", "cat_and_mouse_digits", {}),
+    ("cat_and_mouse", "minimax", "cat_and_mouse_mnist", MNIST),
+    ("las_at", "las_at", "digits", {}),
+    ("las_at", "las_at", "mnist", MNIST),
+    ("las_at", "las_at/wide", "mnist", MNIST),
+    ("attacker", "referee", "attacker_digits", {"title": "digits"}),
+    ("referee", "referee", "digits", {"title": "digits"}),
+    ("referee", "referee", "mnist", {"title": "mnist"}),
+    ("compare", "compare", "digits-epochs", POSTER),
+    ("compare", "compare", "digits-compute", COMPUTE),
+    ("compare", "compare/first", "digits-compute", COMPUTE),
+    ("compare", "compare/spsa", "digits-epochs", SPSA),
+    ("gail", "gail", "cartpole_v1-paper/stability", {}),
+    ("gail", "gail", "cartpole_v1-fixed/stability", {"setting": "fixed"}),
+    ("gail", "gail", "cartpole_v1-fixed-1-every-1/stability", ONE),
+    ("gail", "gail", "mountaincar_v0-paper/stability", CAR),
+    ("gail", "gail", "mountaincar_v0-fixed/stability", {**CAR, "setting": "fixed"}),
+    ("gail", "gail", "mountaincar_v0-fixed-1-every-1/stability", {**CAR, **ONE}),
 ]
+OF_OTHERS = {"benchmark", "cost", "sweeps"}  # stems of what other scripts made
+
+
+def module(name):
+    return study.import_module(f"studies.{name}")
 
 
 def test_the_studies_are_listed_by_their_first_lines(capsys):
     study.run([])
     lines = capsys.readouterr().out.splitlines()
-    assert "l2l            L2L: does a classifier that learns from a learned attacker" in "\n".join(
-        lines
-    )
     assert {line.split()[0] for line in lines if line} >= set(study.STUDIES)
     with pytest.raises(InputError, match="did you mean las_at"):
         study.run(["las-at"])
 
 
-@pytest.mark.parametrize(("module", "folder", "stem", "settings"), COMMITTED)
-def test_committed_results_are_rendered_as_they_were(module, folder, stem, settings, tmp_path):
-    committed = ROOT / "results" / folder
-    shutil.copy(committed / f"{stem}.json", tmp_path)
-    before = (tmp_path / f"{stem}.json").read_bytes()
-    module.main(module.Config(out=str(tmp_path), from_json=True, **settings))
-    assert (tmp_path / f"{stem}.json").read_bytes() == before
-    assert (tmp_path / f"{stem}.md").read_text() == (committed / f"{stem}.md").read_text()
-    assert len(json.loads(before)["runs"]) > 1
+def test_every_committed_results_file_is_rendered_below():
+    results = ROOT / "results"
+    made = {f"{folder}/{stem}.json" for _, folder, stem, _ in COMMITTED}
+    found = {path for path in results.rglob("*.json") if path.stem not in OF_OTHERS}
+    assert {str(path.relative_to(results)) for path in found} == made
+
+
+@pytest.mark.parametrize(("name", "folder", "stem", "settings"), COMMITTED)
+def test_committed_results_are_rendered_as_they_were(name, folder, stem, settings, tmp_path):
+    file = ROOT / "results" / folder / f"{stem}.json"
+    copy = tmp_path / f"{stem}.json"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(file, copy)
+    one = module(name)
+    one.main(one.Config(out=str(tmp_path), from_json=True, **settings))
+    assert copy.read_bytes() == file.read_bytes()
+    for suffix in (".md", ".csv"):
+        if file.with_suffix(suffix).exists():
+            assert copy.with_suffix(suffix).read_text() == file.with_suffix(suffix).read_text()
+    assert len(json.loads(copy.read_text())[one.main.__self__.listed]) > 1
+    if name != "las_at":  # whose earlier cells have no curves
+        assert file.with_suffix(".png").exists() <= copy.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize(("name", "folder", "stem", "_"), COMMITTED)
+def test_committed_results_can_be_added_to(name, folder, stem, _):
+    one = module(name)
+    toy = one.main.__self__(one.Config())
+    runs = json.loads((ROOT / "results" / folder / f"{stem}.json").read_text())[toy.listed]
+    assert len({toy.told_apart(run) for run in runs}) == len(runs)
+    assert sorted(runs, key=toy.place)
+
+
+class Toy(Study[StudyConfig]):
+    """Two methods, a number each, and a third one that follows from them."""
+
+    about, stem = "Toys", "toys"
+    made: list = []  # noqa: RUF012
+
+    def cells(self):
+        found = [{"method": name, "seed": seed} for seed in self.seeds() for name in "ab"]
+        return {f"{one['method']}{one['seed']}": one for one in found}
+
+    def later_cells(self, runs):
+        more = {run["seed"] for run in runs if run["method"] == "a" and run["value"] > 1}
+        return {f"c{seed}": {"method": "c", "seed": seed} for seed in more}
+
+    def make(self, cells):
+        for name, cell in cells.items():
+            if "broken" in self.config.extra and cell["method"] == "b":
+                raise KeyboardInterrupt
+            self.made.append(name)
+            yield [{**cell, "value": 1.0 + cell["seed"], "flags": [], "commit": "c" * 40}]
+
+    def place(self, run):
+        return run["method"]
+
+    def document(self, runs, about):
+        columns = {"method": table.row_name, "value": table.Number("value", 1)}
+        return [f"# {self.title}", table.render(columns, table.rows(runs))]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    Toy.made.clear()
+    return StudyConfig(seeds=2, out=str(tmp_path))
+
+
+def held(config):
+    runs = json.loads((Toy(config).path).read_text())["runs"]
+    return [f"{run['method']}{run['seed']}" for run in runs]
+
+
+def test_a_study_runs_its_cells_and_those_that_follow_and_writes_what_they_found(toy, capsys):
+    Toy.main(toy)
+    assert Toy.made == ["a0", "b0", "a1", "b1", "c1"]
+    assert held(toy) == ["a0", "a1", "b0", "b1", "c1"]
+    found = json.loads(Toy(toy).path.read_text())
+    assert found["summary"]["a"]["value"]["mean"] == 1.5
+    assert found["device"] == "cpu; 2 process(es), a thread each"
+    text = Toy(toy).path.with_suffix(".md").read_text()
+    assert text.startswith("# Toys on toys\n\n| method | value |\n|---|---|\n| a | 1.5 ± 0.7 |\n")
+    assert "| c | 2.0 |\n\nFlags raised: none.\n\nHardware: cpu; 2" in text
+    assert f"Cells made at commit {'c' * 12}." in text
+    assert "5 cells, 5 in all, 0 left out" in capsys.readouterr().out
+
+
+def test_cells_that_the_results_hold_stay_and_can_be_left_out(toy):
+    Toy.main(toy)
+    Toy.main(replace(toy, seeds=3, missing_only=True))
+    assert Toy.made[5:] == ["a2", "b2", "c2"]
+    Toy.main(replace(toy, seeds=1, first_seed=1))
+    assert Toy.made[8:] == ["a1", "b1", "c1", "c2"]
+    assert held(toy) == ["a0", "a1", "a2", "b0", "b1", "b2", "c1", "c2"]
+    with pytest.raises(InputError, match=r"other flags, '', not '--epochs 3'.*another --out"):
+        Toy.main(replace(toy, extra="--epochs 3"))
+
+
+def test_what_was_found_before_an_interrupt_is_kept(toy):
+    broken = replace(toy, extra="--broken")
+    with pytest.raises(KeyboardInterrupt):
+        Toy.main(broken)
+    assert held(broken) == ["a0"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({"seeds": 0}, "seeds must be 1"),
+        ({"jobs": 0}, "jobs must be 1"),
+        ({"first_seed": -1}, "first_seed must be 0"),
+        ({"extra": "'"}, "cannot be read"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(settings, answer, toy, tmp_path):
+    with pytest.raises(InputError, match=answer):
+        Toy.main(replace(toy, **settings))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", ['{"extra": ""}', '{"runs": [3]}', '{"runs": [{"seed": 1}]}', "["]
+)
+def test_a_damaged_results_file_is_refused(content, toy):
+    Toy(toy).path.write_text(content)
+    with pytest.raises(InputError, match="choose another --out"):
+        Toy.main(toy)
+    assert Toy(toy).path.read_text() == content
+
+
+def test_older_cells_are_of_the_cpu():
+    assert hardware([{"device": "cuda (H100)"}, {}], 2).startswith("cpu, cuda (H100); 2")
+
+
+RUNS = [
+    {"method": m, "seed": s, "worst_case": w, "n": 9}
+    for m, s, w in (("a", 0, 0.5), ("a", 1, 0.7), ("b", 1, 0.6), ("b", 0, 0.2), ("c", 0, 0.1))
+]
+
+
+def test_differences_are_paired_by_seed():
+    found = table.summarise(RUNS, "a")
+    assert found["a"]["worst_case"]["mean"] == pytest.approx(0.6)
+    assert "worst_minus_control" not in found["a"]
+    assert found["b"]["worst_minus_control"]["mean"] == pytest.approx(-0.2)
+    assert "n" not in found["b"]  # a count is not averaged
+    assert "worst_minus_control" not in table.summarise(RUNS)["b"]
+
+
+def test_a_column_tells_mean_and_spread_and_what_is_missing():
+    """-0.3 and -0.1: their sd is 0.141, t of one degree of freedom 12.706 times 0.1."""
+    columns = {
+        "": table.row_name,
+        "n": table.seeds,
+        "share": table.Percent("worst_case"),
+        "mean": table.Mean("worst_case", 2),
+        "pair": table.Paired("worst_case", minus="a"),
+        "odd": table.Number(lambda run: run["worst_case"] if run["seed"] else None),
+        " n ": lambda row: str(row["n"]),
+    }
+    assert table.cells(columns, table.rows(RUNS)) == [
+        ["", "n", "share", "mean", "pair", "odd", "n"],
+        ["a", "2", "60.0 ± 14.1", "0.60", "–", "–", "9"],
+        ["b", "2", "40.0 ± 28.3", "0.40", "-20.0 ± 127.1", "–", "9"],
+        ["c", "1", "10.0", "0.10", "–", "–", "9"],
+    ]

@@ -36,7 +36,8 @@ def test_every_attack_spends_its_queries_and_no_more(name, digits):
         for queries in (5, 12):
             model.forwards = 0
             ball = shipped().threat.scaled(0.02)  # nothing falls, so that nothing leaves
-            x_adv = study_attacker.HAND_MADE[name](model, x, y, ball, queries, 0)
+            task = study_attacker.Task(model, x, y, ball, queries, 0)
+            x_adv = study_attacker.HAND_MADE[name](task)
             looks = 1 if name.startswith("APGD") else 0
             assert model.forwards == len(x) * (queries + looks)
             assert looks or (x_adv != x).any(), "APGD gives back what it could not fool"
@@ -92,6 +93,7 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
 def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_path):
     config = study_attacker.Config(
         runs_dir=str(folders / "elsewhere"),
+        title="digits",
         train_on=("known",),
         test_on=("unseen",),
         seeds=2,
@@ -100,7 +102,7 @@ def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_pat
         out=str(tmp_path),
     )
     with pytest.raises(InputError, match="choose another --attackers"):
-        study_attacker.train(0, config)
+        study_attacker.main(config)
 
 
 def test_what_proves_nothing_is_refused(folders):

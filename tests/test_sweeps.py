@@ -189,7 +189,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
 def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     cells = [str(path) for path in sorted(folder.iterdir())]
     config = study_black_box.Config(
-        tuple(cells), title="tiny", n=20, runs_dir=str(tmp_path / "runs"), out=str(tmp_path)
+        what=tuple(cells), title="tiny", n=20, runs_dir=str(tmp_path / "runs"), out=str(tmp_path)
     )
     study_black_box.main(config)
     found = json.loads((tmp_path / "black_box_tiny.json").read_text())

@@ -74,10 +74,8 @@ def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused)
 
 
 def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
-    cells = gail_stability.cells(
-        gail_stability.Config(seeds=1, extra="--entropy 0 --gae-lambda 0.9")
-    )
-    for name, words in cells.items():
+    config = gail_stability.Config(seeds=1, extra="--entropy 0 --gae-lambda 0.9")
+    for name, words in gail_stability.Gail(config).cells().items():
         learns = "--source" not in words
         assert ("--entropy" in words) == learns, name
         assert ("--gae-lambda" in words) == ("cloning" not in words), name
@@ -292,11 +290,11 @@ def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
 
 def test_controls_alone_have_no_picture(tmp_path):
     run = {"method": "constant", "iterations": 10, "every": 10, "scores": [0.0]}
-    config = gail_stability.Config()
-    gail_stability.picture(config, {"runs": [run]}, tmp_path / "a.png")
+    study = gail_stability.Gail(gail_stability.Config(out=str(tmp_path)))
+    study.pictures([run], {})
     assert not list(tmp_path.iterdir())
-    gail_stability.picture(config, {"runs": [{**run, "method": "adam"}]}, tmp_path / "a.png")
-    assert (tmp_path / "a.png").exists()
+    study.pictures([{**run, "method": "adam"}], {})
+    assert study.path.with_suffix(".png").exists()
 
 
 @pytest.mark.slow

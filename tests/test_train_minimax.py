@@ -21,6 +21,7 @@ from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
 from advgame.games.training import DefenderTraining
+from advgame.run import table
 from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.run.loop import load_best
@@ -181,11 +182,13 @@ def test_defences_are_compared_with_minimax_seed_by_seed():
     runs = [run("minimax", s, 0.1 * s) for s in range(3)]
     runs += [run("alt", s, 0.1 * s + d, error_b=0.0) for s, d in enumerate((0.1, 0.2, 0.3))]
     runs += [run("plain", 2, 0.9), run("lwa", 7, 0.9), run("lwa", 8, 0.9)]
-    lines = study_minimax.pairs(runs, {"error_a": "a", "error_b": "b"})
+    columns = {name: table.Number(f"error_{name}") for name in "ab"}
+    _, text = study_minimax.against_minimax(runs, columns)
+    lines = text.splitlines()
     # t of 2 degrees of freedom is 4.303, the standard error 0.1 / √3
     assert lines[-1] == "| alt | 3 | +0.200 ± 0.248 | – |"
-    assert sum(line.startswith("|") for line in lines) == 3
-    assert study_minimax.pairs(runs[3:], {"error_a": "a"}) == []
+    assert len(lines) == 3
+    assert study_minimax.against_minimax(runs[3:], columns) == []
 
 
 @pytest.mark.slow

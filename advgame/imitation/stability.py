@@ -216,28 +216,3 @@ def pairwise(results: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> li
             }
         )
     return found
-
-
-def pairs_as_lines(tests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `pairwise` found, as lines of markdown."""
-    if not tests:
-        return []
-    lines = [
-        "",
-        "Pairs: the share below 0.90, the second's less the first's with its 95 % interval "
-        "(Welch), and two-sided permutation tests. Dips are not spread evenly over a run, so "
-        "shares are of the first iterations, as many as the shorter had; last is of whole runs. "
-        "No difference shown is not the same as none: look at the interval.",
-        "",
-        "| pair | iterations | below 0.90 | difference | p | p of falls | p of last |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for one in tests:
-        shares = ", ".join(f"{share:.3f}" for share in one["shares"])
-        low, high = one["interval"]
-        gap = f"{one['shares'][1] - one['shares'][0]:+.3f} ({low:+.3f} to {high:+.3f})"
-        falls = "–" if one["falls"] is None else f"{one['falls']:.3f}"
-        cells = (", ".join(one["pair"]), str(one["iterations"]), shares, gap)
-        values = (f"{one['dips']:.3f}", falls, f"{one['last']:.3f}")
-        lines.append(f"| {' | '.join((*cells, *values))} |")
-    return lines

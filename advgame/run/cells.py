@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -18,10 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from advgame.errors import InputError
-from advgame.run.curves import Rows
-from advgame.run.files import read_json, write_atomically
+from advgame.run.files import write_atomically
 from advgame.run.interrupt import hangup
-from advgame.statistics import spread
 
 
 def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -70,25 +67,19 @@ def split_flags(text: str) -> list[str]:
         raise InputError(f"these flags cannot be read, {text!r}: {error}") from error
 
 
-def check_cells(script: Any, cells: Mapping[str, Sequence[str]], jobs: int) -> None:
-    """Refuse a study that cannot run, before its first cell and before it writes anything.
+def check_cells(script: Any, cells: Mapping[str, Sequence[str]]) -> None:
+    """Refuse cells that cannot run, before the first one.
 
     Args:
-        script: the module of its training script, whose ``job`` is an `advgame.run.job.Job`.
+        script: the module of their script, whose ``job`` is an `advgame.run.job.Job`.
         cells: name of the folder -> flags.
-        jobs: processes at a time.
 
     Raises:
-        InputError: no cell, fewer than one process, or what the first cell's training would say.
+        InputError: what the script would say, and of which cell.
     """
-    if jobs < 1:
-        raise InputError(f"jobs must be 1 or above, not {jobs}")
-    if not cells:
-        raise InputError("nothing to run: ask for one seed and one method at least")
-    job = getattr(script, "job", script)
     for name, flags in cells.items():
         try:
-            job.check(job.parse(flags))
+            script.job.check(script.job.parse(flags))
         except InputError as problem:
             raise InputError(f"{name}: {problem}") from problem
 
@@ -158,23 +149,6 @@ def _terminated_with_us() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def whole_number(words: Sequence[str], flag: str) -> int:
-    """The value of ``--flag 5`` or ``--flag=5``; of several the last counts.
-
-    Raises:
-        InputError: no whole number above 0.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(flag, dest="value", type=int)
-    try:
-        value: int = parser.parse_known_args(list(words))[0].value
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from error
-    if value < 1:
-        raise InputError(f"{flag} must be 1 or above, not {value}")
-    return value
-
-
 def usable(words: Sequence[str], flags: Sequence[str], script: Any) -> list[str]:
     """The words that a method makes use of; its training would refuse the others.
 
@@ -183,8 +157,7 @@ def usable(words: Sequence[str], flags: Sequence[str], script: Any) -> list[str]
         flags: of the method.
         script: the module of its training script, whose ``job`` is an `advgame.run.job.Job`.
     """
-    job = getattr(script, "job", script)
-    idle = job.idle(job.parse(flags))
+    idle = script.job.idle(script.job.parse(flags))
     return without(words, [name for names in idle.values() for name in names])
 
 
@@ -223,91 +196,3 @@ def same_flags(root: Path, flags: str) -> None:
         )
     if had != flags:
         write_atomically(note, flags)
-
-
-def hardware(runs: Sequence[Mapping[str, Any]], jobs: int) -> str:
-    """What cells were made on, in words; those that note no ``device`` are older, of the CPU."""
-    devices = ", ".join(sorted({run.get("device", "cpu") for run in runs}))
-    return f"{devices}; {jobs} process(es), a thread each"
-
-
-def thinned(rows: Rows, tags: Collection[str]) -> dict[str, list[tuple[int, float]]]:
-    """Curves, small enough for a results file: tag -> (epoch, value to four digits)."""
-    return {
-        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
-        for tag in tags
-        if any(tag in row for row in rows)
-    }
-
-
-def drawable(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Rows]]:
-    """Method -> the rows of its seeds, for `advgame.run.curves.seeds_figure`.
-
-    Args:
-        runs: a ``method`` and ``curves`` each, which `thinned` made.
-    """
-    found: dict[str, list[Rows]] = {}
-    for run in runs:
-        curves: Mapping[str, Sequence[tuple[int, float]]] = run["curves"]
-        rows = [{"epoch": e, tag: value} for tag, points in curves.items() for e, value in points]
-        found.setdefault(run["method"], []).append(rows)
-    return found
-
-
-def with_earlier(
-    runs: Sequence[Mapping[str, Any]], path: Path, flags: str
-) -> list[Mapping[str, Any]]:
-    """These runs, and those that a results file has beside them, whose folders may be gone.
-
-    Args:
-        runs: a ``method`` and ``seed`` each; they replace the file's own of that name.
-        path: of the file, which need not exist; it holds ``runs`` and ``extra``.
-        flags: that all runs of a file share, its ``extra``.
-
-    Returns:
-        the runs in the order of their seeds.
-
-    Raises:
-        InputError: the file's runs had other flags.
-    """
-    kept: list[Mapping[str, Any]] = []
-    if path.exists():
-        earlier = read_json(path, "restore it, or choose another --out")
-        had = earlier.get("extra", "")
-        if had != flags:
-            raise InputError(
-                f"{path} holds runs made with other flags, {had!r}, not {flags!r}: "
-                "choose another --out"
-            )
-        new = {(run["method"], run["seed"]) for run in runs}
-        try:
-            kept = [run for run in earlier["runs"] if (run["method"], run["seed"]) not in new]
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} holds no runs: restore it, or choose another --out"
-            ) from error
-    return sorted([*runs, *kept], key=lambda run: run["seed"])
-
-
-def summarise(
-    runs: Sequence[Mapping[str, Any]], control: str | None = None
-) -> dict[str, dict[str, Any]]:
-    """Spread over seeds of every number (a float) that all runs of a method have.
-
-    Args:
-        runs: a ``method`` and ``seed`` each.
-        control: a method; ``worst_minus_control`` is the difference of ``worst_case`` to its run of
-            the same seed.
-    """
-    summary: dict[str, dict[str, Any]] = {}
-    partner = {r["seed"]: r["worst_case"] for r in runs if r["method"] == control}
-    for method in dict.fromkeys(r["method"] for r in runs):
-        mine = [r for r in runs if r["method"] == method]
-        numbers = [
-            k for k, v in mine[0].items() if isinstance(v, float) and all(k in r for r in mine)
-        ]
-        summary[method] = {"seeds": len(mine)} | {k: spread([r[k] for r in mine]) for k in numbers}
-        pairs = [r["worst_case"] - partner[r["seed"]] for r in mine if r["seed"] in partner]
-        if pairs and method != control:
-            summary[method]["worst_minus_control"] = spread(pairs)
-    return summary

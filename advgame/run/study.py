@@ -1,8 +1,13 @@
-"""A study: methods trained over seeds, a table and pictures of what they found.
+"""A study: cells that are run once, one results file, a table and pictures of what they found.
 
-A study is a class: its methods with their flags, what it reads from a finished run, its columns and
-the paper's own numbers. What all of them do is here: check every cell before the first one, run or
-resume what is missing, keep what the results file holds, write JSON, Markdown and pictures.
+A study is a class of `scripts/studies/`. It says its cells, what it reads of a finished one, and
+its table, the paper's own numbers among the columns. What all studies do is here: check every cell
+before the first one, run or resume what is missing, keep what the results file holds, write JSON,
+Markdown and pictures, or write the latter again from the JSON. The classes:
+
+* `Study`: whatever its cells are; it can measure in its own process.
+* `TrainingStudy`: a cell is a method x seed, a run of a script in a process of its own.
+* `MethodsStudy`: the usual options besides, of a training on one data set judged by attacks.
 """
 
 from __future__ import annotations
@@ -10,34 +15,50 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from advgame.errors import InputError, unknown
-from advgame.run.cells import (
-    check_cells,
-    hardware,
-    run_cells,
-    same_flags,
-    split_flags,
-    summarise,
-    usable,
-    with_earlier,
-)
+from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
+from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.run.options import Names
-
-Run = Mapping[str, Any]
-Runs = Sequence[Run]
+from advgame.run.selection import selected_by
+from advgame.run.table import Run, Runs, names, summarise
 
 
 @dataclass(frozen=True)
 class StudyConfig:
     """What every study can be asked."""
+
+    seeds: int = 3
+    """seeds per method"""
+    first_seed: int = 0
+    """the first of them; keep those that you tuned on out"""
+    jobs: int = 2
+    """processes at a time, one thread each"""
+    missing_only: bool = False
+    """leave out what the results hold already, also where its folders are gone"""
+    finished_only: bool = False
+    """train nothing: write the results of the cells that are finished"""
+    from_json: bool = False
+    """train and read nothing: write table and pictures again from the results file"""
+    extra: str = ""
+    """further flags of the script for every cell, e.g. --extra="--epochs 5" """
+    runs_dir: str = "runs/study"
+    """run folders, one per cell; not committed"""
+    out: str = "results"
+    """where the results go"""
+
+
+@dataclass(frozen=True)
+class MethodsConfig(StudyConfig):
+    """What a study of methods on a data set can be asked."""
 
     dataset: str = "digits"
     """data set"""
@@ -45,27 +66,13 @@ class StudyConfig:
     """which methods"""
     attacks: Names = ()
     """attacks of the reports; the training script's own when empty"""
-    seeds: int = 3
-    """seeds 0, 1, … per method"""
-    missing_only: bool = False
-    """leave out what the results hold already, also where its folders are gone"""
-    finished_only: bool = False
-    """train nothing: write the results of the cells that are finished"""
-    from_json: bool = False
-    """train and read nothing: write table and pictures again from the results file"""
-    jobs: int = 2
-    """processes at a time, one thread each"""
-    runs_dir: str = "runs/study"
-    """run folders, one per cell; not committed"""
-    out: str = "results"
-    """where the results go"""
-    extra: str = ""
-    """further flags of the training script for every cell, e.g. --extra="--epochs 5" """
     data_dir: str | None = None
     """data folder (all but digits)"""
 
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
+MethodsT = TypeVar("MethodsT", bound=MethodsConfig)
+Flags = Sequence[str]
 
 
 class Finished:
@@ -96,144 +103,387 @@ class Finished:
             "flags": [flag["name"] for flag in self.report["flags"]],
         }
 
+    def accuracies(self) -> dict[str, float]:
+        """On the test images: ``accuracy_ATTACK`` of each attack, ``worst_case`` of all."""
+        found = {f"accuracy_{name}": value for name, value in self.report["accuracy"].items()}
+        return {**found, "worst_case": self.report["worst_case"]}
+
 
 class Study(ABC, Generic[ConfigT]):
-    """A table over seeds, of one training script.
+    """Cells, and what is told of them.
 
     Args:
         config: what it is asked.
     """
 
-    script: ModuleType
-    """the training script, with ``parse``, ``check`` and ``idle``"""
-    methods: Mapping[str, tuple[str, ...]]
-    """name -> flags of the script; the table's rows are in this order"""
+    listed = "runs"
+    """what the results file calls the list of its runs"""
+    identity: tuple[str, ...] = ("method", "seed")
+    """keys by which the runs of a results file differ"""
+    sharing: tuple[str, ...] = ()
+    """options that they share, by which a file without them was made as is usual"""
+    control = ""
+    """a method; the summary has differences to it"""
+    flat = False
+    """whether cells lie in ``--runs-dir`` itself, not in a folder there that is called `stem`"""
+    parallel = True
+    """whether cells are processes, of which there can be several at a time"""
+    remembers = True
+    """whether finished cells are found again in their folders"""
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
 
+    about: str
+    """what is studied, for titles"""
+
     @property
     @abstractmethod
     def stem(self) -> str:
-        """Of the results' files, and of the folder of runs."""
+        """Name of the results' files without suffix."""
+
+    @property
+    def title(self) -> str:
+        """Of table and pictures."""
+        return f"{self.about} on {self.stem}"
+
+    @property
+    def root(self) -> Path:
+        """Folder of the cells' folders."""
+        return Path(self.config.runs_dir) / ("" if self.flat else self.stem)
+
+    @property
+    def path(self) -> Path:
+        """The results file."""
+        return Path(self.config.out) / f"{self.stem}.json"
 
     def same(self) -> str:
-        """Flags that runs of one results file must share: attacks, and ``--extra``."""
-        attacks = ["--attacks", *self.config.attacks] if self.config.attacks else []
-        return shlex.join([*attacks, *split_flags(self.config.extra)])
-
-    def shared(self) -> list[str]:
-        """Flags of every cell."""
-        folder = ["--data-dir", self.config.data_dir] if self.config.data_dir else []
-        return ["--dataset", self.config.dataset, *folder, *split_flags(self.same())]
+        """Flags that runs of a results file share: ``--extra``, and `sharing` where changed."""
+        words = list[str]()
+        for option in self.sharing:
+            value, usual = getattr(self.config, option), getattr(type(self.config), option)
+            if value != usual:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{option}", *map(str, values)]
+        return shlex.join([*words, *split_flags(self.config.extra)])
 
     def check(self) -> None:
         """Refuse what cannot work, before any work.
 
         Raises:
-            InputError: a method that there is not.
+            InputError: numbers that are too small.
         """
-        if odd := [name for name in self.config.methods if name not in self.methods]:
+        for option, least in {"seeds": 1, "jobs": 1, "first_seed": 0}.items():
+            if (value := getattr(self.config, option)) < least:
+                raise InputError(f"{option} must be {least} or above, not {value}")
+        if self.config.jobs > 1 and not self.parallel:
+            raise InputError("this study measures in its own process: no --jobs")
+
+    def seeds(self) -> range:
+        """Seeds of a method."""
+        first = self.config.first_seed
+        return range(first, first + self.config.seeds)
+
+    @abstractmethod
+    def cells(self) -> Mapping[str, Any]:
+        """Name of every cell -> what `make` must know of it."""
+
+    def later_cells(self, runs: Runs) -> Mapping[str, Any]:
+        """Cells that depend on what the others found."""
+        return {}
+
+    def key(self, name: str, cell: Any) -> tuple[Any, ...]:
+        """The `identity` of the run that a cell makes."""
+        return tuple(cell[part] for part in self.identity)
+
+    def prepare(self, cells: Mapping[str, Any]) -> None:
+        """Refuse cells that cannot work, before the first one."""
+
+    @abstractmethod
+    def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
+        """Run cells; what they found is saved whenever some of it is given."""
+
+    def place(self, run: Run) -> Any:
+        """Where a run stands in the table, before its seed."""
+        return 0
+
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """What the results file holds beside the runs.
+
+        Raises:
+            InputError: runs that do not belong into one table.
+        """
+        return {"summary": summarise(runs, self.control, self.identity[0])}
+
+    @abstractmethod
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The results for people: paragraphs and tables of Markdown, without `closing`."""
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """How the results end: flags raised, hardware, commits, command."""
+        raised = names(f"{run['method']}: {flag}" for run in runs for flag in run["flags"])
+        return [f"Flags raised: {raised}.", *made_at(about["device"], runs, about)]
+
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """Draw beside `path`; nothing where there is nothing to draw."""
+
+    @classmethod
+    def main(cls, config: ConfigT) -> None:
+        """Run what is missing, then write the results; see `play`."""
+        cls(config).play()
+
+    def play(self) -> None:
+        """Run what is missing, then write the results.
+
+        Raises:
+            InputError: settings that cannot work, found before any work; cells that failed.
+        """
+        config, made = self.config, list[Run]()
+        if config.from_json:
+            self.write(read_json(self.path))
+            return
+        self.check()
+        cells = self.cells()
+        if not cells:
+            raise InputError("nothing to run: ask for one method at least")
+        held = self.earlier()  # refuses before any work
+        self.prepare(cells)
+        about, asked = dict[str, Any](), 0
+        for later in (False, True):
+            todo = self.later_cells(self.earlier(made)) if later else cells
+            if later and not todo:
+                break
+            asked += len(todo)
+            if config.missing_only or not self.remembers:
+                known = set(map(self.told_apart, held))
+                todo = {name: one for name, one in todo.items() if self.key(name, one) not in known}
+            for part in self.make(todo):
+                made += part
+                about = self.save(made) if made or held else {}
+        if not made and not held:
+            raise InputError(f"{self.root} holds no finished cell: leave --finished-only away")
+        about = about or self.save(made)
+        self.write(about)
+        print(
+            f"{len(made)} cells, {len(about[self.listed])} in all, {asked - len(made)} left out; "
+            f"{self.path.with_suffix('.md')}"
+        )
+
+    def told_apart(self, run: Run) -> tuple[Any, ...]:
+        """By what a run differs from the others; what an older one does not say is 0."""
+        first, *others = self.identity
+        return (run[first], *(run.get(part, 0) for part in others))
+
+    def earlier(self, made: Runs = ()) -> list[Run]:
+        """These runs, and those that the results file has besides, whose folders may be gone.
+
+        Returns:
+            the runs in the order of their seeds.
+
+        Raises:
+            InputError: the file's runs had other flags, or it is damaged.
+        """
+        kept: list[Run] = []
+        if self.path.exists():
+            file = read_json(self.path, "restore it, or choose another --out")
+            if (had := file.get("extra", "")) != self.same():
+                raise InputError(
+                    f"{self.path} holds runs made with other flags, {had!r}, not "
+                    f"{self.same()!r}: choose another --out"
+                )
+            new = set(map(self.told_apart, made))
+            try:
+                kept = [run for run in file[self.listed] if self.told_apart(run) not in new]
+            except (AttributeError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{self.path} holds no runs: restore it, or choose another --out"
+                ) from error
+        return sorted([*kept, *made], key=lambda run: run.get("seed", 0))
+
+    def save(self, made: Runs) -> dict[str, Any]:
+        """Write the results file; gives what it holds."""
+        runs = sorted(self.earlier(made), key=self.place)
+        about = {
+            **made_by(),
+            "device": hardware(runs, self.config.jobs),
+            "extra": self.same(),
+            **self.found(runs),
+            self.listed: runs,
+        }
+        write_atomically(self.path, json.dumps(about) + "\n")
+        return about
+
+    def write(self, about: Mapping[str, Any]) -> None:
+        """Write table and pictures of a results file's content."""
+        runs = about[self.listed]
+        text = [*self.document(runs, about), *self.closing(runs, about)]
+        write_atomically(self.path.with_suffix(".md"), "\n\n".join(text) + "\n")
+        self.pictures(runs, about)
+
+
+class TrainingStudy(Study[ConfigT]):
+    """A table over seeds, whose cells are runs of a script."""
+
+    script: ModuleType
+    """with ``parse``, ``check`` and ``idle``"""
+    methods: Mapping[str, str]
+    """name -> flags of the script, as they are typed; the table's rows are in this order"""
+    curves: Mapping[str, str] = {}
+    """tags of the picture -> titles of its panels; a run has them in its ``curves``"""
+
+    def asked(self) -> Sequence[str]:
+        """Which methods."""
+        return tuple(self.methods)
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work.
+
+        Raises:
+            InputError: numbers that are too small, a method that there is not.
+        """
+        super().check()
+        if odd := [name for name in self.asked() if name not in self.methods]:
             raise unknown("method", odd[0], self.methods)
+
+    def shared(self) -> list[str]:
+        """Flags of every cell."""
+        return split_flags(self.same())
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every cell."""
-        shared, asked = self.shared(), self.config.methods
-        used = {name: usable(shared, self.methods[name], self.script) for name in asked}
+        flags = {name: self.flags(name) for name in self.asked()}
         return {
-            f"{name}-seed{seed}": [*used[name], "--seed", str(seed), *self.methods[name]]
-            for seed in range(self.config.seeds)
-            for name in asked
+            f"{name}-seed{seed}": [*words, "--seed", str(seed)]
+            for seed in self.seeds()
+            for name, words in flags.items()
         }
 
-    def row(self, cell: str) -> tuple[str, int]:
-        """The ``method`` and ``seed`` that `read` will find in a cell of this name."""
-        method, seed = cell.rsplit("-seed", 1)
+    def flags(self, method: str) -> list[str]:
+        """Flags of a method's cells: those of all cells that it makes use of, and its own."""
+        own = split_flags(self.methods[method])
+        return [*usable(self.shared(), own, self.script), *own]
+
+    def key(self, name: str, cell: Any) -> tuple[Any, ...]:
+        """Method and seed."""
+        method, seed = name.rsplit("-seed", 1)
         return method, int(seed)
 
-    def later_cells(self, runs: Runs) -> dict[str, list[str]]:
-        """Cells whose flags depend on what the others found."""
-        return {}
+    def prepare(self, cells: Mapping[str, Flags]) -> None:
+        """Refuse cells whose script would refuse them, or whose folders had other flags."""
+        check_cells(self.script, cells)
+        same_flags(self.root, self.same())
+
+    def make(self, cells: Mapping[str, Flags]) -> Iterator[Runs]:
+        """Run what is not finished, and read it."""
+        if self.config.finished_only:
+            cells = {name: flags for name, flags in cells.items() if self.finished(name)}
+        elif cells:
+            self.run(cells)
+        yield [self.read(self.root / name) for name in cells]
+
+    def run(self, cells: Mapping[str, Flags]) -> None:
+        """Run or resume cells, each in a process of its own."""
+        run_cells(Path(str(self.script.__file__)), self.root, cells, self.config.jobs)
+
+    def finished(self, name: str) -> bool:
+        """Whether a cell can be read."""
+        return (self.root / name / "report.json").exists()
 
     @abstractmethod
     def read(self, folder: Path) -> dict[str, Any]:
-        """What a finished cell found, with a ``method`` and a ``seed``."""
+        """What a finished cell found, with the keys of `identity`."""
 
     def place(self, run: Run) -> Any:
-        """Where a run stands in the table."""
-        return list(self.methods).index(run["method"])
+        """In the order of the methods."""
+        return list(self.methods).index(run[self.identity[0]])
 
-    def found(self, runs: Runs) -> dict[str, Any]:
-        """What the results file holds beside the runs."""
-        return {"summary": summarise(runs)}
-
-    @abstractmethod
-    def markdown(self, runs: Runs, about: Mapping[str, Any]) -> str:
-        """The results for people."""
-
-    def pictures(self, runs: Runs, about: Mapping[str, Any], path: Path) -> None:
-        """Draw into ``path`` with another suffix; none where there is nothing to draw."""
-
-    def main(self) -> None:
-        """Train what is missing, then write the results.
-
-        Raises:
-            InputError: settings that cannot work, found before any training; cells that failed.
-        """
-        config, path = self.config, Path(self.config.out) / f"{self.stem}.json"
-        root = Path(config.runs_dir) / self.stem
-        self.check()
-        if config.from_json:
-            about = read_json(path)
-            self._write(about["runs"], about, path)
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """Curves over time of the methods whose cells have them all."""
+        if not self.curves:
             return
-        todo = self.cells()
-        check_cells(self.script, todo, config.jobs)
-        held = with_earlier([], path, self.same())  # refuses before any training
-        known = {(r["method"], r["seed"]) for r in held} if config.missing_only else set()
-        same_flags(root, self.same())
-        made = self._run(todo, root, known)
-        later = self.later_cells(with_earlier(made, path, self.same()))
-        made += self._run(later, root, known)
-        if not (made or held):
-            raise InputError(f"{root} holds no finished cell: leave --finished-only away")
-        runs = sorted(with_earlier(made, path, self.same()), key=self.place)
-        device = hardware(runs, config.jobs)
-        about = {**made_by(), "device": device, "extra": self.same(), **self.found(runs)}
-        write_atomically(path, json.dumps({**about, "runs": runs}) + "\n")
-        self._write(runs, about, path)
-        lacking = len(todo) + len(later) - len(made)
-        table = path.with_suffix(".md")
-        print(f"{len(made)} cells, {len(runs)} in all, {lacking} left out; {table}")
-
-    def _run(
-        self, cells: Mapping[str, Sequence[str]], root: Path, known: set[tuple[str, int]]
-    ) -> list[dict[str, Any]]:
-        """Train the cells that are not known, and read them."""
-        todo = {name: flags for name, flags in cells.items() if self.row(name) not in known}
-        if self.config.finished_only:
-            todo = {name: todo[name] for name in todo if (root / name / "report.json").exists()}
-        elif todo:
-            run_cells(Path(str(self.script.__file__)), root, todo, self.config.jobs)
-        return [self.read(root / name) for name in todo]
-
-    def _write(self, runs: Runs, about: Mapping[str, Any], path: Path) -> None:
-        write_atomically(path.with_suffix(".md"), self.markdown(runs, about))
-        self.pictures(runs, about, path)
+        shown = [run for run in runs if run[self.identity[0]] in self.methods]
+        if all("curves" in run for run in shown):
+            tags = {tag: title for tag, title in self.curves.items() if drawn(shown, tag)}
+            title = f"{self.title}: mean and range over seeds"
+            save_figure(seeds_figure(drawable(shown), tags, title), self.path.with_suffix(".png"))
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = [f"| {' | '.join(line)} |" for line in (head, *rows)]
-    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+class MethodsStudy(TrainingStudy[MethodsT]):
+    """Methods of a training script on one data set, judged by attacks."""
+
+    @property
+    def stem(self) -> str:
+        """The data set."""
+        return self.config.dataset
+
+    def asked(self) -> Sequence[str]:
+        """Which methods."""
+        return self.config.methods
+
+    def same(self) -> str:
+        """Attacks, and ``--extra``."""
+        attacks = ["--attacks", *self.config.attacks] if self.config.attacks else []
+        return shlex.join([*attacks, *split_flags(self.config.extra)])
+
+    def images(self) -> list[str]:
+        """Flags that name the data set."""
+        folder = ["--data-dir", self.config.data_dir] if self.config.data_dir else []
+        return ["--dataset", self.config.dataset, *folder]
+
+    def shared(self) -> list[str]:
+        """Flags of every cell."""
+        return [*self.images(), *super().shared()]
 
 
-def provenance_lines(runs: Runs, about: Mapping[str, Any]) -> list[str]:
-    """How a table ends: flags raised, hardware, commits, command."""
-    flags = ", ".join(sorted({f"{run['method']}: {flag}" for run in runs for flag in run["flags"]}))
-    made = ", ".join(sorted({run["commit"][:12] for run in runs}))
-    return [
-        *("", f"Flags raised: {flags or 'none'}.", ""),
-        *(f"Hardware: {about['device']}. Cells made at commit {made}.", ""),
-        *(f"Command: `{about['command']}`.", ""),
-    ]
+def hardware(runs: Runs, jobs: int) -> str:
+    """What cells were made on, in words; those that note no ``device`` are older, of the CPU."""
+    devices = names(run.get("device", "cpu") for run in runs)
+    return f"{devices}; {jobs} process(es), a thread each"
+
+
+def made_at(device: str, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+    """Hardware (where it is told), the commits of the cells, and the command: for `closing`."""
+    commits = f"Cells made at commit {names(run['commit'][:12] for run in runs)}."
+    where = f"Hardware: {device}. " if device else ""
+    return [where + commits, f"Command: `{about['command']}`."]
+
+
+def selection(runs: Runs) -> str:
+    """What selected the weights of the cells, in a sentence that names the exceptions."""
+    pairs = dict.fromkeys((run["method"], selected_by(run)) for run in runs)
+    usual = Counter(words for _, words in pairs).most_common(1)[0][0]
+    others = [f"{method}: by {words}" for method, words in pairs if words != usual]
+    return f"Weights selected by {usual}" + (f" ({'; '.join(others)})" if others else "")
+
+
+def training_images(first: Run) -> str:
+    """How many training images the cells had, in words."""
+    return f"training images: {first['train_n'] or 'all'}"
+
+
+def thinned(rows: Rows, tags: Collection[str]) -> dict[str, list[tuple[int, float]]]:
+    """Curves, small enough for a results file: tag -> (epoch, value to four digits)."""
+    return {
+        tag: [(int(row["epoch"]), float(f"{row[tag]:.4g}")) for row in rows if tag in row]
+        for tag in tags
+        if any(tag in row for row in rows)
+    }
+
+
+def drawn(runs: Runs, tag: str) -> bool:
+    """Whether any run has a curve."""
+    return any(tag in run["curves"] for run in runs)
+
+
+def drawable(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Rows]]:
+    """Method -> the rows of its seeds, for `seeds_figure`.
+
+    Args:
+        runs: a ``method`` and ``curves`` each, which `thinned` made.
+    """
+    found: dict[str, list[Rows]] = {}
+    for run in runs:
+        curves: Mapping[str, Sequence[tuple[int, float]]] = run["curves"]
+        rows = [{"epoch": e, tag: value} for tag, points in curves.items() for e, value in points]
+        found.setdefault(run["method"], []).append(rows)
+    return found

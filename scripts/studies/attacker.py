@@ -15,14 +15,16 @@ Writes `<out>/attacker_<dataset>.json`, `.md` and `.png`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+import train_attacker
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -32,27 +34,90 @@ from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
 from advgame.losses import margin
-from advgame.run.cells import run_cell
+from advgame.run import table
+from advgame.run.cells import check_cells, run_cells, split_flags
 from advgame.run.curves import save_figure
-from advgame.run.files import write_atomically
-from advgame.run.folder import RunFolder, device_name, made_by
+from advgame.run.folder import RunFolder
+from advgame.run.study import Study, StudyConfig
+from advgame.run.table import Run, Runs
 from advgame.seeding import derive_seed, stream
 from advgame.statistics import spread
 from advgame.targets import Target, from_run
 from advgame.threat import Threat
-from agents.attacker import load_attacker
+from agents.attacker import LearnedAttack, load_attacker
 
-# (model, x, y, ball, queries, seed) -> adversarial examples of correctly classified images
-Contestant = Callable[[nn.Module, Tensor, Tensor, Threat, int, int], Tensor]
 LEARNED = "learned"
 
 
 @dataclass(frozen=True)
-class Config:
+class Task:
+    """What an attack is given: correctly classified images, and how many looks at each."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    ball: Threat
+    queries: int
+    seed: int
+
+    def run(self, attack: GradientAttack | LearnedAttack, chance: str) -> Tensor:
+        """Adversarial examples of an attack of ours."""
+        rng = stream(self.seed, chance, self.x.device)
+        return attack.run(self.model, self.x, self.y, rng=rng, check=False).x_adv
+
+
+Contestant = Callable[[Task], Tensor]
+
+
+def stepped(make: Callable[[Threat, int], GradientAttack]) -> Contestant:
+    """A gradient attack of Q-1 steps and a last look."""
+    return lambda task: task.run(
+        replace(make(task.ball, task.queries - 1), stop_when_fooled=True), "start"
+    )
+
+
+def apgd(loss: str) -> Contestant:
+    """AutoAttack's APGD: a random start and Q-1 steps; its look at the clean images is free."""
+
+    def attack(task: Task) -> Tensor:
+        from pyautoattack.autopgd_base import APGDAttack
+
+        judge = APGDAttack(
+            task.model,
+            n_iter=task.queries - 1,
+            norm=task.ball.norm,
+            eps=float(task.ball.eps),
+            seed=derive_seed(task.seed, "apgd") % 2**31,
+            loss=loss,
+            device=task.x.device,
+        )
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            found: Tensor = judge.perturb(task.x, task.y)
+        return found.detach()
+
+    return attack
+
+
+def learned(folders: Mapping[int, Path]) -> Contestant:
+    """The attacker of the seed."""
+    attackers = {seed: load_attacker(folder) for seed, folder in folders.items()}
+    return lambda task: task.run(attackers[task.seed].attack(task.ball, task.queries), "jumps")
+
+
+HAND_MADE: dict[str, Contestant] = {
+    "PGD": stepped(pgd),
+    "I-FGSM": stepped(lambda ball, steps: replace(pgd(ball, steps), start=None)),
+    "MIM": stepped(mim),
+    "APGD-CE": apgd("ce"),
+    "APGD-DLR": apgd("dlr"),
+}
+
+
+@dataclass(frozen=True)
+class Config(StudyConfig):
     """Compare learned attackers with hand-made ones at equal query budgets."""
 
     runs_dir: str = "runs/study/digits"
-    """run folders of the classifiers"""
     train_on: tuple[str, ...] = ("fixed-seed0",)
     """classifiers that the attackers learn on, by name of the run"""
     test_on: tuple[str, ...] = (
@@ -66,177 +131,191 @@ class Config:
     """queries per image"""
     n: int | None = None
     """test images; None takes all"""
+    title: str = ""
+    """name of the table's files; the data set's when empty"""
     attackers: str = "runs/attackers"
     """run folders of the attackers; not committed"""
     out: str = "results/referee"
-    """where the results go"""
     data_dir: str | None = None
     """data folder (all but digits)"""
 
 
-def train(seed: int, config: Config) -> Path:
-    """The run folder of one attacker, trained, resumed or finished before."""
-    root = Path(config.attackers)
-    folder = root / f"{'+'.join(config.train_on)}-attacker{seed}"
-    victims = [str(Path(config.runs_dir) / name) for name in config.train_on]
-    had = RunFolder.open(folder).about()["config"] if folder.exists() else {"classifier": victims}
-    if had.get("classifier") != victims:
-        raise InputError(f"{folder} learned on {had.get('classifier')}: choose another --attackers")
-    flags = ["--classifier", *victims, "--seed", str(seed)]
-    flags += ["--data-dir", config.data_dir] if config.data_dir else []
-    run_cell(Path(__file__).parents[1].joinpath("train_attacker.py"), folder, flags)
-    return folder
+class AttackerStudy(Study[Config]):
+    """A cell is an attack on a classifier at a budget; attackers are trained before the first."""
 
+    about, listed = "A learned schedule against hand-made ones at equal queries", "cells"
+    identity, sharing = ("attack", "classifier", "seed", "queries"), ("n",)
 
-def stepped(make: Callable[[Threat, int], GradientAttack]) -> Contestant:
-    """A gradient attack of Q-1 steps and a last look."""
+    @property
+    def stem(self) -> str:
+        """The title."""
+        return f"attacker_{self.config.title or self.dataset}"
 
-    def attack(
-        model: nn.Module, x: Tensor, y: Tensor, ball: Threat, queries: int, seed: int
-    ) -> Tensor:
-        stopping = replace(make(ball, queries - 1), stop_when_fooled=True)
-        rng = stream(seed, "start", x.device)
-        return stopping.run(model, x, y, rng=rng, check=False).x_adv
+    @cached_property
+    def victims(self) -> dict[str, Target]:
+        """The classifiers that are attacked."""
+        root = Path(self.config.runs_dir)
+        return {name: from_run(root / name) for name in self.config.test_on}
 
-    return attack
+    @property
+    def dataset(self) -> str:
+        """That of the classifiers."""
+        return next(iter(self.victims.values())).dataset
 
+    def check(self) -> None:
+        """Refuse what cannot work, before any work."""
+        super().check()
+        config = self.config
+        if config.seeds < 2 or not config.budgets or min(config.budgets) < 2:
+            raise InputError("the study needs --seeds 2 or more and --budgets 2 or more")
+        if shared := set(config.train_on) & set(config.test_on):
+            raise InputError(f"{min(shared)} is both trained on and attacked")
 
-def apgd(loss: str) -> Contestant:
-    """AutoAttack's APGD: a random start and Q-1 steps; its look at the clean images is free."""
+    def folder(self, seed: int) -> Path:
+        """Of a learned attacker."""
+        name = f"{'+'.join(self.config.train_on)}-attacker{seed}"
+        return Path(self.config.attackers) / name
 
-    def attack(
-        model: nn.Module, x: Tensor, y: Tensor, ball: Threat, queries: int, seed: int
-    ) -> Tensor:
-        from pyautoattack.autopgd_base import APGDAttack
+    def trainings(self) -> dict[str, list[str]]:
+        """Folder -> flags of every learned attacker.
 
-        own = derive_seed(seed, "apgd") % 2**31
-        judge = APGDAttack(
-            model,
-            n_iter=queries - 1,
-            norm=ball.norm,
-            eps=float(ball.eps),
-            seed=own,
-            loss=loss,
-            device=x.device,
-        )
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            found: Tensor = judge.perturb(x, y)
-        return found.detach()
+        Raises:
+            InputError: one that learned on other classifiers.
+        """
+        config, found = self.config, dict[str, list[str]]()
+        known = [str(Path(config.runs_dir) / name) for name in config.train_on]
+        for seed in self.seeds():
+            folder = self.folder(seed)
+            had = RunFolder.open(folder).about()["config"] if folder.exists() else {}
+            if folder.exists() and had.get("classifier") != known:
+                raise InputError(
+                    f"{folder} learned on {had.get('classifier')}: choose another --attackers"
+                )
+            flags = ["--classifier", *known, "--seed", str(seed), *split_flags(config.extra)]
+            found[folder.name] = [
+                *flags, *(["--data-dir", config.data_dir] if config.data_dir else [])
+            ]  # fmt: skip
+        return found
 
-    return attack
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """Every attack on every classifier, at every budget and seed."""
+        config = self.config
+        values = ((LEARNED, *HAND_MADE), config.test_on, self.seeds(), config.budgets)
+        found = [dict(zip(self.identity, one, strict=True)) for one in product(*values)]
+        return {" ".join(map(str, cell.values())): cell for cell in found}
 
+    def prepare(self, cells: Mapping[str, Any]) -> None:
+        """Refuse attackers that cannot learn, and classifiers that are not there."""
+        check_cells(train_attacker, self.trainings())
+        _ = self.victims
 
-def learned(folders: list[Path]) -> Contestant:
-    """The attacker of the seed."""
-    attackers = [load_attacker(folder) for folder in folders]
+    def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
+        """Train attackers, then measure attack by attack."""
+        config, screen = self.config, Console(stderr=True)
+        if cells and not config.finished_only:
+            script = Path(str(train_attacker.__file__))
+            run_cells(script, Path(config.attackers), self.trainings(), config.jobs)
+        done = [seed for seed in self.seeds() if (self.folder(seed) / "report.json").exists()]
+        contestants = {LEARNED: learned({seed: self.folder(seed) for seed in done}), **HAND_MADE}
+        test = load_data(self.dataset, config.data_dir).test
+        test = test if config.n is None else test.first(config.n)
+        for name, contestant in contestants.items():
+            mine = [cell for cell in cells.values() if cell["attack"] == name]
+            ready = [cell for cell in mine if name != LEARNED or cell["seed"] in done]
+            yield [measure(contestant, self.victims[c["classifier"]], test, c) for c in ready]
+            screen.print(f"measured {name}")
 
-    def attack(
-        model: nn.Module, x: Tensor, y: Tensor, ball: Threat, queries: int, seed: int
-    ) -> Tensor:
-        rng = stream(seed, "jumps", x.device)
-        return attackers[seed].attack(ball, queries).run(model, x, y, rng=rng, check=False).x_adv
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """Spread over seeds of the mean over classifiers; differences paired by classifier."""
+        folders = [RunFolder.open(self.folder(seed)) for seed in self.seeds()]
+        return {
+            "dataset": self.dataset,
+            "attackers": [one.report() for one in folders if (one.path / "report.json").exists()],
+            "summary": summarise(runs),
+        }
 
-    return attack
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The comparison for people."""
+        config, sizes = self.config, [run["n"] for run in runs]
+        victims = list(dict.fromkeys(run["classifier"] for run in runs))
+        seeds = len({run["seed"] for run in runs})
+        shown = table.Number("", 2, 100, "half_interval")
+        found, gaps = about["summary"]["success"], about["summary"]["differences"]
+        signed = replace(shown, minus=LEARNED)
+        return [
+            f"# {self.about}, {about['dataset']}",
+            f"Success in % of the {min(sizes)} to {max(sizes)} test "
+            f"images that are classified correctly, mean over {len(victims)} classifiers; ± is "
+            f"half of the 95 % t-interval over {seeds} seeds (attackers, random starts). "
+            f"Attackers trained on {', '.join(config.train_on)}; attacked: {', '.join(victims)}.",
+            table.markdown(
+                ["attack", *(f"{q} queries" for q in next(iter(found.values())))],
+                [[name, *map(shown.words, row.values())] for name, row in found.items()],
+            ),
+            "Differences in points, paired by classifier, with the 95 % t-interval over "
+            "classifiers:",
+            table.markdown(
+                ["pair", "difference"], [[name, signed.words(gap)] for name, gap in gaps.items()]
+            ),
+            "A query is a forward on one image. PGD, I-FGSM: step ε/4; MIM: ε/steps. PGD and APGD "
+            "start at random, the others at the clean image, so that I-FGSM and MIM do not vary; "
+            "APGD's look at the clean image is not counted.",
+        ]
 
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """Hardware, commit and command."""
+        made = f"Hardware: {about['device']}. Commit {about['commit'][:12]}."
+        return [made, f"Command: `{about['command']}`."]
 
-HAND_MADE: dict[str, Contestant] = {
-    "PGD": stepped(pgd),
-    "I-FGSM": stepped(lambda ball, steps: replace(pgd(ball, steps), start=None)),
-    "MIM": stepped(mim),
-    "APGD-CE": apgd("ce"),
-    "APGD-DLR": apgd("dlr"),
-}
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """Success against queries."""
+        victims = {run["classifier"] for run in runs}
+        title = f"Attack success on {about['dataset']}, {len(victims)} unseen classifiers"
+        save_figure(picture(about["summary"], title), self.path.with_suffix(".png"))
 
 
 def measure(
-    name: str, contestant: Contestant, victim: Target, images: ImageSet, config: Config
-) -> list[dict[str, Any]]:
-    """Success and mean best margin of one attack on one classifier, per budget and seed."""
-    x, y, found = images.floats(), images.labels, []
+    contestant: Contestant, victim: Target, images: ImageSet, cell: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Success of one attack on one classifier."""
+    x, y, ball = images.floats(), images.labels, victim.threat
     with attacked(victim.model):
         with torch.no_grad():
-            clean = margin(victim.model(x), y)
-        x, y, clean = x[clean < 0], y[clean < 0], clean[clean < 0]
-        for queries in config.budgets:
-            for seed in range(config.seeds):
-                x_adv = contestant(victim.model, x, y, victim.threat, queries, seed)
-                assert (victim.threat.size(x_adv - x) <= float(victim.threat.eps) + 1e-6).all()
-                with torch.no_grad():
-                    reached = margin(victim.model(x_adv), y)
-                row = {"attack": name, "classifier": victim.name, "seed": seed, "n": len(x)}
-                success = float((reached > 0).float().mean())
-                found.append({**row, "queries": queries, "success": success})
-    return found
+            right = margin(victim.model(x), y) < 0
+        x, y = x[right], y[right]
+        x_adv = contestant(Task(victim.model, x, y, ball, cell["queries"], cell["seed"]))
+        assert (ball.size(x_adv - x) <= float(ball.eps) + 1e-6).all()
+        with torch.no_grad():
+            fooled = margin(victim.model(x_adv), y) > 0
+    return {**cell, "n": len(x), "success": float(fooled.float().mean())}
 
 
-def summarise(cells: list[dict[str, Any]], config: Config) -> dict[str, Any]:
-    """Spread over seeds of the mean over classifiers, and paired differences over classifiers."""
+def averaged(runs: Runs, unit: str) -> list[Run]:
+    """A run per attack at a budget and per unit, success averaged over whatever else differs."""
+    found: dict[tuple[str, Any], list[float]] = {}
+    for run in runs:
+        name = f"{run['attack']} at {run['queries']}"
+        found.setdefault((name, run[unit]), []).append(run["success"])
+    return [{"method": name, "seed": one, "success": mean(v)} for (name, one), v in found.items()]
 
-    def success(attack: str, queries: int, **where: Any) -> float:
-        wanted = {"attack": attack, "queries": queries, **where}
-        return mean(float(c["success"]) for c in cells if all(c[k] == wanted[k] for k in wanted))
 
-    names = list(dict.fromkeys(cell["attack"] for cell in cells))
-    table = {
-        name: {
-            str(q): spread([success(name, q, seed=seed) for seed in range(config.seeds)])
-            for q in config.budgets
-        }
-        for name in names
-    }
+def summarise(runs: Runs) -> dict[str, Any]:
+    """Spread over seeds of the mean over classifiers; differences paired by classifier."""
+    attacks = dict.fromkeys(run["attack"] for run in runs)
+    budgets = dict.fromkeys(run["queries"] for run in runs)
+    over_seeds, pairs = table.summarise(averaged(runs, "seed")), averaged(runs, "classifier")
     differences = {}
     for factor in (1, 2):  # at as many queries, and at half as many
-        for q in (q for q in config.budgets if factor * q in config.budgets):
-            for name in (name for name in names if name != LEARNED):
-                differences[f"{LEARNED} at {q} - {name} at {factor * q}"] = spread(
-                    [
-                        success(LEARNED, q, classifier=one)
-                        - success(name, factor * q, classifier=one)
-                        for one in config.test_on
-                    ]
-                )
-    return {"success": table, "differences": differences}
-
-
-def as_markdown(about: dict[str, Any], config: Config) -> str:
-    """The comparison for people."""
-    summary, cells = about["summary"], about["cells"]
-    lines = [
-        f"# A learned schedule against hand-made ones at equal queries, {about['dataset']}",
-        "",
-        f"Success in % of the {min(c['n'] for c in cells)} to {max(c['n'] for c in cells)} test "
-        f"images that are classified correctly, mean over {len(config.test_on)} classifiers; ± is "
-        f"half of the 95 % t-interval over {config.seeds} seeds (attackers, random starts). "
-        f"Attackers trained on {', '.join(config.train_on)}; "
-        f"attacked: {', '.join(config.test_on)}.",
-        "",
-        "| attack | " + " | ".join(f"{q} queries" for q in config.budgets) + " |",
-        "|---" * (len(config.budgets) + 1) + "|",
-    ]
-    for name, row in summary["success"].items():
-        entries = [f"{100 * v['mean']:.2f} ± {100 * v['half_interval']:.2f}" for v in row.values()]
-        lines.append(f"| {name} | " + " | ".join(entries) + " |")
-    lines += [
-        "",
-        "Differences in points, paired by classifier, with the 95 % t-interval over classifiers:",
-        "",
-        "| | difference |",
-        "|---|---|",
-    ]
-    for name, v in summary["differences"].items():
-        lines.append(f"| {name} | {100 * v['mean']:+.2f} ± {100 * v['half_interval']:.2f} |")
-    lines += [
-        "",
-        "A query is a forward on one image. PGD, I-FGSM: step ε/4; MIM: ε/steps. PGD and APGD "
-        "start at random, the others at the clean image, so that I-FGSM and MIM do not vary; "
-        "APGD's look at the clean image is not counted.",
-        "",
-        f"Hardware: {about['device']}. Commit {about['commit'][:12]}.",
-        "",
-        f"Command: `{about['command']}`.",
-        "",
-    ]
-    return "\n".join(lines)
+        for q in (q for q in budgets if factor * q in budgets):
+            for one, other in ((f"{LEARNED} at {q}", f"{a} at {factor * q}") for a in attacks):
+                if not other.startswith(LEARNED):
+                    gaps = table.differences(pairs, "success", one, other)
+                    differences[f"{one} - {other}"] = spread(gaps)
+    success = {
+        attack: {str(q): over_seeds[f"{attack} at {q}"]["success"] for q in budgets}
+        for attack in attacks
+    }
+    return {"success": success, "differences": differences}
 
 
 def picture(summary: dict[str, Any], title: str) -> Figure:
@@ -258,36 +337,4 @@ def picture(summary: dict[str, Any], title: str) -> Figure:
     return figure
 
 
-def main(config: Config) -> None:
-    """Train what is missing, attack, write the results."""
-    if config.seeds < 2 or not config.budgets or min(config.budgets) < 2:
-        raise InputError("the study needs --seeds 2 or more and --budgets 2 or more")
-    if shared := set(config.train_on) & set(config.test_on):
-        raise InputError(f"{min(shared)} is both trained on and attacked")
-    root, screen = Path(config.runs_dir), Console(stderr=True)
-    victims = [from_run(root / name) for name in config.test_on]
-    dataset = victims[0].dataset
-    test = load_data(dataset, config.data_dir).test
-    test = test if config.n is None else test.first(config.n)
-    folders = []
-    for seed in range(config.seeds):
-        folders.append(train(seed, config))
-        screen.print(f"attacker {seed + 1}/{config.seeds} {folders[-1]}")
-    cells: list[dict[str, Any]] = []
-    for name, contestant in {LEARNED: learned(folders), **HAND_MADE}.items():
-        for victim in victims:
-            cells += measure(name, contestant, victim, test, config)
-        screen.print(f"measured {name}")
-    about: dict[str, Any] = {
-        **made_by(),
-        "device": device_name(torch.device("cpu")),
-        "dataset": dataset,
-        "attackers": [RunFolder.open(one).report() for one in folders],
-        "summary": summarise(cells, config),
-        "cells": cells,
-    }
-    out = Path(config.out)
-    write_atomically(out / f"attacker_{dataset}.json", json.dumps(about, indent=1) + "\n")
-    write_atomically(out / f"attacker_{dataset}.md", as_markdown(about, config))
-    title = f"Attack success on {dataset}, {len(victims)} unseen classifiers"
-    save_figure(picture(about["summary"], title), out / f"attacker_{dataset}.png")
+main = AttackerStudy.main

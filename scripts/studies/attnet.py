@@ -15,9 +15,9 @@ Writes `<out>/attnet-<name>.json`, `.md` and `.png`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,10 +31,14 @@ from advgame.data import Splits, load_data
 from advgame.errors import InputError
 from advgame.health import network_signs
 from advgame.losses import cross_entropy
+from advgame.run import table
+from advgame.run.cells import split_flags
 from advgame.run.curves import save_figure, seeds_figure
-from advgame.run.files import read_json, write_atomically
-from advgame.run.folder import RunFolder, made_by
+from advgame.run.files import read_json
+from advgame.run.folder import RunFolder
 from advgame.run.options import parse_eps
+from advgame.run.study import Study, StudyConfig
+from advgame.run.table import Run, Runs
 from advgame.threat import Linf
 from agents.attacker_file import NAME
 from agents.attacker_network import placed
@@ -52,12 +56,12 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyConfig):
     """Train fresh AttNets on finished classifiers and watch them."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """run folders of train_minimax.py, of one data set and one ε"""
-    name: str
+    name: str = "fresh"
     """of the results: attnet-NAME.json"""
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
     """of Adam"""
@@ -69,10 +73,130 @@ class Config:
     """where to look"""
     seeds: int = 1
     """attackers, seeds 0, 1, … of each"""
+    jobs: int = 1
+    extra: str = ""
+    """images per step of the attackers, --extra="--batch-size 64" """
     data_dir: str | None = None
     """data folder (all but digits)"""
+    runs_dir: str = ""
     out: str = "results/minimax"
-    """where the results go"""
+
+
+class FreshAttNets(Study[Config]):
+    """A cell is a fresh attacker."""
+
+    about = "A fresh AttNet"
+    listed, identity = "curves", ("classifier", "scale", "centre", "rate", "seed")
+    parallel = remembers = False
+
+    @property
+    def stem(self) -> str:
+        """The name of the results."""
+        return f"attnet-{self.config.name}"
+
+    @cached_property
+    def folders(self) -> dict[str, RunFolder]:
+        """The runs of the classifiers by name."""
+        return {Path(path).name: RunFolder.open(Path(path)) for path in self.config.runs}
+
+    @cached_property
+    def data(self) -> Splits:
+        """What the classifiers learned from."""
+        settings = [run.about()["config"] for run in self.folders.values()]
+        if len({(one["dataset"], one["eps"]) for one in settings}) != 1:
+            raise InputError("name one run folder or more, all of one data set and one eps")
+        first = settings[0]
+        return load_data(first["dataset"], self.config.data_dir, train_n=first["train_n"])
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work."""
+        super().check()
+        steps = self.config.steps
+        if list(steps) != sorted(set(steps)) or min(steps, default=0) < 1:
+            raise InputError(f"steps must go up from 1 or above, not {steps}")
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """A fresh attacker per classifier, scale, centring, rate and seed."""
+        config = self.config
+        values = (self.folders, config.scales, config.centred, config.rates, self.seeds())
+        found = [dict(zip(self.identity, one, strict=True)) for one in product(*values)]
+        return {f"{label(cell)}, seed {cell['seed']}": cell for cell in found}
+
+    def prepare(self, cells: Mapping[str, Any]) -> None:
+        """Refuse what would not fit to the curves that are there."""
+        _ = self.data, self.effort(1.0)
+        steps = list(self.config.steps)
+        if any([row["step"] for row in one["rows"]] != steps for one in self.earlier()):
+            raise InputError(f"{self.path} has curves with other steps: choose another --name")
+
+    def effort(self, rate: float) -> Effort:
+        """How an attacker learns."""
+        usual, words = Effort(lr=rate), split_flags(self.config.extra)
+        effort = tyro.cli(Effort, args=words, default=usual)
+        if effort != replace(usual, batch_size=effort.batch_size):
+            raise InputError("--extra can be --batch-size; see --rates, --steps and --seeds")
+        return effort
+
+    def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
+        """Attackers, one after the other."""
+        for name, cell in cells.items() if not self.config.finished_only else ():
+            run, effort = self.folders[cell["classifier"]], self.effort(cell["rate"])
+            rest = (cell["scale"], cell["centre"], effort, cell["seed"], self.config.steps)
+            lines = curve(run, self.data, *rest)
+            print(f"{name}: {lines[-1]['error']:.3f}")
+            yield [{**cell, "rows": lines}]
+
+    @cached_property
+    def classifiers(self) -> dict[str, Any]:
+        """What the classifiers do without a fresh attacker, beside those of earlier curves."""
+        earlier = read_json(self.path).get("classifiers", {}) if self.path.exists() else {}
+        own = {name: about_classifier(run, self.data) for name, run in self.folders.items()}
+        return {**earlier, **own}
+
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """The classifiers."""
+        about = {"name": self.config.name, "n": len(self.data.validation)}
+        return {**about, "classifiers": self.classifiers}
+
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The table for people: a line per attacker."""
+        steps = [f"{row['step']} steps" for row in runs[0]["rows"]]
+        lines = [
+            [
+                *(one["classifier"], f"{one['scale']:g}", "yes" if one["centre"] else "no"),
+                *(f"{one['rate']:g}", str(one["seed"])),
+                *(
+                    f"{r['error']:.3f} ({r['spread']:.2f}, {r['saturated']:.2f})"
+                    for r in one["rows"]
+                ),
+            ]
+            for one in runs
+        ]
+        return [
+            f"# {self.about} by effort, rate and output scale: {self.config.name}",
+            f"Validation error ({about['n']} images) of finished classifiers while an attacker "
+            "learns from scratch; in brackets the spread of its perturbations within a class, in "
+            "units of ε, and the share of saturated outputs. Scale 0 is a bare tanh.",
+            *(
+                f"{name} ({one['defence']}): under PGD-20 {one['pgd20']:.3f}"
+                + (f", under the game's own attacker {one['own']:.3f}." if "own" in one else ".")
+                for name, one in about["classifiers"].items()
+            ),
+            table.markdown(["classifier", "scale", "centred", "rate", "seed", *steps], lines),
+        ]
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The command."""
+        return [f"Command: `{about['command']}`."]
+
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """Curves over effort."""
+        shown: dict[str, list[Any]] = {}
+        for one in runs:
+            shown.setdefault(label(one), []).append(one["rows"])
+        title = f"{self.about} on its way: {self.config.name}"
+        figure = seeds_figure(shown, TITLES, title, x="step")
+        save_figure(figure, self.path.with_suffix(".png"))
 
 
 def curve(
@@ -80,7 +204,7 @@ def curve(
     data: Splits,
     scale: float,
     centre: bool,
-    rate: float,
+    effort: Effort,
     seed: int,
     steps: Sequence[int],
 ) -> list[dict[str, float]]:
@@ -88,11 +212,11 @@ def curve(
     settings, shape = run.about()["config"], data.train.shape
     model = run_classifier(run, shape, data.train.classes, "last")
     threat = Linf(parse_eps(settings["eps"]))
-    ascent = Ascent(
-        model, data.train, threat,
-        lambda: AttNet(shape, data.train.classes, scale=scale, centre=centre),
-        Effort(lr=rate), seed=seed,
-    )  # fmt: skip
+
+    def fresh() -> AttNet:
+        return AttNet(shape, data.train.classes, scale=scale, centre=centre)
+
+    ascent = Ascent(model, data.train, threat, fresh, effort, seed=seed)
     x, y = data.validation.floats(), data.validation.labels
     rows, done = [], 0
     for step in steps:
@@ -132,76 +256,10 @@ def about_classifier(run: RunFolder, data: Splits) -> dict[str, Any]:
     return found
 
 
-def label(one: Mapping[str, Any]) -> str:
+def label(one: Run) -> str:
     """Of a curve, its seed aside."""
     centred = "" if one["centre"] else ", not centred"
     return f"{one['classifier']}, scale {one['scale']:g}{centred}, rate {one['rate']:g}"
 
 
-def as_markdown(content: Mapping[str, Any]) -> str:
-    """The table for people."""
-    lines = [
-        f"# A fresh AttNet by effort, rate and output scale: {content['name']}",
-        "",
-        f"Validation error ({content['n']} images) of finished classifiers while an attacker "
-        "learns from scratch; in brackets the spread of its perturbations within a class, in "
-        "units of ε, and the share of saturated outputs. Scale 0 is a bare tanh.",
-        "",
-    ]
-    for name, about in content["classifiers"].items():
-        own = f", under the game's own attacker {about['own']:.3f}" if "own" in about else ""
-        lines += [f"{name} ({about['defence']}): under PGD-20 {about['pgd20']:.3f}{own}.", ""]
-    steps = [row["step"] for row in content["curves"][0]["rows"]]
-    lines += [
-        "| classifier | scale | centred | rate | seed | "
-        + " | ".join(f"{s} steps" for s in steps)
-        + " |",
-        "|---" * (len(steps) + 5) + "|",
-    ]
-    for one in content["curves"]:
-        cells = [
-            f"{row['error']:.3f} ({row['spread']:.2f}, {row['saturated']:.2f})"
-            for row in one["rows"]
-        ]
-        words = [one["classifier"], f"{one['scale']:g}", "yes" if one["centre"] else "no"]
-        words += [f"{one['rate']:g}", str(one["seed"])]
-        lines.append("| " + " | ".join([*words, *cells]) + " |")
-    return "\n".join([*lines, "", f"Command: `{content['command']}`.", ""])
-
-
-def main(config: Config) -> None:
-    """Train what is missing, writing the results after each attacker."""
-    if list(config.steps) != sorted(set(config.steps)) or min(config.steps, default=0) < 1:
-        raise InputError(f"steps must go up from 1 or above, not {config.steps}")
-    folders = {path.name: RunFolder.open(path) for path in config.runs}
-    settings = [run.about()["config"] for run in folders.values()]
-    if len({(one["dataset"], one["eps"]) for one in settings}) != 1:
-        raise InputError("name one run folder or more, all of one data set and one eps")
-    data = load_data(settings[0]["dataset"], config.data_dir, train_n=settings[0]["train_n"])
-    path = Path(config.out) / f"attnet-{config.name}.json"
-    curves: list[dict[str, Any]] = read_json(path)["curves"] if path.exists() else []
-    if any([row["step"] for row in one["rows"]] != list(config.steps) for one in curves):
-        raise InputError(f"{path} has curves with other steps: choose another --name")
-    content = {
-        **made_by(),
-        "name": config.name,
-        "n": len(data.validation),
-        "classifiers": {name: about_classifier(run, data) for name, run in folders.items()},
-        "curves": curves,
-    }
-    for name, scale, centre, rate, seed in product(
-        folders, config.scales, config.centred, config.rates, range(config.seeds)
-    ):
-        key: dict[str, Any] = {"scale": scale, "centre": centre, "rate": rate, "seed": seed}
-        if any((key | {"classifier": name}).items() <= one.items() for one in curves):
-            continue
-        rows = curve(folders[name], data, **key, steps=config.steps)
-        curves.append({"classifier": name, **key, "rows": rows})
-        print(f"{label(curves[-1])}, seed {seed}: {rows[-1]['error']:.3f}")
-        write_atomically(path, json.dumps(content) + "\n")
-    write_atomically(path.with_suffix(".md"), as_markdown(content))
-    lines: dict[str, list[Any]] = {}
-    for one in curves:
-        lines.setdefault(label(one), []).append(one["rows"])
-    title = f"A fresh AttNet on its way: {config.name}"
-    save_figure(seeds_figure(lines, TITLES, title, x="step"), path.with_suffix(".png"))
+main = FreshAttNets.main

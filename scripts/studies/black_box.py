@@ -12,7 +12,10 @@ over all pairs. Evaluations are kept, so that the command can be given again. Wr
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,11 +28,14 @@ from torch import nn
 
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
+from advgame.run import table
+from advgame.run.cells import split_flags
 from advgame.run.devices import make_fabric
-from advgame.run.files import write_atomically
-from advgame.run.folder import RunFolder, device_name, made_by
+from advgame.run.files import read_json, write_atomically
+from advgame.run.folder import RunFolder, device_name
 from advgame.run.options import parse_eps
-from advgame.statistics import spread
+from advgame.run.study import Study, StudyConfig
+from advgame.run.table import Column, Columns, Row, Runs
 from advgame.threat import Linf
 
 SURROGATES = ("plain", "fgsm", "pgd")
@@ -64,10 +70,10 @@ PAPER = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyConfig):
     """Attack classifiers with the adversarial examples of others."""
 
-    what: Annotated[tuple[str, ...], tyro.conf.Positional]
+    what: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """run folders of the targets"""
     surrogates: tuple[str, ...] = ()
     """run folders of the surrogates; when empty, the targets called plain, fgsm and pgd"""
@@ -77,14 +83,158 @@ class Config:
     """test images; None takes all"""
     data_dir: str | None = None
     """data folder, where the classifiers' data set needs one"""
-    seed: int = 0
-    """of everything random"""
+    seeds: int = 1
+    jobs: int = 1
     accelerator: str = "auto"
     """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
     runs_dir: str = "runs/black_box"
     """evaluations, a folder per pair; not committed"""
     out: str = "results/l2l"
-    """where the table goes"""
+
+
+class BlackBox(Study[Config]):
+    """A cell is a pair of a target and a surrogate."""
+
+    about, listed, identity = "Black box", "pairs", ("target", "surrogate", "seed")
+    sharing, parallel = ("n",), False
+
+    @property
+    def stem(self) -> str:
+        """The table's title."""
+        title = self.config.title or (self.task[1] if self.config.what else "")
+        if not title:
+            raise InputError("name the run folders of the classifiers to attack")
+        return f"black_box_{title}"
+
+    @property
+    def root(self) -> Path:
+        """Folder of the pairs' evaluations."""
+        return Path(self.config.runs_dir) / self.stem.removeprefix("black_box_")
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Target and surrogate folders: the same network, another seed.
+
+        Raises:
+            InputError: no such pair, or targets of different tasks.
+        """
+        what = self.config.what
+        sources = self.config.surrogates or tuple(
+            path for name in SURROGATES for path in what if group(Path(path).name) == name
+        )
+        about = {path: about_run(path) for path in (*what, *sources)}
+        found = [
+            (target, source)
+            for target in what
+            for source in sources
+            if about[target][0] == about[source][0] and about[target][1] != about[source][1]
+        ]
+        if not found:
+            raise InputError(
+                "no pair of a target and a surrogate with the same network, data set and radius "
+                "and another seed: name surrogates with --surrogates"
+            )
+        if len({about[target][0] for target, _ in found}) > 1:
+            raise InputError(
+                "the targets differ in network, data set or radius: one table for each"
+            )
+        return found
+
+    @property
+    def task(self) -> tuple[str, str, float]:
+        """Network, data set and radius of all."""
+        return about_run(self.pairs[0][0])[0]
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """Folder -> paths, names and seed of every pair."""
+        return {
+            f"{Path(target).name}--{Path(source).name}-judged{seed}".removesuffix("-judged0"): {
+                "paths": (target, source),
+                "target": Path(target).name,
+                "surrogate": Path(source).name,
+                "seed": seed,
+            }
+            for target, source in self.pairs
+            for seed in self.seeds()
+        }
+
+    def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
+        """Evaluate pairs into folders of their own; finished attacks are kept there."""
+        config = self.config
+        if config.finished_only:
+            done = [self.root / name / "report.json" for name in cells]
+            yield [read_json(path) for path in done if path.exists()]
+            return
+        words = ["--n", str(config.n), *split_flags(config.extra)]
+        words += ["--data-dir", config.data_dir] if config.data_dir else []
+        device = make_fabric(config.accelerator, 1, "32-true").device
+        models: dict[str, nn.Module] = {}
+        for path in dict.fromkeys(path for cell in cells.values() for path in cell["paths"]):
+            asked = evaluate.job.check(evaluate.job.parse([path, *words]))
+            if not models:
+                data = evaluate.images(asked)[1].to(device)
+            models[path] = evaluate.classifier(asked, data, path).to(device)
+        for name, cell in track(cells.items(), console=Console(stderr=True), transient=True):
+            target, surrogate = cell["paths"]
+            verdicts = attack_all(
+                models[target],
+                data,
+                Linf(self.task[2]),
+                tuple(ATTACKS),
+                seed=cell["seed"],
+                batch_size=asked.batch_size,
+                surrogate=models[surrogate],
+                folder=self.root / name,
+            )
+            names = {key: cell[key] for key in self.identity}
+            run = {
+                **{**names, "n": len(data), "device": device_name(device)},
+                **verdicts.accuracy(),
+            }
+            write_atomically(self.root / name / "report.json", json.dumps(run) + "\n")
+            yield [run]
+
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """The data set and the radius."""
+        return {"dataset": self.task[1], "eps": self.task[2]}
+
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The table for people: a row per target, a column per surrogate and attack."""
+        dataset = about["dataset"]
+        whose = dataset if dataset in PAPER else "cifar10"
+        theirs = PAPER[whose]
+        shown = [{**run, "method": group(run["target"])} for run in runs]
+        sources = dict.fromkeys(group(run["surrogate"]) for run in runs)
+
+        def column(source: str, attack: str) -> Column:
+            def words(row: Row) -> str:
+                pairs = [run for run in row.runs if group(run["surrogate"]) == source]
+                cell = table.Percent(attack)(replace(row, runs=pairs))
+                if not pairs or row.name not in theirs or source not in SURROGATES:
+                    return cell
+                place = 2 * SURROGATES.index(source) + list(ATTACKS).index(attack)
+                return f"{cell} ({theirs[row.name][place]})"
+
+            return words
+
+        def most(row: Row) -> str:
+            return str(max(Counter(group(run["surrogate"]) for run in row.runs).values()))
+
+        columns: Columns = {
+            **{"target": table.row_name, "pairs": most},
+            **{f"{s}, {title}": column(s, a) for s in sources for a, title in ATTACKS.items()},
+        }
+        return [
+            f"# {self.about} on {dataset}: surrogates of the same architecture, another seed",
+            f"ε = {about['eps']}, {runs[0]['n']} test images; accuracy in %, mean ± sd over pairs "
+            "of a target and a surrogate of different seeds. In brackets the paper's "
+            f"({whose}, WRN-34-10).",
+            table.render(columns, table.rows(shown)),
+        ]
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """Hardware and command."""
+        return [f"Hardware: {about['device']}. Command: `{about['command']}`."]
 
 
 def about_run(path: str) -> tuple[tuple[str, str, float], int]:
@@ -93,106 +243,4 @@ def about_run(path: str) -> tuple[tuple[str, str, float], int]:
     return (own["model"], own["dataset"], parse_eps(own["eps"])), own["seed"]
 
 
-def pairs(config: Config) -> list[tuple[str, str]]:
-    """Target and surrogate folders: the same network, another seed.
-
-    Raises:
-        InputError: no such pair, or targets of different tasks.
-    """
-    sources = config.surrogates or tuple(
-        path for name in SURROGATES for path in config.what if group(Path(path).name) == name
-    )
-    about = {path: about_run(path) for path in (*config.what, *sources)}
-    found = [
-        (target, source)
-        for target in config.what
-        for source in sources
-        if about[target][0] == about[source][0] and about[target][1] != about[source][1]
-    ]
-    if not found:
-        raise InputError(
-            "no pair of a target and a surrogate with the same network, data set and radius and "
-            "another seed: name surrogates with --surrogates"
-        )
-    if len({about[target][0] for target, _ in found}) > 1:
-        raise InputError("the targets differ in network, data set or radius: one table for each")
-    return found
-
-
-def as_markdown(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """The table for people."""
-    targets = list(dict.fromkeys(group(row["target"]) for row in rows))
-    sources = list(dict.fromkeys(group(row["surrogate"]) for row in rows))
-    paper = about["dataset"] if about["dataset"] in PAPER else "cifar10"
-    columns = [(source, attack) for source in sources for attack in ATTACKS]
-    lines = [
-        f"# Black box on {about['dataset']}: surrogates of the same architecture, another seed",
-        "",
-        f"ε = {about['eps']}, {rows[0]['n']} test images; accuracy in %, mean ± sd over pairs of a "
-        f"target and a surrogate of different seeds. In brackets the paper's ({paper}, WRN-34-10).",
-        "",
-        "| target | pairs | "
-        + " | ".join(f"{source}, {ATTACKS[attack]}" for source, attack in columns)
-        + " |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for target in targets:
-        cells, counts = [], set()
-        for source, attack in columns:
-            key = (target, source)
-            mine = [r for r in rows if (group(r["target"]), group(r["surrogate"])) == key]
-            counts.add(len(mine))
-            if not mine:
-                cells.append("–")
-                continue
-            found = spread([100 * row[attack] for row in mine])
-            cell = f"{found['mean']:.1f}" + (f" ± {found['sd']:.1f}" if len(mine) > 1 else "")
-            if target in PAPER[paper] and source in SURROGATES:
-                place = 2 * SURROGATES.index(source) + list(ATTACKS).index(attack)
-                cell += f" ({PAPER[paper][target][place]})"
-            cells.append(cell)
-        lines.append(f"| {target} | {max(counts)} | " + " | ".join(cells) + " |")
-    lines += ["", f"Hardware: {about['device']}. Command: `{about['command']}`.", ""]
-    return "\n".join(lines)
-
-
-def main(config: Config) -> None:
-    """Evaluate what is missing, then write the table."""
-    if not config.what:
-        raise InputError("name the run folders of the classifiers to attack")
-    todo = pairs(config)
-    (_, dataset, eps), _ = about_run(todo[0][0])
-    config = replace(config, title=config.title or dataset)
-    device = make_fabric(config.accelerator, 1, "32-true").device
-    models: dict[str, nn.Module] = {}
-    for path in dict.fromkeys(path for pair in todo for path in pair):
-        asked = evaluate.job.check(
-            evaluate.Config(path, data_dir=config.data_dir, n=config.n, seed=config.seed)
-        )
-        if not models:
-            data = evaluate.images(asked)[1].to(device)
-        models[path] = evaluate.classifier(asked, data, path).to(device)
-    rows = []
-    for target, source in track(todo, console=Console(stderr=True), transient=True):
-        names = {"target": Path(target).name, "surrogate": Path(source).name}
-        verdicts = attack_all(
-            models[target],
-            data,
-            Linf(eps),
-            tuple(ATTACKS),
-            seed=config.seed,
-            surrogate=models[source],
-            folder=Path(config.runs_dir) / config.title / "--".join(names.values()),
-        )
-        rows.append({**names, "n": len(data), **verdicts.accuracy()})
-    about = {
-        **made_by(),
-        "device": device_name(device),
-        "dataset": dataset,
-        "eps": eps,
-        "pairs": rows,
-    }
-    out = Path(config.out)
-    write_atomically(out / f"black_box_{config.title}.json", json.dumps(about, indent=1) + "\n")
-    write_atomically(out / f"black_box_{config.title}.md", as_markdown(rows, about))
-    print(f"{len(rows)} pairs; {out}/black_box_{config.title}.md")
+main = BlackBox.main

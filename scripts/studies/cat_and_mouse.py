@@ -20,27 +20,15 @@ import numpy as np
 import train_cat_and_mouse
 
 from advgame.errors import InputError
-from advgame.run.cells import split_flags, whole_number
+from advgame.run import table
 from advgame.run.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.options import Names, parse_eps
-from advgame.run.study import (
-    Finished,
-    Run,
-    Runs,
-    Study,
-    StudyConfig,
-    markdown_table,
-    provenance_lines,
-)
-from advgame.statistics import spread
+from advgame.run.study import Finished, MethodsConfig, MethodsStudy, training_images
+from advgame.run.table import Row, Run, Runs, Value
 
-# name -> flags of train_cat_and_mouse.py
-METHODS: dict[str, tuple[str, ...]] = {
-    "fgsm": (),
-    "scratch": ("--restart-weights",),
-    "ifgsm": ("--attack", "mvm:ifgsm"),
-}
+# name -> flags of cat_and_mouse.py
+METHODS = {"fgsm": "", "scratch": "--restart-weights", "ifgsm": "--attack mvm:ifgsm"}
 # the paper's table 3, MNIST: η (2ε) -> a row per defence of clean, attacks 1, 2, 80 and curr
 PAPER = {
     "0.3": (".026 1.000 .881 .355 1.000", ".012 .004 .995 .499 .995",
@@ -72,66 +60,64 @@ QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(MethodsConfig):
     """Play the cat-and-mouse game over seeds."""
 
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
-    """data set"""
     eps: tuple[str, ...] = ("0.15",)
     """radii; the paper's η is twice as much"""
     methods: tuple[str, ...] = ("fgsm",)
     """fgsm, scratch or ifgsm"""
     attacks: Names = ATTACKS
-    """attacks on the last classifiers"""
     jobs: int = 1
-    """processes at a time, one thread each"""
     runs_dir: str = "runs/cat_and_mouse"
-    """run folders, one per cell; not committed"""
     out: str = "results/minimax"
-    """where the results go"""
 
 
-class CatAndMouseStudy(Study[Config]):
+class CatAndMouseStudy(MethodsStudy[Config]):
     """The paper's table 3 and figure 1."""
 
-    script = train_cat_and_mouse
-    methods = METHODS
+    about, script, methods = "Cat and mouse", train_cat_and_mouse, METHODS
 
     @property
     def stem(self) -> str:
-        """The data set's."""
+        """The game and the data set."""
         return f"cat_and_mouse_{self.config.dataset}"
+
+    @property
+    def title(self) -> str:
+        """The data set is named once."""
+        return f"{self.about} on {self.config.dataset}"
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""
         super().check()
-        words = split_flags(self.config.extra)
-        if "--rounds" in words and whole_number(words, "--rounds") < 4:
-            raise InputError("the answers need 4 rounds or more")
+        for method in self.config.methods:
+            if train_cat_and_mouse.job.parse(self.flags(method)).rounds < 4:
+                raise InputError("the answers need 4 rounds or more")
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every cell."""
         return {
             f"{method}-{eps.replace('/', '_')}-seed{seed}": [
-                *self.shared(), "--seed", str(seed), "--eps", eps, *METHODS[method]
+                *self.flags(method), "--seed", str(seed), "--eps", eps
             ]
-            for seed in range(self.config.seeds)
+            for seed in self.seeds()
             for method in self.config.methods
             for eps in self.config.eps
         }  # fmt: skip
 
-    def row(self, cell: str) -> tuple[str, int]:
-        """Method and radius."""
-        name, seed = super().row(cell)
-        method, eps = name.split("-", 1)
-        return f"{method}, ε {parse_eps(eps.replace('_', '/')):.3g}", seed
+    def key(self, name: str, cell: Any) -> tuple[str, int]:
+        """Method and radius, and the seed."""
+        method, eps, seed = name.split("-")
+        return f"{method}, ε {parse_eps(eps.replace('_', '/')):.3g}", int(seed.removeprefix("seed"))
 
     def read(self, folder: Path) -> dict[str, Any]:
         """What a finished cell found; errors, 4 digits."""
         cell, matrix = Finished(folder), read_json(folder / "matrix.json")
         return {
             **cell.facts(),
-            "method": self.row(folder.name)[0],
+            "method": self.key(folder.name, None)[0],
             "eps": matrix["eps"],
             **{name: cell.settings[name] for name in ("model", "train_n", "rounds", "round_steps")},
             "clean_rounds": cell.settings["clean_rounds"],
@@ -148,16 +134,61 @@ class CatAndMouseStudy(Study[Config]):
         return list(METHODS).index(run["method"].split(",")[0]), run["eps"]
 
     def found(self, runs: Runs) -> dict[str, Any]:
-        """Answers, and mean matrices."""
-        return {"summary": summarise(runs)}
+        """Answers, too."""
+        return {"summary": table.summarise([{**run, **answers(run)} for run in runs])}
 
-    def markdown(self, runs: Runs, about: Mapping[str, Any]) -> str:
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         """The answers, the last classifiers, and table 3 beside the paper's."""
-        return as_markdown(self.config, runs, about)
+        first, attacks = runs[0], ("clean", *self.config.attacks)
+        found: list[Run] = [{**run, **answers(run)} for run in runs]
+        games = {title: table.Number(question) for question, title in QUESTIONS.items()}
+        last = {attack: table.Number(_last(attack)) for attack in attacks}
+        lines = [
+            f"# {self.title}",
+            f"{first['model']}, {training_images(first)}, "
+            f"{first['clean_rounds']} x {first['round_steps']} steps on clean images, then "
+            f"{first['rounds']} rounds of {first['round_steps']} steps; {first['test_n']} test "
+            f"images, {first['n']} for the last classifiers. All numbers are **errors**, shares of "
+            "all test images that are misclassified (high: the attack wins); mean ± sd over seeds.",
+            "Over the last half of the rounds, but attack 1's over all:",
+            table.render(
+                {"game": table.row_name, "seeds": table.seeds, **games}, table.rows(found)
+            ),
+            "Random changes turn back 2 times of 3; 1 is a step up after each step down.",
+            "The last classifiers, under attacks made on them:",
+            table.render(
+                {"game": table.row_name, **last, "worst case": table.Number("last_worst")},
+                table.rows(runs),
+            ),
+        ]
+        for row in table.rows(runs):
+            compare = self.config.dataset == "mnist" and row.name.startswith("fgsm")
+            lines += table_3(row, compare)
+        return lines
 
-    def pictures(self, runs: Runs, about: Mapping[str, Any], path: Path) -> None:
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Figure 1 over seeds, and the mean matrices."""
-        pictures(self.config.dataset, runs, about, path)
+        shown: dict[str, list[Rows]] = {}
+        for run in runs:
+            errors = np.array(run["errors"])
+            attack, defence = errors.diagonal(), errors.diagonal(-1)
+            points: list[dict[str, float]] = [
+                {"round": k, "attack": a, "defence": d, "clean": c}
+                for k, (a, d, c) in enumerate(
+                    zip(attack, defence, run["clean"][1:], strict=False), 1
+                )
+            ]
+            shown.setdefault(run["method"], []).append(points)
+        figure = seeds_figure(shown, CURVES, f"{self.title}: mean and range over seeds", x="round")
+        save_figure(figure, self.path.with_suffix(".png"))
+        figure = matrix_figure(
+            {row.name: mean_over_seeds(row, "errors") for row in table.rows(runs)},
+            f"{self.title}: mean error over seeds",
+            rows="classifier (0: no defence)",
+            columns="attack",
+            first=(0, 1),
+        )
+        save_figure(figure, self.path.with_name(f"{self.stem}_matrix.png"))
 
 
 def answers(run: Mapping[str, Any]) -> dict[str, float]:
@@ -182,106 +213,32 @@ def answers(run: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
-    """Spread over seeds of every answer, and the mean matrix."""
-    summary: dict[str, dict[str, Any]] = {}
-    for method in dict.fromkeys(run["method"] for run in runs):
-        mine = [run for run in runs if run["method"] == method]
-        found = [answers(run) for run in mine]
-        summary[method] = {
-            "seeds": len(mine),
-            "answers": {name: spread([one[name] for one in found]) for name in QUESTIONS},
-            "last": {name: spread([run["last"][name] for run in mine]) for name in mine[0]["last"]},
-            "last_worst": spread([run["last_worst"] for run in mine]),
-            "clean": np.mean([run["clean"] for run in mine], 0).round(4).tolist(),
-            "errors": np.mean([run["errors"] for run in mine], 0).round(4).tolist(),
-        }
-    return summary
+def _last(attack: str) -> Value:
+    return lambda run: run["last"][attack]
 
 
-def _shown(value: Mapping[str, float]) -> str:
-    """Mean and standard deviation, which one seed does not have."""
-    sd = f" ± {value['sd']:.3f}" if value["sd"] == value["sd"] else ""
-    return f"{value['mean']:.3f}{sd}"
+def mean_over_seeds(row: Row, key: str) -> list[Any]:
+    """Of errors, 4 digits."""
+    found: list[Any] = np.mean([run[key] for run in row.runs], 0).round(4).tolist()
+    return found
 
 
-def as_markdown(config: Config, runs: Runs, about: Mapping[str, Any]) -> str:
-    """The answers, the last classifiers, and table 3 beside the paper's."""
-    first, summary = runs[0], about["summary"]
-    games = [
-        [name, str(row["seeds"]), *(_shown(row["answers"][question]) for question in QUESTIONS)]
-        for name, row in summary.items()
-    ]
-    attacks = ("clean", *config.attacks)
-    last = [
-        [name, *(_shown(row["last"][attack]) for attack in attacks), _shown(row["last_worst"])]
-        for name, row in summary.items()
-    ]
-    lines = [
-        f"# Cat and mouse on {config.dataset}",
-        "",
-        f"{first['model']}, training images: {first['train_n'] or 'all'}, "
-        f"{first['clean_rounds']} x {first['round_steps']} steps on clean images, then "
-        f"{first['rounds']} rounds of {first['round_steps']} steps; {first['test_n']} test images, "
-        f"{first['n']} for the last classifiers. All numbers are **errors**, shares of all test "
-        "images that are misclassified (high: the attack wins); mean ± sd over seeds.",
-        "",
-        "Over the last half of the rounds, but attack 1's over all:",
-        "",
-        *markdown_table(["game", "seeds", *QUESTIONS.values()], games),
-        "",
-        "Random changes turn back 2 times of 3; 1 is a step up after each step down.",
-        "",
-        "The last classifiers, under attacks made on them:",
-        "",
-        *markdown_table(["game", *attacks, "worst case"], last),
-    ]
-    for name, row in summary.items():
-        lines += _table_3(name, row, config.dataset == "mnist" and name.startswith("fgsm"))
-    return "\n".join([*lines, *provenance_lines(runs, about)])
-
-
-def _table_3(name: str, row: Mapping[str, Any], compare: bool) -> list[str]:
+def table_3(row: Row, compare: bool) -> list[str]:
     """Mean errors; in brackets the paper's, whose last round is the 80th."""
-    errors, last = row["errors"], len(row["errors"]) - 1
-    eta = f"{2 * float(name.split('ε ')[1]):.3g}"
+    clean, errors = mean_over_seeds(row, "clean"), mean_over_seeds(row, "errors")
+    last, eta = len(errors) - 1, f"{2 * float(row.name.split('ε ')[1]):.3g}"
     paper = PAPER.get(eta, ()) if compare else ()
-    rows = []
+    lines = []
     for place, number in enumerate((0, 1, 2, last)):
-        values = [row["clean"][number], *(errors[number][k - 1] for k in (1, 2, last))]
+        values = [clean[number], *(errors[number][k - 1] for k in (1, 2, last))]
         shown = [f"{value:.3f}" for value in (*values, errors[number][number])]
         if paper:
             theirs = paper[place].split()
             shown = [f"{one} [{other}]" for one, other in zip(shown, theirs, strict=True)]
-        rows.append([f"Adv {number}" if number else "No defence", *shown])
-    note = ["", "In brackets: the paper's, of 80 rounds with its own network."] if paper else []
+        lines.append([f"Adv {number}" if number else "No defence", *shown])
     head = ["defence", "clean", "attack 1", "attack 2", f"attack {last}", "attack-curr"]
-    return ["", f"Table 3, {name} (η {eta}):", "", *markdown_table(head, rows), *note]
+    note = ["In brackets: the paper's, of 80 rounds with its own network."] if paper else []
+    return [f"Table 3, {row.name} (η {eta}):", table.markdown(head, lines), *note]
 
 
-def pictures(dataset: str, runs: Runs, about: Mapping[str, Any], path: Path) -> None:
-    """Figure 1 over seeds, and the mean matrices."""
-    drawn: dict[str, list[Rows]] = {}
-    for run in runs:
-        errors = np.array(run["errors"])
-        attack, defence = errors.diagonal(), errors.diagonal(-1)
-        rows: list[dict[str, float]] = [
-            {"round": k, "attack": a, "defence": d, "clean": c}
-            for k, (a, d, c) in enumerate(zip(attack, defence, run["clean"][1:], strict=False), 1)
-        ]
-        drawn.setdefault(run["method"], []).append(rows)
-    title = f"Cat and mouse on {dataset}: mean and range over seeds"
-    save_figure(seeds_figure(drawn, CURVES, title, x="round"), path.with_suffix(".png"))
-    figure = matrix_figure(
-        {method: row["errors"] for method, row in about["summary"].items()},
-        f"Cat and mouse on {dataset}: mean error over seeds",
-        rows="classifier (0: no defence)",
-        columns="attack",
-        first=(0, 1),
-    )
-    save_figure(figure, path.with_name(f"{path.stem}_matrix.png"))
-
-
-def main(config: Config) -> None:
-    """Play what is missing, then write the results."""
-    CatAndMouseStudy(config).main()
+main = CatAndMouseStudy.main

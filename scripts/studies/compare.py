@@ -18,67 +18,70 @@ Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; earlier cells 
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from published import poster_table
+import tyro
 
-from advgame.errors import InputError, unknown
+from advgame.errors import InputError
 from advgame.evaluation import check_attacks
+from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
-from advgame.run.cells import (
-    check_cells,
-    run_cells,
-    same_flags,
-    split_flags,
-    summarise,
-    usable,
-    whole_number,
-    with_earlier,
-)
+from advgame.run import table
+from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
-from advgame.run.folder import Metrics, made_by
 from advgame.run.options import Names
 from advgame.run.selection import selected_by
-from studies._comparison import PGD, as_csv, flags_of, selection, table, with_gap
+from advgame.run.study import (
+    Finished,
+    Flags,
+    MethodsConfig,
+    MethodsStudy,
+    made_at,
+    selection,
+    training_images,
+)
+from advgame.run.table import Columns, Row, Runs
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
-_LAS, _ADT, _L2L = "train_las_at.py", "train_adt.py", "train_l2l.py"
-_SCATTER = "--game feature-scatter --true-probability 0.5"
+_SCATTER = "train.py --game feature-scatter --true-probability 0.5"
+_LAS_TRADES = "train_las_at.py --objective trades --space las-trades-cifar10"
+_LAS_AWP = "train_las_at.py --awp 0.01 --clamp --space las-awp-cifar10"
 # name -> script and flags
-GAMES: dict[str, tuple[str, str]] = {
-    "standard": ("train.py", "--game standard"),
-    "fgsm-at": ("train.py", "--game fgsm-at"),
-    "fast": ("train.py", "--game fast"),
-    "n-fgsm": ("train.py", "--game n-fgsm"),
-    "free": ("train.py", "--game free"),
-    CONTROL: ("train.py", "--game pgd-at"),
-    "alp": ("train.py", "--game alp"),
-    "feature-scatter": ("train.py", _SCATTER),
-    "feature-scatter-repo": ("train.py", f"{_SCATTER} --transport repo"),
-    "trades": ("train.py", "--game trades"),
-    "mart": ("train.py", "--game mart"),
-    "awp": ("train.py", "--game pgd-at --awp 0.01"),
-    "trades-awp": ("train.py", "--game trades --awp 0.005"),
-    "las-at": (_LAS, ""),
-    "las-at-random": (_LAS, "--agent random"),
-    "las-trades": (_LAS, "--objective trades --space las-trades-cifar10"),
-    "las-trades-random": (_LAS, "--objective trades --space las-trades-cifar10 --agent random"),
-    "las-awp": (_LAS, "--awp 0.01 --clamp --space las-awp-cifar10"),
-    "las-awp-random": (_LAS, "--awp 0.01 --clamp --space las-awp-cifar10 --agent random"),
-    "l2l-grad": (_L2L, "--attacker grad"),
-    "l2l-two-step": (_L2L, "--attacker two-step"),
-    "adt-exp": (_ADT, "--method exp"),
-    "adt-exp-am": (_ADT, "--method exp-am"),
-    "adt-imp-am": (_ADT, "--method imp-am"),
+GAMES = {
+    "standard": "train.py --game standard",
+    "fgsm-at": "train.py --game fgsm-at",
+    "fast": "train.py --game fast",
+    "n-fgsm": "train.py --game n-fgsm",
+    "free": "train.py --game free",
+    CONTROL: "train.py --game pgd-at",
+    "alp": "train.py --game alp",
+    "feature-scatter": _SCATTER,
+    "feature-scatter-repo": f"{_SCATTER} --transport repo",
+    "trades": "train.py --game trades",
+    "mart": "train.py --game mart",
+    "awp": "train.py --game pgd-at --awp 0.01",
+    "trades-awp": "train.py --game trades --awp 0.005",
+    "las-at": "train_las_at.py",
+    "las-at-random": "train_las_at.py --agent random",
+    "las-trades": _LAS_TRADES,
+    "las-trades-random": f"{_LAS_TRADES} --agent random",
+    "las-awp": _LAS_AWP,
+    "las-awp-random": f"{_LAS_AWP} --agent random",
+    "l2l-grad": "train_l2l.py --attacker grad",
+    "l2l-two-step": "train_l2l.py --attacker two-step",
+    "adt-exp": "train_adt.py --method exp",
+    "adt-exp-am": "train_adt.py --method exp-am",
+    "adt-imp-am": "train_adt.py --method imp-am",
 }
 # what all games share on a data set, whatever their scripts' defaults
 _SHARED = "--schedule onecycle --weight-decay 5e-4 --true-probability 1"
@@ -95,16 +98,28 @@ COLUMNS = (
 )  # fmt: skip
 
 
+# accuracy in %, as Markdown
+POSTER = """\
+| game | clean | FGSM | PGD-20 | PGD-100 | MIM | C&W | FeaAttack | worst |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| standard | 94.81 | 12.05 | 0 | 0 | 0 | 0 | 0 | 0 |
+| fgsm-at | 93.8 | 79.86 | 0.12 | 0.04 | 0.06 | 0.13 | 0.01 | 0.01 |
+| pgd-at | 86.91 | 58.3 | 50.03 | 49.4 | 51.4 | 50.23 | 50.46 | 48.26 |
+| alp | 86.81 | 56.83 | 48.97 | 48.6 | 50.13 | 49.1 | 48.51 | 47.9 |
+| feature-scatter | 89.98 | 77.4 | 70.85 | 68.81 | 72.74 | 58.46 | 37.45 | 37.4 |
+| adt-exp | 86.89 | 60.41 | 52.18 | 51.69 | 53.27 | 52.49 | 52.38 | 50.56 |
+| adt-exp-am | 87.82 | 62.42 | 51.95 | 51.26 | 52.99 | 51.75 | 52.04 | 50.04 |
+| adt-imp-am | 88 | 64.89 | 52.28 | 51.23 | 52.64 | 52.65 | 51.89 | 49.81 |"""
+PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(MethodsConfig):
     """Compare games on equal terms."""
 
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
-    """data set"""
-    games: tuple[str, ...] = tuple(GAMES)
+    methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--games"])] = tuple(GAMES)
     """which games"""
-    seeds: int = 3
-    """seeds 0, 1, … per game"""
     budget: Literal["epochs", "compute"] = "epochs"
     """what is equal: passes over the training images, or passes through the classifier"""
     counted: str | None = None
@@ -115,235 +130,252 @@ class Config:
     """test images"""
     judged: str = "judged"
     """folder of the evaluations within the runs': other attacks or images need another"""
-    missing_only: bool = False
-    """leave out what the results hold already, also where its folders are gone"""
-    finished_only: bool = False
-    """train and evaluate nothing: write the results of the cells that are finished"""
-    jobs: int = 2
-    """processes at a time, one thread each"""
     runs_dir: str = "runs/compare"
-    """run folders; not committed"""
     out: str = "results/compare"
-    """where the results go"""
-    extra: str = ""
-    """further flags of every training, e.g. --extra="--epochs 5" """
-    data_dir: str | None = None
-    """data folder (all but digits)"""
 
 
-def judging(config: Config) -> list[str]:
-    """Flags of every evaluation."""
-    return ["--attacks", ",".join(config.attacks), "--n", str(config.eval_n)]
+class Compare(MethodsStudy[Config]):
+    """Trainings by several scripts, then evaluations of all by the same attacks."""
+
+    about = "Games"
+    methods, control = GAMES, CONTROL
+
+    @property
+    def stem(self) -> str:
+        """Data set and budget."""
+        return f"{self.config.dataset}-{self.config.budget}"
+
+    @property
+    def judged(self) -> Path:
+        """Folder of the evaluations."""
+        return self.root / self.config.judged
+
+    def same(self) -> str:
+        """What the cells of one table share."""
+        return shlex.join([*self.judging(), *split_flags(self.config.extra)])
+
+    def judging(self) -> list[str]:
+        """Flags of every evaluation."""
+        return ["--attacks", ",".join(self.config.attacks), "--n", str(self.config.eval_n)]
+
+    def shared(self) -> list[str]:
+        """Flags of every training; of a flag that comes twice the last counts."""
+        # a training's own report is not looked at
+        report = ["--attacks", "fgsm", "--eval-n", "20"]
+        recipe = split_flags(f"{RECIPES[self.config.dataset]} {self.config.extra}")
+        return [*self.images(), *report, *recipe]
+
+    def check(self) -> None:
+        """Refuse what cannot work, before any work."""
+        config = self.config
+        super().check()
+        if len(set(config.methods)) < len(config.methods):
+            raise InputError(f"a game is asked for twice: {', '.join(config.methods)}")
+        if config.eval_n < 1:
+            raise InputError(f"eval_n must be 1 or above, not {config.eval_n}")
+        if config.counted and config.budget == "epochs":
+            raise InputError("--counted is for --budget compute")
+        check_attacks(config.attacks)
+        if not config.attacks:
+            raise InputError("--attacks names none: a table needs one")
+        if config.dataset != "digits" and not config.data_dir:
+            raise InputError(f"{config.dataset} needs --data-dir, the folder with its files")
+
+    def epochs(self) -> dict[str, int]:
+        """Passes over the training images, by game.
+
+        Raises:
+            InputError: equal compute without the runs of equal epochs that say what a step costs.
+        """
+        config, control = self.config, self.script_of(CONTROL)
+        if (whole := control.job.parse(self.flags(CONTROL)).epochs) < 1:
+            raise InputError(f"epochs must be 1 or above, not {whole}")
+        if config.budget == "epochs":  # Free teaches eight times per pass
+            return {
+                game: max(1, whole // 8) if game == "free" else whole for game in config.methods
+            }
+        path = Path(config.counted or Path(config.out) / f"{config.dataset}-epochs.json")
+        if not path.exists():
+            raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
+        cost: dict[str, list[float]] = {}
+        for run in read_json(path).get("runs", ()):
+            cost.setdefault(run["method"], []).append(run["forwards_per_image"])
+        if missing := [game for game in (CONTROL, *config.methods) if game not in cost]:
+            raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
+        step = mean(cost[CONTROL])
+        return {game: max(1, round(whole * step / mean(cost[game]))) for game in config.methods}
+
+    def script_of(self, cell: str) -> ModuleType:
+        """The training script of a cell."""
+        script, *_ = GAMES[cell.rsplit("-seed", 1)[0]].split()
+        return import_module(script.removesuffix(".py"))
+
+    def flags(self, method: str) -> list[str]:
+        """Flags of a game's trainings."""
+        script, *own = split_flags(GAMES[method])
+        given = usable(self.shared(), own, self.script_of(method))
+        learns = script == "train_las_at.py" and "random" not in own
+        more = ["--reward-interval", "10"] if learns and self.config.dataset == "cifar10" else []
+        return [*given, *own, *more]
+
+    def cells(self) -> dict[str, list[str]]:
+        """Folder -> flags of every training."""
+        lengths = {game: ["--epochs", str(length)] for game, length in self.epochs().items()}
+        return {
+            name: [*words, *lengths[name.rsplit("-seed", 1)[0]]]
+            for name, words in super().cells().items()
+        }
+
+    def surrogate(self) -> dict[str, list[str]]:
+        """The training of the classifier whose adversarial examples are transferred."""
+        equal = replace(self.config, budget="epochs", methods=(CONTROL,), counted=None)
+        alone = replace(equal, seeds=1, first_seed=SURROGATE_SEED)
+        return Compare(alone).cells()
+
+    def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
+        """Folder -> flags of every evaluation."""
+        words = [*self.images(), *self.judging()]
+        if any("transfer" in attack for attack in self.config.attacks):
+            words += ["--surrogate", str(self.root / next(iter(self.surrogate())))]
+        return {name: [str(self.root / name), *words] for name in cells}
+
+    def prepare(self, cells: Mapping[str, Flags]) -> None:
+        """Refuse cells that cannot work, or of other epochs than games are asked for now."""
+        for name, words in (self.surrogate() | dict(cells)).items():
+            check_cells(self.script_of(name), {name: words})
+        asked = self.epochs()
+        lengths = [(run["method"], run["epochs"]) for run in self.earlier()]
+        for path in self.root.glob("*-seed*/config.json"):
+            settings = read_json(path)["config"]
+            lengths.append((path.parent.name.rsplit("-seed", 1)[0], settings["epochs"]))
+        for game, length in lengths:
+            if length != asked.get(game, length):
+                raise InputError(
+                    f"{game} has cells of {length:.0f} epochs in the results or in {self.root}, "
+                    f"not {asked[game]}: the same --counted, or another --out and --runs-dir"
+                )
+        same_flags(self.root, self.config.extra)
+        same_flags(self.judged, shlex.join(self.judging()))
+
+    def run(self, cells: Mapping[str, Flags]) -> None:
+        """Train, the surrogate first; then evaluate."""
+        todo = self.surrogate() | dict(cells)
+        for script in dict.fromkeys(map(self.script_of, todo)):
+            mine = {name: todo[name] for name in todo if self.script_of(name) is script}
+            run_cells(Path(str(script.__file__)), self.root, mine, self.config.jobs)
+        judge = Path(__file__).parents[1] / "evaluate.py"
+        run_cells(judge, self.judged, self.evaluations(cells), self.config.jobs)
+
+    def finished(self, name: str) -> bool:
+        """Whether a cell is evaluated."""
+        return (self.judged / name / "report.json").exists()
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """What a finished cell found."""
+        cell, report = Finished(folder), read_json(self.judged / folder.name / "report.json")
+        judged = {f"accuracy_{attack}": value for attack, value in report["accuracy"].items()}
+        if {PGD, AUTOATTACK} <= judged.keys():  # what AutoAttack takes from what PGD-20 leaves
+            judged["gap"] = judged[PGD] - judged[AUTOATTACK]
+        # of the training's own report only signs of life count: it saw few images
+        dead = [name for name in cell.facts()["flags"] if name.startswith("dead_")]
+        return {
+            **cell.facts(),
+            "n": report["n"],
+            "eps": report["threat"]["eps"],
+            "epochs": float(cell.settings["epochs"]),
+            "train_n": cell.settings["train_n"],
+            **judged,
+            "worst_case": report["worst_case"],
+            "selected_by": selected_by(cell.report),
+            "seconds_per_epoch": cell.rows[-1]["time/seconds"] / cell.settings["epochs"],
+            "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in cell.rows),
+            "flags": [flag["name"] for flag in report["flags"]]
+            + dead
+            + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in cell.report),
+        }
+
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """How many cells shared the machine, for their seconds."""
+        return {"jobs": self.config.jobs, **super().found(runs)}
+
+    def table(self, runs: Runs) -> list[list[str]]:
+        """Header and rows, everything in % but cost; "–" where a number is missing."""
+        summary = table.summarise(runs)
+        full = _passes(summary[CONTROL]) if CONTROL in summary else None
+
+        def passes(row: Row) -> str:
+            return f"{_passes(summary[row.name]) / full:.2f}" if full else "–"
+
+        columns: Columns = {
+            **{"game": table.row_name, "seeds": table.seeds, "epochs": table.Mean("epochs", 0)},
+            **table.accuracies(self.config.attacks),
+            "PGD-20 − AutoAttack": table.Percent("gap"),
+            f"worst − {CONTROL}, paired, 95 %": table.Paired("worst_case", minus=CONTROL),
+            "s per epoch": table.Mean("seconds_per_epoch", 2),
+            "F per image and step": table.Mean("forwards_per_image", 1),
+            f"passes, {CONTROL} = 1": passes,
+        }
+        return table.cells(columns, table.rows(runs))
+
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The comparison for people."""
+        first = runs[0]
+        equal = {
+            "epochs": "equal epochs",
+            "compute": f"epochs such that all make as many passes as {CONTROL}",
+        }[self.config.budget]
+        head, *body = self.table(runs)
+        flagged = [[*line, flags_of(line[0], runs)] for line in body]
+        return [
+            f"# {self.about} on {self.config.dataset}, {equal}",
+            f"ε = {first['eps']:.3g}, {first['n']} test images, {training_images(first)}; "
+            f"mean ± sd over seeds, in %. {selection(runs)}. "
+            "Worst case: over all attacks of the table, per image. F: forwards "
+            "of the classifier (input-backward 1, backward with weights 2), without networks of "
+            f"the attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on "
+            "another PGD-AT classifier. `fea` aims at 20 images, the poster's FeaAttack at 200.",
+            table.markdown([*head, "flags"], flagged),
+            "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
+            POSTER,
+        ]
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """Flags are in the table."""
+        where = table.names(run["device"] for run in runs)
+        return made_at(f"{where}, {about['jobs']} at a time", runs, about)
+
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """Bars of the worst case; and the table for programs."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self.table(runs))
+        write_atomically(self.path.with_suffix(".csv"), text.getvalue())
+        title = f"{self.config.dataset}, equal {self.config.budget}"
+        figure = comparison_figure(about["summary"], ("accuracy_clean", PGD), title)
+        save_figure(figure, self.path.with_suffix(".png"))
 
 
-def same(config: Config) -> str:
-    """What the cells of one table share."""
-    return shlex.join([*judging(config), *split_flags(config.extra)])
+def _passes(row: Mapping[str, Any]) -> float:
+    """Forwards per training image in a whole training."""
+    passes: float = row["epochs"]["mean"] * row["forwards_per_image"]["mean"]
+    return passes
 
 
-def data(config: Config) -> list[str]:
-    """The data set's flags."""
-    folder = ["--data-dir", config.data_dir] if config.data_dir else []
-    return ["--dataset", config.dataset, *folder]
+def flags_of(game: str, runs: Runs, control: str = CONTROL) -> str:
+    """The flags of a game's cells, and what shows beside the control only; "none" without.
 
-
-def shared(config: Config) -> list[str]:
-    """Flags of every training; of a flag that comes twice the last counts."""
-    # a training's own report is not looked at
-    report = ["--attacks", "fgsm", "--eval-n", "20"]
-    return [*data(config), *report, *split_flags(f"{RECIPES[config.dataset]} {config.extra}")]
-
-
-def epochs(config: Config) -> dict[str, int]:
-    """Passes over the training images, by game.
-
-    Raises:
-        InputError: equal compute without the runs of equal epochs that say what a step costs.
+    Args:
+        game: a method of the runs.
+        runs: cells with ``method``, ``n`` test images, ``flags``, and where it is known ``gap``.
+        control: a method too; where it is missing, nothing is compared with it.
     """
-    whole = whole_number(shared(config), "--epochs")
-    if config.budget == "epochs":  # Free teaches eight times per pass
-        return {game: max(1, whole // 8) if game == "free" else whole for game in config.games}
-    path = Path(config.counted or Path(config.out) / f"{config.dataset}-epochs.json")
-    if not path.exists():
-        raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
-    cost: dict[str, list[float]] = {}
-    for run in read_json(path).get("runs", ()):
-        cost.setdefault(run["method"], []).append(run["forwards_per_image"])
-    if missing := [game for game in (CONTROL, *config.games) if game not in cost]:
-        raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
-    step = mean(cost[CONTROL])
-    return {game: max(1, round(whole * step / mean(cost[game]))) for game in config.games}
-
-
-def same_lengths(config: Config, held: Sequence[Mapping[str, Any]], root: Path) -> None:
-    """Raises InputError where a game has a cell of other epochs than it is asked for now."""
-    asked, cells = epochs(config), [(run["method"], run["epochs"]) for run in held]
-    for path in root.glob("*-seed*/config.json"):
-        settings = read_json(path)["config"]
-        cells.append((path.parent.name.rsplit("-seed", 1)[0], settings["epochs"]))
-    for game, length in cells:
-        if length != asked.get(game, length):
-            raise InputError(
-                f"{game} has cells of {length:.0f} epochs in the results or in {root}, not "
-                f"{asked[game]}: the same --counted, or another --out and --runs-dir"
-            )
-
-
-def module(script: str) -> ModuleType:
-    """A training script, imported."""
-    return import_module(script.removesuffix(".py"))
-
-
-def trainings(config: Config) -> dict[str, dict[str, list[str]]]:
-    """Script -> folder -> flags of every training, the surrogate's first."""
-    made: dict[str, dict[str, list[str]]] = {}
-    equal = replace(config, budget="epochs", games=(CONTROL,))
-    cells = [(CONTROL, SURROGATE_SEED, epochs(equal)[CONTROL])]
-    for seed in range(config.seeds):
-        cells += [(game, seed, length) for game, length in epochs(config).items()]
-    for game, seed, length in cells:
-        script, flags = GAMES[game]
-        given = usable(shared(config), split_flags(flags), module(script))
-        learns = script == _LAS and "--agent random" not in flags
-        flags += " --reward-interval 10" * (learns and config.dataset == "cifar10")
-        words = [*given, *split_flags(flags), "--epochs", str(length), "--seed", str(seed)]
-        made.setdefault(script, {})[f"{game}-seed{seed}"] = words
-    return made
-
-
-def evaluations(config: Config, root: Path) -> dict[str, list[str]]:
-    """Folder -> flags of every evaluation."""
-    words = [*data(config), *judging(config)]
-    if any("transfer" in attack for attack in config.attacks):
-        words += ["--surrogate", str(root / f"{CONTROL}-seed{SURROGATE_SEED}")]
-    return {
-        f"{game}-seed{seed}": [str(root / f"{game}-seed{seed}"), *words]
-        for seed in range(config.seeds)
-        for game in config.games
-    }
-
-
-def read(root: Path, judged: Path, name: str) -> dict[str, Any]:
-    """What a finished cell found."""
-    report = read_json(judged / name / "report.json")
-    about = read_json(root / name / "config.json")
-    rows, settings = Metrics.read(root / name / "metrics.csv"), about["config"]
-    # of the training's own report only signs of life count: it saw few images
-    own = read_json(root / name / "report.json")
-    return {
-        "method": name.rsplit("-seed", 1)[0],
-        "seed": settings["seed"],
-        "n": report["n"],
-        "eps": report["threat"]["eps"],
-        "epochs": float(settings["epochs"]),
-        "train_n": settings["train_n"],
-        "commit": about["commit"],
-        "device": about["device"],
-        **{f"accuracy_{attack}": value for attack, value in report["accuracy"].items()},
-        "worst_case": report["worst_case"],
-        "selected_by": selected_by(own),
-        "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
-        "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in rows),
-        "flags": [flag["name"] for flag in report["flags"]]
-        + [flag["name"] for flag in own["flags"] if flag["name"].startswith("dead_")]
-        + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in own),
-    }
-
-
-def as_markdown(
-    config: Config, results: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
-) -> str:
-    """The comparison for people."""
-    first = results[0]
-    equal = {
-        "epochs": "equal epochs",
-        "compute": f"epochs such that all make as many passes as {CONTROL}",
-    }[config.budget]
-    head, *rows = table(about["summary"], config.attacks, CONTROL)
-    lines = [
-        f"# Games on {config.dataset}, {equal}",
-        "",
-        f"ε = {first['eps']:.3g}, {first['n']} test images, training images: "
-        f"{first['train_n'] or 'all'}; mean ± sd over seeds, in %. {selection(results)}. "
-        "Worst case: over all attacks of the table, per image. F: forwards "
-        "of the classifier (input-backward 1, backward with weights 2), without networks of the "
-        f"attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on another PGD-AT "
-        "classifier. `fea` aims at 20 images, the poster's FeaAttack at 200.",
-        "",
-        f"| {' | '.join(head)} | flags |",
-        "|---" * (len(head) + 1) + "|",
+    raised = {flag for run in runs if run["method"] == game for flag in run["flags"]}
+    gaps = [
+        [run["gap"] for run in runs if run["method"] == one and "gap" in run]
+        for one in (game, control)
     ]
-    lines += [
-        f"| {' | '.join(row)} | {flags_of(row[0], results, about['summary'], CONTROL)} |"
-        for row in rows
-    ]
-    poster = "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:"
-    lines += ["", poster, "", *poster_table()]
-    made = ", ".join(sorted({r["commit"][:12] for r in results}))
-    device = ", ".join(sorted({r["device"] for r in results}))
-    where = f"Hardware: {device}, {about['jobs']} at a time. Cells made at commit {made}."
-    lines += ["", where, "", f"Command: `{about['command']}`.", ""]
-    return "\n".join(lines)
+    if all(gaps) and wider_gap(mean(gaps[0]), mean(gaps[1]), runs[0]["n"]):
+        raised.add(f"wider_gap_than_{control}")
+    return table.names(raised)
 
 
-def check(config: Config) -> None:
-    """Refuse what cannot work, before any work."""
-    if odd := set(config.games) - set(GAMES):
-        raise unknown("game", min(odd), GAMES)
-    if not config.games:
-        raise InputError("--games names none")
-    if len(set(config.games)) < len(config.games):
-        raise InputError(f"a game is asked for twice: {', '.join(config.games)}")
-    for option in ("seeds", "eval_n"):
-        if getattr(config, option) < 1:
-            raise InputError(f"{option} must be 1 or above, not {getattr(config, option)}")
-    if config.counted and config.budget == "epochs":
-        raise InputError("--counted is for --budget compute")
-    check_attacks(config.attacks)
-    if not config.attacks:
-        raise InputError("--attacks names none: a table needs one")
-    if config.dataset != "digits" and not config.data_dir:
-        raise InputError(f"{config.dataset} needs --data-dir, the folder with its files")
-
-
-def main(config: Config) -> None:
-    """Train and evaluate what is missing, then write the results."""
-    check(config)
-    name, scripts = f"{config.dataset}-{config.budget}", Path(__file__).parents[1]
-    root, out, todo = Path(config.runs_dir) / name, Path(config.out), trainings(config)
-    for script, cells in todo.items():
-        check_cells(module(script), cells, config.jobs)
-    held = with_earlier([], out / f"{name}.json", same(config))  # refuses before any training
-    same_lengths(config, held, root)
-    known = {f"{run['method']}-seed{run['seed']}" for run in held if config.missing_only}
-    same_flags(root, config.extra)
-    same_flags(root / config.judged, shlex.join(judging(config)))
-    judged, found = evaluations(config, root), root / config.judged
-    if known.issuperset(judged):
-        known.add(f"{CONTROL}-seed{SURROGATE_SEED}")
-    if not config.finished_only:
-        for script, cells in (todo | {"evaluate.py": judged}).items():
-            lacking = {cell: flags for cell, flags in cells.items() if cell not in known}
-            run_cells(scripts / script, found if cells is judged else root, lacking, config.jobs)
-    done = [cell for cell in judged if (found / cell / "report.json").exists()]
-    if not (done or known):
-        raise InputError(f"{root} holds no finished cell: leave --finished-only away")
-    runs = with_earlier(
-        [read(root, found, cell) for cell in done], out / f"{name}.json", same(config)
-    )
-    runs = [with_gap(run) for run in runs]
-    runs.sort(key=lambda run: list(GAMES).index(run["method"]))
-    summary = summarise(runs, CONTROL)
-    about = {
-        **made_by(),
-        "jobs": config.jobs,
-        "extra": same(config),
-        "summary": summary,
-        "runs": runs,
-    }
-    write_atomically(out / f"{name}.json", json.dumps(about) + "\n")
-    write_atomically(out / f"{name}.md", as_markdown(config, runs, about))
-    write_atomically(out / f"{name}.csv", as_csv(table(summary, config.attacks, CONTROL)))
-    title = f"{config.dataset}, equal {config.budget}"
-    save_figure(comparison_figure(summary, ("accuracy_clean", PGD), title), out / f"{name}.png")
-    print(f"{len(done)} of {len(judged)} cells, {len(runs)} in all; {out}/{name}.md")
+main = Compare.main

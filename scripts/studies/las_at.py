@@ -26,40 +26,29 @@ from typing import Any, Literal
 import train_las_at
 
 from advgame.errors import InputError
-from advgame.run.cells import drawable, thinned
-from advgame.run.cells import summarise as over_seeds
-from advgame.run.curves import save_figure, seeds_figure
-from advgame.run.files import read_json
-from advgame.run.study import (
-    Finished,
-    Run,
-    Runs,
-    Study,
-    StudyConfig,
-    markdown_table,
-    provenance_lines,
-)
-from advgame.statistics import spread
+from advgame.run import table
+from advgame.run.study import Finished, MethodsConfig, MethodsStudy, thinned, training_images
+from advgame.run.table import Columns, Run, Runs
 
 _COST = "attacker/forwards_per_image"
 
 # name -> flags of train_las_at.py
-PLAYERS: dict[str, tuple[str, ...]] = {
-    "reinforce": (),
-    "reinforce-sample": ("--credit", "sample"),
-    "reinforce-batch": ("--credit", "batch"),
-    "reinforce-loo": ("--baseline", "loo"),
-    "reinforce-greedy": ("--entropy-coef", "0.01"),
-    "reinforce-frozen": ("--policy-lr", "1e-12"),
-    "reinforce-interval-20": ("--reward-interval", "20"),
-    "ppo": ("--agent", "ppo", "--entropy-coef", "0.03"),
-    "repo": ("--preset", "repo"),
-    "repo-random": ("--preset", "repo", "--agent", "random"),
-    "random": ("--agent", "random"),
-    "fixed": ("--agent", "fixed"),
-    "fixed-largest": ("--agent", "fixed", "--fixed", "15", "10", "5"),
-    "random-centred": ("--agent", "random", "--space", "centred"),
-    "fixed-mean": ("--agent", "fixed", "--fixed", "9", "9", "3"),
+PLAYERS = {
+    "reinforce": "",
+    "reinforce-sample": "--credit sample",
+    "reinforce-batch": "--credit batch",
+    "reinforce-loo": "--baseline loo",
+    "reinforce-greedy": "--entropy-coef 0.01",
+    "reinforce-frozen": "--policy-lr 1e-12",
+    "reinforce-interval-20": "--reward-interval 20",
+    "ppo": "--agent ppo --entropy-coef 0.03",
+    "repo": "--preset repo",
+    "repo-random": "--preset repo --agent random",
+    "random": "--agent random",
+    "fixed": "--agent fixed",
+    "fixed-largest": "--agent fixed --fixed 15 10 5",
+    "random-centred": "--agent random --space centred",
+    "fixed-mean": "--agent fixed --fixed 9 9 3",
 }
 # name -> a control, and the learner for whose compute it is trained
 EQUAL_COMPUTE = {
@@ -80,41 +69,43 @@ CURVES = {
     "game/attacker_reward": "attacker reward",
     "eval/robust": "validation PGD-10 accuracy",
 }
+COLUMNS: Columns = {
+    "player": table.row_name,
+    "seeds": table.seeds,
+    "epochs": lambda row: str(row["epochs"]),
+    "validation PGD-10 (best)": table.Percent("validation_pgd10"),
+    "clean": table.Percent("accuracy_clean"),
+    "PGD-20": table.Percent("accuracy_pgd20"),
+    "AutoAttack": table.Percent("accuracy_autoattack"),
+    "AA − random, paired, 95 % interval": table.Paired("accuracy_autoattack", minus="random"),
+    "F per image and step": table.Mean("forwards_per_image", 2),
+    "ε/ε₀": table.Mean("eps_ratio", 2),
+    "entropy of ε, nats": table.Mean("entropy_eps", 2),
+    "attacker reward": table.Mean("attacker_reward", 2),
+}
 
 
 @dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(MethodsConfig):
     """Compare strategy players over seeds."""
 
     dataset: Literal["digits", "mnist"] = "digits"
-    """data set"""
     seeds: int = 5
-    """seeds 0, 1, … per player"""
     methods: tuple[str, ...] = tuple(PLAYERS)
-    """which players"""
     equal_compute_seeds: int = 5
     """seeds for which controls are also trained at the compute of a learner; 0 for none"""
     out: str = "results/las_at"
-    """where the results go"""
 
 
-class LasStudy(Study[Config]):
+class LasStudy(MethodsStudy[Config]):
     """Players and controls, at equal epochs and at equal compute."""
 
-    script = train_las_at
-    methods = PLAYERS
-
-    @property
-    def stem(self) -> str:
-        """The data set."""
-        return self.config.dataset
+    about, script, methods, curves = "LAS-AT", train_las_at, PLAYERS, CURVES
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""
         super().check()
-        path = Path(self.config.out) / f"{self.stem}.json"
-        held = read_json(path)["runs"] if path.exists() else []
-        there = {*self.config.methods, *(run["method"] for run in held)}
+        there = {*self.config.methods, *(run["method"] for run in self.earlier())}
         pairs = EQUAL_COMPUTE.values()
         if self.config.equal_compute_seeds and not any(there.issuperset(pair) for pair in pairs):
             raise InputError(
@@ -126,15 +117,14 @@ class LasStudy(Study[Config]):
         """Controls with epochs stretched to what a learner of the same seed spent."""
         by = {(run["method"], run["seed"]): run for run in runs}
         found = {}
-        for seed in range(min(self.config.seeds, self.config.equal_compute_seeds)):
+        for seed in self.seeds()[: self.config.equal_compute_seeds]:
             for name, (control, learner) in EQUAL_COMPUTE.items():
                 learned, own = by.get((learner, seed)), by.get((control, seed))
                 if learned is None or own is None:
                     continue
                 ratio = learned["total_forwards_per_image"] / own["total_forwards_per_image"]
                 length = ["--epochs", str(round(own["epochs"] * ratio)), "--validate-every", "2"]
-                flags = ["--seed", str(seed), *self.shared(), *PLAYERS[control], *length]
-                found[f"{name}-seed{seed}"] = flags
+                found[f"{name}-seed{seed}"] = [*self.flags(control), "--seed", str(seed), *length]
         return found
 
     def read(self, folder: Path) -> dict[str, Any]:
@@ -148,8 +138,7 @@ class LasStudy(Study[Config]):
             "eps0": report["threat"]["eps"],
             "train_n": settings["train_n"],
             "validation_pgd10": max(row.get("eval/robust", 0.0) for row in rows),
-            **{f"accuracy_{name}": value for name, value in report["accuracy"].items()},
-            "worst_case": report["worst_case"],
+            **cell.accuracies(),
             "last_pgd20": report["last"]["pgd20"],
             "forwards_per_image": mean(row[_COST] for row in rows),
             "total_forwards_per_image": sum(row[_COST] for row in rows),
@@ -166,93 +155,26 @@ class LasStudy(Study[Config]):
         """Players, then controls at equal compute."""
         return [*PLAYERS, *EQUAL_COMPUTE].index(run["method"])
 
-    def found(self, runs: Runs) -> dict[str, Any]:
-        """With AutoAttack's differences."""
-        return {"summary": summarise(runs)}
-
-    def markdown(self, runs: Runs, about: Mapping[str, Any]) -> str:
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         """The comparison for people."""
-        return as_markdown(self.config.dataset, runs, about)
-
-    def pictures(self, runs: Runs, about: Mapping[str, Any], path: Path) -> None:
-        """Strategies and accuracies while they learn."""
-        shown = [run for run in runs if run["method"] in PLAYERS]  # others' epochs differ by seed
-        if all("curves" in run for run in shown):
-            title = f"LAS-AT on {self.config.dataset}: mean and range over seeds"
-            save_figure(seeds_figure(drawable(shown), CURVES, title), path.with_suffix(".png"))
-
-
-def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
-    """Spread over seeds, and AutoAttack's differences paired by seed: to random, and of `PAIRS`."""
-    summary = over_seeds(runs)
-    by = {(run["method"], run["seed"]): run.get("accuracy_autoattack") for run in runs}
-    for player, row in summary.items():
-        mine = [run for run in runs if run["method"] == player]
-        row["epochs"] = mine[0]["epochs"]
-        for other in ("random", *(control for learner, control in PAIRS if learner == player)):
-            pairs = [
-                own - by[other, run["seed"]]
-                for run in mine
-                if (own := run.get("accuracy_autoattack")) is not None
-                and by.get((other, run["seed"])) is not None
-            ]
-            if pairs and player != other:
-                row[f"autoattack_minus_{other}"] = spread(pairs)
-    return summary
+        first = runs[0]
+        pairs = [
+            f"{one} less {two} {table.Paired('accuracy_autoattack', minus=two).show(gaps)}"
+            for one, two in PAIRS
+            if len(gaps := table.differences(runs, "accuracy_autoattack", one, two)) > 1
+        ]
+        told = (
+            [f"AutoAttack, paired over seeds, 95 % interval: {'; '.join(pairs)}."] if pairs else []
+        )
+        return [
+            f"# {self.title}: learned strategies against controls",
+            f"ε₀ = {first['eps0']:.3g}, {first['n']} test images, "
+            f"{training_images(first)}; mean ± sd over seeds, in %. "
+            "Weights selected on the validation split. Strategy columns: mean of the last 5 "
+            "epochs. F: forwards of the defender (input-backward 1, backward with weights 2).",
+            table.render(COLUMNS, table.rows(runs)),
+            *told,
+        ]
 
 
-def as_markdown(dataset: str, runs: Runs, about: Mapping[str, Any]) -> str:
-    """The table of `summarise`."""
-    columns = {
-        "validation_pgd10": "validation PGD-10 (best)",
-        "accuracy_clean": "clean",
-        "accuracy_pgd20": "PGD-20",
-        "accuracy_autoattack": "AutoAttack",
-        "autoattack_minus_random": "AA − random, paired, 95 % interval",
-        "forwards_per_image": "F per image and step",
-        "eps_ratio": "ε/ε₀",
-        "entropy_eps": "entropy of ε, nats",
-        "attacker_reward": "attacker reward",
-    }
-    first = runs[0]
-    lines = [
-        f"# LAS-AT on {dataset}: learned strategies against controls",
-        "",
-        f"ε₀ = {first['eps0']:.3g}, {first['n']} test images, "
-        f"training images: {first['train_n'] or 'all'}; mean ± sd over seeds, in %. "
-        "Weights selected on the validation split. Strategy columns: mean of the last 5 epochs. "
-        "F: forwards of the defender (input-backward 1, backward with weights 2).",
-        "",
-        *markdown_table(
-            ["player", "seeds", "epochs", *columns.values()],
-            [
-                [player, str(row["seeds"]), str(row["epochs"]), *(_cell(row, c) for c in columns)]
-                for player, row in about["summary"].items()
-            ],
-        ),
-    ]
-    found = [(one, two, about["summary"].get(one, {})) for one, two in PAIRS]
-    pairs = [
-        f"{one} less {two} {100 * pair['mean']:+.1f} ± {100 * pair['half_interval']:.1f}"
-        for one, two, row in found
-        if (pair := row.get(f"autoattack_minus_{two}")) and row["seeds"] > 1
-    ]
-    if pairs:
-        lines += ["", f"AutoAttack, paired over seeds, 95 % interval: {'; '.join(pairs)}."]
-    return "\n".join([*lines, *provenance_lines(runs, about)])
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    if column not in row:
-        return "–"
-    one = row[column]
-    if column == "autoattack_minus_random":
-        return f"{100 * one['mean']:+.1f} ± {100 * one['half_interval']:.1f}"
-    if column.startswith(("validation", "accuracy")):
-        return f"{100 * one['mean']:.1f} ± {100 * one['sd']:.1f}"
-    return f"{one['mean']:.2f}"
-
-
-def main(config: Config) -> None:
-    """Train what is missing, then write the results."""
-    LasStudy(config).main()
+main = LasStudy.main

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import train_minimax
 
 from advgame.errors import InputError
+from advgame.run import table
 from advgame.run.cells import split_flags
-from advgame.run.study import Finished, Run, Runs, Study, StudyConfig, markdown_table
+from advgame.run.study import Finished, MethodsConfig, MethodsStudy, made_at
+from advgame.run.table import Run, Runs
 from agents.attackers import load_network
 
 COLUMNS = {
@@ -34,23 +37,20 @@ COLUMNS = {
     "saturated": "own: saturated",
     "spread": "own: spread",
 }
-
-
-METHODS: dict[str, tuple[str, ...]] = {n: ("--defence", n) for n in ("minimax", "alt")}
+# name -> flags of train_minimax.py
+METHODS = {"minimax": "--defence minimax", "alt": "--defence alt"}
 
 
 @dataclass(frozen=True)
-class Config(StudyConfig):
+class Config(MethodsConfig):
     """Sweep the rates of both players."""
 
     dataset: Literal["digits", "mnist"] = "digits"
-    """data set"""
     model: str = "small_cnn"
     """classifier"""
     eps: str = "0.15"
     """ε in [0, 1] pixels, half of the paper's η"""
     methods: tuple[str, ...] = ("minimax", "alt")
-    """which games"""
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     """of the classifier's Adam"""
     ratios: tuple[float, ...] = (1.0, 3.0, 10.0)
@@ -58,20 +58,15 @@ class Config(StudyConfig):
     gammas: tuple[float, ...] = (1.0,)
     """minimax: γ of the sensitivity penalty"""
     seeds: int = 1
-    """one seed chooses"""
     runs_dir: str = "runs/minimax-sweep"
-    """run folders, one per cell; not committed"""
     out: str = "results/minimax"
-    """where the results go"""
     extra: str = "--response-steps 1500"
-    """further flags of train_minimax.py for every cell"""
 
 
-class RatesStudy(Study[Config]):
+class RatesStudy(MethodsStudy[Config]):
     """Validation errors of every pair of rates."""
 
-    script = train_minimax
-    methods = METHODS
+    about, script, methods = "Rates of both players", train_minimax, METHODS
 
     @property
     def stem(self) -> str:
@@ -87,22 +82,24 @@ class RatesStudy(Study[Config]):
         if any(word.startswith("--restarts") for word in split_flags(self.config.extra)):
             raise InputError("one fresh attacker judges every cell: no --restarts in --extra")
 
+    def shared(self) -> list[str]:
+        """Flags of every cell; the report on test images is as small as can be: nobody reads it."""
+        report = ["--attacks", "fgsm", "--eval-n", "10", "--restarts", "1"]
+        config = self.config
+        return [*report, *super().shared(), "--model", config.model, "--eps", config.eps]
+
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every cell."""
-        config = self.config
-        # the report on test images is as small as it can be, and nobody reads it
-        report = ["--attacks", "fgsm", "--eval-n", "10", "--restarts", "1", "--seed", "0"]
-        shared = [*report, *self.shared(), "--model", config.model, "--eps", config.eps]
-        made: dict[str, list[str]] = {}
+        config, made = self.config, dict[str, list[str]]()
+        seed = str(config.first_seed)
         for game in config.methods:
-            for gamma in config.gammas if game == "minimax" else (1.0,):
-                for rate in config.rates:
-                    for ratio in config.ratios:
-                        name = f"{game}-gamma{gamma:g}-lr{rate:g}-ratio{ratio:g}-seed0"
-                        words = [*shared, *self.methods[game], "--lr", f"{rate:g}"]
-                        words += ["--gamma", f"{gamma:g}"] if game == "minimax" else []
-                        made[name] = [*words, "--attacker-lr", f"{rate * ratio:g}"]
-        return made if config.seeds else {}
+            gammas = config.gammas if game == "minimax" else (1.0,)
+            for gamma, rate, ratio in product(gammas, config.rates, config.ratios):
+                words = [*self.flags(game), "--seed", seed, "--lr", f"{rate:g}"]
+                words += ["--gamma", f"{gamma:g}"] if game == "minimax" else []
+                name = f"{game}-gamma{gamma:g}-lr{rate:g}-ratio{ratio:g}-seed{seed}"
+                made[name] = [*words, "--attacker-lr", f"{rate * ratio:g}"]
+        return made
 
     def read(self, folder: Path) -> dict[str, Any]:
         """What a finished cell found on validation images."""
@@ -131,32 +128,30 @@ class RatesStudy(Study[Config]):
         """The cell that is chosen for each game."""
         return {"chosen": chosen(runs)}
 
-    def markdown(self, runs: Runs, about: Mapping[str, Any]) -> str:
-        """The table for people."""
-        config = self.config
-        rows = []
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The table for people: a line per cell."""
+        config, lines = self.config, []
         for run in runs:
             name = run["game"] + ("" if run["alive"] else " (dead)")
             if run["method"] in about["chosen"].values():
                 name = f"**{name}**"
             gamma = f"{run['gamma']:g}" if run["game"] == "minimax" else "–"
             rates = f"{run['lr']:g}", f"{run['attacker_lr']:g}"
-            rows.append([name, gamma, *rates, *(f"{run[column]:.3f}" for column in COLUMNS)])
-        commits = ", ".join(sorted({run["commit"][:12] for run in runs}))
-        lines = [
-            f"# Rates of both players on {config.dataset}, {config.model}, ε = {config.eps}",
-            "",
+            lines.append([name, gamma, *rates, *(f"{run[column]:.3f}" for column in COLUMNS)])
+        return [
+            f"# {self.about} on {config.dataset}, {config.model}, ε = {config.eps}",
             f"Validation errors of one seed after {runs[0]['steps']} steps; the fresh AttNet is "
             "trained from scratch on the finished classifier. Chosen (bold): the smallest mean of "
             "the errors under a fresh AttNet and under PGD-10, of the cells whose own attacker "
             "lives.",
-            "",
-            *markdown_table(
-                ["game", "γ", "classifier's rate", "attacker's", *COLUMNS.values()], rows
+            table.markdown(
+                ["game", "γ", "classifier's rate", "attacker's", *COLUMNS.values()], lines
             ),
-            *("", f"Cells made at commit {commits}.", "", f"Command: `{about['command']}`.", ""),
         ]
-        return "\n".join(lines)
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """Commits and command; dead attackers are in the table."""
+        return made_at("", runs, about)
 
 
 def alive(signs: Mapping[str, float]) -> bool:
@@ -176,6 +171,4 @@ def chosen(runs: Runs) -> dict[str, str]:
     }
 
 
-def main(config: Config) -> None:
-    """Train what is missing, then write the results."""
-    RatesStudy(config).main()
+main = RatesStudy.main

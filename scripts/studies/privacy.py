@@ -3,39 +3,38 @@
     python scripts/study.py privacy --seeds 3
     python scripts/study.py privacy --finished-only
 
-Each cell is one run of `train_privacy_filter.py` (task x filter x dimension x seed), in this
-process; finished cells are kept, an interrupted one starts again: the command can be given again.
-Baselines are PCA and a random projection of equal dimension, and the raw images. Then, at one
-dimension, the minimax filter for several ρ, and by plain descent and ascent (alt).
+Each cell is one run of `train_privacy_filter.py` (task x filter x dimension x seed), started again
+where it was interrupted. Baselines are PCA and a random projection of equal dimension, and the raw
+images. Then, at one dimension, the minimax filter for several ρ, and by plain descent and ascent
+(alt).
 
 Writes `<out>/privacy.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
-from io import StringIO
-from math import isnan
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from train_privacy_filter import Config as Cell
-from train_privacy_filter import job
+import matplotlib
+import train_privacy_filter
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from advgame.errors import InputError
 from advgame.privacy import FILTERS
-from advgame.privacy.pictures import trade_off_figure
-from advgame.run.cells import same_flags
+from advgame.run import table
 from advgame.run.curves import save_figure
-from advgame.run.files import read_json, write_atomically
-from advgame.run.folder import cpu_name, made_by
-from advgame.statistics import spread
+from advgame.run.files import read_json
+from advgame.run.study import Flags, StudyConfig, TrainingStudy, made_at
+from advgame.run.table import Columns, Row, Runs
 
+_MARKERS = "osD^vP*"
 TASKS = {
     "class": "keep the digit, hide the slant",
     "attribute": "keep the slant, hide the digit",
@@ -46,194 +45,207 @@ RHOS = (0.3, 3.0, 10.0)  # beside the default, 1
 ABLATED = "linear"
 
 
+SHOWN: Columns = {
+    "seeds": table.seeds,
+    "useful": table.Percent("useful"),
+    "private, strongest": table.Percent("private"),
+    "linear": table.Percent("private_linear"),
+    "MLP": table.Percent("private_mlp"),
+    "SVM": table.Percent("private_svm"),
+    "in the game, validation": table.Percent("private_in_game"),
+}
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(StudyConfig):
     """Compare privacy filters over seeds."""
 
-    seeds: int = 3
-    """seeds 0, 1, … per cell"""
     dims: tuple[int, ...] = (10, 5)
     """d, numbers per image; the first one is that of the ablations"""
     steps: int = 800
     """of each filter's training"""
-    finished_only: bool = False
-    """train nothing: write the results of the cells that are finished"""
     runs_dir: str = "runs/privacy"
-    """run folders, one per cell; not committed"""
     out: str = "results/minimax"
-    """where the results go"""
 
 
-def cells(config: Config) -> dict[str, Cell]:
-    """Folder -> settings of every cell, seed by seed."""
-    found: dict[str, Cell] = {}
+class Privacy(TrainingStudy[Config]):
+    """Filters, each as a method of its own: task x filter x dimension, and the ablations."""
 
-    def add(name: str, seed: int, **changes: Any) -> None:
-        base = Cell(runs_dir=config.runs_dir, seed=seed)
-        if changes["filter"] in FILTERS:  # the others do not learn
-            base = replace(base, steps=config.steps)
-        found[f"{name}-seed{seed}"] = replace(base, name=f"{name}-seed{seed}", **changes)
+    about, stem, script = "Privacy filters on digits", "privacy", train_privacy_filter
+    flat, identity, sharing = True, ("cell", "seed"), ("steps",)
 
-    first = config.dims[0]
-    for seed in range(config.seeds):
-        for dim in config.dims:
-            for keep in TASKS:
-                for kind in COMPARED:
-                    add(f"{keep}-{kind}-d{dim}", seed, keep=keep, filter=kind, dim=dim)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if not config.dims:
+            raise InputError("a study needs a dimension at least")
+        first = config.dims[0]
+        self.methods = {
+            f"{keep}-{kind}-d{dim}": f"--keep {keep} --filter {kind} --dim {dim}"
+            for dim in config.dims
+            for keep in TASKS
+            for kind in COMPARED
+        }
+        ablated = f"--filter {ABLATED} --dim {first}"
         for keep in TASKS:
-            add(f"{keep}-raw", seed, keep=keep, filter="raw")
-            add(f"{keep}-alt", seed, keep=keep, filter=ABLATED, dim=first, solver="alt")
+            self.methods[f"{keep}-raw"] = f"--keep {keep} --filter raw"
+            self.methods[f"{keep}-alt"] = f"--keep {keep} {ablated} --solver alt"
         for rho in RHOS:
-            add(f"class-rho{rho:g}", seed, keep="class", filter=ABLATED, dim=first, rho=rho)
-    return found
+            self.methods[f"class-rho{rho:g}"] = f"--keep class {ablated} --rho {rho:g}"
 
+    def prepare(self, cells: Mapping[str, Flags]) -> None:
+        """Refuse filters that cannot be made, too."""
+        job = train_privacy_filter.job
+        for name, flags in cells.items():
+            if self.key(name, flags)[1] == self.config.first_seed:
+                job.build(job.parse(flags))
+        super().prepare(cells)
 
-def read(folder: Path) -> dict[str, Any]:
-    """What a finished cell found."""
-    report = read_json(folder / "report.json")
-    about = read_json(folder / "config.json")
-    settings, private = about["config"], report["private"]
-    kept = ("keep", "attribute", "filter", "rho", "solver", "gamma", "ascent_steps", "steps")
-    return {
-        "cell": folder.name.rsplit("-seed", 1)[0],
-        "seed": settings["seed"],
-        "dim": report["dim"],
-        "n": report["n"],
-        **{name: settings[name] for name in kept},
-        "useful": report["useful"]["accuracy"],
-        "private": private["accuracy"],
-        "private_by": private["by"],
-        **{f"private_{kind}": one["test"] for kind, one in private["kinds"].items()},
-        "private_guess": private["guess"],
-        "private_floor": private["floor"],
-        "useful_guess": report["useful"]["guess"],
-        **({"private_in_game": report["game"]["eval/private"]} if report["game"] else {}),
-        "seconds": report["timing"]["seconds"],
-        "commit": about["commit"],
-    }
+    def read(self, folder: Path) -> dict[str, Any]:
+        """What a finished cell found."""
+        report = read_json(folder / "report.json")
+        about = read_json(folder / "config.json")
+        settings, private = about["config"], report["private"]
+        kept = ("keep", "attribute", "filter", "rho", "solver", "gamma", "ascent_steps", "steps")
+        return {
+            "cell": folder.name.rsplit("-seed", 1)[0],
+            "seed": settings["seed"],
+            "dim": report["dim"],
+            "n": report["n"],
+            **{name: settings[name] for name in kept},
+            "useful": report["useful"]["accuracy"],
+            "private": private["accuracy"],
+            "private_by": private["by"],
+            **{f"private_{kind}": one["test"] for kind, one in private["kinds"].items()},
+            "private_guess": private["guess"],
+            "private_floor": private["floor"],
+            "useful_guess": report["useful"]["guess"],
+            **({"private_in_game": report["game"]["eval/private"]} if report["game"] else {}),
+            "seconds": report["timing"]["seconds"],
+            "commit": about["commit"],
+            "device": about["device"],
+        }
 
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """Spread over seeds of every cell."""
+        summary = table.summarise(runs, by="cell")
+        for row in table.rows(runs, "cell"):
+            told = ("keep", "filter", "dim", "rho", "solver")
+            summary[row.name] |= {key: row[key] for key in told}
+        return {"cells": len(self.cells()), "summary": summary}
 
-def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Spread over seeds of every cell."""
-    summary: dict[str, dict[str, Any]] = {}
-    for cell in dict.fromkeys(run["cell"] for run in runs):
-        mine = [run for run in runs if run["cell"] == cell]
-        numbers = [k for k, v in mine[0].items() if isinstance(v, float) and k != "rho"]
-        first = {k: mine[0][k] for k in ("keep", "filter", "dim", "rho", "solver")}
-        spreads = {k: spread([run[k] for run in mine]) for k in numbers}
-        summary[cell] = {"seeds": len(mine), **first, **spreads}
-    return summary
-
-
-def _cell(one: Mapping[str, float]) -> str:
-    spread_ = "" if isnan(one["sd"]) else f" ± {100 * one['sd']:.1f}"
-    return f"{100 * one['mean']:.1f}{spread_}"
-
-
-def _table(rows: Sequence[Mapping[str, Any]], first: Mapping[str, str]) -> list[str]:
-    columns = {
-        "useful": "useful",
-        "private": "private, strongest",
-        "private_linear": "linear",
-        "private_mlp": "MLP",
-        "private_svm": "SVM",
-        "private_in_game": "in the game, validation",
-    }
-    lines = [
-        "| " + " | ".join([*first.values(), "seeds", *columns.values()]) + " |",
-        "|---" * (len(first) + 1 + len(columns)) + "|",
-    ]
-    for row in rows:
-        told = [str(row[name]) for name in first]
-        numbers = [_cell(row[name]) if name in row else "–" for name in columns]
-        lines.append("| " + " | ".join([*told, str(row["seeds"]), *numbers]) + " |")
-    return [*lines, ""]
-
-
-def as_markdown(about: Mapping[str, Any]) -> str:
-    """The comparison for people."""
-    runs: list[Mapping[str, Any]] = about["runs"]
-    rows: list[Mapping[str, Any]] = list(about["summary"].values())
-    lines = [
-        "# Privacy filters on digits",
-        "",
-        f"{len(runs)} of {about['cells']} cells are finished. "
-        f"{runs[0]['n']} test images, {runs[0]['steps']} steps; mean ± sd over seeds, in %. Of "
-        "fresh classifiers trained on what a filter gives out: linear, MLP, and a Gaussian SVM, a "
-        "kind that no filter was trained against. Strongest: the one of highest validation "
-        "accuracy, as for the useful label. One test accuracy has a standard error of up to 2.6 "
-        "points. In the game: the adversary that the filter was trained against, on the "
-        "validation split; where it says much less than the fresh ones, the filter has fooled it "
-        "and nobody else.",
-        "",
-    ]
-    for keep, title in TASKS.items():
-        mine = [row for row in rows if row["keep"] == keep]
-        if not mine:
-            continue
-        compared = [row for row in mine if row["rho"] == 1 and row["solver"] == "minimax"]
-        compared.sort(key=lambda row: (row["dim"], row["filter"] not in FILTERS))
-        chance, floor = mine[0]["private_guess"], mine[0]["private_floor"]
-        lines += [
-            f"## {title[0].upper()}{title[1:]}",
-            "",
-            f"Private: most frequent class {_cell(chance)}, told the useful label "
-            f"{_cell(floor)}. Useful: most frequent class {_cell(mine[0]['useful_guess'])}.",
-            "",
-            *_table(compared, {"dim": "d", "filter": "filter"}),
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The comparison for people."""
+        rows = table.rows(runs, "cell")
+        text = [
+            f"# {self.about}",
+            f"{len(runs)} of {about['cells']} cells are finished. "
+            f"{runs[0]['n']} test images, {runs[0]['steps']} steps; mean ± sd over seeds, in %. Of "
+            "fresh classifiers trained on what a filter gives out: linear, MLP, and a Gaussian "
+            "SVM, a kind that no filter was trained against. Strongest: the one of highest "
+            "validation accuracy, as for the useful label. One test accuracy has a standard error "
+            "of up to 2.6 points. In the game: the adversary that the filter was trained against, "
+            "on the validation split; where it says much less than the fresh ones, the filter has "
+            "fooled it and nobody else.",
         ]
-    mine = [row for row in rows if row["filter"] == ABLATED and row["dim"] == runs[0]["dim"]]
-    plain = [row for row in mine if row["rho"] == 1]
-    plain.sort(key=lambda row: list(TASKS).index(row["keep"]))
-    lines += ["## Plain descent and ascent against the sensitivity penalty", ""]
-    lines += _table(plain, {"keep": "keep", "filter": "filter", "dim": "d", "solver": "solver"})
-    over = [row for row in mine if row["keep"] == "class" and row["solver"] == "minimax"]
-    over.sort(key=lambda row: row["rho"])
-    lines += ["## The weight ρ of the useful label, " + TASKS["class"], ""]
-    lines += _table(over, {"filter": "filter", "dim": "d", "rho": "ρ"})
-    made = ", ".join(sorted({run["commit"][:12] for run in runs}))
-    lines += [f"Hardware: {about['device']}. Cells made at commit {made}.", ""]
-    lines += [f"Command: `{about['command']}`.", ""]
-    return "\n".join(lines)
+        for keep, title in TASKS.items():
+            mine = [row for row in rows if row["keep"] == keep]
+            if not mine:
+                continue
+            compared = [row for row in mine if (row["rho"], row["solver"]) == (1, "minimax")]
+            compared.sort(key=lambda row: (row["dim"], row["filter"] not in FILTERS))
+            chance, floor, useful = (
+                table.Percent(name)(mine[0])
+                for name in ("private_guess", "private_floor", "useful_guess")
+            )
+            text += [
+                f"## {title[0].upper()}{title[1:]}",
+                f"Private: most frequent class {chance}, told the useful label {floor}. "
+                f"Useful: most frequent class {useful}.",
+                _table(compared, dim="d", filter="filter"),
+            ]
+        mine = [r for r in rows if r["filter"] == ABLATED and r["dim"] == runs[0]["dim"]]
+        plain = [row for row in mine if row["rho"] == 1]
+        plain.sort(key=lambda row: list(TASKS).index(row["keep"]))
+        over = [row for row in mine if (row["keep"], row["solver"]) == ("class", "minimax")]
+        over.sort(key=lambda row: row["rho"])
+        return [
+            *text,
+            "## Plain descent and ascent against the sensitivity penalty",
+            _table(plain, keep="keep", filter="filter", dim="d", solver="solver"),
+            "## The weight ρ of the useful label, " + TASKS["class"],
+            _table(over, filter="filter", dim="d", rho="ρ"),
+        ]
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """Without flags."""
+        return made_at(about["device"], runs, about)
+
+    def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """What filters keep against what they give away."""
+        figure = trade_off_figure(list(about["summary"].values()))
+        save_figure(figure, self.path.with_suffix(".png"))
 
 
-def play(todo: Mapping[str, Cell], root: Path) -> None:
-    """Run what is not finished."""
-    console = Console(stderr=True)
-    for number, (name, settings) in enumerate(todo.items(), 1):
-        folder = root / name
-        if (folder / "report.json").exists():
-            continue
-        going_on = replace(settings, resume=str(folder)) if folder.exists() else settings
-        with redirect_stdout(StringIO()):
-            job.run(going_on)
-        console.print(f"{number}/{len(todo)} {name}")
+def _table(rows: list[Row], **facts: str) -> str:
+    """What tells the rows apart, and what they found."""
+    told = {title: partial(_fact, key) for key, title in facts.items()}
+    return table.render({**told, **SHOWN}, rows)
 
 
-def main(config: Config) -> None:
-    """Train what is missing, then write the results."""
-    if config.seeds < 1 or not config.dims:
-        raise InputError("a study needs a seed and a dimension at least")
-    root, todo, out = Path(config.runs_dir), cells(config), Path(config.out)
-    for settings in todo.values():
-        if settings.seed == 0:
-            job.build(job.check(settings))  # refuses before any work
-    same_flags(root, shlex.join(["--steps", str(config.steps)]))
-    if config.finished_only:
-        todo = {name: one for name, one in todo.items() if (root / name / "report.json").exists()}
-    else:
-        play(todo, root)
-    if not todo:
-        raise InputError(f"{root} holds no finished cell: leave --finished-only away")
-    runs = [read(root / name) for name in todo]
-    about: dict[str, Any] = {
-        **made_by(),
-        "device": f"cpu, one thread ({cpu_name()})",
-        "cells": len(cells(config)),
-        "summary": summarise(runs),
-        "runs": runs,
-    }
-    write_atomically(out / "privacy.json", json.dumps(about, indent=1) + "\n")
-    write_atomically(out / "privacy.md", as_markdown(about))
-    save_figure(trade_off_figure(list(about["summary"].values()), TASKS), out / "privacy.png")
-    print(f"{len(runs)} cells; {out}/privacy.md")
+def _fact(key: str, row: Row) -> str:
+    return str(row[key])
+
+
+def trade_off_figure(rows: Runs) -> Figure:
+    """Accuracy on the useful label against that on the private one, a panel per task.
+
+    Args:
+        rows: ``keep``, ``filter``, ``dim``, ``rho``, ``solver``, and spreads ``useful``,
+            ``private``, ``private_guess``, ``private_floor``. Those of plain descent and ascent
+            and of a ρ other than 1 are left out.
+    """
+    shown = {keep: title for keep, title in TASKS.items() if any(r["keep"] == keep for r in rows)}
+    kinds = list(dict.fromkeys(row["filter"] for row in rows))
+    dims = sorted({row["dim"] for row in rows if row["filter"] != "raw"})
+    figure, axes = plt.subplots(
+        1,
+        len(shown),
+        figsize=(4.4 * len(shown), 4.3),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for axis, (keep, title) in zip(axes[0], shown.items(), strict=True):
+        mine = [r for r in rows if (r["keep"], r["solver"], r["rho"]) == (keep, "minimax", 1)]
+        for row in mine:
+            spread = {
+                name: 0 if row["seeds"] < 2 else 100 * row[name]["sd"]
+                for name in ("private", "useful")
+            }
+            number = dims.index(row["dim"]) if row["dim"] in dims else -1
+            axis.errorbar(
+                100 * row["private"]["mean"],
+                100 * row["useful"]["mean"],
+                xerr=spread["private"],
+                yerr=spread["useful"],
+                fmt=_MARKERS[number % len(_MARKERS)],
+                color=f"C{kinds.index(row['filter'])}",
+                capsize=2,
+                elinewidth=0.8,
+            )
+        for name, style in (("private_guess", ":"), ("private_floor", "--")):
+            axis.axvline(100 * mine[0][name]["mean"], color="black", lw=0.9, ls=style)
+        axis.set(title=title, xlabel="private label, accuracy of the strongest, %")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("useful label, accuracy, %")
+    for number, kind in enumerate(kinds):
+        axes[0][0].plot([], [], "s", color=f"C{number}", label=kind)
+    for number, dim in enumerate(dims):
+        axes[0][0].plot([], [], _MARKERS[number], color="grey", label=f"d = {dim}")
+    axes[0][0].plot([], [], ":", color="black", label="most frequent class")
+    axes[0][0].plot([], [], "--", color="black", label="told the useful label")
+    figure.legend(loc="outside lower center", ncols=8, fontsize=8)
+    return figure
+
+
+main = Privacy.main

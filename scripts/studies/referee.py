@@ -9,19 +9,23 @@ the ADT poster (Dong et al. 2020) and AutoAttack. Writes `<out>/<title>.json`, `
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import evaluate
 import tyro
-from rich.console import Console
 
 from advgame.errors import InputError
-from advgame.run.files import write_atomically
-from advgame.run.folder import made_by
+from advgame.run import table
+from advgame.run.cells import check_cells, split_flags
+from advgame.run.files import read_json
+from advgame.run.job import resume_settings
 from advgame.run.options import Names
+from advgame.run.study import Flags, StudyConfig, TrainingStudy
+from advgame.run.table import Columns, Row, Run, Runs, Value
 from advgame.statistics import wilson
 
 POSTER = (
@@ -30,10 +34,10 @@ POSTER = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(StudyConfig):
     """Put classifiers in one table."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """run folders of the classifiers"""
     title: str = "referee"
     """name of the table's files"""
@@ -43,66 +47,105 @@ class Config:
     """test images; None takes all"""
     data_dir: str | None = None
     """data folder, where the classifiers' data set needs one"""
-    seed: int = 0
-    """of everything random"""
+    seeds: int = 1
     runs_dir: str = "runs/referee"
     """evaluations, a folder per classifier; not committed"""
     out: str = "results/referee"
-    """where the table goes"""
 
 
-def judged(what: str, config: Config) -> dict[str, Any]:
-    """The report on one classifier; evaluated first where that is not done yet."""
-    name = f"{config.title}-{Path(what).name}"
-    path = Path(config.runs_dir) / name
-    asked = evaluate.Config(
-        what=what,
-        attacks=config.attacks,
-        n=config.n,
-        data_dir=config.data_dir,
-        seed=config.seed,
-        runs_dir=config.runs_dir,
-        name=name,
-        resume=str(path) if path.exists() else None,
-    )
-    run = evaluate.job.run(asked, {"what", "attacks", "n", "seed"})
-    return {"classifier": Path(what).name, **run.report()}
+class Referee(TrainingStudy[Config]):
+    """A row per classifier; its cells are evaluations."""
+
+    about, script = "Referee", evaluate
+    flat, listed, identity, sharing = True, "reports", ("classifier", "seed"), ("attacks", "n")
+
+    @property
+    def stem(self) -> str:
+        """The title."""
+        return self.config.title
+
+    def asked(self) -> tuple[str, ...]:
+        """Names of the classifiers."""
+        return tuple(Path(what).name for what in self.config.runs)
+
+    def cells(self) -> dict[str, list[str]]:
+        """Folder -> flags of every evaluation."""
+        config = self.config
+        shared = ["--attacks", *config.attacks, "--n", str(config.n)]
+        shared += ["--data-dir", config.data_dir] if config.data_dir else []
+        shared += split_flags(config.extra)
+        if not config.runs:
+            raise InputError("name the run folders of the classifiers to compare")
+        return {
+            f"{config.title}-{Path(what).name}-judged{seed}".removesuffix("-judged0"): [
+                *(what, *shared, "--seed", str(seed))
+            ]
+            for what in config.runs
+            for seed in self.seeds()
+        }
+
+    def key(self, name: str, cell: Any) -> tuple[str, int]:
+        """The classifier, and the seed of its evaluation."""
+        return Path(cell[0]).name, int(cell[-1])
+
+    def prepare(self, cells: Mapping[str, Flags]) -> None:
+        """Refuse cells that cannot work, or that were evaluated otherwise before."""
+        check_cells(evaluate, cells)
+        for name, words in cells.items():
+            if (self.root / name).exists():
+                asked = evaluate.job.parse(words)
+                resume_settings(self.root / name, asked, {"what", "attacks", "n", "seed"})
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """What an evaluation found."""
+        own = read_json(folder / "config.json")["config"]
+        report = read_json(folder / "report.json")
+        return {"classifier": Path(own["what"]).name, "seed": own["seed"], **report}
+
+    def place(self, run: Run) -> int:
+        """In the order in which they are named; earlier ones first."""
+        asked = self.asked()
+        return asked.index(run["classifier"]) if run["classifier"] in asked else -1
+
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """Refuses classifiers that cannot stand in one table."""
+        if len({(run["dataset"], *run["threat"].values(), run["n"]) for run in runs}) > 1:
+            raise InputError(
+                "the classifiers are of different data sets or radii: one table for each"
+            )
+        return {}
+
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The table for people."""
+        first = runs[0]
+        columns: Columns = {
+            "classifier": table.row_name,
+            **{name: table.Percent(accuracy_under(name)) for name in first["accuracy"]},
+            "worst case": worst_case,
+            "flags": lambda row: table.names(f["name"] for run in row.runs for f in run["flags"]),
+        }
+        return [
+            f"# {first['dataset']}, {first['threat']['norm']} ε = {first['threat']['eps']:.3g}, "
+            f"{first['n']} test images",
+            "Accuracy in %, of the weights that validation chose. Worst case: images that survive "
+            "every attack, with its 95 % interval (Wilson).",
+            table.render(columns, table.rows(runs, "classifier")),
+        ]
+
+    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """Hardware and command."""
+        return [f"Hardware: {runs[0]['device']}. Command: `{about['command']}`."]
 
 
-def as_markdown(reports: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """The table for people."""
-    columns = list(reports[0]["accuracy"])
-    first = reports[0]
-    lines = [
-        f"# {first['dataset']}, {first['threat']['norm']} ε = {first['threat']['eps']:.3g}, "
-        f"{first['n']} test images",
-        "",
-        "Accuracy in %, of the weights that validation chose. Worst case: images that survive "
-        "every attack, with its 95 % interval (Wilson).",
-        "",
-        "| classifier | " + " | ".join(columns) + " | worst case | flags |",
-        "|---" * (len(columns) + 3) + "|",
-    ]
-    for report in reports:
-        low, high = wilson(report["worst_case"], report["n"])
-        shares = [f"{100 * report['accuracy'][name]:.1f}" for name in columns]
-        worst = f"{100 * report['worst_case']:.1f} ({100 * low:.1f} – {100 * high:.1f})"
-        flags = ", ".join(flag["name"] for flag in report["flags"]) or "none"
-        lines.append(f"| {report['classifier']} | {' | '.join(shares)} | {worst} | {flags} |")
-    lines += ["", f"Hardware: {first['device']}. Command: `{about['command']}`.", ""]
-    return "\n".join(lines)
+def accuracy_under(attack: str) -> Value:
+    """A number of a report."""
+    return lambda run: run["accuracy"].get(attack)
 
 
-def main(config: Config) -> None:
-    """Evaluate what is missing, then write the table."""
-    if not config.runs:
-        raise InputError("name the run folders of the classifiers to compare")
-    reports = [judged(what, config) for what in config.runs]
-    if len({(r["dataset"], *r["threat"].values(), r["n"]) for r in reports}) > 1:
-        raise InputError("the classifiers are of different data sets or radii: one table for each")
-    out = Path(config.out)
-    about = made_by()
-    content = {**about, "reports": reports}
-    write_atomically(out / f"{config.title}.json", json.dumps(content, indent=1) + "\n")
-    write_atomically(out / f"{config.title}.md", as_markdown(reports, about))
-    Console().print(f"more in {out / config.title}.md")
+def worst_case(row: Row) -> str:
+    """Column: the share of images that survive everything, with its interval over images."""
+    low, high = wilson(mean(run["worst_case"] for run in row.runs), row["n"])
+    return f"{table.Percent('worst_case')(row)} ({100 * low:.1f} – {100 * high:.1f})"
+
+
+main = Referee.main

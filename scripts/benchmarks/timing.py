@@ -1,4 +1,4 @@
-"""Contests in speed: who does the same work in less time."""
+"""Contests in speed, who does the same work in less time; and the tasks that they are about."""
 
 from __future__ import annotations
 
@@ -14,8 +14,28 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor, nn
+
+from advgame.classifiers import make_classifier
+from advgame.seeding import seeded_init, stream
 
 Play = Callable[[], object]
+Case = dict[str, Any]
+Shape = tuple[int, int, int]
+CLASSES, STEPS, WARM_UP, SEED = 10, 10, 2, 0
+
+
+def task(
+    name: str, shape: Shape, batch: int, device: torch.device
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """The classifier in evaluation mode, random images and random labels."""
+    with seeded_init(SEED):
+        model = make_classifier(name, shape, CLASSES).eval().to(device)
+    rng = stream(SEED, "images", device)
+    x = torch.rand(batch, *shape, generator=rng, device=device)
+    y = torch.randint(CLASSES, (batch,), generator=rng, device=device)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return model.to(memory_format=layout), x.to(memory_format=layout), y
 
 
 def compare(
@@ -72,11 +92,13 @@ def compare(
 
 def show(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Print a table per case: group -> cases, whose ``contestants`` are rows of `compare`."""
-    columns = ("median_s", "min_s", "max_s", "n", "floor_share", "times_ours")
+    usual = ("median_s", "min_s", "max_s", "n", "floor_share", "times_ours")
     for group, case in ((group, case) for group, cases in groups.items() for case in cases):
         facts = {key: value for key, value in case.items() if key != "contestants"}
         words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
+        rows = case["contestants"]
+        columns = [*usual, *(["measured_over_predicted"] if group == "games" else [])]
         table = Table("", *columns, title=group, caption=", ".join(words))
-        for name, row in case["contestants"].items():
+        for name, row in rows.items():
             table.add_row(name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns))
         Console(markup=False).print(table)
