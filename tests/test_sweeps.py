@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 
+import evaluate
 import pytest
 import sweeps
 import torch
@@ -11,6 +12,7 @@ import train_l2l
 from conftest import BatchNormNet, Linear
 from equal_runs import SMALL
 from studies import black_box as study_black_box
+from studies import referee
 from torch.nn.functional import cross_entropy
 
 from advgame.attacks import fgsm, pgd
@@ -21,6 +23,7 @@ from advgame.evaluation.pictures import examples_figure, landscapes_figure, swee
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
+from advgame.statistics import wilson
 from advgame.threat import L2, Linf
 
 
@@ -211,6 +214,44 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     right = (own(x).argmax(1) == y) & (own(moved).argmax(1) == y)
     row = next(r for r in found["pairs"] if r["target"] == "plain-seed0")
     assert row["l2l:transfer-fgsm"] == pytest.approx(float(right.float().mean()))
+
+
+def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, monkeypatch):
+    judged = []
+
+    def here(script, root, cells, jobs):
+        """The evaluations in this process."""
+        for name, words in cells.items():
+            if not (root / name / "report.json").exists():
+                judged.append(name)
+                asked = evaluate.job.parse(words)
+                evaluate.job.run(replace(asked, name=name, runs_dir=str(root)))
+
+    monkeypatch.setattr("advgame.run.study.run_cells", here)
+    monkeypatch.setattr("advgame.evaluation.judge.find_flags", lambda *_: [])
+    config = referee.Config(
+        runs=tuple(str(folder / f"{name}-seed0") for name in ("plain", "grad")),
+        title="t", n=20, attacks=("fgsm",), runs_dir=str(tmp_path / "runs"), out=str(tmp_path),
+    )  # fmt: skip
+    referee.main(config)
+    report = json.loads((tmp_path / "runs" / "t-grad-seed0" / "report.json").read_text())
+    made = json.loads((tmp_path / "t.json").read_text())["reports"]
+    assert [one["classifier"] for one in made] == ["plain-seed0", "grad-seed0"]
+    assert made[1]["accuracy"] == report["accuracy"]
+    low, high = wilson(report["worst_case"], 20)
+    shown = f"{100 * report['worst_case']:.1f} ({100 * low:.1f} – {100 * high:.1f}) | none |"
+    assert shown in (tmp_path / "t.md").read_text()
+    later = replace(config, runs=config.runs[:1], seeds=2)
+    referee.main(later)
+    assert judged == ["t-plain-seed0", "t-grad-seed0", "t-plain-seed0-judged1"]
+    rows = (tmp_path / "t.md").read_text().splitlines()[4:]
+    assert [row.count("±") for row in rows[2:4]] == [3, 0], "of two evaluations, and of an earlier"
+    with pytest.raises(InputError, match="other flags"):
+        referee.main(replace(config, n=10))
+    with pytest.raises(InputError, match="n=20"):
+        referee.main(replace(config, n=10, out=str(tmp_path / "else")))
+    with pytest.raises(InputError, match="name the run folders"):
+        referee.main(referee.Config(out=str(tmp_path / "else")))
 
 
 @pytest.mark.parametrize(

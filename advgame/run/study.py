@@ -394,8 +394,9 @@ class TrainingStudy(Study[ConfigT]):
         """What a finished cell found, with the keys of `identity`."""
 
     def place(self, run: Run) -> Any:
-        """In the order of the methods."""
-        return list(self.methods).index(run[self.identity[0]])
+        """In the order of the methods; those of earlier versions come last."""
+        order, name = list(self.methods), run[self.identity[0]]
+        return order.index(name) if name in order else len(order)
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Curves over time of the methods whose cells have them all."""

@@ -101,6 +101,7 @@ class LasStudy(MethodsStudy[Config]):
     """Players and controls, at equal epochs and at equal compute."""
 
     about, script, methods, curves = "LAS-AT", train_las_at, PLAYERS, CURVES
+    control = "random"
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""

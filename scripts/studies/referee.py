@@ -25,7 +25,7 @@ from advgame.run.files import read_json
 from advgame.run.job import resume_settings
 from advgame.run.options import Names
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
-from advgame.run.table import Columns, Row, Run, Runs, Value
+from advgame.run.table import Columns, Row, Runs, Value
 from advgame.statistics import wilson
 
 POSTER = (
@@ -59,14 +59,14 @@ class Referee(TrainingStudy[Config]):
     about, script = "Referee", evaluate
     flat, listed, identity, sharing = True, "reports", ("classifier", "seed"), ("attacks", "n")
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.methods = {Path(what).name: "" for what in config.runs}
+
     @property
     def stem(self) -> str:
         """The title."""
         return self.config.title
-
-    def asked(self) -> tuple[str, ...]:
-        """Names of the classifiers."""
-        return tuple(Path(what).name for what in self.config.runs)
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
@@ -101,11 +101,6 @@ class Referee(TrainingStudy[Config]):
         own = read_json(folder / "config.json")["config"]
         report = read_json(folder / "report.json")
         return {"classifier": Path(own["what"]).name, "seed": own["seed"], **report}
-
-    def place(self, run: Run) -> int:
-        """In the order in which they are named; earlier ones first."""
-        asked = self.asked()
-        return asked.index(run["classifier"]) if run["classifier"] in asked else -1
 
     def found(self, runs: Runs) -> dict[str, Any]:
         """Refuses classifiers that cannot stand in one table."""
