@@ -29,7 +29,7 @@ from advgame.choices import BatchNormMode
 from advgame.errors import InputError
 from advgame.games.attacker import Sampled
 from advgame.health import gradient_sign, output_signs
-from advgame.losses import Loss, cross_entropy
+from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import write_file
 
@@ -39,14 +39,21 @@ DeltaSampler = Callable[[torch.Generator], Tensor]
 
 
 def placed(value: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """X + δ within the ball and [0, 1], of ``value`` δ/ε, both (B, C, H, W)."""
+    """Adversarial examples in the ball and in [0, 1], in full precision, of perturbations δ/ε.
+
+    Args:
+        value: δ/ε, (B, C, H, W).
+        x: clean images (B, C, H, W).
+        threat: an L∞ ball; its radius may be per image.
+    """
+    x = full_precision(x)
     return threat.project(x + value * per_image(threat.eps, x), x)
 
 
 class AttackerNetwork(nn.Module):
     """One network φ for all images, whose perturbations lie in any L∞ ball: L2L, ADT, AttNet.
 
-    A subclass has `sampler`, and says here what it needs.
+    A subclass brings `sampler`, and says in the class attributes what it needs.
 
     Args:
         shape: (C, H, W) of the images.
