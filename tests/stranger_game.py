@@ -1,16 +1,13 @@
 """A learned game outside the package: one perturbation for all images (Shafahi et al. 2020).
+`python tests/stranger_game.py --attacker-lr 0.05` trains and judges, `--resume` goes on."""
 
-python tests/stranger_game.py --attacker-lr 0.05 trains, judges and, with --resume, goes on.
-"""
-
+import sys
 from dataclasses import dataclass
 
 import torch
 
-from advgame.games import DefenderStep
-from advgame.games.training import Rules
-from advgame.run.defender_job import DefenderJob, ball
-from advgame.run.settings import RunConfig
+from advgame.games import DefenderStep, Rules
+from advgame.run import DefenderJob, MethodsStudy, RunConfig, ball
 
 
 class Universal(Rules):  # the classifier descends a loss that δ = ε·tanh(u) ascends
@@ -50,6 +47,11 @@ class Universals(DefenderJob):
 
     def title(self, config):
         return "universal adversarial training"
+
+
+class Rates(MethodsStudy):
+    about, script = "Universal perturbations", sys.modules[__name__]
+    methods = {"still": "--attacker-lr 1e-9", "learning": "--attacker-lr 0.05"}  # noqa: RUF012
 
 
 job = Universals()

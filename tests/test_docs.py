@@ -253,3 +253,18 @@ def test_commands_on_the_pages_are_understood(page, capsys):
             parse([name, *words])
         except SystemExit:
             pytest.fail(f"{name}.py {line}: {capsys.readouterr().err}")
+
+
+def test_the_changelog_names_every_script():
+    """Its table is of all scripts that there were, and what they became is there."""
+    table = (ROOT / "CHANGELOG.md").read_text().split("### Scripts, old and new")[1].split("###")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    before = [name for old, _ in rows for name in re.findall(r"`(\w+\.py)`", old)]
+    now = {
+        name
+        for old, new in rows
+        for name in re.findall(r"`(\w+\.py)", old if "same" in new else new)
+    }
+    assert len(before) == len(set(before)) == 24 + 2  # two studies are younger than the rest
+    scripts = [path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()]
+    assert now == {path.name for path in scripts}

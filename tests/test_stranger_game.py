@@ -1,5 +1,6 @@
 """The learned game of a stranger, `stranger_game.py`: it trains, resumes, is judged, is studied."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from equal_runs import SMALL, assert_equal_runs
 from advgame import Linf, load_data
 from advgame.classifiers import make_classifier
 from advgame.defender import Defender
+from advgame.run import MethodsConfig
 
 
 def test_it_is_at_most_60_lines():
@@ -63,3 +65,19 @@ def test_it_refuses_in_words(capsys):
     with pytest.raises(SystemExit):
         stranger_game.job.parse(["--attacker-lr", "fast"])
     assert "--attacker-lr" in capsys.readouterr().err
+
+
+def test_it_appears_in_a_study(tmp_path):
+    config = MethodsConfig(
+        methods=("still", "learning"),
+        attacks=("pgd20",),
+        seeds=1,
+        runs_dir=str(tmp_path / "runs"),
+        out=str(tmp_path),
+        extra="--train-n 200 --epochs 1 --eval-n 20",
+    )
+    stranger_game.Rates.main(config)
+    found = json.loads((tmp_path / "digits.json").read_text())
+    assert [run["method"] for run in found["runs"]] == ["still", "learning"]
+    text = (tmp_path / "digits.md").read_text()
+    assert all(f"| {name} | 1 |" in text for name in ("still", "learning"))

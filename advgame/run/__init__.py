@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from advgame.run.job import Job
     from advgame.run.loop import Game, Trainer, TrainingPlan, load_best
     from advgame.run.settings import PerturbedConfig, RunConfig
-    from advgame.run.study import Finished, Study, StudyConfig
+    from advgame.run.study import Finished, MethodsConfig, MethodsStudy, Study, StudyConfig
 
 __all__ = [
     "Checkpoints",
@@ -22,6 +22,8 @@ __all__ = [
     "Finished",
     "Game",
     "Job",
+    "MethodsConfig",
+    "MethodsStudy",
     "PerturbedConfig",
     "RunConfig",
     "RunFolder",

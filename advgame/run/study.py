@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from advgame.errors import InputError, unknown
+from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json, write_atomically
@@ -325,7 +326,7 @@ class TrainingStudy(Study[ConfigT]):
     """A table over seeds, whose cells are runs of a script."""
 
     script: ModuleType
-    """with ``parse``, ``check`` and ``idle``"""
+    """of the cells, with its `advgame.run.job.Job` as ``job``"""
     methods: Mapping[str, str]
     """name -> flags of the script, as they are typed; the table's rows are in this order"""
     curves: Mapping[str, str] = {}
@@ -434,6 +435,21 @@ class MethodsStudy(TrainingStudy[MethodsT]):
     def shared(self) -> list[str]:
         """Flags of every cell."""
         return [*self.images(), *super().shared()]
+
+    def read(self, folder: Path) -> dict[str, Any]:
+        """What a finished cell found: accuracies, where a study does not read more."""
+        cell = Finished(folder)
+        return {**cell.facts(), **cell.accuracies()}
+
+    def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
+        """The title, and a table of accuracies, where a study does not tell more."""
+        named = [key.removeprefix("accuracy_") for key in runs[0] if key.startswith("accuracy_")]
+        columns: table.Columns = {
+            **{"method": table.row_name, "seeds": table.seeds},
+            **table.accuracies([name for name in named if name != "clean"]),
+        }
+        words = f"{runs[0]['n']} test images; mean ± sd over seeds, in %."
+        return [f"# {self.title}", words, table.render(columns, table.rows(runs))]
 
 
 def hardware(runs: Runs, jobs: int) -> str:
