@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
-from advgame.games.strategy import CHOICES, StrategyPlayer, StrategySpace
+from advgame.games.strategy import CHOICES, StrategySpace
 from advgame.games.training import defender_health
 from advgame.health import Learns, gradient_sign, tagged
 from advgame.run.curves import Curves
@@ -79,22 +79,31 @@ class StrategyGame:
         self._chosen = [one.to(self.images.device) for one in state["chosen"]]
 
 
-class Control:
-    """A player that never learns: what a learned strategy must beat."""
+class StrategyPlayer(Protocol):
+    """Whoever chooses the strategies: a learner, or a control as it is here, which never learns."""
+
+    def act(self, images: Tensor, *, learn: bool) -> Tensor:
+        """Choose for each image (B, C, H, W); returns indices (B, choices) on its device.
+
+        Args:
+            images: the clean images.
+            learn: whether `learn` will be called with the rewards of these choices.
+        """
 
     def learn(self, reward: Tensor) -> dict[str, Tensor]:
-        """Nothing to learn."""
+        """Take the rewards (B,) of the last choices; returns scalars to log."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Everything that the player's next choice depends on."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Go on from a saved place."""
+        return
 
 
-class FixedStrategy(Control):
+class FixedStrategy(StrategyPlayer):
     """The same strategy for every image; PGD-10 at ε₀ makes the game plain PGD-AT.
 
     Args:
@@ -104,12 +113,12 @@ class FixedStrategy(Control):
     def __init__(self, action: tuple[int, ...]) -> None:
         self.action = action
 
+    @override
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
-        """The fixed indices, (B, choices)."""
         return torch.tensor(self.action, device=images.device).expand(len(images), -1)
 
 
-class RandomStrategy(Control):
+class RandomStrategy(StrategyPlayer):
     """Uniform over all strategies: the control for every claim that a policy has learned.
 
     Args:
@@ -120,8 +129,8 @@ class RandomStrategy(Control):
     def __init__(self, sizes: tuple[int, ...], rng: torch.Generator) -> None:
         self.sizes, self.rng = sizes, rng
 
+    @override
     def act(self, images: Tensor, *, learn: bool) -> Tensor:
-        """Indices (B, choices), uniform and independent."""
         columns = [
             torch.randint(size, (len(images),), generator=self.rng, device=images.device)
             for size in self.sizes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -162,28 +161,3 @@ def strategy_space(preset: str, eps0: float, betas: tuple[float, ...] = ()) -> S
     if preset not in SPACES:
         raise unknown("strategy space", preset, SPACES)
     return StrategySpace(eps0, *SPACES[preset], betas)
-
-
-class StrategyPlayer(Protocol):
-    """Whoever chooses the strategies: a learner, or a control that never learns."""
-
-    def act(self, images: Tensor, *, learn: bool) -> Tensor:
-        """Choose for each image (B, C, H, W); returns indices (B, choices) on its device.
-
-        Args:
-            images: the clean images.
-            learn: whether `learn` will be called with the rewards of these choices.
-        """
-        ...
-
-    def learn(self, reward: Tensor) -> dict[str, Tensor]:
-        """Take the rewards (B,) of the last choices; returns scalars to log."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the player's next choice depends on."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        ...
