@@ -100,13 +100,14 @@ class L2L(AttackerRules):
         x_adv = sampled.x_adv.detach()
         if shared:
             losses = joint_step(defender, attacker, sampled, y)
-            ascended, calls, samples, ascents = losses.mean(), gradient.calls, 1, 1
+            ascended, ascents, calls = losses.mean(), 1, gradient.calls
         else:
             losses = defender.backward(x_adv, y)  # θ ← θ − α₁ ∇_θ
             defender.step()
             new, ascents = self._gradient(defender, x, y, self.modes.learning), self.attacker_steps
             ascended = self._ascend(defender, threat, new, rng, sampled if kept else None)
-            calls, samples = gradient.calls + new.calls + ascents, 1 + ascents - kept
+            calls = gradient.calls + new.calls + ascents  # an ascent looks at its loss once
+        samples = ascents if kept else 1 + ascents
         passes = Passes(calls, 0, calls, attacker.cells * samples, attacker.cells * ascents)
         passes.add_descent(defender)
         stats = {"game/adversarial_loss": losses.mean(), "game/attacker_loss": ascended}
