@@ -145,6 +145,7 @@ def test_readme_is_short_and_names_every_page():
     assert "unrelated to facebookresearch/advgame" in text[:1500]
     for name in (name for name in gym.registry if name.startswith("advgame/")):
         assert f"`{name}`" in text
+    text += (ROOT / "CONTRIBUTING.md").read_text()
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name}" in text, page.name
 
