@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -93,16 +92,6 @@ SIGNS: dict[str, Sign] = {
         whole=True,
     ),
 }
-
-
-@runtime_checkable
-class Learns(Protocol):
-    """A player that an optimiser improves; controls have none."""
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Of the player's weights."""
-        ...
 
 
 @dataclass(frozen=True)

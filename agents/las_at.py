@@ -12,7 +12,7 @@ from typing_extensions import override
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES, StrategySpace
 from advgame.games.training import defender_health
-from advgame.health import Learns, gradient_sign, tagged
+from advgame.health import gradient_sign, tagged
 from advgame.run.curves import Curves
 from advgame.seeding import derive_seed, seeded_init, stream
 from agents.policies import StrategyPolicy, ValueNet
@@ -62,8 +62,8 @@ class StrategyGame:
                 curves.histogram(f"strategy/{name}_chosen", values, step, space.options(column))
         self._chosen = []
         row |= defender_health(self.defender, self.images)[1]
-        if isinstance(self.player, Learns):
-            row |= tagged("strategy", gradient_sign(self.player.optimizer))
+        if optimizer := getattr(self.player, "optimizer", None):  # controls have none
+            row |= tagged("strategy", gradient_sign(optimizer))
         return row
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import CarliniWagnerLinf, DistributionalAttack, FeatureAttack, fgsm, pgd
+from advgame.attacks import CarliniWagnerLinf, DistributionalAttack, FeatureAttack, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import as_line, check_classifier, evaluate
@@ -35,17 +35,6 @@ def few(digits):
 def test_a_generator_of_names_is_read_once(few):
     found = evaluate(shipped().model, few, BALL, (name for name in ("fgsm",)))
     assert list(found.correct) == ["clean", "fgsm"]
-
-
-@pytest.mark.parametrize("name", ["pgd20", "clean", "a/b", ""])
-def test_a_further_attack_has_a_name_of_its_own(name, few):
-    with pytest.raises(InputError, match="call it otherwise"):
-        evaluate(shipped().model, few, BALL, (name,), extra={name: fgsm(BALL)})
-
-
-def test_a_further_attack_is_asked_for_once(few):
-    with pytest.raises(InputError, match="twice"):
-        evaluate(shipped().model, few, BALL, ("mine", "mine"), extra={"mine": fgsm(BALL)})
 
 
 def test_options_of_several_values_are_given_once(monkeypatch):

@@ -9,7 +9,6 @@ from conftest import Linear
 from pyautoattack import AutoAttack
 
 from advgame.data import ImageSet
-from advgame.errors import InputError
 from advgame.evaluation import evaluate, find_flags, write_report
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.report import as_markdown
@@ -111,12 +110,3 @@ def test_report_says_the_same_in_both_files(honest, test_images, tmp_path):
         assert f"{100 * value:.1f}" in text
     content["flags"] = [{"name": "a_flag", "meaning": "why"}]
     assert "`a_flag`: why" in as_markdown(content)
-
-
-@pytest.mark.parametrize(
-    ("attacks", "words"), [(("pgd21",), "unknown attack"), (("autoattack",), "at least 4 classes")]
-)
-def test_what_cannot_be_evaluated_is_refused(attacks, words):
-    data = ImageSet(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), 2)
-    with pytest.raises(InputError, match=words):
-        evaluate(Linear(torch.eye(2, 4)), data, BALL, attacks)

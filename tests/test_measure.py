@@ -30,6 +30,7 @@ from advgame.statistics import wilson
 from advgame.threat import Linf
 
 BALL = Linf(0.15)
+TWO_CLASSES = ImageSet(torch.zeros(4, 1, 2, 2).byte(), torch.tensor([0, 1, 0, 1]), 2)
 
 
 class Noisy(nn.Module):
@@ -163,6 +164,23 @@ def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_pat
         ({"batch_size": 0}, "batch_size"),
         ({"model": Linear(torch.randn(3, 64))}, "3 outputs"),
         ({"model": Linear(torch.randn(10, 9))}, "images of this shape"),
+        ({"attacks": ("pgd21",)}, "unknown attack"),
+        ({"attacks": ("mine", "mine"), "extra": {"mine": fgsm(BALL)}}, "twice"),
+        *(
+            ({"attacks": (name,), "extra": {name: fgsm(BALL)}}, "call it otherwise")
+            for name in ("pgd20", "clean", "a/b", "")
+        ),
+        (
+            {"model": Linear(torch.eye(2, 4)), "data": TWO_CLASSES, "attacks": ("autoattack",)},
+            "at least 4 classes",
+        ),
+        *(
+            ({"attacks": ("transfer",), "surrogate": surrogate}, words)
+            for surrogate, words in (
+                (nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "5 outputs"),
+                (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), "logits"),
+            )
+        ),
     ],
 )
 def test_arguments_that_cannot_work_are_named(changes, words, honest, test_images):
@@ -299,14 +317,3 @@ def test_wilson_interval_is_the_textbooks(share, n, low, high):
     got = wilson(share, n)
     assert got == pytest.approx((low, high), abs=1e-3)
     assert got[0] <= share <= got[1]
-
-
-@pytest.mark.parametrize(
-    ("surrogate", "answer"),
-    [(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "5 outputs"),
-     (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), "logits")],
-)  # fmt: skip
-def test_a_surrogate_is_checked_as_the_model_is(surrogate, answer, digits):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(InputError, match=answer):
-        evaluate(model, digits.test.first(20), BALL, ("transfer",), surrogate=surrogate)

@@ -101,7 +101,7 @@ class AttackerRules(Rules):
         check_ball(self.threat)
 
     def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
-        """The attacker's signs of life by tag: see `advgame.games.training.Watched`."""
+        """The attacker's signs of life by tag."""
         signs = self.attacker.signs(self._gradient(defender, x, y), self.threat)
         return tagged("attacker", signs)
 

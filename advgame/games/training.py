@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import Any, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ PANELS: Panels = {
 }
 
 
-class Rules(Protocol):
+class Rules(ABC):
     """What a batch does in a game between a defender and whoever perturbs its images."""
 
     @abstractmethod
@@ -73,21 +73,19 @@ class Rules(Protocol):
         """Restore what `state_dict` returned."""
         return
 
+    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Signs of life by tag, see `advgame.health`, of a player that learns, on one batch.
+
+        Nothing is changed or drawn.
+        """
+        return {}
+
 
 def defender_health(defender: Defender, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Logits (B, K) of images (B, C, H, W) in evaluation mode, and signs of life by tag."""
     with attacked(defender.module), torch.no_grad(), defender.fabric.autocast():
         logits: Tensor = defender.module(x)
     return logits, tagged("defender", constant_sign(logits) | gradient_sign(defender.optimizer))
-
-
-@runtime_checkable
-class Watched(Protocol):
-    """Rules with a player of their own that learns, whose signs of life are logged."""
-
-    def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
-        """Signs of life by tag, see `advgame.health`, on one batch; nothing is changed or drawn."""
-        ...
 
 
 class DefenderTraining:
@@ -153,9 +151,7 @@ class DefenderTraining:
         logits, found = defender_health(self.defender, x)
         if self._unseen:
             found["game/clean_loss"] = float(cross_entropy(logits, y).mean())
-        if isinstance(self.rules, Watched):
-            found |= self.rules.health(self.defender, x, y)
-        return found
+        return found | self.rules.health(self.defender, x, y)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the defender's weights."""
