@@ -1,7 +1,6 @@
 """Learning to attack: returns, planted choices, files, resuming, the learned attack itself."""
 
 import json
-import signal
 from dataclasses import replace
 
 import pytest
@@ -285,34 +284,6 @@ def test_misuse_is_refused(attacker, images):
 
 
 TINY = {"envs": 16, "epochs": 3, "updates": 2, "queries": (3, 4), "hidden": 8, "validation_n": 30}
-
-
-@pytest.mark.parametrize("agent", ["reinforce", "ppo"])
-def test_interrupted_and_resumed_is_the_same_to_the_bit(agent, tmp_path, monkeypatch, capsys):
-    config = train_attacker.Config(agent=agent, runs_dir=str(tmp_path), name="whole", **TINY)
-    whole = train_attacker.job.run(config).path
-    kind = EpisodicReinforce if agent == "reinforce" else PPOAttacker
-    update, calls = kind.update, []
-
-    def interrupted(self):
-        calls.append(0)
-        if len(calls) == 3:  # in the middle of the second epoch
-            signal.raise_signal(signal.SIGTERM)
-        return update(self)
-
-    monkeypatch.setattr(kind, "update", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        train_attacker.job.run(replace(config, name="broken"))
-    assert stop.value.code == 128 + signal.SIGTERM
-    assert "--resume" in capsys.readouterr().err
-    broken = tmp_path / "broken"
-    assert not (broken / "report.json").exists()
-    train_attacker.job.run(replace(config, resume=str(broken)))
-    assert len(calls) == 6
-    one, two = (load_file(run / "attacker.safetensors") for run in (whole, broken))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert_equal_metrics(whole, broken)
-    assert len((whole / "metrics.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_a_run_leaves_what_it_says(tmp_path, capsys):

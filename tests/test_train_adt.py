@@ -1,25 +1,20 @@
 """scripts/train_adt.py as a stranger runs it: small runs, interrupts, wrong words, its samplers."""
 
 import json
-import signal
 import sys
 from dataclasses import replace
 
 import evaluate
 import pytest
-import torch
 import train_adt
-from equal_runs import SMALL, assert_equal_runs, slow_but
-from safetensors.torch import load_file
+from equal_runs import SMALL
 from train_adt import Config, job
 
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.games.adt import AdtAmortised, AdtExp
-from advgame.games.training import DefenderTraining
 from advgame.run.cli import run_script
 from advgame.run.devices import make_fabric
-from advgame.run.folder import Metrics
 from advgame.threat import Linf
 from agents.adt import ExplicitPlayer, ImplicitPlayer
 
@@ -30,59 +25,9 @@ def small(folder, name, **changes):
     return replace(Config(), **{**settings, **changes})
 
 
-VARIANTS = {
-    "exp": {"inner_steps": 2, "samples": 2, "eps_ramp": 0.5, "accumulate": True},
-    "exp-am": {"ema": 0.9, "model": "minimax_cnn"},
-    "imp-am": {"lam": 1.0, "latent": 4},
-}
-
-
-@pytest.mark.parametrize("method", slow_but("imp-am", VARIANTS))
-def test_interrupted_and_resumed_is_the_same_to_the_bit(method, tmp_path, monkeypatch):
-    changes = {"method": method, **VARIANTS[method]}
-    whole = job.run(small(tmp_path, "whole", **changes))
-    real, played = DefenderTraining.step, []
-
-    def stopped(self):
-        played.append(0)
-        if len(played) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DefenderTraining, "step", stopped)
-        with pytest.raises(SystemExit) as stop:
-            job.run(small(tmp_path, "cut", **changes))
-    assert stop.value.code == 128 + signal.SIGTERM
-    resumed = job.run(Config(resume=str(tmp_path / "cut")))
-    assert_equal_runs(whole.path, resumed.path)
-    told = [(run.path / "diversity.json").read_text() for run in (whole, resumed)]
-    assert told[0] == told[1]
-    files = [run.path / "attacker.safetensors" for run in (whole, resumed)]
-    assert [file.exists() for file in files] == [method != "exp"] * 2
-    if method != "exp":
-        one, two = (load_file(file) for file in files)
-        assert all(torch.equal(one[name], two[name]) for name in one)
-    _what_a_run_leaves(whole.path, method)
-    if method != "exp":
-        _its_generator_attacks_any_classifier(whole.path, monkeypatch)
-
-
-def _what_a_run_leaves(run, method):
-    rows = Metrics.read(run / "metrics.csv")
-    for _, columns in job.panels().values():
-        assert set(columns) - {"game/pairing_loss"} <= set(rows[-1])
-    assert rows[-1]["cost/input_backwards"] == (4 if method == "exp" else 2)
-    report = json.loads((run / "report.json").read_text())
-    assert list(report["accuracy"]) == ["clean", "fgsm", f"learned:{method}-worst-of-3"]
-    found = json.loads((run / "diversity.json").read_text())
-    assert found["n"] == 20
-    for kind in ("sampler", "pgd20"):
-        assert -1 <= found[kind]["cosine"] <= 1
-    assert (run / "curves.png").stat().st_size > 10_000
-
-
-def _its_generator_attacks_any_classifier(run, monkeypatch):
+def test_its_generator_attacks_any_classifier(tmp_path, monkeypatch):
+    job.run(small(tmp_path, "whole", epochs=1))
+    run = job.run(small(tmp_path, "cut", epochs=1, method="imp-am", lam=1.0, latent=4)).path
     monkeypatch.chdir(run.parent)
     words = ["whole", "--attackers", "cut", "--attacks", "fgsm", "--n", "20", "--name", "e"]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--queries", "7"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 import train_gail
 from conftest import ROOT
-from equal_runs import assert_equal_metrics, weights
+from equal_runs import assert_equal_metrics
 from studies import gail as gail_stability
 from test_scripts import run
 
@@ -79,31 +79,6 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
         learns = "--source" not in words
         assert ("--entropy" in words) == learns, name
         assert ("--gae-lambda" in words) == ("cloning" not in words), name
-
-
-@pytest.mark.parametrize(
-    "words",
-    [{"updater": "adam", "replay": 0.5}, {"updater": "coordinatewise"}, {"updater": "mlp-narrow"}],
-)
-def test_interrupted_and_resumed_to_the_same_bits(tmp_path, words):
-    whole = train_gail.job.run(config(tmp_path, "whole", **words, save_every=1))
-    half = config(tmp_path, "half", **words, save_every=1)
-    part, calls = train_gail.GailTraining.step, []
-
-    def stopped(self):
-        calls.append(0)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return part(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_gail.GailTraining, "step", stopped)
-        with pytest.raises(SystemExit):
-            train_gail.job.run(half)
-    resumed = train_gail.job.run(train_gail.Config(resume=str(tmp_path / "half")))
-    assert_equal_metrics(whole.path, resumed.path)
-    one, two = weights(whole.path), weights(resumed.path)
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_run_explains_itself_and_is_not_overwritten(tmp_path):

@@ -1,14 +1,12 @@
 """scripts/train_minimax.py as a stranger runs it: small runs, interrupts, wrong words, files."""
 
 import json
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 import train_minimax
-from equal_runs import SMALL, assert_equal_runs, slow_but
-from safetensors.torch import load_file
+from equal_runs import SMALL
 from studies import minimax as study_minimax
 from torch import Generator
 from train_minimax import Config, job
@@ -20,10 +18,8 @@ from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.evaluation import score
 from advgame.games.minimax import Minimax, SensitivityTraining
-from advgame.games.training import DefenderTraining
 from advgame.run import table
 from advgame.run.devices import make_fabric
-from advgame.run.folder import Metrics
 from advgame.run.loop import load_best
 from advgame.solvers import Optimistic, Solver
 from advgame.threat import Linf
@@ -32,61 +28,6 @@ from advgame.threat import Linf
 def small(folder, name, **changes):
     settings = {**SMALL, "epochs": 2, "response_steps": 5, "hidden": 20, "model": "small_cnn"}
     return replace(Config(), **{**settings, "runs_dir": str(folder), "name": name, **changes})
-
-
-VARIANTS = {
-    "minimax": {
-        "ascent_steps": 2,
-        "eps_ramp": 0.5,
-        "gap_steps": 2,
-        "responders": ("attnet", "l2l"),
-    },
-    "optimistic": {"restarts": 1, "model": "minimax_cnn"},
-    "sens": {},
-    "mixture": {"per": "batch", "eps_ramp": 0.5},
-}
-
-
-@pytest.mark.parametrize("defence", slow_but("mixture", VARIANTS))
-def test_interrupted_and_resumed_is_the_same_to_the_bit(defence, tmp_path):
-    changes = {"defence": defence, **VARIANTS[defence]}
-    whole = job.run(small(tmp_path, "whole", **changes))
-    real, played = DefenderTraining.step, []
-
-    def stopped(self):
-        played.append(0)
-        if len(played) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return real(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DefenderTraining, "step", stopped)
-        with pytest.raises(SystemExit) as stop:
-            job.run(small(tmp_path, "cut", **changes))
-    assert stop.value.code == 128 + signal.SIGTERM
-    resumed = job.run(Config(resume=str(tmp_path / "cut")))
-    assert_equal_runs(whole.path, resumed.path)
-    responders = changes.get("responders", ("attnet",))
-    played_by_one = defence in ("minimax", "optimistic")
-    names = [f"{one}-curr.safetensors" for one in responders]
-    names += ["attacker.safetensors"] * played_by_one
-    for name in names:
-        one, two = (load_file(run.path / name) for run in (whole, resumed))
-        assert all((one[key] == two[key]).all() for key in one)
-    report = json.loads((whole.path / "report.json").read_text())
-    wanted = ["clean", "fgsm", *(f"learned:{one}-curr" for one in responders)]
-    assert list(report["accuracy"]) == wanted
-    row = Metrics.read(whole.path / "metrics.csv")[-1]
-    assert ("eval/own_attacker" in row) == ("game/ascent" in row) == played_by_one
-    assert ("game/gap" in row) == ("gap_steps" in changes)
-    assert ("game/lead_attnet" in row) == (defence == "mixture")
-    assert ("game" in report) == played_by_one
-    assert "best" in report
-    assert "last" not in report
-    if played_by_one:  # the end of the game, on test images
-        game = report["game"]
-        assert game["game/error_fresh"] >= 1 - report["accuracy"][wanted[2]] - 1e-6
-        assert set(report["life"]) == {"own", "curr"}
 
 
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"judged": "best"}])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from equal_runs import SMALL, assert_equal_runs, slow_but
+from equal_runs import SMALL, assert_equal_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train_las_at import Config, job
 
@@ -43,45 +43,6 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(StrategyGame, "step", counted)
 
     return at
-
-
-VARIANTS = {
-    "reinforce": {},
-    "ppo": {"agent": "ppo"},
-    "random": {"agent": "random"},
-    "ema": {"ema": 0.9, "schedule": "multistep"},
-    "interval": {"reward_interval": 4, "validate_every": 2, "eps_ramp": 0.5},
-    "dropout": {"model": "minimax_cnn", "agent": "fixed", "epochs": 2},
-    "repo": {"preset": "repo", "credit": "batch", "baseline": "none", "reward_interval": 2},
-}
-
-
-@pytest.mark.parametrize("variant", slow_but("reinforce", VARIANTS))
-def test_interrupted_anywhere_and_resumed_is_the_same_to_the_bit(
-    variant, tmp_path, stop_at, monkeypatch
-):
-    whole = job.run(small(tmp_path, "whole", **VARIANTS[variant]))
-    for number, step in ((signal.SIGTERM, 9), (signal.SIGINT, 3)):  # mid-epoch: 6 steps each
-        stop_at(step, lambda number=number: signal.raise_signal(number))
-        resume = str(tmp_path / "cut") if number == signal.SIGINT else None
-        config = small(tmp_path, "cut", **VARIANTS[variant])
-        config = Config(resume=resume) if resume else config
-        with pytest.raises(SystemExit) as stop:
-            job.run(config)
-        assert stop.value.code == 128 + number
-        monkeypatch.undo()
-    resumed = job.run(Config(resume=str(tmp_path / "cut")))
-    assert_equal_runs(whole.path, resumed.path)
-    files = {"config.json", "metrics.csv", "report.json", "report.md", "curves.png", "examples.png"}
-    assert files <= {p.name for p in resumed.path.iterdir()}
-    assert list(resumed.path.glob("events.out.tfevents*"))
-
-
-def test_interrupt_says_how_to_go_on(tmp_path, stop_at, capsys):
-    stop_at(2, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit):
-        job.run(small(tmp_path, "cut"))
-    assert f"--resume {tmp_path / 'cut'}" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_an_error_and_the_run_goes_on_afterwards(tmp_path, monkeypatch):
