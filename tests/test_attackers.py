@@ -7,7 +7,6 @@ import pytest
 import torch
 import train_attacker
 from conftest import Counting, Linear
-from equal_runs import assert_equal_metrics
 from gymnasium.vector import VectorEnv
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file

@@ -20,7 +20,7 @@ from advgame.errors import InputError
 from advgame.imitation import resemblance
 from advgame.run.folder import Metrics
 from advgame.run.loop import Trainer
-from agents.gail import dummy_expert
+from agents.gail import GailTraining, dummy_expert
 from envs.imitation import ImitationVectorEnv
 
 GAIL = [sys.executable, "scripts/train_gail.py"]
@@ -28,9 +28,11 @@ TINY = {"iterations": 4, "evaluate_every": 2, "episodes": 8, "envs": 4, "n_steps
 
 
 @pytest.fixture(autouse=True)
-def _quick_and_rough_resemblance(monkeypatch):
-    """The held-out discriminators of the report take a minute otherwise."""
+def _quick_and_rough_resemblance(monkeypatch, request):
+    """The held-out discriminators of the report take a minute otherwise; one test asks for them."""
     monkeypatch.setattr(resemblance, "_PATIENCE", 3)
+    if "how_far" not in request.node.name:
+        monkeypatch.setattr(train_gail, "resembles", lambda *_: {})
 
 
 def config(tmp_path, name="run", **settings):
@@ -210,13 +212,13 @@ def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     words = {"env": "Acrobot-v1", "demonstrations": str(path), "trajectories": 2}
     folder = train_gail.job.run(config(tmp_path, **words, iterations=2)).path
     assert json.loads((folder / "report.json").read_text())["eval/return"] == -500
-    part = train_gail.GailTraining.step
+    part = GailTraining.step
 
     def stopped(self):
         signal.raise_signal(signal.SIGTERM)
         return part(self)
 
-    monkeypatch.setattr(train_gail.GailTraining, "step", stopped)
+    monkeypatch.setattr(GailTraining, "step", stopped)
     with pytest.raises(SystemExit):
         train_gail.job.run(config(tmp_path, "stopped", **words, iterations=2))
     assert "it cannot go on" in capsys.readouterr().err, "what --resume would refuse"
