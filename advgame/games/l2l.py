@@ -3,8 +3,9 @@
     θ ← θ − α₁ ∇_θ mean loss(f(x + δ; θ), y),   δ = g(𝒜(x, y, θ); φ)
     φ ← φ + α₂ ∇_φ mean loss(f(x + δ; θ), y)
 
-Source: Jiang, Chen et al., Learning to Defend by Learning to Attack (L2L), algorithm 2; the modes
-of batch norm are the published code's.
+Source: Jiang, Chen et al., Learning to Defend by Learning to Attack (L2L), algorithm 2. It writes
+the gradient and δ once, before both updates. Like the published code, the alternating form makes
+them anew for φ, with the θ that has just been updated.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ class LasAt:
         a: weight of R1.
         b: weight of R2.
         c: weight of R3.
-        r2_weight: scale of the robust correctness in R2.
-        r3_weight: scale of the clean correctness in R3.
+        r2_weight: scale of the robust correctness in R2, before the cap; b is its weight after it.
+        r3_weight: scale of the clean correctness in R3, before the cap; c is its weight after it.
         start: ``"own"`` draws the attack's start from each image's own ball, ``"eps0"`` from the
             ball of ε₀ whatever ε was chosen, as the published code does.
         look_ahead_mode: batch-norm mode of the look-ahead attack; the published code's is train.
@@ -248,12 +248,11 @@ class LasAt:
         if strategies.beta is not None:
             stats["strategy/beta"] = strategies.beta.mean()
         if payoffs is not None:
-            reward = payoffs.r1.mean() + (payoffs.r2 + payoffs.r3).mean()
             stats |= {
                 "game/r1_loss": payoffs.r1.mean(),
                 "game/r2_robust": payoffs.r2.mean(),
                 "game/r3_clean": payoffs.r3.mean(),
-                "game/attacker_reward": reward.repeat(len(losses)).mean(),  # rounded as ever
+                "game/attacker_reward": payoffs.reward.mean(),
             }
         return stats
 
