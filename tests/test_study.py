@@ -104,7 +104,7 @@ def test_committed_results_can_be_added_to(name, folder, stem, _):
 class Toy(Study[StudyConfig]):
     """Two methods, a number each, and a third one that follows from them."""
 
-    about, stem = "Toys", "toys"
+    about, files = "Toys on toys", "toys"
     made: list = []  # noqa: RUF012
 
     def cells(self):

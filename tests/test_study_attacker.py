@@ -101,7 +101,7 @@ def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_pat
         attackers=str(folders / "attackers"),
         out=str(tmp_path),
     )
-    with pytest.raises(InputError, match="choose another --attackers"):
+    with pytest.raises(InputError, match="was started with classifier="):
         study_attacker.main(config)
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from advgame.errors import InputError
 from advgame.run.files import write_atomically
 from advgame.run.interrupt import hangup
+from advgame.run.job import resume_settings
 
 
 def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -67,19 +68,29 @@ def split_flags(text: str) -> list[str]:
         raise InputError(f"these flags cannot be read, {text!r}: {error}") from error
 
 
-def check_cells(script: Any, cells: Mapping[str, Sequence[str]]) -> None:
+def check_cells(
+    script: Any,
+    cells: Mapping[str, Sequence[str]],
+    root: Path = Path(),
+    agreeing: Collection[str] = (),
+) -> None:
     """Refuse cells that cannot run, before the first one.
 
     Args:
         script: the module of their script, whose ``job`` is an `advgame.run.job.Job`.
         cells: name of the folder -> flags.
+        root: where their folders go.
+        agreeing: settings in which a cell must agree with the folder that is there.
 
     Raises:
         InputError: what the script would say, and of which cell.
     """
     for name, flags in cells.items():
         try:
-            script.job.check(script.job.parse(flags))
+            asked = script.job.parse(flags)
+            script.job.check(asked)
+            if agreeing and (root / name).exists():
+                resume_settings(root / name, asked, agreeing)
         except InputError as problem:
             raise InputError(f"{name}: {problem}") from problem
 

@@ -136,17 +136,25 @@ class Study(ABC, Generic[ConfigT]):
         self.config = config
 
     about: str
-    """what is studied, for titles"""
+    """what is studied, for titles; options in braces"""
+    files = "{dataset}"
+    """name of the results' files without suffix; options in braces"""
+    ending: tuple[str, ...] = (
+        "Flags raised: {flags}.",
+        "Hardware: {device}. Cells made at commit {commits}.",
+        "Command: `{command}`.",
+    )
+    """last paragraphs of the results for people"""
 
     @property
-    @abstractmethod
     def stem(self) -> str:
         """Name of the results' files without suffix."""
+        return self.files.format(**vars(self.config)).replace("/", "of")
 
     @property
     def title(self) -> str:
         """Of table and pictures."""
-        return f"{self.about} on {self.stem}"
+        return self.about.format(**vars(self.config))
 
     @property
     def root(self) -> Path:
@@ -208,6 +216,10 @@ class Study(ABC, Generic[ConfigT]):
         """Where a run stands in the table, before its seed."""
         return 0
 
+    def facts(self) -> dict[str, Any]:
+        """What all runs of a results file are about; the file holds it."""
+        return {}
+
     def found(self, runs: Runs) -> dict[str, Any]:
         """What the results file holds beside the runs.
 
@@ -221,9 +233,16 @@ class Study(ABC, Generic[ConfigT]):
         """The results for people: paragraphs and tables of Markdown, without `closing`."""
 
     def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """How the results end: flags raised, hardware, commits, command."""
-        raised = names(f"{run['method']}: {flag}" for run in runs for flag in run["flags"])
-        return [f"Flags raised: {raised}.", *made_at(about["device"], runs, about)]
+        """How the results end: `ending` with what is known of flags, hardware and commits."""
+        name = self.identity[0]
+        facts = {
+            "flags": names(f"{run[name]}: {flag}" for run in runs for flag in run.get("flags", ())),
+            "devices": names(run.get("device", "cpu") for run in runs),
+            "commits": names(run.get("commit", "")[:12] for run in runs),
+            "commit": about["commit"][:12],
+        }
+        known = {"device": facts["devices"], **about, **facts}
+        return [line.format(**known) for line in self.ending]
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Draw beside `path`; nothing where there is nothing to draw."""
@@ -292,6 +311,11 @@ class Study(ABC, Generic[ConfigT]):
                     f"{self.path} holds runs made with other flags, {had!r}, not "
                     f"{self.same()!r}: choose another --out"
                 )
+            for fact, value in self.facts().items():
+                if (other := file.get(fact, value)) != value:
+                    raise InputError(
+                        f"{self.path} is about {fact} {other}, not {value}: choose another name"
+                    )
             new = set(map(self.told_apart, made))
             try:
                 kept = [run for run in file[self.listed] if self.told_apart(run) not in new]
@@ -308,6 +332,7 @@ class Study(ABC, Generic[ConfigT]):
             **made_by(),
             "device": hardware(runs, self.config.jobs),
             "extra": self.same(),
+            **self.facts(),
             **self.found(runs),
             self.listed: runs,
         }
@@ -413,11 +438,6 @@ class TrainingStudy(Study[ConfigT]):
 class MethodsStudy(TrainingStudy[MethodsT]):
     """Methods of a training script on one data set, judged by attacks."""
 
-    @property
-    def stem(self) -> str:
-        """The data set."""
-        return self.config.dataset
-
     def asked(self) -> Sequence[str]:
         """Which methods."""
         return self.config.methods
@@ -456,13 +476,6 @@ def hardware(runs: Runs, jobs: int) -> str:
     """What cells were made on, in words; those that note no ``device`` are older, of the CPU."""
     devices = names(run.get("device", "cpu") for run in runs)
     return f"{devices}; {jobs} process(es), a thread each"
-
-
-def made_at(device: str, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-    """Hardware (where it is told), the commits of the cells, and the command: for `closing`."""
-    commits = f"Cells made at commit {names(run['commit'][:12] for run in runs)}."
-    where = f"Hardware: {device}. " if device else ""
-    return [where + commits, f"Command: `{about['command']}`."]
 
 
 def selection(runs: Runs) -> str:

@@ -37,7 +37,7 @@ from advgame.losses import margin
 from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, split_flags
 from advgame.run.curves import save_figure
-from advgame.run.folder import RunFolder
+from advgame.run.files import read_json
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
 from advgame.seeding import derive_seed, stream
@@ -144,6 +144,7 @@ class AttackerStudy(Study[Config]):
     """A cell is an attack on a classifier at a budget; attackers are trained before the first."""
 
     about, listed = "A learned schedule against hand-made ones at equal queries", "cells"
+    ending = ("Hardware: {device}. Commit {commit}.", "Command: `{command}`.")
     identity, sharing = ("attack", "classifier", "seed", "queries"), ("n",)
 
     @property
@@ -171,31 +172,20 @@ class AttackerStudy(Study[Config]):
         if shared := set(config.train_on) & set(config.test_on):
             raise InputError(f"{min(shared)} is both trained on and attacked")
 
-    def folder(self, seed: int) -> Path:
-        """Of a learned attacker."""
-        name = f"{'+'.join(self.config.train_on)}-attacker{seed}"
-        return Path(self.config.attackers) / name
-
-    def trainings(self) -> dict[str, list[str]]:
-        """Folder -> flags of every learned attacker.
-
-        Raises:
-            InputError: one that learned on other classifiers.
-        """
-        config, found = self.config, dict[str, list[str]]()
+    def trainings(self) -> dict[int, tuple[str, list[str]]]:
+        """Seed -> folder and flags of every learned attacker."""
+        config = self.config
         known = [str(Path(config.runs_dir) / name) for name in config.train_on]
-        for seed in self.seeds():
-            folder = self.folder(seed)
-            had = RunFolder.open(folder).about()["config"] if folder.exists() else {}
-            if folder.exists() and had.get("classifier") != known:
-                raise InputError(
-                    f"{folder} learned on {had.get('classifier')}: choose another --attackers"
-                )
-            flags = ["--classifier", *known, "--seed", str(seed), *split_flags(config.extra)]
-            found[folder.name] = [
-                *flags, *(["--data-dir", config.data_dir] if config.data_dir else [])
-            ]  # fmt: skip
-        return found
+        words = ["--classifier", *known, *split_flags(config.extra)]
+        words += ["--data-dir", config.data_dir] if config.data_dir else []
+        name = f"{'+'.join(config.train_on)}-attacker"
+        return {seed: (f"{name}{seed}", [*words, "--seed", str(seed)]) for seed in self.seeds()}
+
+    def reports(self) -> dict[int, Path]:
+        """Seed -> report of every learned attacker that is finished."""
+        root = Path(self.config.attackers)
+        found = {s: root / name / "report.json" for s, (name, _) in self.trainings().items()}
+        return {seed: path for seed, path in found.items() if path.exists()}
 
     def cells(self) -> dict[str, dict[str, Any]]:
         """Every attack on every classifier, at every budget and seed."""
@@ -206,17 +196,18 @@ class AttackerStudy(Study[Config]):
 
     def prepare(self, cells: Mapping[str, Any]) -> None:
         """Refuse attackers that cannot learn, and classifiers that are not there."""
-        check_cells(train_attacker, self.trainings())
+        root = Path(self.config.attackers)
+        check_cells(train_attacker, dict(self.trainings().values()), root, ("classifier",))
         _ = self.victims
 
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
         """Train attackers, then measure attack by attack."""
         config, screen = self.config, Console(stderr=True)
         if cells and not config.finished_only:
-            script = Path(str(train_attacker.__file__))
-            run_cells(script, Path(config.attackers), self.trainings(), config.jobs)
-        done = [seed for seed in self.seeds() if (self.folder(seed) / "report.json").exists()]
-        contestants = {LEARNED: learned({seed: self.folder(seed) for seed in done}), **HAND_MADE}
+            script, todo = Path(str(train_attacker.__file__)), dict(self.trainings().values())
+            run_cells(script, Path(config.attackers), todo, config.jobs)
+        done = {seed: path.parent for seed, path in self.reports().items()}
+        contestants = {LEARNED: learned(done), **HAND_MADE}
         test = load_data(self.dataset, config.data_dir).test
         test = test if config.n is None else test.first(config.n)
         for name, contestant in contestants.items():
@@ -225,14 +216,14 @@ class AttackerStudy(Study[Config]):
             yield [measure(contestant, self.victims[c["classifier"]], test, c) for c in ready]
             screen.print(f"measured {name}")
 
+    def facts(self) -> dict[str, Any]:
+        """The data set."""
+        return {"dataset": self.dataset}
+
     def found(self, runs: Runs) -> dict[str, Any]:
         """Spread over seeds of the mean over classifiers; differences paired by classifier."""
-        folders = [RunFolder.open(self.folder(seed)) for seed in self.seeds()]
-        return {
-            "dataset": self.dataset,
-            "attackers": [one.report() for one in folders if (one.path / "report.json").exists()],
-            "summary": summarise(runs),
-        }
+        attackers = [read_json(path) for path in self.reports().values()]
+        return {"attackers": attackers, "summary": summarise(runs)}
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         """The comparison for people."""
@@ -261,11 +252,6 @@ class AttackerStudy(Study[Config]):
             "start at random, the others at the clean image, so that I-FGSM and MIM do not vary; "
             "APGD's look at the clean image is not counted.",
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Hardware, commit and command."""
-        made = f"Hardware: {about['device']}. Commit {about['commit'][:12]}."
-        return [made, f"Command: `{about['command']}`."]
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Success against queries."""

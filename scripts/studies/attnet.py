@@ -15,7 +15,7 @@ Writes `<out>/attnet-<name>.json`, `.md` and `.png`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -24,10 +24,11 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import nn
 
-from advgame.attacks import attacked, pgd
+from advgame.attacks import Attack, attacked, pgd
 from advgame.classifiers.saved import run_classifier
-from advgame.data import Splits, load_data
+from advgame.data import ImageSet, Splits, load_data
 from advgame.errors import InputError
 from advgame.health import network_signs
 from advgame.losses import cross_entropy
@@ -85,14 +86,9 @@ class Config(StudyConfig):
 class FreshAttNets(Study[Config]):
     """A cell is a fresh attacker."""
 
-    about = "A fresh AttNet"
+    about, files, ending = "A fresh AttNet", "attnet-{name}", ("Command: `{command}`.",)
     listed, identity = "curves", ("classifier", "scale", "centre", "rate", "seed")
     parallel = remembers = False
-
-    @property
-    def stem(self) -> str:
-        """The name of the results."""
-        return f"attnet-{self.config.name}"
 
     @cached_property
     def folders(self) -> dict[str, RunFolder]:
@@ -140,11 +136,38 @@ class FreshAttNets(Study[Config]):
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
         """Attackers, one after the other."""
         for name, cell in cells.items() if not self.config.finished_only else ():
-            run, effort = self.folders[cell["classifier"]], self.effort(cell["rate"])
-            rest = (cell["scale"], cell["centre"], effort, cell["seed"], self.config.steps)
-            lines = curve(run, self.data, *rest)
+            lines = self.curve(**cell)
             print(f"{name}: {lines[-1]['error']:.3f}")
             yield [{**cell, "rows": lines}]
+
+    def curve(
+        self, classifier: str, scale: float, centre: bool, rate: float, seed: int
+    ) -> list[dict[str, float]]:
+        """One fresh attacker on its way: what `TITLES` names, at each of ``--steps``."""
+        train, held_out = self.data.train, self.data.validation
+        model, threat, _ = taken(self.folders[classifier], train)
+
+        def fresh() -> AttNet:
+            return AttNet(train.shape, train.classes, scale=scale, centre=centre)
+
+        ascent = Ascent(model, train, threat, fresh, self.effort(rate), seed=seed)
+        x, y = held_out.floats(), held_out.labels
+        rows, done = list[dict[str, float]](), 0
+        for step in self.config.steps:
+            network = ascent.run(step - done)
+            done = step
+            with attacked(model):
+                risk = cross_entropy(model(placed(network(x, y), x, threat)), y).mean()
+                weights = list(network.parameters())
+                slope = torch.autograd.grad(risk, weights)
+            gradient, size = (
+                torch.stack([p.detach().norm() for p in group]).norm() for group in (slope, weights)
+            )
+            error = errors(model, network.attack(threat), held_out, seed).mean()
+            life = network_signs(network, x, y)
+            ratio = float((gradient / size).clamp_min(1e-12).log10())  # 0 is -12
+            rows.append({"step": step, "error": float(error), **life, "gradient": ratio})
+        return rows
 
     @cached_property
     def classifiers(self) -> dict[str, Any]:
@@ -153,10 +176,13 @@ class FreshAttNets(Study[Config]):
         own = {name: about_classifier(run, self.data) for name, run in self.folders.items()}
         return {**earlier, **own}
 
+    def facts(self) -> dict[str, Any]:
+        """The name, and how many images tell the errors."""
+        return {"name": self.config.name, "n": len(self.data.validation)}
+
     def found(self, runs: Runs) -> dict[str, Any]:
         """The classifiers."""
-        about = {"name": self.config.name, "n": len(self.data.validation)}
-        return {**about, "classifiers": self.classifiers}
+        return {"classifiers": self.classifiers}
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         """The table for people: a line per attacker."""
@@ -185,10 +211,6 @@ class FreshAttNets(Study[Config]):
             table.markdown(["classifier", "scale", "centred", "rate", "seed", *steps], lines),
         ]
 
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The command."""
-        return [f"Command: `{about['command']}`."]
-
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Curves over effort."""
         shown: dict[str, list[Any]] = {}
@@ -199,61 +221,21 @@ class FreshAttNets(Study[Config]):
         save_figure(figure, self.path.with_suffix(".png"))
 
 
-def curve(
-    run: RunFolder,
-    data: Splits,
-    scale: float,
-    centre: bool,
-    effort: Effort,
-    seed: int,
-    steps: Sequence[int],
-) -> list[dict[str, float]]:
-    """One fresh attacker on its way: what `TITLES` names, at each of ``steps``."""
-    settings, shape = run.about()["config"], data.train.shape
-    model = run_classifier(run, shape, data.train.classes, "last")
-    threat = Linf(parse_eps(settings["eps"]))
-
-    def fresh() -> AttNet:
-        return AttNet(shape, data.train.classes, scale=scale, centre=centre)
-
-    ascent = Ascent(model, data.train, threat, fresh, effort, seed=seed)
-    x, y = data.validation.floats(), data.validation.labels
-    rows, done = [], 0
-    for step in steps:
-        network = ascent.run(step - done)
-        done = step
-        with attacked(model):
-            risk = cross_entropy(model(placed(network(x, y), x, threat)), y).mean()
-            weights = list(network.parameters())
-            slope = torch.autograd.grad(risk, weights)
-        norms = [
-            torch.stack([p.detach().norm() for p in group]).norm() for group in (slope, weights)
-        ]
-        error = errors(model, network.attack(threat), data.validation, seed)
-        rows.append(
-            {
-                "step": step,
-                "error": float(error.mean()),
-                **network_signs(network, x, y),
-                "gradient": float((norms[0] / norms[1]).clamp_min(1e-12).log10()),  # 0 is -12
-            }
-        )
-    return rows
+def taken(run: RunFolder, train: ImageSet) -> tuple[nn.Module, Linf, str]:
+    """A run's last classifier, the ball, and how it was defended."""
+    settings = run.about()["config"]
+    model = run_classifier(run, train.shape, train.classes, "last")
+    return model, Linf(parse_eps(settings["eps"])), settings["defence"]
 
 
 def about_classifier(run: RunFolder, data: Splits) -> dict[str, Any]:
     """What a run's classifier does without a fresh attacker, on validation images."""
-    settings = run.about()["config"]
-    model = run_classifier(run, data.train.shape, data.train.classes, "last")
-    threat, held_out = Linf(parse_eps(settings["eps"])), data.validation
-    found = {
-        "defence": settings["defence"],
-        "pgd20": float(errors(model, pgd(threat, 20), held_out).mean()),
-    }
+    model, threat, defence = taken(run, data.train)
+    attacks: dict[str, Attack] = {"pgd20": pgd(threat, 20)}
     if (run.path / NAME).exists():
-        own = load_network(run.path).attack(threat)
-        found["own"] = float(errors(model, own, held_out).mean())
-    return found
+        attacks["own"] = load_network(run.path).attack(threat)
+    found = {name: errors(model, one, data.validation) for name, one in attacks.items()}
+    return {"defence": defence, **{name: float(one.mean()) for name, one in found.items()}}
 
 
 def label(one: Run) -> str:

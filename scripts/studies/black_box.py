@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,6 +96,7 @@ class Config(StudyConfig):
 class BlackBox(Study[Config]):
     """A cell is a pair of a target and a surrogate."""
 
+    ending = ("Hardware: {device}. Command: `{command}`.",)
     about, listed, identity = "Black box", "pairs", ("target", "surrogate", "seed")
     sharing, parallel = ("n",), False
 
@@ -147,16 +149,12 @@ class BlackBox(Study[Config]):
 
     def cells(self) -> dict[str, dict[str, Any]]:
         """Folder -> paths, names and seed of every pair."""
-        return {
-            f"{Path(target).name}--{Path(source).name}-judged{seed}".removesuffix("-judged0"): {
-                "paths": (target, source),
-                "target": Path(target).name,
-                "surrogate": Path(source).name,
-                "seed": seed,
-            }
-            for target, source in self.pairs
-            for seed in self.seeds()
-        }
+        found = {}
+        for paths, seed in product(self.pairs, self.seeds()):
+            target, surrogate = (Path(path).name for path in paths)
+            name = f"{target}--{surrogate}-judged{seed}".removesuffix("-judged0")
+            found[name] = {"target": target, "surrogate": surrogate, "seed": seed, "paths": paths}
+        return found
 
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
         """Evaluate pairs into folders of their own; finished attacks are kept there."""
@@ -186,17 +184,18 @@ class BlackBox(Study[Config]):
                 surrogate=models[surrogate],
                 folder=self.root / name,
             )
-            names = {key: cell[key] for key in self.identity}
-            run = {
-                **{**names, "n": len(data), "device": device_name(device)},
-                **verdicts.accuracy(),
-            }
+            about = {"n": len(data), "device": device_name(device)}
+            run = {key: cell[key] for key in self.identity} | about | verdicts.accuracy()
             write_atomically(self.root / name / "report.json", json.dumps(run) + "\n")
             yield [run]
 
-    def found(self, runs: Runs) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """The data set and the radius."""
         return {"dataset": self.task[1], "eps": self.task[2]}
+
+    def found(self, runs: Runs) -> dict[str, Any]:
+        """Nothing more: the table is made of the pairs."""
+        return {}
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         """The table for people: a row per target, a column per surrogate and attack."""
@@ -231,10 +230,6 @@ class BlackBox(Study[Config]):
             f"({whose}, WRN-34-10).",
             table.render(columns, table.rows(shown)),
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Hardware and command."""
-        return [f"Hardware: {about['device']}. Command: `{about['command']}`."]
 
 
 def about_run(path: str) -> tuple[tuple[str, str, float], int]:

@@ -77,17 +77,8 @@ class Config(MethodsConfig):
 class CatAndMouseStudy(MethodsStudy[Config]):
     """The paper's table 3 and figure 1."""
 
-    about, script, methods = "Cat and mouse", train_cat_and_mouse, METHODS
-
-    @property
-    def stem(self) -> str:
-        """The game and the data set."""
-        return f"cat_and_mouse_{self.config.dataset}"
-
-    @property
-    def title(self) -> str:
-        """The data set is named once."""
-        return f"{self.about} on {self.config.dataset}"
+    about, script, methods = "Cat and mouse on {dataset}", train_cat_and_mouse, METHODS
+    files = "cat_and_mouse_{dataset}"
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""

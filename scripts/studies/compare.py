@@ -46,7 +46,6 @@ from advgame.run.study import (
     Flags,
     MethodsConfig,
     MethodsStudy,
-    made_at,
     selection,
     training_images,
 )
@@ -137,13 +136,12 @@ class Config(MethodsConfig):
 class Compare(MethodsStudy[Config]):
     """Trainings by several scripts, then evaluations of all by the same attacks."""
 
-    about = "Games"
+    about, files = "Games", "{dataset}-{budget}"
+    ending = (
+        "Hardware: {devices}, {jobs} at a time. Cells made at commit {commits}.",
+        "Command: `{command}`.",
+    )
     methods, control = GAMES, CONTROL
-
-    @property
-    def stem(self) -> str:
-        """Data set and budget."""
-        return f"{self.config.dataset}-{self.config.budget}"
 
     @property
     def judged(self) -> Path:
@@ -338,11 +336,6 @@ class Compare(MethodsStudy[Config]):
             "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
             POSTER,
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Flags are in the table."""
-        where = table.names(run["device"] for run in runs)
-        return made_at(f"{where}, {about['jobs']} at a time", runs, about)
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Bars of the worst case; and the table for programs."""

@@ -136,6 +136,7 @@ class Gail(TrainingStudy[Config]):
     """Updaters and controls; U in full runs alone."""
 
     about, script = "stability of imitation", train_gail
+    ending = ("Flags raised: {flags}.", "Hardware: {device}. Command: `{command}`.")
     methods = FLAGS
 
     @property
@@ -278,14 +279,6 @@ class Gail(TrainingStudy[Config]):
             *resemblance(runs, about.get("expert_halves", ())),
             *differences(pairwise(runs, LONG)),
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Flags, hardware and command."""
-        flags = table.names(
-            f"{run['method']}: {flag}" for run in runs for flag in run.get("flags", ())
-        )
-        made = f"Hardware: {about['device']}. Command: `{about['command']}`."
-        return [f"Flags raised: {flags}.", made]
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """The L2L paper's Fig. 6, and what the discriminator did meanwhile."""

@@ -87,7 +87,7 @@ class Config(MethodsConfig):
 class L2LStudy(MethodsStudy[Config]):
     """The paper's tables 2, 3 and 8."""
 
-    about, script, methods, curves = "L2L", train_l2l, METHODS, CURVES
+    about, script, methods, curves = "L2L on {dataset}", train_l2l, METHODS, CURVES
     control = CONTROL
 
     def read(self, folder: Path) -> dict[str, Any]:

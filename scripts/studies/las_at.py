@@ -100,7 +100,7 @@ class Config(MethodsConfig):
 class LasStudy(MethodsStudy[Config]):
     """Players and controls, at equal epochs and at equal compute."""
 
-    about, script, methods, curves = "LAS-AT", train_las_at, PLAYERS, CURVES
+    about, script, methods, curves = "LAS-AT on {dataset}", train_las_at, PLAYERS, CURVES
     control = "random"
 
     def check(self) -> None:

@@ -112,14 +112,9 @@ class Config(MethodsConfig):
 class MinimaxStudy(MethodsStudy[Config]):
     """The paper's tables 3 to 5."""
 
-    about, script = "Machine vs Machine", train_minimax
+    about, files = "Machine vs Machine on {dataset}-{model}-{eps}", "{dataset}-{model}-{eps}"
+    script = train_minimax
     methods, curves = METHODS, CURVES
-
-    @property
-    def stem(self) -> str:
-        """Data set, classifier and radius."""
-        config = self.config
-        return f"{config.dataset}-{config.model}-{config.eps.replace('/', 'of')}"
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""
@@ -184,7 +179,8 @@ class MinimaxStudy(MethodsStudy[Config]):
             "paper: FGSM-curr, AttNet-curr": table.paper(theirs),
         }
         return [
-            f"# {self.about} on {config.dataset}, {config.model}, ε = {config.eps} (η = {eta:g})",
+            f"# Machine vs Machine on {config.dataset}, {config.model}, ε = {config.eps} "
+            f"(η = {eta:g})",
             f"Error rates, mean ± sd over seeds: higher is better for the attacker. "
             f"{first['steps']} steps of {first['batch_size']} images, {first['n']} test images, "
             f"last weights. Fresh attackers: {first['response_steps']} steps, best of "

@@ -24,7 +24,7 @@ import train_minimax
 from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import split_flags
-from advgame.run.study import Finished, MethodsConfig, MethodsStudy, made_at
+from advgame.run.study import Finished, MethodsConfig, MethodsStudy
 from advgame.run.table import Run, Runs
 from agents.attackers import load_network
 
@@ -67,12 +67,8 @@ class RatesStudy(MethodsStudy[Config]):
     """Validation errors of every pair of rates."""
 
     about, script, methods = "Rates of both players", train_minimax, METHODS
-
-    @property
-    def stem(self) -> str:
-        """Data set, classifier and radius."""
-        config = self.config
-        return f"sweep-{config.dataset}-{config.model}-{config.eps.replace('/', 'of')}"
+    files = "sweep-{dataset}-{model}-{eps}"
+    ending = ("Cells made at commit {commits}.", "Command: `{command}`.")
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""
@@ -148,10 +144,6 @@ class RatesStudy(MethodsStudy[Config]):
                 ["game", "γ", "classifier's rate", "attacker's", *COLUMNS.values()], lines
             ),
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Commits and command; dead attackers are in the table."""
-        return made_at("", runs, about)
 
 
 def alive(signs: Mapping[str, float]) -> bool:

@@ -31,7 +31,7 @@ from advgame.privacy import FILTERS
 from advgame.run import table
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json
-from advgame.run.study import Flags, StudyConfig, TrainingStudy, made_at
+from advgame.run.study import Flags, StudyConfig, TrainingStudy
 from advgame.run.table import Columns, Row, Runs
 
 _MARKERS = "osD^vP*"
@@ -71,7 +71,8 @@ class Config(StudyConfig):
 class Privacy(TrainingStudy[Config]):
     """Filters, each as a method of its own: task x filter x dimension, and the ablations."""
 
-    about, stem, script = "Privacy filters on digits", "privacy", train_privacy_filter
+    about, files, script = "Privacy filters on digits", "privacy", train_privacy_filter
+    ending = ("Hardware: {device}. Cells made at commit {commits}.", "Command: `{command}`.")
     flat, identity, sharing = True, ("cell", "seed"), ("steps",)
 
     def __init__(self, config: Config) -> None:
@@ -175,10 +176,6 @@ class Privacy(TrainingStudy[Config]):
             "## The weight ρ of the useful label, " + TASKS["class"],
             _table(over, filter="filter", dim="d", rho="ρ"),
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Without flags."""
-        return made_at(about["device"], runs, about)
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """What filters keep against what they give away."""

@@ -22,7 +22,6 @@ from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import check_cells, split_flags
 from advgame.run.files import read_json
-from advgame.run.job import resume_settings
 from advgame.run.options import Names
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
 from advgame.run.table import Columns, Row, Runs, Value
@@ -56,17 +55,13 @@ class Config(StudyConfig):
 class Referee(TrainingStudy[Config]):
     """A row per classifier; its cells are evaluations."""
 
-    about, script = "Referee", evaluate
+    about, files, script = "Referee", "{title}", evaluate
+    ending = ("Hardware: {devices}. Command: `{command}`.",)
     flat, listed, identity, sharing = True, "reports", ("classifier", "seed"), ("attacks", "n")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.methods = {Path(what).name: "" for what in config.runs}
-
-    @property
-    def stem(self) -> str:
-        """The title."""
-        return self.config.title
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
@@ -90,11 +85,7 @@ class Referee(TrainingStudy[Config]):
 
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         """Refuse cells that cannot work, or that were evaluated otherwise before."""
-        check_cells(evaluate, cells)
-        for name, words in cells.items():
-            if (self.root / name).exists():
-                asked = evaluate.job.parse(words)
-                resume_settings(self.root / name, asked, {"what", "attacks", "n", "seed"})
+        check_cells(evaluate, cells, self.root, ("what", "attacks", "n", "seed"))
 
     def read(self, folder: Path) -> dict[str, Any]:
         """What an evaluation found."""
@@ -126,10 +117,6 @@ class Referee(TrainingStudy[Config]):
             "every attack, with its 95 % interval (Wilson).",
             table.render(columns, table.rows(runs, "classifier")),
         ]
-
-    def closing(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """Hardware and command."""
-        return [f"Hardware: {runs[0]['device']}. Command: `{about['command']}`."]
 
 
 def accuracy_under(attack: str) -> Value:
