@@ -21,39 +21,35 @@ def test_scores_run_from_chance_to_the_expert():
         score(1, random=2, expert=2)
 
 
-def test_a_run_by_hand():
-    iterations = [10, 20, 30, 40, 50, 60, 70, 80]
-    scores = [0.2, 0.5, 0.96, 0.6, 0.65, 0.92, 0.69, 1.0]
-    found = stability(iterations, scores)
-    assert found.first == 30
-    assert found.after == 5
-    assert found.dips == pytest.approx(3 / 5)  # 0.6, 0.65, 0.69; the evaluation at 30 is not after
-    assert found.drops == 2  # 0.96 -> 0.6 and 0.92 -> 0.69; 0.65 was below already
-    assert found.worst == 0.6
-    assert found.best == 1.0
-    assert found.last == pytest.approx((0.6 + 0.65 + 0.92 + 0.69 + 1.0) / 5)  # 40 .. 80
+NEVER = dict.fromkeys(("first", "dips", "drops", "worst", "settled", "settled_dips"))
 
 
-def test_a_run_that_never_arrives():
-    found = stability([10, 20], [0.1, 0.94])
-    assert (found.first, found.dips, found.drops, found.worst) == (None, None, None, None)
-    assert found.best == 0.94
-
-
-def test_a_run_that_arrives_at_its_last_evaluation():
-    found = stability([10, 20], [0.1, 0.97])
-    assert (found.first, found.after, found.dips, found.drops) == (20, 0, None, 0)
+@pytest.mark.parametrize(
+    ("scores", "wanted"),
+    [
+        (  # not after: the evaluation at 30; falls: 0.96 -> 0.6, 0.92 -> 0.69, not 0.6 -> 0.65
+            [0.2, 0.5, 0.96, 0.6, 0.65, 0.92, 0.69, 1.0],
+            {"first": 30, "after": 5, "dips": 3 / 5, "drops": 2, "worst": 0.6, "best": 1.0}
+            | {"last": (0.6 + 0.65 + 0.92 + 0.69 + 1.0) / 5, "settled": None},
+        ),
+        ([0.1, 0.94], {**NEVER, "after": 0, "last": 0.52, "best": 0.94}),
+        ([0.1, 0.97], {**NEVER, "first": 20, "after": 0, "drops": 0, "last": 0.535, "best": 0.97}),
+    ],
+)
+def test_a_run_by_hand(scores, wanted):
+    found = stability([10 * (k + 1) for k in range(len(scores))], scores)
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted)
 
 
 def test_a_lucky_evaluation_is_not_settling():
     scores = [0.96, 0.2, 0.5, *[1.0] * 4, 0.95, 0.94, 0.5, 0.96, 1.0]
     found = stability([10 * (k + 1) for k in range(len(scores))], scores)
-    assert found.first == 10
-    assert found.dips == pytest.approx(3 / 11)
-    assert found.settled == 80  # the fifth in a row
-    assert found.settled_dips == pytest.approx(1 / 4)
-    assert stability([10, 20, 30, 40], [1.0] * 4).settled is None
-    assert stability([10, 20, 30, 40, 50], [1.0] * 5).settled_dips is None
+    assert found["first"] == 10
+    assert found["dips"] == pytest.approx(3 / 11)
+    assert found["settled"] == 80  # the fifth in a row
+    assert found["settled_dips"] == pytest.approx(1 / 4)
+    assert stability([10, 20, 30, 40], [1.0] * 4)["settled"] is None
+    assert stability([10, 20, 30, 40, 50], [1.0] * 5)["settled_dips"] is None
 
 
 def test_a_run_of_an_older_file_is_judged_by_its_rounded_scores():

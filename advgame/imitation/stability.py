@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import combinations
 from statistics import mean, median
 from typing import Any
@@ -27,68 +26,46 @@ def score(true_return: float, random: float, expert: float) -> float:
     return (true_return - random) / (expert - random)
 
 
-@dataclass(frozen=True)
-class Stability:
-    """One run's evaluations after it first reached 0.95; None where it never did.
-
-    Args:
-        first: iteration of the first evaluation with a score of 0.95 or more.
-        after: number of evaluations after that one.
-        dips: share of them below 0.90.
-        drops: times that the score fell below 0.70, coming from above.
-        worst: lowest score among them.
-        settled: iteration of the fifth evaluation in a row with 0.95 or more. A single one may
-            be luck, early on, and what follows it is learning and no fall.
-        settled_dips: share of the evaluations after that which are below 0.90.
-        last: mean score over the evaluations of the last 50 iterations, whether or not the run
-            ever reached 0.95.
-        best: highest score of the run.
-    """
-
-    first: int | None
-    after: int
-    dips: float | None
-    drops: int | None
-    worst: float | None
-    settled: int | None
-    settled_dips: float | None
-    last: float
-    best: float
-
-
-def stability(iterations: Sequence[int], scores: Sequence[float]) -> Stability:
-    """Judge one run.
+def stability(iterations: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
+    """Judge one run's evaluations after it first reached 0.95.
 
     Args:
         iterations: of the evaluations, increasing.
         scores: of the same length, see `score`.
+
+    Returns:
+        ``first``: iteration of the first evaluation with a score of 0.95 or more;
+        ``after``: number of evaluations after that one, ``dips``: share of them below 0.90,
+        ``drops``: times that the score fell below 0.70, coming from above, ``worst``: the lowest;
+        ``settled``: iteration of the fifth evaluation in a row with 0.95 or more (a single one may
+        be luck, early on, and what follows it is learning and no fall), ``settled_dips``: share
+        of the evaluations after that which are below 0.90; ``last``: mean score over the
+        evaluations of the last 50 iterations, ``best``: the highest score, both whether or not the
+        run ever reached 0.95. Others are None where it never did.
 
     Raises:
         InputError: nothing to judge, or lists that do not fit together.
     """
     if not scores or len(scores) != len(iterations):
         raise InputError("stability needs one score per evaluation, and at least one")
-    start = next((i for i, one in enumerate(scores) if one >= REACHED), None)
     recent = [s for i, s in zip(iterations, scores, strict=True) if i > iterations[-1] - 50]
-    last, best = mean(recent), max(scores)
+    nothing = dict.fromkeys(("first", "dips", "drops", "worst", "settled", "settled_dips"))
+    found: dict[str, Any] = {**nothing, "after": 0, "last": mean(recent), "best": max(scores)}
+    start = next((i for i, one in enumerate(scores) if one >= REACHED), None)
     if start is None:
-        return Stability(None, 0, None, None, None, None, None, last, best)
-    later = list(scores[start + 1 :])
-    before = list(scores[start:-1])
+        return found
+    before, later = scores[start:-1], scores[start + 1 :]
+    found |= {"first": iterations[start], "after": len(later)}
+    found["drops"] = sum(now < DROP <= was for was, now in zip(before, later, strict=True))
+    if later:
+        found |= {"dips": mean(one < DIP for one in later), "worst": min(later)}
     windows = range(IN_A_ROW, len(scores) + 1)
     settled = next((i for i in windows if min(scores[i - IN_A_ROW : i]) >= REACHED), None)
-    rest = [] if settled is None else scores[settled:]
-    return Stability(
-        first=iterations[start],
-        after=len(later),
-        dips=mean(one < DIP for one in later) if later else None,
-        drops=sum(now < DROP <= was for was, now in zip(before, later, strict=True)),
-        worst=min(later) if later else None,
-        settled=None if settled is None else iterations[settled - 1],
-        settled_dips=mean(one < DIP for one in rest) if rest else None,
-        last=last,
-        best=best,
-    )
+    if settled is not None:
+        found["settled"] = iterations[settled - 1]
+        if rest := scores[settled:]:
+            found["settled_dips"] = mean(one < DIP for one in rest)
+    return found
 
 
 def with_stability(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +77,7 @@ def with_stability(run: Mapping[str, Any]) -> dict[str, Any]:
         run: ``scores``, and ``every``, the iterations from one to the next.
     """
     steps = [run["every"] * (k + 1) for k in range(len(run["scores"]))]
-    return {**asdict(stability(steps, run["scores"])), **run}
+    return {**stability(steps, run["scores"]), **run}
 
 
 def as_rows(run: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -146,7 +123,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     """Over the seeds of each method.
 
     Args:
-        results: a run each: ``method``, ``iterations``, `Stability`'s fields, and what `below`
+        results: a run each: ``method``, ``iterations``, what `stability` says, and what `below`
             asks for.
 
     Returns:
