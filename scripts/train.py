@@ -27,7 +27,7 @@ from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
 from advgame.run.options import Count, Positive
 from advgame.run.selection import Criterion
-from advgame.run.settings import PerturbedConfig
+from advgame.run.settings import PerturbedConfig, recipes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -169,22 +169,8 @@ SCRIPTS = {
 # of some games
 OPTIONS = ("attack_steps", "step_size", "attack_mode", "beta", "noise", "transport", "replays")
 
-_COLOUR: dict[str, Any] = {
-    "model": "preact_resnet18",
-    "eps": "8/255",
-    "epochs": 30,
-    "batch_size": 128,
-    "ema": 0.999,
-    "eval_n": 1000,
-}
 # what a data set changes in Config
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {},
-    "mnist": {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000},
-    "cifar10": _COLOUR,
-    "cifar100": _COLOUR,
-    "svhn": {**_COLOUR, "lr": 0.05},
-}
+RECIPES = recipes()
 
 
 class Job(DefenderJob[Config, Any]):

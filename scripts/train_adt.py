@@ -28,7 +28,7 @@ from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share
-from advgame.run.settings import RunConfig
+from advgame.run.settings import RunConfig, recipes
 from agents.settings import Body, GradientScaling
 
 if TYPE_CHECKING:
@@ -95,27 +95,17 @@ class Config(RunConfig):
     """samples of which the sampler in the report keeps the worst"""
 
 
-_COLOUR: dict[str, Any] = {
-    "model": "preact_resnet18",
-    "generator": "resnet-3blocks",
-    "ngf": 48,
-    "latent": 64,
-    "attacker_lr": 2e-4,
-    "encoder_lr": 2e-4,
-    "eps": "8/255",
-    "epochs": 30,
-    "batch_size": 128,
-    "ema": 0.999,
-    "eval_n": 1000,
-}
 # what a data set changes in Config
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {},
-    "mnist": {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000},
-    "cifar10": _COLOUR,
-    "cifar100": _COLOUR,
-    "svhn": {**_COLOUR, "eps": "4/255", "lr": 0.05},
-}
+RECIPES = recipes(
+    colour={
+        "generator": "resnet-3blocks",
+        "ngf": 48,
+        "latent": 64,
+        "attacker_lr": 2e-4,
+        "encoder_lr": 2e-4,
+    },
+    svhn={"eps": "4/255"},
+)
 REPO: dict[str, Any] = {
     "preset": "repo",
     "accumulate": True,

@@ -25,7 +25,7 @@ from advgame.run.folder import RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share
 from advgame.run.selection import Criterion
-from advgame.run.settings import RunConfig
+from advgame.run.settings import RunConfig, recipes
 from agents.settings import Scaling, Width
 
 if TYPE_CHECKING:
@@ -93,23 +93,8 @@ class Config(RunConfig):
     """batch norm of the classifier in the attacker's step (shared: always train)"""
 
 
-_COLOUR: dict[str, Any] = {
-    "model": "preact_resnet18",
-    "width": "slim",
-    "eps": "0.031",
-    "epochs": 30,
-    "batch_size": 128,
-    "ema": 0.999,
-    "eval_n": 1000,
-}
 # what a data set changes in Config
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {},
-    "mnist": {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000},
-    "cifar10": _COLOUR,
-    "cifar100": _COLOUR,
-    "svhn": {**_COLOUR, "lr": 0.05},
-}
+RECIPES = recipes(colour={"width": "slim", "eps": "0.031"})
 REPO: dict[str, Any] = {"preset": "repo", "scaling": "paper", "gradient_mode": "repo"}
 _REPO_COLOUR: dict[str, Any] = {
     "model": "wrn-34-10",

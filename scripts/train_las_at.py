@@ -21,7 +21,7 @@ from advgame.choices import Credit
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, parse_eps
-from advgame.run.settings import PerturbedConfig
+from advgame.run.settings import PerturbedConfig, recipes
 from agents.settings import LEARNERS, PRESETS, Agent, Baseline
 
 if TYPE_CHECKING:
@@ -67,33 +67,13 @@ class Config(PerturbedConfig):
     """lists of ε, steps and step sizes to choose from"""
 
 
-_COLOUR: dict[str, Any] = {
-    "model": "preact_resnet18",
-    "eps": "8/255",
-    "epochs": 30,
-    "batch_size": 128,
-    "true_probability": 0.8,
-    "reward_interval": 20,
-    "ema": 0.999,
-    "eval_n": 1000,
-}
 # what a data set changes in Config
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {},
-    "mnist": {
-        "eps": "0.3",
-        "eps_ramp": 0.4,
-        "epochs": 10,
-        "batch_size": 128,
-        "eval_n": 1000,
-        # ε 5..9 eighths of ε₀: with the published 3..15 the policy goes to ε = 0.47, from which
-        # the defender learns next to nothing (results/las_at/wide/mnist.md)
-        "space": "las-trades-cifar10",
-    },
-    "cifar10": _COLOUR,
-    "cifar100": _COLOUR,
-    "svhn": {**_COLOUR, "lr": 0.05},
-}
+RECIPES = recipes(
+    # ε 5..9 eighths of ε₀: with the published 3..15 the policy goes to ε = 0.47, from which the
+    # defender learns next to nothing (results/las_at/wide/mnist.md)
+    mnist={"space": "las-trades-cifar10"},
+    colour={"true_probability": 0.8, "reward_interval": 20},
+)
 # the published settings of LAS_PGD_AT. Kept quirks: one scalar reward per batch and no baseline,
 # starts from the ball of ε₀, a look-ahead attacked in training mode. Not kept: drawing a second
 # strategy for the defender's own step, and forwards that pollute batch-norm statistics.

@@ -10,11 +10,6 @@ from conftest import ROOT
 
 LINES = 10
 PLACES = {"scripts": "**/*.py", "agents": "*.py"}
-# pairs of files that still repeat each other; it may only shrink
-ALLOWED = {
-    frozenset(("scripts/train.py", "scripts/train_adt.py")),  # recipes of data sets
-    frozenset(("scripts/train.py", "scripts/train_l2l.py")),
-}
 
 
 def lines_of(path):
@@ -48,9 +43,7 @@ def repeated(files):
 def test_nothing_is_said_twice(folder):
     paths = sorted((ROOT / folder).glob(PLACES[folder]))
     found = repeated({str(path.relative_to(ROOT)): lines_of(path) for path in paths})
-    assert {tuple(sorted(pair)): line for pair, line in found.items() if pair not in ALLOWED} == {}
-    gone = {pair for pair in ALLOWED if pair not in found and min(pair).startswith(folder)}
-    assert gone == set(), "no longer equal: take them out of ALLOWED"
+    assert {tuple(sorted(pair)): line for pair, line in found.items()} == {}
 
 
 def test_a_repetition_is_found_through_white_space_and_comments(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from advgame.run.options import Count, Names, Positive, Share
 from advgame.run.selection import Select
@@ -82,6 +83,31 @@ class PerturbedConfig(RunConfig):
     """γ: descend at weights perturbed by this share of each layer's norm; None does not"""
     awp_start: Share = 0.3
     """share of the training before --awp begins"""
+
+
+def recipes(
+    *,
+    mnist: Mapping[str, Any] | None = None,
+    colour: Mapping[str, Any] | None = None,
+    svhn: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Data set -> what it changes in the settings of a training.
+
+    Args:
+        mnist: what a game changes further.
+        colour: the same of CIFAR-10, CIFAR-100 and SVHN.
+        svhn: the same of SVHN alone.
+    """
+    grey = {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000}
+    usual = {"eps": "8/255", "epochs": 30, "batch_size": 128, "ema": 0.999, "eval_n": 1000}
+    found = {"model": "preact_resnet18", **usual, **(colour or {})}
+    return {
+        "digits": {},
+        "mnist": {**grey, **(mnist or {})},
+        "cifar10": found,
+        "cifar100": found,
+        "svhn": {**found, "lr": 0.05, **(svhn or {})},
+    }
 
 
 def idle_settings(config: RunConfig) -> dict[str, tuple[str, ...]]:
