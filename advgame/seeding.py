@@ -16,8 +16,10 @@ def derive_seed(seed: int, name: str) -> int:
     """A 63-bit seed for the stream ``name``, independent of the other names' streams.
 
     Raises:
-        InputError: a negative seed, or one of more than 63 bits, which no file holds.
+        InputError: no integer, a negative seed, or one of more than 63 bits, which no file holds.
     """
+    if not isinstance(seed, int | np.integer):
+        raise InputError(f"seed must be an integer, not {seed!r}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must lie in 0..2^63 - 1, not {seed}")
     sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()),))

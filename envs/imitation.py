@@ -35,7 +35,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         discriminator sets between steps.
 
     Action space:
-        The task's: Discrete or a flat Box; tensors or arrays (B,) or (B, k).
+        The task's: Discrete or a flat Box; tensors or arrays (B,) or (B, k). Others are refused.
 
     Observation space:
         The task's, brought to about [−1, 1] by constants, float32; with ``horizon="fixed"`` one
@@ -255,6 +255,16 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
                 raise InputError(f"actions must be integers from 0 to {space.n - 1}")
         elif not bool(torch.isfinite(acted).all()):
             raise InputError("actions contain NaN or infinity")
+        else:
+            assert isinstance(space, spaces.Box)
+            low = torch.as_tensor(space.low, device=self.device)
+            high = torch.as_tensor(space.high, device=self.device)
+            single = acted.to(low.dtype)
+            if bool(((single < low) | (single > high)).any()):
+                raise InputError(
+                    f"actions must lie in {space}: clip them, e.g. numpy.clip(actions, space.low, "
+                    "space.high)"
+                )
         return acted
 
 

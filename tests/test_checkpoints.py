@@ -199,8 +199,9 @@ def test_runs_are_never_overwritten(tmp_path):
         RunFolder.new_path(tmp_path, "one")
     with pytest.raises(InputError, match="never overwritten"):
         RunFolder.create(path, {}, "cpu")
-    with pytest.raises(InputError, match="plain folder name"):
-        RunFolder.new_path(tmp_path, "../two")
+    for name in ("../two", "..", "a\x00b", "a\nb"):
+        with pytest.raises(InputError, match=r"plain folder name.*such as"):
+            RunFolder.new_path(tmp_path, name)
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,30 @@ def test_recording_tells_ends_from_time_limits():
     assert swing.actions.dtype == torch.float32
 
 
+def test_recording_takes_what_sb3s_predict_returns():
+    fallen = record(lambda _: (np.array(0), None), "CartPole-v1", 5, 1)
+    assert fallen.actions.tolist() == [0] * len(fallen.actions)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "words"),
+    [
+        ("CartPole-v7", 0, "cannot make 'CartPole-v7'"),
+        ("no such task", 0, "cannot make"),
+        ("CartPole-v1", (0, "state"), "returned a tuple"),
+        ("CartPole-v1", 2, "no action of Discrete"),
+        ("CartPole-v1", np.array([0]), "no action of Discrete"),
+        ("Pendulum-v1", 0.5, "no action of Box"),
+        ("Pendulum-v1", "left", "no action of Box"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_in_words(task, answer, words):
+    with pytest.raises(InputError, match=words):
+        record(lambda _: answer, task, 5, 1)
+    with pytest.raises(InputError, match="episodes must be 1"):
+        record(lambda _: 0, "CartPole-v1", 5, 0)
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

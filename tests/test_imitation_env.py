@@ -146,6 +146,15 @@ def test_bad_settings_are_refused(settings, words):
         ImitationVectorEnv(**settings)
 
 
+@pytest.mark.parametrize("end", [-1.0, 1.0])
+def test_actions_outside_a_box_are_refused_and_its_ends_are_not(end):
+    env = ImitationVectorEnv(2, env_id="Pendulum-v1")
+    env.reset(seed=0)
+    env.step(np.full((2, 1), 2 * end))
+    with pytest.raises(InputError, match=r"actions must lie in Box\(-2.0, 2.0"):
+        env.step(np.full((2, 1), 2.001 * end))
+
+
 def test_pairs_are_encoded_where_the_observations_lie():
     """The constants lie on the CPU; `meta` stands for a GPU here."""
     env = ImitationVectorEnv(2)

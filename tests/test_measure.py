@@ -50,6 +50,12 @@ def same(one, two):
     assert one.largest == two.largest
 
 
+def test_a_folder_is_a_path_or_its_text(honest, test_images, tmp_path):
+    data = test_images.subset(slice(4))
+    evaluate(honest, data, BALL, ("fgsm",), folder=str(tmp_path))
+    assert (tmp_path / "settings.json").exists()
+
+
 @pytest.mark.parametrize("wrap", [lambda model: model, Noisy])
 def test_interrupted_anywhere_it_goes_on_to_the_same_verdicts(wrap, honest, test_images, tmp_path):
     model, data = wrap(honest), test_images.subset(slice(9))
@@ -162,6 +168,9 @@ def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_pat
         ({"threat": Linf(torch.full((4,), 0.1))}, "one radius"),
         ({"attacks": "pgd10"}, "tuple of names"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size must be an integer"),
+        ({"seed": "0"}, "seed must be an integer"),
+        ({"folder": 3}, "folder must be a path"),
         ({"model": Linear(torch.randn(3, 64))}, "3 outputs"),
         ({"model": Linear(torch.randn(10, 9))}, "images of this shape"),
         ({"attacks": ("pgd21",)}, "unknown attack"),

@@ -194,6 +194,71 @@ def test_double_precision_stays_double(name, victim, few):
     assert float(BALL.size(x_adv - x).max()) <= BALL.eps + 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_classifier_in_half_precision_is_attacked_in_fp32(name, dtype, victim, few):
+    (made,), model = attacks(name, few, None), copy.deepcopy(victim).to(dtype)
+    x, kinds = few.floats().to(dtype), (torch.float32, dtype)
+    found = [made.run(model, x.to(kind), few.labels, rng=seeded()).x_adv for kind in kinds]
+    assert torch.equal(*found)
+    assert found[0].dtype == torch.float32
+    assert float(BALL.size(found[0] - x.float()).max()) <= BALL.eps + 1e-6
+    assert not model._forward_pre_hooks
+
+
+def test_a_classifier_in_half_precision_is_judged(victim, few):
+    model = copy.deepcopy(victim).bfloat16()
+    verdicts = evaluate(model, few, Linf(0.3), ("pgd10", "aa:apgd-ce"))
+    assert verdicts.accuracy()["clean"] == 1 > verdicts.accuracy()["pgd10"]
+    assert verdicts.largest["aa:apgd-ce"] <= 0.3 + 1e-6
+    find_flags(model, few, Linf(0.3), verdicts)
+
+
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["aa:fab", "aa:square", *KINDS])
+def test_the_callers_default_dtype_changes_no_attack(name, victim, few, double_by_default):
+    x, y = few.floats(), few.labels
+    torch.set_default_dtype(torch.float32)
+    made, model = attacks(name, few, None), copy.deepcopy(victim)
+    expected = [one.run(model, x, y, rng=seeded()).x_adv for one in made]
+    torch.set_default_dtype(torch.float64)
+    got = [one.run(model, x, y, rng=seeded()).x_adv for one in made]
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_the_callers_default_dtype_changes_no_verdict(victim, few, double_by_default):
+    verdicts = evaluate(victim, few, BALL, ("pgd10", "aa:apgd-ce"))
+    assert not {"non_finite", "gradient_does_not_predict"} & {
+        flag.name for flag in find_flags(victim, few, BALL, verdicts)
+    }
+
+
+class SwitchesOff(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        torch.set_grad_enabled(False)
+        return self.net(x)
+
+
+def test_a_forward_that_switches_autograd_off_is_refused(victim, few):
+    model, (made,) = SwitchesOff(victim), attacks("pgd10", few, None)
+    with pytest.raises(InputError, match="switches autograd off"):
+        evaluate(model, few, BALL, ("pgd10",))
+    with pytest.raises(InputError, match="switches autograd off"):
+        made.run(model, few.floats(), few.labels, rng=seeded())
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("name", READ_LOGITS)
 def test_probabilities_are_refused_by_every_attack_that_reads_logits(name, victim, few):
     model, (made,) = nn.Sequential(victim, nn.Softmax(1)), attacks(name, few, None)

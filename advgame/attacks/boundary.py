@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advgame.choices import BatchNormMode
 from advgame.classifiers.foreign import set_mode
 from advgame.errors import InputError
+from advgame.losses import full_precision
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
 
@@ -24,6 +25,9 @@ def at_boundary(call: CallT) -> CallT:
     would find none there and return the clean images. Images and labels made in that mode are
     copied; images in another memory layout become contiguous, once. With ``check`` a classifier
     that changes the images in place is refused, and it is a copy that it has changed.
+
+    A classifier whose weights are all of one precision is given images in it, and the attack's own
+    arithmetic is at least fp32; images and classifier of mixed precisions are taken as they are.
     """
 
     @functools.wraps(call)
@@ -31,7 +35,13 @@ def at_boundary(call: CallT) -> CallT:
         check = more.get("check", True)
         pure = refusing_changes(model) if check else contextlib.nullcontext()
         with torch.inference_mode(False), pure:
-            return call(self, model, _own(x, copy=check), _own(y), *args, **more)
+            x, dtype = _own(x, copy=check), precision(model)
+            if dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
+                return call(self, model, x, _own(y), *args, **more)
+            x = full_precision(x)
+            cast = given_in(model, dtype) if x.dtype != dtype else contextlib.nullcontext()
+            with cast:
+                return call(self, model, x, _own(y), *args, **more)
 
     return entered  # type: ignore[return-value]
 
@@ -43,9 +53,39 @@ def _own(value: Any, copy: bool = False) -> Any:
     return (value.clone() if copy or value.is_inference() else value).detach().contiguous()
 
 
+def precision(model: nn.Module) -> torch.dtype | None:
+    """What all weights of a classifier are of; None where they differ, or where it has none."""
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+@contextlib.contextmanager
+def given_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within the block ``model`` is given its images in ``dtype``, whatever they are in.
+
+    Gradients come back in the precision that the images were in.
+    """
+    if isinstance(model, torch.jit.ScriptModule):  # it takes no hooks
+        yield
+        return
+
+    def cast(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        first = given[0] if given else None
+        if not isinstance(first, Tensor) or not first.is_floating_point():
+            return given
+        return first.to(dtype), *given[1:]
+
+    # first of all hooks: the others see what the classifier sees
+    hook = model.register_forward_pre_hook(cast, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @contextlib.contextmanager
 def refusing_changes(model: nn.Module) -> Iterator[None]:
-    """Within the block, a forward that changes its input in place is refused.
+    """Within the block, a forward that changes its input in place, or autograd's mode, is refused.
 
     What it is given may be an attack's own iterate, or the caller's images.
 
@@ -53,16 +93,20 @@ def refusing_changes(model: nn.Module) -> Iterator[None]:
         InputError: what was seen.
     """
     seen: list[list[int]] = []
+    graph = torch.is_grad_enabled()
 
     def versions(given: tuple[Any, ...]) -> list[int]:
         return [one._version for one in given if isinstance(one, Tensor)]
 
     def before(_: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.append(versions(given))
+        seen.append([torch.is_grad_enabled(), *versions(given)])
 
     def after(_: nn.Module, given: tuple[Any, ...], logits: object) -> None:
-        if versions(given) != seen.pop():
+        enabled, *found = seen.pop()
+        if versions(given) != found:
             raise InputError(_CHANGES)
+        if enabled and not torch.is_grad_enabled():
+            raise InputError(_SWITCHES_OFF)
 
     try:
         hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
@@ -78,10 +122,16 @@ def refusing_changes(model: nn.Module) -> Iterator[None]:
             raise InputError(_CHANGES) from error
         raise
     finally:
+        torch.set_grad_enabled(graph)
         for hook in hooks:
             hook.remove()
 
 
+_SWITCHES_OFF = (
+    "the classifier switches autograd off in its forward pass (such as "
+    "torch.set_grad_enabled(False)), so that no gradient comes back to the images: leave the mode "
+    "to the caller"
+)
 _CHANGES = (
     "the classifier changes the images that it is given in place (such as x -= mean): let it make "
     "a new tensor (x = x - mean)"
@@ -95,7 +145,8 @@ def attacked(
     """Set the mode of ``model`` while it is attacked, then restore it bit for bit.
 
     Every module's training flag, every parameter's ``requires_grad`` and ``.grad`` and every
-    buffer are afterwards as before. Target parameters keep autograd from storing what only
+    buffer are afterwards as before. Where all weights are of one precision other than fp32, images
+    are given to the model in it. Target parameters keep autograd from storing what only
     weight gradients need, so that an attack step costs one forward and one input-backward.
 
     Args:
@@ -120,8 +171,11 @@ def attacked(
     set_mode(model, training=mode == "train")
     for parameter, _ in requires_grad:
         parameter.requires_grad_(False)
+    dtype = precision(model)
+    usual = dtype is None or dtype == torch.float32
     try:
-        yield
+        with contextlib.nullcontext() if dtype is None or usual else given_in(model, dtype):
+            yield
     finally:
         for module, training in modes:
             module.training = training

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +40,17 @@ class _Contiguous(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return gradients[0].contiguous()
+
+
+@contextlib.contextmanager
+def _usual_dtype() -> Iterator[None]:
+    """What pyautoattack makes without saying of which type is fp32, whatever the caller has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _AsAutoAttackWants(nn.Module):
@@ -99,7 +112,8 @@ class AutoAttackPart(Attack):
         if isinstance(self.threat.eps, Tensor):
             raise InputError("AutoAttack judges at one eps: give the threat a float")
         cuda = [x.device] if x.device.type == "cuda" else []
-        with attacked(model), torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
+        quiet, private = warnings.catch_warnings(), torch.random.fork_rng(devices=cuda)
+        with attacked(model), private, quiet, _usual_dtype():
             warnings.simplefilter("ignore")  # its checks are among our flags
             with torch.enable_grad():
                 logits = model(x[:2].clone().requires_grad_())

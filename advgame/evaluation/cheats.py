@@ -22,6 +22,7 @@ from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.measure import evaluate
+from advgame.evaluation.probes import random_signs
 from advgame.evaluation.verdicts import Verdicts, predict, withstand
 from advgame.seeding import stream
 from advgame.statistics import beats
@@ -209,7 +210,7 @@ def _peaks(model: nn.Module, data: ImageSet, seed: int) -> float:
     here, said = _logits(model, images).max(1)
     peak = torch.ones(len(images), dtype=torch.bool, device=images.device)
     for _ in range(8):
-        v = torch.randint(0, 2, images.shape, generator=rng, device=images.device) * 2.0 - 1
+        v = random_signs(images, rng)
         for way in (1, -1):
             there = _logits(model, images + way * v / 255).gather(1, said[:, None])[:, 0]
             peak &= there < here
@@ -219,7 +220,7 @@ def _peaks(model: nn.Module, data: ImageSet, seed: int) -> float:
 def _nudged(model: nn.Module, data: ImageSet, seed: int) -> tuple[Tensor, Tensor]:
     """Which images are right with every pixel moved by 1/255 at random, and which as they are."""
     images, rng = data.floats(), stream(seed, "nudge", data.images.device)
-    v = torch.randint(0, 2, images.shape, generator=rng, device=images.device) * 2.0 - 1
+    v = random_signs(images, rng)
     # inwards at the ends of [0, 1], so that every pixel moves
     v = torch.where(images <= 0, 1.0, torch.where(images >= 1, -1.0, v))
     moved, still = (predict(model, x) == data.labels for x in (images + v / 255, images))

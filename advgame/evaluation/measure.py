@@ -42,7 +42,7 @@ def evaluate(
     batch_size: int = 500,
     surrogate: nn.Module | None = None,
     extra: Mapping[str, Attack] | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     fabric: Fabric | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Verdicts:
@@ -71,8 +71,12 @@ def evaluate(
     if isinstance(attacks, str):
         raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
     attacks = tuple(attacks)
-    if batch_size < 1:
-        raise InputError(f"batch_size must be 1 or above, not {batch_size}")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be an integer, 1 or above, not {batch_size!r}")
+    derive_seed(seed, "")  # refuses what is no seed
+    if not isinstance(folder, str | Path | None):
+        raise InputError(f"folder must be a path, not {folder!r}")
+    folder = None if folder is None else Path(folder)
     world = fabric.world_size if fabric is not None else 1
     if world > 1 and folder is None:
         raise InputError("several processes meet in a folder: give one")
@@ -169,7 +173,8 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
     try:
         with attacked(model), torch.no_grad(), refusing_changes(model):
             logits = model(images)
-            model(images[:1])  # attacks regroup images, so that any number must do
+            with torch.enable_grad():  # as attacks ask
+                model(images[:1])  # they regroup images, so that any number must do
             if any(getattr(module, "training", False) for module in model.modules()):
                 raise InputError(
                     "the classifier switches to training mode in its forward pass: attacks need "

@@ -122,12 +122,17 @@ def _predicted(model: nn.Module, data: ImageSet, gradient: Tensor, seed: int) ->
     images, rng = data.floats(), stream(seed, "steps", data.images.device)
     gained, promised = [], []
     for _ in range(32):
-        v = torch.randint(0, 2, images.shape, generator=rng, device=images.device) * 2.0 - 1
+        v = random_signs(images, rng)
         with torch.no_grad():
             up, down = (margin(model(images + s * _STEP * v), data.labels) for s in (1, -1))
         gained.append((up - down) / (2 * _STEP))
         promised.append((gradient * v.flatten(1)).sum(1))
     return _cosine(torch.stack(gained, 1), torch.stack(promised, 1))
+
+
+def random_signs(like: Tensor, rng: torch.Generator) -> Tensor:
+    """-1 or 1 for each pixel, in the shape and the type of the images."""
+    return torch.randint(0, 2, like.shape, generator=rng, device=like.device).to(like) * 2 - 1
 
 
 def _survive(model: nn.Module, data: ImageSet, attack: Attack, seed: int) -> tuple[Tensor, Tensor]:

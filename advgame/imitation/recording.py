@@ -8,7 +8,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 
+from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations
 
 
@@ -16,12 +18,21 @@ def record(act: Callable[[Any], Any], env_id: str, seed: int, episodes: int) -> 
     """Play ``episodes`` episodes, one after the other.
 
     Args:
-        act: observation (d,) -> action; observations are the environment's own.
+        act: observation (d,) -> action; observations are the environment's own. Of an answer
+            (action, None), as ``predict`` of Stable-Baselines3 gives, the action is taken.
         env_id: Gymnasium's name of the task.
         seed: episode i begins with ``reset(seed=seed + i)``.
         episodes: how many, 1 or more.
+
+    Raises:
+        InputError: a task that cannot be made, no episode, or an action that is none of the task's.
     """
-    env = gymnasium.make(env_id)
+    if episodes < 1:
+        raise InputError(f"episodes must be 1 or above, not {episodes}")
+    try:
+        env = gymnasium.make(env_id)
+    except (gymnasium.error.Error, ImportError, ValueError) as error:
+        raise InputError(f"cannot make {env_id!r}: {error}") from error
     observations, actions = [], []
     lengths, returns, terminated = [], [], []
     for episode in range(episodes):
@@ -29,7 +40,7 @@ def record(act: Callable[[Any], Any], env_id: str, seed: int, episodes: int) -> 
         total, steps, over, cut = 0.0, 0, False, False
         while not (over or cut):
             observations.append(np.array(observation, dtype=np.float32))
-            action = np.array(act(observation))  # a copy: policy and task may write into theirs
+            action = _action(act(observation), env.action_space)
             actions.append(action)
             given = action.copy() if action.ndim else action.item()
             observation, reward, over, cut, _ = env.step(given)
@@ -47,3 +58,25 @@ def record(act: Callable[[Any], Any], env_id: str, seed: int, episodes: int) -> 
         torch.tensor(terminated),
         env_id,
     )
+
+
+def _action(answer: Any, space: spaces.Space[Any]) -> np.ndarray[Any, Any]:
+    """The action as an array of its own: policy and task may write into theirs."""
+    match answer:
+        case (action, None):
+            answer = action
+        case tuple():
+            raise InputError(
+                "the policy returned a tuple: give record a function that returns the action "
+                "alone, e.g. lambda seen: model.predict(seen)[0]"
+            )
+    try:
+        action = np.array(answer)
+    except ValueError as error:
+        raise InputError(f"the policy returned {answer!r}, which is no array") from error
+    known = isinstance(space, spaces.Discrete | spaces.Box)
+    if known and (action.shape != space.shape or action.dtype.kind not in "iuf"):
+        raise InputError(f"the policy returned {answer!r}, which is no action of {space}")
+    if isinstance(space, spaces.Discrete) and not space.contains(action.item()):
+        raise InputError(f"the policy returned {answer!r}, which is no action of {space}")
+    return action

@@ -123,8 +123,11 @@ class RunFolder:
             InputError: the folder exists, or the name is not one of a folder.
         """
         path = root / (name or datetime.now().strftime("%Y%m%d-%H%M%S"))
-        if path.parent != root:
-            raise InputError(f"the name of a run must be a plain folder name, not {name!r}")
+        if path.parent != root or path.name == ".." or not path.name.isprintable():
+            raise InputError(
+                f"the name of a run must be a plain folder name, not {name!r}: choose another "
+                "--name, such as run1; where runs lie is --runs-dir"
+            )
         if path.exists():
             raise InputError(
                 f"{path} exists and is never overwritten: choose another --name, "
