@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def placed(value: Tensor, x: Tensor, threat: Threat) -> Tensor:
     return threat.project(x + value * per_image(threat.eps, x), x)
 
 
-class AttackerNetwork(nn.Module):
+class AttackerNetwork(nn.Module, ABC):
     """One network φ for all images, whose perturbations lie in any L∞ ball: L2L, ADT, AttNet.
 
     A subclass brings `sampler`, and says in the class attributes what it needs.
@@ -79,6 +80,7 @@ class AttackerNetwork(nn.Module):
         self.about: dict[str, Any] = {}
         """How it came about, of one from a file."""
 
+    @abstractmethod
     def sampler(self, gradient: InputGradient, threat: Threat) -> DeltaSampler:
         """What makes perturbations of a batch, differentiable in φ; gradients are asked for once.
 
@@ -87,7 +89,6 @@ class AttackerNetwork(nn.Module):
                 constants to φ.
             threat: an L∞ ball; its radius may be per image.
         """
-        raise NotImplementedError
 
     def examples(self, gradient: InputGradient, threat: Threat, rng: torch.Generator) -> Tensor:
         """One adversarial example of each image, (B, C, H, W); arguments as those of `sampler`."""

@@ -16,12 +16,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from published import PUBLISHED
 
 from advgame import attacks, games
-from advgame.choices import COLOUR, BatchNormMode, Transport
+from advgame.choices import COLOUR, BatchNormMode, Preset, Transport
 from advgame.errors import InputError, unknown
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from advgame.games.training import Rules
     from advgame.threat import Linf, Threat
 
-Preset = Literal["default", "repo"]
 T = TypeVar("T")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from advgame.choices import COLOUR
+from advgame.choices import COLOUR, Preset
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.files import write_atomically
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from advgame.threat import Linf
     from agents.adt import ExplicitPlayer, ImplicitPlayer
 
-Preset = Literal["default", "repo"]
 Method = Literal["exp", "exp-am", "imp-am"]
 DIVERSITY_RUNS, DIVERSITY_IMAGES = 10, 100
 

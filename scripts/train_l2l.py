@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from advgame import attacks
-from advgame.choices import COLOUR, BatchNormMode, Form
+from advgame.choices import COLOUR, BatchNormMode, Form, Preset
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
 from advgame.run.job import about
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from advgame.threat import Linf, Threat
     from agents.attacker_network import AttackerNetwork
 
-Preset = Literal["default", "repo"]
 Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgd"]
 CONTROLS: dict[str, Callable[[Threat], Attack] | None] = {
     "plain": None,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from advgame.choices import Credit
+from advgame.choices import Credit, Preset
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, parse_eps
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from advgame.data import Splits
     from advgame.run.curves import Panels
     from agents.las_at import StrategyGame
-
-Preset = Literal["default", "repo"]
 
 
 @dataclass(frozen=True)

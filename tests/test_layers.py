@@ -99,3 +99,24 @@ metadata.version = version
 import advgame
 assert advgame.__version__ == "unknown"
 """)
+
+
+def test_a_training_that_says_no_game_is_told_so():
+    from advgame.run.defender_job import DefenderJob
+    from advgame.run.settings import RunConfig
+
+    class Empty(DefenderJob):
+        config = RunConfig
+
+        def title(self, config):
+            return "empty"
+
+    with pytest.raises(NotImplementedError, match="Empty says neither rules nor game"):
+        Empty().rules(RunConfig(), None, None)
+
+
+def test_the_names_of_colour_data_sets_are_those_of_the_data():
+    from advgame.choices import COLOUR
+    from advgame.data import STATISTICS
+
+    assert tuple(STATISTICS) == COLOUR

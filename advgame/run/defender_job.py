@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
+from advgame.choices import COLOUR
 from advgame.errors import InputError
 from advgame.run.job import Job
 from advgame.run.options import parse_eps, parse_linf_eps, refuse_idle
@@ -47,7 +48,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
     def rules(self, config: RunConfigT, data: ImageSet, fabric: Fabric) -> Rules:
         """One step of the game; a script whose game is no `DefenderTraining` has `game` instead."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} says neither rules nor game")
 
     @abstractmethod
     def title(self, config: RunConfigT) -> str:
@@ -83,9 +84,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
     def augmentation(self, config: RunConfigT) -> dict[str, bool]:
         """Random crops and flips of colour images; digits are not flipped."""
-        from advgame.data import STATISTICS
-
-        colour = config.dataset in STATISTICS
+        colour = config.dataset in COLOUR
         return {"crop": colour, "flip": colour and config.dataset != "svhn"}
 
     # what all share
@@ -165,7 +164,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         from advgame.data import STATISTICS
         from advgame.seeding import seeded_init
 
-        known = self.normalised(config) and config.dataset in STATISTICS
+        known = self.normalised(config) and config.dataset in COLOUR
         with seeded_init(config.seed, "defender"):
             layer = Normalise(*STATISTICS[config.dataset]) if known else None
             module = make_classifier(config.model, data.shape, data.classes, layer)
@@ -258,7 +257,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         InputError: what is wrong, in one line.
     """
-    parse_linf_eps(config.eps)
+    parse_linf_eps(config.eps)  # first: it needs no torch
     from advgame.evaluation import check_attacks
     from advgame.run.devices import check_devices
     from advgame.seeding import derive_seed
