@@ -179,6 +179,23 @@ def images(digits):
     return digits.validation.floats()[:60], digits.validation.labels[:60]
 
 
+def test_a_policy_that_draws_takes_other_steps_by_chance(attacker, images):
+    x, y = images
+    model, likeliest = shipped().model, attacker.attack(Linf(0.05), 6)
+    drawing = replace(likeliest, stochastic=True)
+
+    def made(attack, seed):
+        return attack.run(model, x, y, rng=stream(seed, "draws")).x_adv
+
+    first = made(drawing, 0)
+    assert torch.equal(first, made(drawing, 0))
+    assert not torch.equal(first, made(drawing, 1))
+    assert not torch.equal(first, made(likeliest, 0))
+    assert (first - x).abs().max() <= 0.05 + 1e-6
+    with pytest.raises(InputError, match="drawing the choices"):
+        drawing.run(model, x, y)
+
+
 @pytest.mark.parametrize("ball", [Linf(0.3), L2(1.2)])
 def test_learned_attack_is_an_attack(attacker, images, ball):
     model = Counting(shipped().model)
