@@ -16,7 +16,6 @@ from advgame.defender import Defender
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
 from advgame.losses import cross_entropy
-from advgame.run.cli import run_script
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
 
@@ -94,9 +93,8 @@ def refused(tmp_path, monkeypatch, capsys):
     def check(script: ModuleType, words: Sequence[str], answer: str) -> None:
         there = sorted(tmp_path.iterdir())
         monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-        job = getattr(script, "job", None)
         with pytest.raises(SystemExit) as stop:
-            run_script(job.from_command_line if job else script._from_command_line)
+            script.job.main()
         assert stop.value.code == 2
         said = capsys.readouterr().err
         assert answer in said
