@@ -236,7 +236,23 @@ class GradientStepsState(AttackState):
         self, actions: Tensor, rows: Tensor | None = None, arrivals: tuple[Tensor, ...] = ()
     ) -> None:
         """One query for every image: backward, move, forward; see `AttackState.step`."""
-        chosen, values = self.menu.decode(actions), self.losses.detach()
+        self.take(self.menu.decode(actions), actions, rows, arrivals)
+
+    def take(
+        self,
+        chosen: Step,
+        actions: Tensor,
+        rows: Tensor | None = None,
+        arrivals: tuple[Tensor, ...] = (),
+    ) -> None:
+        """`step` with step sizes and momenta that need not be on the menu.
+
+        Args:
+            chosen: one step per image.
+            actions: (B, 5) indices of the menu's nearest, which the features show.
+            rows: see `AttackState.step`, as are ``arrivals``.
+        """
+        values = self.losses.detach()
         gradient = self._gradient(chosen.loss)
         base, along, last = self.x_adv, gradient, self.last
         if "best" in self.menu.moves:
