@@ -25,6 +25,7 @@ import tyro
 
 from advgame import evaluation
 from advgame.errors import InputError
+from advgame.own_code import own_code
 from advgame.run import job as jobs
 from advgame.run.folder import RunFolder
 from advgame.run.options import (
@@ -152,17 +153,13 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
 
 def images(config: Config) -> tuple[str, ImageSet, ImageSet | None]:
     """The name and the test images; others of the same data set, where there are any."""
-    from advgame.classifiers.saved import imported
     from advgame.data import ImageSet, load_data
 
     held_out = None
     if config.data_import:
-        name, data = config.data_import, imported(config.data_import)
-        if not isinstance(data, ImageSet):
-            raise InputError(
-                f"{config.data_import} must return an advgame.data.ImageSet, "
-                f"not {type(data).__name__}: ImageSet.from_floats makes one"
-            )
+        words = "an advgame.data.ImageSet (ImageSet.from_floats makes one)"
+        name = config.data_import
+        data = own_code(name).make(ImageSet, words)
     else:
         assert config.dataset is not None  # `check` found it
         splits = load_data(config.dataset, config.data_dir, download=config.download)

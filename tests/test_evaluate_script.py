@@ -170,7 +170,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--n", "0"], "n must be 1"),
         (["run", "--batch-size", "0"], "batch_size must be 1"),
         (["run", "--dataset", "cifar10"], "--data-dir"),
-        (["--import", "my_code", *DIGITS], "package.module:function"),
+        (["--import", "my_code", *DIGITS], "package.module:factory"),
         (["--import", "my_code:nothing", *DIGITS], "AttributeError"),
         (["--import", "no_such_code:f", *DIGITS], "ModuleNotFoundError"),
         (["--import", "my_code:broken", *DIGITS], "ZeroDivisionError: mine, "),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import traceback
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +11,7 @@ from torch import nn
 
 from advgame.classifiers import Normalise, make_classifier
 from advgame.errors import InputError
+from advgame.own_code import own_code
 from advgame.run.checkpoint import load_weights
 from advgame.run.folder import RunFolder
 
@@ -74,37 +72,11 @@ def run_classifier(
     return load_classifier(path, model, shape, classes)
 
 
-def imported(name: str) -> object:
-    """What ``package.module:function`` returns; the present folder is looked in first.
-
-    Raises:
-        InputError: no such module or function, or it fails.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise InputError(f"expected package.module:function, not {name!r}")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return getattr(importlib.import_module(module_name), function_name)()
-    except (Exception, SystemExit) as error:  # a stranger's code may raise anything, or exit
-        own = [
-            f", {frame.filename}:{frame.lineno}"
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename != __file__ and "importlib" not in frame.filename
-        ]
-        place = own[-1] if own else ""
-        raise InputError(f"{name} failed: {type(error).__name__}: {error}{place}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-
-
 def imported_classifier(name: str) -> nn.Module:
-    """The module that ``package.module:function`` returns, in the mode that it comes in.
+    """The module that ``package.module:factory`` returns, in the mode that it comes in.
 
     Raises:
         InputError: it fails, or returns something else.
     """
-    module = imported(name)
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{name} must return a torch.nn.Module, not {type(module).__name__}")
+    module: nn.Module = own_code(name).make(nn.Module, "a torch.nn.Module")
     return module
