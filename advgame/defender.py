@@ -92,7 +92,7 @@ class Defender:
 
     @property
     def device(self) -> torch.device:
-        """Where the classifier lives."""
+        """The device that holds the classifier's weights."""
         return self.fabric.device
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -212,5 +212,5 @@ class Defender:
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the optimiser."""
+        """Restore the optimiser's state, which `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])

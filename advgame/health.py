@@ -116,12 +116,12 @@ class Death:
         return f"dead_{self.player.replace('-', '_')}_{self.sign}"
 
     def as_dict(self) -> dict[str, str]:
-        """As a flag of ``report.json``."""
+        """The dead player as a flag of ``report.json``."""
         return {"name": self.name, "meaning": self.sentence}
 
     @property
     def sentence(self) -> str:
-        """What a report says."""
+        """What the report says: who is dead, since when, and by which number."""
         verdict = SIGNS[self.sign].verdict
         tag = f"{PREFIX}{self.player}/{self.sign}"
         return f"the {self.player} {verdict}, since epoch {self.since} ({tag} = {self.value:.3g})"
@@ -155,7 +155,7 @@ def deaths(rows: Sequence[Mapping[str, float]]) -> list[Death]:
 
 
 def tagged(player: str, signs: Mapping[str, float]) -> dict[str, float]:
-    """Signs under their tags."""
+    """The signs of life of a player under the tags that curves have."""
     return {f"{PREFIX}{player}/{name}": value for name, value in signs.items()}
 
 

@@ -14,12 +14,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """At least fp32."""
+    """The values in fp64 if they are, in fp32 otherwise."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y], (B,)."""
+    """Cross-entropy -log softmax(logits)[y] per image: (B, K) and (B,) -> (B,)."""
     return F.cross_entropy(full_precision(logits), y.long(), reduction="none")
 
 

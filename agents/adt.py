@@ -215,7 +215,7 @@ class ImplicitPlayer(AttackerPlayer):
 
     @property
     def learners(self) -> list[tuple[nn.Module, Optimizer]]:
-        """The generator and the encoder."""
+        """The networks that learn, generator and encoder, each with its optimiser."""
         return [*super().learners, (self.encoder, self.encoder_optimizer)]
 
     def sample(self, gradient: InputGradient, threat: Threat, rng: torch.Generator) -> Sampled:

@@ -39,7 +39,7 @@ class AttackGame:
             env.reset(seed=derive_seed(seed, f"env{number}"))
 
     def step(self) -> dict[str, Tensor]:
-        """One update."""
+        """One update of the attacker from what its environments gave; its statistics."""
         return self.learner.update()
 
     def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
@@ -47,7 +47,7 @@ class AttackGame:
         return tagged("strategy", gradient_sign(self.learner.optimizer))
 
     def state_dict(self) -> dict[str, Any]:
-        """Player and environments."""
+        """The attacker's state and the place of every environment."""
         places = [env.state_dict() for env in self.envs]
         return {"player": self.learner.state_dict(), "envs": places}
 

@@ -139,7 +139,7 @@ class AttackerNetwork(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights."""
+        """The floating-point type of the weights."""
         return next(self.parameters()).dtype
 
 
@@ -251,7 +251,7 @@ class AttackerPlayer:
         return output_signs(value, gradient.y) | gradient_sign(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Networks and optimisers."""
+        """Weights of all networks that learn, and the states of their optimisers."""
         return {
             "networks": [network.state_dict() for network, _ in self.learners],
             "optimizers": [optimizer.state_dict() for _, optimizer in self.learners],

@@ -51,11 +51,11 @@ class Averages:
 
     @staticmethod
     def zeros(params: Tensor) -> Averages:
-        """Before the first gradient."""
+        """The averages before any gradient was seen; ``params`` (m,) gives their size."""
         return Averages(params.new_zeros(len(_DECAYS), len(params)), torch.zeros_like(params), 0)
 
     def seen(self, grad: Tensor) -> Averages:
-        """After one more gradient (m,)."""
+        """The averages after one more gradient ``grad`` (m,)."""
         decays = grad.new_tensor(_DECAYS)[:, None]
         momenta = decays * self.momenta + (1 - decays) * grad
         square = _SQUARE_DECAY * self.square + (1 - _SQUARE_DECAY) * grad.square()

@@ -67,7 +67,7 @@ class StrategyGame:
         return row
 
     def state_dict(self) -> dict[str, Any]:
-        """Environment and player."""
+        """States of environment and strategy player, and the strategies already chosen."""
         states = {"env": self.env.state_dict(), "player": self.player.state_dict()}
         return {**states, "chosen": self._chosen}
 

@@ -327,7 +327,7 @@ class EpisodicReinforce(PolicyGradient):
 
     @property
     def module(self) -> FeaturePolicy:
-        """What the training loop saves."""
+        """The policy network, which the training loop saves."""
         return self.policy
 
     def update(self) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class Absorbing(gym.Wrapper[Array, Any, Array, Any]):
         self.first = first
 
     def reset(self, **options: Any) -> tuple[Array, dict[str, Any]]:
-        """A new episode."""
+        """Begin a new episode; observations end with a 0: not absorbing."""
         seen, info = self.env.reset(**options)
         self.clock, self.first, self.over = self.first, 0, False
         return np.append(seen, np.float32(0)), info
@@ -183,7 +183,7 @@ class PaidByDiscriminator(VecEnvWrapper):
         self.theta = theta
 
     def reset(self) -> Any:
-        """All episodes from their beginning."""
+        """Begin a new episode in every environment."""
         self.seen: Any = self.venv.reset()
         return self.seen
 

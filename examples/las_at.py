@@ -49,7 +49,7 @@ class StrategyNet(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(64, len(choices)) for choices in CHOICES)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """One linear head per choice."""
+        """Images (B, C, H, W) -> logits (B, options) of each choice, by a linear head."""
         features = self.trunk(x)
         return [head(features) for head in self.heads]
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from published import PUBLISHED
+from typing_extensions import override
 
 from advgame import attacks, games
 from advgame.choices import COLOUR, BatchNormMode, Preset, Transport
@@ -192,12 +193,12 @@ class Job(DefenderJob[Config, Any]):
             changes |= PUBLISHED.get(game, {})
         return replace(usual, **changes)
 
+    @override
     def title(self, config: Config) -> str:
-        """The game."""
         return config.game
 
+    @override
     def purpose(self, config: Config) -> Criterion:
-        """The game's."""
         return GAMES[config.game].purpose
 
     def check(self, config: Config) -> Config:
@@ -231,16 +232,16 @@ class Job(DefenderJob[Config, Any]):
             found[f"--dataset {config.dataset}"] = ("normalise",)
         return found
 
+    @override
     def normalised(self, config: Config) -> bool:
-        """As asked for."""
         return config.normalise
 
     def descents(self, config: Config, data: Splits, fabric: Fabric) -> int:
         """Each batch is replayed in Free."""
         return super().descents(config, data, fabric) * (config.replays or 1)
 
+    @override
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
-        """The game's."""
         return GAMES[config.game].make(config, ball(config))
 
     def from_command_line(self) -> RunFolder | None:

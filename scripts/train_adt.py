@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from typing_extensions import override
+
 from advgame.choices import COLOUR, Preset
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball, tested
@@ -154,7 +156,7 @@ def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttac
 
 
 class Job(DefenderJob[Config, "DefenderTraining"]):
-    """ADT's training."""
+    """The job that trains a classifier by ADT and judges it."""
 
     config = Config
     peeked = {"dataset": "digits", "preset": "default", "method": "exp"}  # noqa: RUF012
@@ -167,12 +169,12 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         usual = super().defaults(**peeked)
         return replace(usual, lam=1.0) if usual.method == "imp-am" else usual
 
+    @override
     def title(self, config: Config) -> str:
-        """The method."""
         return f"ADT, {config.method},"
 
     def panels(self) -> Panels:
-        """With the entropy."""
+        """Panels of curves.png, with the distribution's entropy."""
         from advgame.games.training import PANELS
 
         return PANELS | {
@@ -197,7 +199,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         return {f"--method {config.method}": others, f"--generator {config.generator}": width}
 
     def augmentation(self, config: Config) -> dict[str, bool]:
-        """SVHN's published code crops nothing."""
+        """The usual augmentation; as published, SVHN's images are not cropped."""
         usual = super().augmentation(config)
         whole = config.dataset == "svhn" and config.preset == "repo"
         return {**usual, "crop": False} if whole else usual
@@ -276,7 +278,7 @@ def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
 
 
 def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
-    """Who learns to sample."""
+    """The network that learns the distribution of perturbations, with its optimiser."""
     from advgame.games.adt import AdtAmortised
     from agents.adt import ExplicitPlayer, ImplicitPlayer
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from typing_extensions import override
+
 from advgame.choices import MOVES
 from advgame.errors import InputError
 from advgame.run import job as jobs
@@ -90,7 +92,7 @@ class Config:
 
 
 def panels() -> Panels:
-    """Of curves.png."""
+    """Panels of curves.png: pay-off, validation and choices."""
     from advgame.attacks.gradient_steps import CHOICES
 
     return {
@@ -126,7 +128,7 @@ def targets(config: Config) -> list[Target]:
 def make_game(
     config: Config, frozen: list[Target], data: Splits, fabric: Fabric
 ) -> tuple[AttackGame, Menu]:
-    """Environments and learner."""
+    """The environments of the frozen classifiers with the learner, and what it can choose."""
     from advgame.attacks.gradient_steps import CHOICES, Menu
     from advgame.seeding import derive_seed, seeded_init, stream
     from agents.attack_game import AttackGame
@@ -228,7 +230,7 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
 
 
 class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
-    """The attacker's training."""
+    """The job that trains an attacker on frozen classifiers."""
 
     config = Config
 
@@ -244,8 +246,8 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
         derive_seed(config.seed, "check")
         return config
 
+    @override
     def fabric(self, config: Config) -> Fabric:
-        """One device, as asked for."""
         from advgame.run.devices import make_fabric
 
         return make_fabric(config.accelerator, 1, "32-true")
@@ -264,10 +266,10 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
         payoff = Payoff(config.gain, config.bonus, config.price)
         return game, Validation(frozen, images, config.queries, menu, payoff, config.seed)
 
+    @override
     def work(
         self, config: Config, run: RunFolder, made: tuple[AttackGame, Validation], *, resume: bool
     ) -> None:
-        """Train, and report."""
         from advgame.run.loop import Trainer, TrainingPlan
 
         game, validate = made

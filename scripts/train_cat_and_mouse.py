@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import tyro
 from rich.console import Console
 from rich.progress import track
+from typing_extensions import override
 
 from advgame import evaluation
 from advgame.errors import InputError
@@ -167,8 +168,8 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             config = replace(config, name=path.name)
         return super().run(config, typed)
 
+    @override
     def title(self, config: Config) -> str:
-        """The game and its attack."""
         return f"Cat and mouse, {config.attack}"
 
     def classifier(
@@ -184,8 +185,8 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
         with seeded_init(config.seed, f"defender {number}"):
             return make_classifier(config.model, data.shape, data.classes, normalise)
 
+    @override
     def game(self, config: Config, data: Splits, fabric: Fabric) -> CatAndMouse:
-        """The game on its data."""
         from advgame.evaluation.attacks import Context, make_suite
         from advgame.games import CatAndMouse
 

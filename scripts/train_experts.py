@@ -161,7 +161,7 @@ class Judge(BaseCallback):
 
 
 def play(model: BaseAlgorithm, env_id: str, seed: int, episodes: int) -> Demonstrations:
-    """Whole episodes without exploration."""
+    """Demonstrations: whole episodes of the policy's deterministic actions."""
     return record(lambda seen: model.predict(seen, deterministic=True)[0], env_id, seed, episodes)
 
 

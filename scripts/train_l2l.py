@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from typing_extensions import override
+
 from advgame import attacks
 from advgame.choices import COLOUR, BatchNormMode, Form, Preset
 from advgame.run.defender_job import DefenderJob, ball
@@ -106,7 +108,7 @@ _REPO_COLOUR: dict[str, Any] = {
 
 
 class Job(DefenderJob[Config, "DefenderTraining"]):
-    """L2L's training, and its controls."""
+    """The job that trains a classifier by L2L, or by one of its controls."""
 
     config = Config
     peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
@@ -114,12 +116,12 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
 
+    @override
     def title(self, config: Config) -> str:
-        """Who attacks."""
         return f"L2L, {config.attacker},"
 
+    @override
     def purpose(self, config: Config) -> Criterion:
-        """See `PURPOSES`."""
         return PURPOSES.get(config.attacker, "robust")
 
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
@@ -180,7 +182,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
 
 
 def network_of(game: DefenderTraining) -> AttackerNetwork | None:
-    """The attacker, where one learns."""
+    """The attacker network of the game; None where no network attacks."""
     from advgame.games.l2l import L2L
     from agents.attacker_network import AttackerPlayer
 

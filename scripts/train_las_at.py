@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from typing_extensions import override
+
 from advgame.choices import Credit, Preset
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball
@@ -98,7 +100,7 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
 
 
 class Job(DefenderJob[Config, "StrategyGame"]):
-    """LAS-AT's training."""
+    """The job that trains a classifier by LAS-AT and judges it."""
 
     config = Config
     peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
@@ -106,12 +108,12 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     repo = REPO
     repo_recipes = REPO_RECIPES
 
+    @override
     def title(self, config: Config) -> str:
-        """Who picks the strategies."""
         return f"LAS-AT, {config.agent},"
 
+    @override
     def panels(self) -> Panels:
-        """Of pay-offs and strategies."""
         from advgame.run.curves import PANELS
 
         return PANELS

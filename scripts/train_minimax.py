@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from typing_extensions import override
+
 from advgame.choices import Per
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball, tested
@@ -117,7 +119,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def direction(config: Config) -> solvers.Direction:
-    """Where the two players go."""
+    """How both players step, by the name of the defence."""
     from advgame import solvers
 
     made: dict[str, Callable[[], solvers.Direction]] = {
@@ -132,7 +134,7 @@ def direction(config: Config) -> solvers.Direction:
 
 
 def played(config: Config, shape: tuple[int, int, int], classes: int, device: Any) -> Rules:
-    """The game."""
+    """The rules of the game: the defence, and the attacks that it trains against."""
     from advgame.games.adversarial_training import AdversarialTraining
     from advgame.games.minimax import Minimax, SensitivityTraining
     from advgame.games.mixture import FIXED, Mixture
@@ -169,7 +171,7 @@ def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
 
 
 def classes(config: Config, data: Splits) -> dict[Responder, AttackerClass]:
-    """Whose fresh networks respond."""
+    """The attacker classes by name of which fresh networks respond to the classifier."""
     from agents.l2l import L2LNetwork
 
     shape, labels = data.train.shape, data.train.classes
@@ -177,18 +179,18 @@ def classes(config: Config, data: Splits) -> dict[Responder, AttackerClass]:
 
 
 class Job(DefenderJob[Config, "DefenderTraining"]):
-    """Machine vs Machine's training."""
+    """The job that trains a classifier by Machine vs Machine and judges it."""
 
     config = Config
     recipes = RECIPES
     algorithm = "adam"
 
+    @override
     def title(self, config: Config) -> str:
-        """The defence."""
         return f"Machine vs Machine, {config.defence},"
 
+    @override
     def panels(self) -> Panels:
-        """With the duality gap."""
         from advgame.games.minimax import PANELS
 
         return PANELS
@@ -244,8 +246,8 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
             found["a mixture without networks"] = ("ascent_steps", "attacker_lr")
         return found
 
+    @override
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
-        """See `played`."""
         return played(config, data.shape, data.classes, fabric.device)
 
     def own_attacker(self, game: DefenderTraining, threat: Linf) -> NetworkAttack | None:

@@ -166,7 +166,7 @@ def judge(config: Config, task: PrivacyTask, filter_: Filter) -> dict[str, Any]:
 
 
 def as_markdown(config: Config, report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report in Markdown: accuracies of fresh classifiers on both labels."""
     kinds = list(report["useful"]["kinds"])
     lines = [
         f"# {report['task']}",

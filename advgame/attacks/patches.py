@@ -100,7 +100,7 @@ class Patches(Choices):
         return square * pattern[:, :, None, None]
 
     def reach(self, actions: Tensor) -> Tensor:
-        """R of each image, (B,)."""
+        """The chosen r of the candidate's step r·ε, per image (B,)."""
         return torch.tensor(self.reaches, device=actions.device)[actions[:, 4]]
 
 

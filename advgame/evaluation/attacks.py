@@ -83,7 +83,7 @@ class Context:
         return Transfer(attack, self.surrogate)
 
     def autoattack(self, version: Version) -> Suite:
-        """AutoAttack's attacks in order."""
+        """The attacks of a version of AutoAttack, by name, in their order."""
         parts = VERSIONS[version]
         return [(part, AutoAttackPart(self.threat, part, version, self.seed)) for part in parts]
 

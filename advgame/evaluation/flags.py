@@ -42,7 +42,7 @@ class Flag:
     meaning: str
 
     def as_dict(self) -> dict[str, str]:
-        """For ``report.json``."""
+        """The flag as ``report.json`` holds it."""
         return asdict(self)
 
 

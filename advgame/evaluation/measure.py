@@ -197,7 +197,7 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
 
 @dataclass
 class _Work:
-    """Fills cells."""
+    """What an evaluation works with, and the filling of its cells, attack by attack."""
 
     model: nn.Module
     images: Tensor
@@ -319,7 +319,7 @@ def _mask(bits: str) -> Tensor:
 
 
 def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int) -> Verdicts:
-    """All cells as verdicts."""
+    """The verdicts of the whole evaluation from its finished cells."""
     verdicts = Verdicts({}, {}, {})
     for name, suite in plan.items():
         found: list[list[Cell]] = []  # part x batch

@@ -32,7 +32,7 @@ _STEP = 1 / 255  # the smallest change that an image file can hold
 
 
 class _Differentiates(TorchFunctionMode):
-    """Notices calls of autograd."""
+    """Notices whether a forward pass of the classifier calls autograd."""
 
     def __init__(self) -> None:
         super().__init__()

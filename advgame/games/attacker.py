@@ -64,7 +64,7 @@ class AttackerPlayer(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and optimiser."""
+        """Weights and optimisers of the networks that learn."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

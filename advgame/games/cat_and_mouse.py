@@ -167,7 +167,7 @@ class CatAndMouse:
         return self._target
 
     def step(self) -> dict[str, Tensor]:
-        """One batch."""
+        """One step of the defender; once attacks are there, half of its batch is attacked."""
         number, half = self.round, self.clean.batch_size
         if number > 0 and self.fresh is not None and self.steps % self.steps_per_epoch == 0:
             self._begin_anew(self.fresh(number))

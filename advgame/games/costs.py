@@ -46,7 +46,7 @@ class Passes:
     attacker_backwards: int = 0
 
     def add_attack(self, made: AttackResult) -> None:
-        """What an attack spent."""
+        """Add the forward and backward passes per image that an attack needed."""
         self.forwards += made.forwards // len(made.x_adv)
         self.input_backwards += made.backwards // len(made.x_adv)
 

@@ -70,7 +70,7 @@ class Rules(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         return
 
     def health(self, defender: Defender, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -134,7 +134,7 @@ class DefenderTraining:
         self._unseen = False
 
     def step(self) -> dict[str, Tensor]:
-        """One batch."""
+        """One training step on the next batch, by the rules; its statistics."""
         x, y = self.batches.next()
         scale = min(1.0, (self.steps + 1) / self.ramp_steps) if self.ramp_steps else 1.0
         with self.chance:
@@ -154,7 +154,7 @@ class DefenderTraining:
         return found | self.rules.health(self.defender, x, y)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the defender's weights."""
+        """Everything that a resumed run needs but the defender's weights."""
         return {
             "rules": self.rules.state_dict(),
             "defender": self.defender.state_dict(),

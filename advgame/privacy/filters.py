@@ -72,7 +72,7 @@ class Filter(nn.Module):
         self.body, self.scale, self.dim = body, scale, dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, D) -> (n, d)."""
+        """Filter images x (n, D) and scale what comes out: z (n, d)."""
         z: Tensor = self.scale(self.body(x))
         return z
 

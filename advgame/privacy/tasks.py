@@ -33,7 +33,7 @@ def _slant(images: Tensor, coin: Tensor) -> Tensor:
 
 
 def _stroke(images: Tensor, coin: Tensor) -> Tensor:
-    """A faint diagonal, or none."""
+    """The images with a faint diagonal where the coin fell on 1."""
     diagonal = torch.eye(*images.shape[2:], device=images.device)
     return (images + STROKE * coin[:, None, None, None] * diagonal).clamp(0, 1)
 

@@ -40,7 +40,7 @@ class Publisher(nn.Module):
         self.filter, self.head = filter_, head
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Z and logits."""
+        """Filtered representation z (n, d) and the task's logits (n, K)."""
         z = self.filter(x)
         return z, self.head(z)
 

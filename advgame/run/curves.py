@@ -100,7 +100,7 @@ class Curves:
         self.writer.add_histogram(tag, values.double().cpu(), step, bins=edges.numpy())
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log a figure."""
+        """Show a matplotlib figure in TensorBoard under ``tag``."""
         self.writer.add_figure(tag, figure, step)
         self.writer.flush()
 
@@ -319,5 +319,5 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def means(sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, float]:
-    """Averages as floats."""
+    """Averages of sums of tensors by name, as floats."""
     return {name: float(value) / counts[name] for name, value in sums.items()}

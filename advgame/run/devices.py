@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from typing_extensions import override
 
 from advgame.errors import InputError
 
@@ -21,8 +22,8 @@ class _Bf16Mixed(MixedPrecision):
     def __init__(self, device: str) -> None:
         super().__init__("bf16-mixed", device)
 
+    @override
     def convert_input(self, data: Any) -> Any:
-        """As it is."""
         return data
 
 

@@ -110,7 +110,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Of the training."""
+        """The checkpoints of the run's training, in its ``checkpoints`` folder."""
         from advgame.run.checkpoint import Checkpoints
 
         return Checkpoints(self.path / "checkpoints")
@@ -287,11 +287,11 @@ class RunFolder:
         return content
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write ``name`` atomically."""
+        """Write JSON to the file ``name``, whole or not at all."""
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def write_text(self, name: str, content: str) -> None:
-        """Write ``name`` atomically."""
+        """Write text to the file ``name``, whole or not at all."""
         write_atomically(self.path / name, content)
 
 

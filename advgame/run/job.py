@@ -32,12 +32,12 @@ class Settings(Protocol):
 
     @property
     def runs_dir(self) -> str:
-        """Where run folders go."""
+        """The folder that new run folders are made in."""
         ...
 
     @property
     def name(self) -> str:
-        """Of the new folder."""
+        """What the new run folder is called; empty for date and time."""
         ...
 
     @property
@@ -168,7 +168,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         run_script(self.from_command_line)
 
     def from_command_line(self) -> RunFolder | None:
-        """Run what was typed."""
+        """Do the job with the options of the command line."""
         return self.run(self.parse(sys.argv[1:]), typed_options(self.config))
 
 

@@ -27,7 +27,7 @@ class _Unread:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Its length, written or not."""
+        """Write where somebody still reads; returns the text's length either way."""
         with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)

@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from typing_extensions import override
+
 from advgame.errors import InputError, unknown
 from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
@@ -153,17 +155,17 @@ class Study(ABC, Generic[ConfigT]):
 
     @property
     def title(self) -> str:
-        """Of table and pictures."""
+        """The title of the table and of the pictures."""
         return self.about.format(**vars(self.config))
 
     @property
     def root(self) -> Path:
-        """Folder of the cells' folders."""
+        """The folder that the cells' run folders lie in."""
         return Path(self.config.runs_dir) / ("" if self.flat else self.stem)
 
     @property
     def path(self) -> Path:
-        """The results file."""
+        """The JSON file of the results; table and pictures lie beside it."""
         return Path(self.config.out) / f"{self.stem}.json"
 
     def same(self) -> str:
@@ -189,7 +191,7 @@ class Study(ABC, Generic[ConfigT]):
             raise InputError("this study measures in its own process: no --jobs")
 
     def seeds(self) -> range:
-        """Seeds of a method."""
+        """The seeds that every method is run with."""
         first = self.config.first_seed
         return range(first, first + self.config.seeds)
 
@@ -358,7 +360,7 @@ class TrainingStudy(Study[ConfigT]):
     """tags of the picture -> titles of its panels; a run has them in its ``curves``"""
 
     def asked(self) -> Sequence[str]:
-        """Which methods."""
+        """The names of the methods that are to be run."""
         return tuple(self.methods)
 
     def check(self) -> None:
@@ -372,7 +374,7 @@ class TrainingStudy(Study[ConfigT]):
             raise unknown("method", odd[0], self.methods)
 
     def shared(self) -> list[str]:
-        """Flags of every cell."""
+        """Flags of the training script that every cell is given."""
         return split_flags(self.same())
 
     def cells(self) -> dict[str, list[str]]:
@@ -389,8 +391,8 @@ class TrainingStudy(Study[ConfigT]):
         own = split_flags(self.methods[method])
         return [*usable(self.shared(), own, self.script), *own]
 
+    @override
     def key(self, name: str, cell: Any) -> tuple[Any, ...]:
-        """Method and seed."""
         method, seed = name.rsplit("-seed", 1)
         return method, int(seed)
 
@@ -438,12 +440,12 @@ class TrainingStudy(Study[ConfigT]):
 class MethodsStudy(TrainingStudy[MethodsT]):
     """Methods of a training script on one data set, judged by attacks."""
 
+    @override
     def asked(self) -> Sequence[str]:
-        """Which methods."""
         return self.config.methods
 
     def same(self) -> str:
-        """Attacks, and ``--extra``."""
+        """Flags that runs of a results file share: attacks, and ``--extra``."""
         attacks = ["--attacks", *self.config.attacks] if self.config.attacks else []
         return shlex.join([*attacks, *split_flags(self.config.extra)])
 
@@ -452,8 +454,8 @@ class MethodsStudy(TrainingStudy[MethodsT]):
         folder = ["--data-dir", self.config.data_dir] if self.config.data_dir else []
         return ["--dataset", self.config.dataset, *folder]
 
+    @override
     def shared(self) -> list[str]:
-        """Flags of every cell."""
         return [*self.images(), *super().shared()]
 
     def read(self, folder: Path) -> dict[str, Any]:

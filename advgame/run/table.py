@@ -91,7 +91,7 @@ class Number:
     minus: str = ""
 
     def __call__(self, row: Row) -> str:
-        """Words of the cell."""
+        """The cell of a row in words: its mean over seeds, or its difference to another row."""
         if self.minus:
             pairs = differences(row.table, self.value, row.name, self.minus)
             return self.show(pairs if len(pairs) > 1 else [])
@@ -99,11 +99,11 @@ class Number:
         return self.show([] if None in values else values)
 
     def show(self, values: Sequence[float]) -> str:
-        """Words for these values."""
+        """Mean and spread of values over seeds in words."""
         return self.words(spread(values) if values else None)
 
     def words(self, found: Mapping[str, float] | None) -> str:
-        """Words for what `advgame.statistics.spread` found."""
+        """Mean and spread in words, from what `advgame.statistics.spread` found."""
         if found is None:
             return "–"
         sign = "+" if self.minus else ""
@@ -163,13 +163,13 @@ def cells(columns: Columns, lines: Sequence[Row]) -> list[list[str]]:
 
 
 def render(columns: Columns, lines: Sequence[Row]) -> str:
-    """A Markdown table of rows."""
+    """A Markdown table of results: a line per row, a column per entry of ``columns``."""
     head, *body = cells(columns, lines)
     return markdown(head, body)
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of words."""
+    """A Markdown table of a head and a body of ready words."""
     first, *others = (f"| {' | '.join(line)} |" for line in (head, *body))
     return "\n".join([first, "|---" * len(head) + "|", *others])
 

@@ -50,7 +50,7 @@ PAPER = {"plain": 0.08, PUBLISHED: 1.0, "naive": 0.22, "grad": 0.47, "two-step":
 
 @dataclass(frozen=True)
 class Games:
-    """What is measured of games."""
+    """Which games' training steps are measured, on which network and images."""
 
     network: str = "wrn-28-10"
     """of games: the defender"""
@@ -107,7 +107,7 @@ def games(config: Games, threat: Linf) -> dict[str, Rules]:
 
 
 def generator(config: Games) -> ADTNetwork:
-    """ADT's small one."""
+    """ADT's smaller generator, with the benchmark's seed."""
     with seeded_init(SEED, "attacker"):
         return ADTNetwork(config.shape)
 

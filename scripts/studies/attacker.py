@@ -29,6 +29,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.data import ImageSet, load_data
@@ -99,7 +100,7 @@ def apgd(loss: str) -> Contestant:
 
 
 def learned(folders: Mapping[int, Path]) -> Contestant:
-    """The attacker of the seed."""
+    """The learned attacker of the task's seed, as a contestant."""
     attackers = {seed: load_attacker(folder) for seed, folder in folders.items()}
     return lambda task: task.run(attackers[task.seed].attack(task.ball, task.queries), "jumps")
 
@@ -148,19 +149,19 @@ class AttackerStudy(Study[Config]):
     identity, sharing = ("attack", "classifier", "seed", "queries"), ("n",)
 
     @property
+    @override
     def stem(self) -> str:
-        """The title."""
         return f"attacker_{self.config.title or self.dataset}"
 
     @cached_property
     def victims(self) -> dict[str, Target]:
-        """The classifiers that are attacked."""
+        """The classifiers of the run folders ``--test-on``, which are attacked."""
         root = Path(self.config.runs_dir)
         return {name: from_run(root / name) for name in self.config.test_on}
 
     @property
     def dataset(self) -> str:
-        """That of the classifiers."""
+        """The data set that the attacked classifiers were trained on."""
         return next(iter(self.victims.values())).dataset
 
     def check(self) -> None:
@@ -216,8 +217,8 @@ class AttackerStudy(Study[Config]):
             yield [measure(contestant, self.victims[c["classifier"]], test, c) for c in ready]
             screen.print(f"measured {name}")
 
+    @override
     def facts(self) -> dict[str, Any]:
-        """The data set."""
         return {"dataset": self.dataset}
 
     def found(self, runs: Runs) -> dict[str, Any]:
@@ -225,8 +226,8 @@ class AttackerStudy(Study[Config]):
         attackers = [read_json(path) for path in self.reports().values()]
         return {"attackers": attackers, "summary": summarise(runs)}
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The comparison for people."""
         config, sizes = self.config, [run["n"] for run in runs]
         victims = list(dict.fromkeys(run["classifier"] for run in runs))
         seeds = len({run["seed"] for run in runs})
@@ -253,8 +254,8 @@ class AttackerStudy(Study[Config]):
             "APGD's look at the clean image is not counted.",
         ]
 
+    @override
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
-        """Success against queries."""
         victims = {run["classifier"] for run in runs}
         title = f"Attack success on {about['dataset']}, {len(victims)} unseen classifiers"
         save_figure(picture(about["summary"], title), self.path.with_suffix(".png"))
@@ -305,7 +306,7 @@ def summarise(runs: Runs) -> dict[str, Any]:
 
 
 def picture(summary: dict[str, Any], title: str) -> Figure:
-    """Success against queries."""
+    """Figure of success against queries per image, a line per attack."""
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for number, (name, row) in enumerate(summary["success"].items()):
         queries = [int(q) for q in row]

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from torch import nn
+from typing_extensions import override
 
 from advgame.attacks import Attack, attacked, pgd
 from advgame.classifiers.saved import run_classifier
@@ -97,7 +98,7 @@ class FreshAttNets(Study[Config]):
 
     @cached_property
     def data(self) -> Splits:
-        """What the classifiers learned from."""
+        """The data set that all classifiers were trained on."""
         settings = [run.about()["config"] for run in self.folders.values()]
         if len({(one["dataset"], one["eps"]) for one in settings}) != 1:
             raise InputError("name one run folder or more, all of one data set and one eps")
@@ -126,15 +127,15 @@ class FreshAttNets(Study[Config]):
             raise InputError(f"{self.path} has curves with other steps: choose another --name")
 
     def effort(self, rate: float) -> Effort:
-        """How an attacker learns."""
+        """Batch size, steps and learning rate of a fresh attacker."""
         usual, words = Effort(lr=rate), split_flags(self.config.extra)
         effort = tyro.cli(Effort, args=words, default=usual)
         if effort != replace(usual, batch_size=effort.batch_size):
             raise InputError("--extra can be --batch-size; see --rates, --steps and --seeds")
         return effort
 
+    @override
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
-        """Attackers, one after the other."""
         for name, cell in cells.items() if not self.config.finished_only else ():
             lines = self.curve(**cell)
             print(f"{name}: {lines[-1]['error']:.3f}")
@@ -180,8 +181,8 @@ class FreshAttNets(Study[Config]):
         """The name, and how many images tell the errors."""
         return {"name": self.config.name, "n": len(self.data.validation)}
 
+    @override
     def found(self, runs: Runs) -> dict[str, Any]:
-        """The classifiers."""
         return {"classifiers": self.classifiers}
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
@@ -211,8 +212,8 @@ class FreshAttNets(Study[Config]):
             table.markdown(["classifier", "scale", "centred", "rate", "seed", *steps], lines),
         ]
 
+    @override
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
-        """Curves over effort."""
         shown: dict[str, list[Any]] = {}
         for one in runs:
             shown.setdefault(label(one), []).append(one["rows"])

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from sweeps import group
 from torch import nn
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
@@ -101,16 +102,16 @@ class BlackBox(Study[Config]):
     sharing, parallel = ("n",), False
 
     @property
+    @override
     def stem(self) -> str:
-        """The table's title."""
         title = self.config.title or (self.task[1] if self.config.what else "")
         if not title:
             raise InputError("name the run folders of the classifiers to attack")
         return f"black_box_{title}"
 
     @property
+    @override
     def root(self) -> Path:
-        """Folder of the pairs' evaluations."""
         return Path(self.config.runs_dir) / self.stem.removeprefix("black_box_")
 
     @cached_property

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import train_cat_and_mouse
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
@@ -120,12 +121,12 @@ class CatAndMouseStudy(MethodsStudy[Config]):
             "seconds_per_round": cell.rows[-1]["time/seconds"] / cell.settings["epochs"],
         }
 
+    @override
     def place(self, run: Run) -> tuple[int, float]:
-        """By method, then radius."""
         return list(METHODS).index(run["method"].split(",")[0]), run["eps"]
 
     def found(self, runs: Runs) -> dict[str, Any]:
-        """Answers, too."""
+        """The summary, with what `answers` says of each run."""
         return {"summary": table.summarise([{**run, **answers(run)} for run in runs])}
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
@@ -209,7 +210,7 @@ def _last(attack: str) -> Value:
 
 
 def mean_over_seeds(row: Row, key: str) -> list[Any]:
-    """Of errors, 4 digits."""
+    """Errors of a row by round, averaged over its seeds, to four digits."""
     found: list[Any] = np.mean([run[key] for run in row.runs], 0).round(4).tolist()
     return found
 

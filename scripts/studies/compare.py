@@ -30,6 +30,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import tyro
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
@@ -114,7 +115,7 @@ PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 
 @dataclass(frozen=True)
 class Config(MethodsConfig):
-    """Compare games on equal terms."""
+    """Compare games on the same data, network, schedule and seeds."""
 
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--games"])] = tuple(GAMES)
@@ -145,7 +146,7 @@ class Compare(MethodsStudy[Config]):
 
     @property
     def judged(self) -> Path:
-        """Folder of the evaluations."""
+        """The folder of the cells' evaluations."""
         return self.root / self.config.judged
 
     def same(self) -> str:
@@ -153,7 +154,7 @@ class Compare(MethodsStudy[Config]):
         return shlex.join([*self.judging(), *split_flags(self.config.extra)])
 
     def judging(self) -> list[str]:
-        """Flags of every evaluation."""
+        """Flags of `evaluate.py` that every evaluation has."""
         return ["--attacks", ",".join(self.config.attacks), "--n", str(self.config.eval_n)]
 
     def shared(self) -> list[str]:
@@ -208,8 +209,8 @@ class Compare(MethodsStudy[Config]):
         script, *_ = GAMES[cell.rsplit("-seed", 1)[0]].split()
         return import_module(script.removesuffix(".py"))
 
+    @override
     def flags(self, method: str) -> list[str]:
-        """Flags of a game's trainings."""
         script, *own = split_flags(GAMES[method])
         given = usable(self.shared(), own, self.script_of(method))
         learns = script == "train_las_at.py" and "random" not in own
@@ -264,12 +265,12 @@ class Compare(MethodsStudy[Config]):
         judge = Path(__file__).parents[1] / "evaluate.py"
         run_cells(judge, self.judged, self.evaluations(cells), self.config.jobs)
 
+    @override
     def finished(self, name: str) -> bool:
-        """Whether a cell is evaluated."""
         return (self.judged / name / "report.json").exists()
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What a finished cell found."""
         cell, report = Finished(folder), read_json(self.judged / folder.name / "report.json")
         judged = {f"accuracy_{attack}": value for attack, value in report["accuracy"].items()}
         if {PGD, AUTOATTACK} <= judged.keys():  # what AutoAttack takes from what PGD-20 leaves
@@ -315,8 +316,8 @@ class Compare(MethodsStudy[Config]):
         }
         return table.cells(columns, table.rows(runs))
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The comparison for people."""
         first = runs[0]
         equal = {
             "epochs": "equal epochs",

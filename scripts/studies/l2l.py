@@ -17,6 +17,7 @@ from statistics import mean
 from typing import Any, Literal
 
 import train_l2l
+from typing_extensions import override
 
 from advgame.run import table
 from advgame.run.options import Names
@@ -90,8 +91,8 @@ class L2LStudy(MethodsStudy[Config]):
     about, script, methods, curves = "L2L on {dataset}", train_l2l, METHODS, CURVES
     control = CONTROL
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What a finished cell found."""
         cell = Finished(folder)
         report, rows, settings = cell.report, cell.rows, cell.settings
         last = rows[-max(1, len(rows) // 8) :]  # the end of the training

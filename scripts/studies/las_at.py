@@ -24,6 +24,7 @@ from statistics import mean
 from typing import Any, Literal
 
 import train_las_at
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
@@ -87,7 +88,7 @@ COLUMNS: Columns = {
 
 @dataclass(frozen=True)
 class Config(MethodsConfig):
-    """Compare strategy players over seeds."""
+    """Compare LAS-AT's strategy players with controls over seeds."""
 
     dataset: Literal["digits", "mnist"] = "digits"
     seeds: int = 5
@@ -128,8 +129,8 @@ class LasStudy(MethodsStudy[Config]):
                 found[f"{name}-seed{seed}"] = [*self.flags(control), "--seed", str(seed), *length]
         return found
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What a finished cell found."""
         cell = Finished(folder)
         report, rows, settings = cell.report, cell.rows, cell.settings
         last = rows[-5:]
@@ -156,8 +157,8 @@ class LasStudy(MethodsStudy[Config]):
         """Players, then controls at equal compute."""
         return [*PLAYERS, *EQUAL_COMPUTE].index(run["method"])
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The comparison for people."""
         first = runs[0]
         pairs = [
             f"{one} less {two} {table.Paired('accuracy_autoattack', minus=two).show(gaps)}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import train_minimax
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
@@ -96,7 +97,7 @@ AT_THE_END: Columns = {
 
 @dataclass(frozen=True)
 class Config(MethodsConfig):
-    """Compare defences over seeds."""
+    """Compare Machine vs Machine's defences over seeds."""
 
     dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     model: str = "small_cnn"
@@ -124,12 +125,12 @@ class MinimaxStudy(MethodsStudy[Config]):
         if any(word.startswith("--judged") for word in split_flags(self.config.extra)):
             raise InputError("the tables are about the last weights: leave --judged out of --extra")
 
+    @override
     def shared(self) -> list[str]:
-        """Classifier and radius, too."""
         return [*super().shared(), "--model", self.config.model, "--eps", self.config.eps]
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What a finished cell found."""
         cell = Finished(folder)
         report, rows, settings = cell.report, cell.rows, cell.settings
         verdicts, n = Metrics.read(folder / "verdicts.csv"), report["n"]
@@ -158,11 +159,11 @@ class MinimaxStudy(MethodsStudy[Config]):
         }
 
     def found(self, runs: Runs) -> dict[str, Any]:
-        """Lemma 1, too."""
+        """The summary, and whether lemma 1 of the paper holds."""
         return {"summary": table.summarise(runs), "lemma": lemma_one(runs, f"error_{CURR}")}
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The tables for people."""
         config, first, eta = self.config, runs[0], 2 * parse_eps(self.config.eps)
         errors = [f"error_{name}" for name in ("clean", *config.attacks)]
         errors += [key for run in runs for key in run if key.startswith("error_learned:")]

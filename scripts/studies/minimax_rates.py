@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import train_minimax
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
@@ -116,8 +117,8 @@ class RatesStudy(MethodsStudy[Config]):
             "alive": alive(cell.report["life"]["own"]),
         }
 
+    @override
     def place(self, run: Run) -> tuple[str, float, float, float]:
-        """By game and rates."""
         return run["game"], run["gamma"], run["lr"], run["attacker_lr"]
 
     def found(self, runs: Runs) -> dict[str, Any]:

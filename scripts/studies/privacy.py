@@ -21,6 +21,7 @@ from typing import Any
 
 import matplotlib
 import train_privacy_filter
+from typing_extensions import override
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,7 +59,7 @@ SHOWN: Columns = {
 
 @dataclass(frozen=True)
 class Config(StudyConfig):
-    """Compare privacy filters over seeds."""
+    """Compare the minimax filter with others over seeds."""
 
     dims: tuple[int, ...] = (10, 5)
     """d, numbers per image; the first one is that of the ablations"""
@@ -101,8 +102,8 @@ class Privacy(TrainingStudy[Config]):
                 job.build(job.parse(flags))
         super().prepare(cells)
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What a finished cell found."""
         report = read_json(folder / "report.json")
         about = read_json(folder / "config.json")
         settings, private = about["config"], report["private"]
@@ -134,8 +135,8 @@ class Privacy(TrainingStudy[Config]):
             summary[row.name] |= {key: row[key] for key in told}
         return {"cells": len(self.cells()), "summary": summary}
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The comparison for people."""
         rows = table.rows(runs, "cell")
         text = [
             f"# {self.about}",

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import evaluate
 import tyro
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
@@ -34,7 +35,7 @@ POSTER = (
 
 @dataclass(frozen=True)
 class Config(StudyConfig):
-    """Put classifiers in one table."""
+    """Evaluate several classifiers under the same attacks, in one table."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """run folders of the classifiers"""
@@ -87,8 +88,8 @@ class Referee(TrainingStudy[Config]):
         """Refuse cells that cannot work, or that were evaluated otherwise before."""
         check_cells(evaluate, cells, self.root, ("what", "attacks", "n", "seed"))
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What an evaluation found."""
         own = read_json(folder / "config.json")["config"]
         report = read_json(folder / "report.json")
         return {"classifier": Path(own["what"]).name, "seed": own["seed"], **report}
@@ -101,8 +102,8 @@ class Referee(TrainingStudy[Config]):
             )
         return {}
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The table for people."""
         first = runs[0]
         columns: Columns = {
             "classifier": table.row_name,
@@ -120,7 +121,7 @@ class Referee(TrainingStudy[Config]):
 
 
 def accuracy_under(attack: str) -> Value:
-    """A number of a report."""
+    """What reads an attack's accuracy from a run; None where it was not made."""
     return lambda run: run["accuracy"].get(attack)
 
 
