@@ -250,7 +250,8 @@ class GradientStepsState(AttackState):
         Args:
             chosen: one step per image.
             actions: (B, 5) indices of the menu's nearest, which the features show.
-            rows: see `AttackState.step`, as are ``arrivals``.
+            rows: see `AttackState.step`.
+            arrivals: see there.
         """
         values = self.losses.detach()
         gradient = self._gradient(chosen.loss)
