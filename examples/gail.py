@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from sb3_contrib import TRPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
@@ -53,10 +54,7 @@ UPDATER_LR = 1e-3  # of the Adam that θ_U is trained by
 
 # ---- the task: CartPole whose episodes are all as long ------------------------------------------
 class Absorbing(gym.Wrapper[Array, Any, Array, Any]):
-    """CartPole-v1 that rests at (0, 0, 0, 0, 1) after its fall; `first` is its first step.
-
-    Rows that all began at 0 would stay in step: each batch one and the same window of all episodes.
-    """
+    """CartPole-v1 that rests at (0, 0, 0, 0, 1) after its fall; `first` is its first step."""
 
     def __init__(self, first: int = 0) -> None:
         super().__init__(gym.make("CartPole-v1", max_episode_steps=-1))  # no limit but ours
@@ -216,6 +214,7 @@ def main(seed: int = 0, iterations: int = 80) -> float:
     torch.manual_seed(seed)
     expert, theta = demonstrations(), first_theta()
     updater = Updater(len(theta))
+    # rows that all began at 0 would stay in step: each batch one and the same window of episodes
     rows = DummyVecEnv([partial(Absorbing, row * HORIZON // ROWS) for row in range(ROWS)])
     env = PaidByDiscriminator(rows, theta)
     policy = TRPO(
@@ -232,6 +231,7 @@ def main(seed: int = 0, iterations: int = 80) -> float:
         seed=seed,
         device="cpu",
     )
+    policy.set_logger(Logger(None, []))  # SB3's own makes a folder in /tmp
     for t in range(1, iterations + 1):
         # sample (s, a) by π, and the TRPO step of π, paid by D as it still is
         policy.learn(ROWS * STEPS, reset_num_timesteps=False)

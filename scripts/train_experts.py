@@ -26,6 +26,7 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, slug
@@ -195,6 +196,7 @@ def train(env_id: str, config: Config, console: Console) -> tuple[BaseAlgorithm,
             device="cpu",
             **expert.settings,
         )
+        model.set_logger(Logger(None, []))  # SB3's own makes a folder in /tmp
         judge = Judge(env_id, expert, steps, config.episodes)
         model.learn(steps, callback=judge)
         attempt: dict[str, Any] = {"seed": seed, "selection": judge.judged}

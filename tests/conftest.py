@@ -37,6 +37,12 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _sb3_logs(tmp_path_factory):
+    """SB3 makes a folder for its log at every `learn`, by default one in /tmp that stays."""
+    os.environ["SB3_LOGDIR"] = str(tmp_path_factory.getbasetemp() / "sb3")
+
+
 @pytest.fixture(autouse=True)
 def _spaces_draw_the_same(monkeypatch):
     """An unseeded space draws from the system's entropy: a test would pass or fail by luck."""

@@ -380,6 +380,7 @@ def test_an_expert_below_target_or_threshold_writes_nothing(
     expert = train_experts.EXPERTS["CartPole-v1"]
     asked = replace(expert, target=target, threshold=threshold)
     monkeypatch.setitem(train_experts.EXPERTS, "CartPole-v1", asked)
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "sb3"))  # nor does SB3 write
     config = train_experts.Config(**TINY, out=str(tmp_path))
     with pytest.raises(InputError, match=r"in 2 attempts of 128 steps: try"):
         train_experts.main(config)

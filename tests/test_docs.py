@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tempfile
 import tomllib
 from importlib import import_module
 
@@ -50,7 +51,8 @@ def blocks(page):
     [(page, number) for page in PAGES for number in range(len(blocks(page)))],
     ids=lambda value: getattr(value, "stem", value),
 )
-def test_code_on_the_pages_runs_as_it_stands(page, number, capsys):
+def test_code_on_the_pages_runs_as_it_stands(page, number, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     exec(compile(blocks(page)[number], page.name, "exec"), {"__name__": "__main__"})
     said = capsys.readouterr().out
     assert said, "each block ends by printing what came of it"

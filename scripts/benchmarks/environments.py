@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import train_gail
 from lightning_fabric import Fabric
 from sb3_contrib import TRPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.autograd import grad
@@ -147,6 +148,7 @@ def measure_imitation(fabric: Fabric, repeats: int, env_id: str) -> Case:
     updater.init(theta)
     copies = DummyVecEnv([partial(gym.make, env_id)] * env.num_envs)
     usual = TRPO("MlpPolicy", copies, n_steps=64, device="cpu", seed=SEED)
+    usual.set_logger(Logger(None, []))  # SB3's own makes a folder in /tmp
     theirs: Any = SimpleNamespace(
         num_envs=env.num_envs,
         single_observation_space=copies.observation_space,
