@@ -1,4 +1,4 @@
-"""The one exception for input that a person can mend."""
+"""`InputError`: the exception for all settings, files and tensors that a user can mend."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches

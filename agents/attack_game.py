@@ -1,4 +1,4 @@
-"""Learning to attack frozen classifiers, as the training loop sees it."""
+"""`AttackGame`: learning to attack frozen classifiers, for the training loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learned attacker in a file, as an attack like any other.
+"""`LearnedAttack`: a trained policy that chooses gradient steps, as an attack like any other.
 
     attacker = load_attacker(Path("runs/NAME/attacker.safetensors"))
     result = attacker.attack(Linf(8 / 255), queries=10).run(model, x, y, rng=rng)

@@ -1,4 +1,4 @@
-"""Settings and named choices of those who learn; imports no torch, so that scripts need none."""
+"""Settings of REINFORCE, TRPO and PPO, and names of players and updaters; imports no torch."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Fixtures of all tests, small classifiers, and the check that a command line is refused."""
+
 import importlib.util
 import os
 import sys

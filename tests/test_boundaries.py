@@ -1,4 +1,4 @@
-"""What comes in from outside is looked at where it comes in: names, actions, tasks, files."""
+"""Bad input is refused where it comes in: names, actions, tasks, files."""
 
 import gymnasium as gym
 import numpy as np

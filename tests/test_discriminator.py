@@ -1,3 +1,5 @@
+"""GAIL's discriminator: closed forms of its loss, rewards and penalties; equal seeds."""
+
 import itertools
 import math
 

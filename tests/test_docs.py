@@ -1,4 +1,4 @@
-"""The pages of the environments: their code runs, their tables are the code's."""
+"""README and docs: their code runs, their tables are the code's, their links lead somewhere."""
 
 import ast
 import re

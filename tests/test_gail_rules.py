@@ -1,3 +1,5 @@
+"""GAIL's discriminator step with every updater: it learns, equal bits, its terms by hand."""
+
 import pytest
 import torch
 

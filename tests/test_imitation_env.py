@@ -1,3 +1,5 @@
+"""The imitation environments: who pays, where episodes begin and end, staggered rows."""
+
 import gymnasium as gym
 import numpy as np
 import pytest

@@ -1,3 +1,5 @@
+"""The imitating policy: sb3-contrib's TRPO to the bit, equal seeds, time limits, true rewards."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""State-action pairs: shifts and scales, absorbing states, horizons, subsampling."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Stability of an imitator: runs judged by hand, who settles, who falls, lucky evaluations."""
+
 import pytest
 from scipy import stats
 

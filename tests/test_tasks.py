@@ -1,3 +1,5 @@
+"""Tasks under imitation: dynamics, starts and ends are Gymnasium's."""
+
 import gymnasium as gym
 import pytest
 import torch

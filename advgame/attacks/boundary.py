@@ -1,4 +1,4 @@
-"""What attacking leaves as it was: the caller's autograd context and images, and the model."""
+"""The context of an attack: sets the model's mode, and leaves model, images and autograd alone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Images under attack, one query of the classifier at a time: what chosen gradient steps and chosen
-patches share, and what the attack environments are made of.
+"""`AttackState`: a batch of images under attack, one query of the classifier per step.
+
+The learned gradient-step attack and the patch attack extend it; the attack environments step it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A script's outermost frame: errors in one line, exit codes, a log that nobody reads any more."""
+"""`run_script`: runs a script's main function, with errors in one line and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and JSON that may be damaged."""
+"""Atomic writes of files, and reading JSON that may be damaged."""
 
 from __future__ import annotations
 

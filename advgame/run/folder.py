@@ -1,4 +1,4 @@
-"""One run = one folder that explains itself, is never overwritten and can be resumed."""
+"""`RunFolder`: settings, metrics, report and checkpoints of one run; never overwritten."""
 
 from __future__ import annotations
 

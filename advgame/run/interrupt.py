@@ -1,4 +1,4 @@
-"""Signals that ask a long job to stop where it can go on later."""
+"""Stops a long job on Ctrl-C, SIGTERM or a closed terminal at a point where it can go on later."""
 
 from __future__ import annotations
 

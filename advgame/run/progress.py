@@ -1,4 +1,4 @@
-"""How far a job is: on a terminal what changes in place, in a file a line at a time."""
+"""Progress of a job on stderr: a bar on a terminal, a line at a time in a log file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contests in speed, who does the same work in less time; and the tasks that they are about."""
+"""Times functions that do the same work against each other, on random images."""
 
 from __future__ import annotations
 
