@@ -32,6 +32,7 @@ from advgame.errors import InputError
 from advgame.run.cli import run_script
 from advgame.run.files import write_atomically
 from advgame.run.folder import cpu_name, device_name, made_by
+from advgame.run.program import prog
 
 
 @dataclass(frozen=True)
@@ -96,4 +97,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))
+    run_script(lambda: main(tyro.cli(Config, prog=prog())))

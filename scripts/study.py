@@ -21,6 +21,7 @@ from pathlib import Path
 
 from advgame.errors import unknown
 from advgame.run.cli import run_script
+from advgame.run.program import prog, retold
 
 _FOLDER = Path(__file__).with_name("studies")
 STUDIES = {path.stem: path for path in sorted(_FOLDER.glob("[a-z]*.py"))}
@@ -33,10 +34,10 @@ def run(words: Sequence[str]) -> None:
         InputError: no such study, or settings that it refuses.
     """
     if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
+        print(retold(__doc__ or ""))
         for name, path in STUDIES.items():
             about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            print(f"{name:14} {about.splitlines()[0]}")
+            print(f"{name:14} {retold(about.splitlines()[0])}")
         return
     name, *rest = words
     if name not in STUDIES:
@@ -44,7 +45,7 @@ def run(words: Sequence[str]) -> None:
     import tyro  # it takes a while, which a list need not wait for
 
     study = import_module(f"studies.{name}")
-    study.main(tyro.cli(study.Config, args=rest, prog=f"study.py {name}"))
+    study.main(tyro.cli(study.Config, args=rest, prog=f"{prog()} {name}"))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from advgame.run.devices import make_fabric
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.run.options import Names, parse_eps
+from advgame.run.program import prog
 from advgame.run.settings import Dataset
 from advgame.seeding import stream
 from advgame.threat import Linf, Threat
@@ -195,4 +196,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(tyro.cli(Config)))
+    run_script(lambda: main(tyro.cli(Config, prog=prog())))

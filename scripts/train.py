@@ -27,6 +27,7 @@ from advgame.errors import InputError, unknown
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
 from advgame.run.options import Count, Positive
+from advgame.run.program import retold
 from advgame.run.selection import Criterion
 from advgame.run.settings import PerturbedConfig, recipes
 
@@ -205,7 +206,7 @@ class Job(DefenderJob[Config, Any]):
         """Refuse what cannot work, before any work."""
         if config.game in SCRIPTS:
             raise InputError(
-                f"{config.game} is not a game of this script: use {SCRIPTS[config.game]}"
+                f"{config.game} is not a game of this script: use {retold(SCRIPTS[config.game])}"
             )
         if config.game not in GAMES:
             raise unknown("game", config.game, GAMES)

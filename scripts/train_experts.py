@@ -35,6 +35,7 @@ from advgame.run.cli import run_script
 from advgame.run.files import write_atomically
 from advgame.run.folder import command, commit, versions
 from advgame.run.interrupt import Interrupt
+from advgame.run.program import prog
 from advgame.seeding import derive_seed
 
 # reset seeds of the episodes; training resets with small seeds, one per attempt
@@ -287,7 +288,7 @@ def main(config: Config) -> None:
 
 
 def _from_command_line() -> None:
-    main(tyro.cli(Config))
+    main(tyro.cli(Config, prog=prog()))
 
 
 if __name__ == "__main__":

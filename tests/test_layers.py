@@ -12,6 +12,7 @@ CHAIN = ("advgame", "envs", "agents", "scripts")
 PLUMBING = {"advgame.run.files", "advgame.run.options"}
 WITH_RUNS = {
     "__init__.py",
+    "__main__.py",
     "classifiers/saved.py",
     "evaluation/judge.py",
     "evaluation/report.py",

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from advgame.errors import InputError
+from advgame.run.program import taken_names
 from advgame.run.progress import unread_streams
 
 
@@ -38,6 +39,10 @@ def run_script(
             _exit(problem, 2)
         except OSError as problem:
             _exit(problem, 1)
+        except ImportError:
+            if taken := taken_names():
+                _exit(taken, 2)
+            raise
         except (MemoryError, RuntimeError) as problem:
             from advgame.evaluation.verdicts import out_of_memory
 

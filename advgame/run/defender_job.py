@@ -11,6 +11,7 @@ from advgame.choices import COLOUR
 from advgame.errors import InputError
 from advgame.run.job import Job
 from advgame.run.options import parse_eps, parse_linf_eps, refuse_idle
+from advgame.run.program import retold
 from advgame.run.selection import SCORES, Criterion
 from advgame.run.settings import PerturbedConfig, RunConfig, idle_settings
 
@@ -268,7 +269,7 @@ def check_run(config: RunConfig) -> None:
     if wants := [name for name in config.attacks if "transfer" in name]:
         raise InputError(
             f"{wants[0]} needs another classifier, which a training has not: leave it away, and "
-            "give it to evaluate.py with --surrogate afterwards"
+            + retold("give it to evaluate.py with --surrogate afterwards")
         )
     check_devices(config.accelerator, config.devices)
     derive_seed(config.seed, "check")

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from advgame.errors import InputError
 from advgame.run.files import UMASK, read_json, write_atomically
+from advgame.run.program import program
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +56,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The source's git commit, with ``+changes`` when the tree differs; "unknown" outside git."""
-    root = Path(__file__).resolve().parents[2]
+    """The source's git commit, with ``+changes`` when the tree differs; "unknown" outside git.
+
+    An installed package may lie within somebody's own repository, whose commit says nothing of it:
+    this file must be one of those that the repository tracks.
+    """
+    source = Path(__file__).resolve()
+    root = source.parents[2]
     try:
+        _git(root, "ls-files", "--error-unmatch", str(source))
         head = _git(root, "rev-parse", "HEAD").strip()
         return head + ("+changes" if _git(root, "status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.SubprocessError):
@@ -89,7 +96,7 @@ def cpu_name() -> str:
 
 def command() -> str:
     """The command line, quoted so that a shell takes it."""
-    return shlex.join(["python", *sys.argv])
+    return shlex.join([*program(), *sys.argv[1:]])
 
 
 def made_by() -> dict[str, Any]:

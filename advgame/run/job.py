@@ -20,6 +20,7 @@ from advgame.errors import InputError
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
 from advgame.run.options import check_types, peek, refuse_idle, typed_options
+from advgame.run.program import prog
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -127,7 +128,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             with suppress(InputError):  # tyro refuses the word, and shows the choices
                 check_types(self.config, {name: value}, "")
                 seen[name] = value
-        return tyro.cli(self.config, default=self.defaults(**seen), args=words)
+        return tyro.cli(self.config, default=self.defaults(**seen), args=words, prog=prog())
 
     def run(self, config: ConfigT, typed: Collection[str] = ()) -> RunFolder:
         """Do the job, or go on with it; returns its folder.

@@ -23,6 +23,7 @@ from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step
 from advgame.run.curves import Curves, means
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.interrupt import Interrupt
+from advgame.run.program import going_on
 from advgame.run.progress import TrainingProgress
 
 Validate = Callable[[nn.Module], dict[str, float]]
@@ -206,7 +207,9 @@ class Trainer:
                     if number := self._asked_to_stop(interrupt.signal):
                         self._stop(number, saved=due)
         except OSError as error:
-            advice = f"whole checkpoints are intact: free some space, then --resume {self.run.path}"
+            advice = (
+                f"whole checkpoints are intact: free some space, then {going_on(self.run.path)}"
+            )
             raise OSError(f"{error}; {advice}") from error
         finally:
             if self.curves is not None:
@@ -351,7 +354,7 @@ class Trainer:
             self._save()
         name = signal.Signals(number).name
         advice = (
-            f"go on with --resume {self.run.path}"
+            f"go on with {going_on(self.run.path)}"
             if self.resumable
             else "it cannot go on, since its environment cannot be saved: start a new run"
         )
