@@ -78,7 +78,7 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Channels, height and width (C, H, W) of an image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
@@ -86,7 +86,7 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, index: Tensor | slice) -> Self:
-        """The images at ``index``."""
+        """The set of the images and labels at ``index``."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def first(self, count: int) -> Self:
@@ -114,7 +114,7 @@ class Splits:
     test: ImageSet
 
     def to(self, device: torch.device | str) -> Splits:
-        """All three on ``device``."""
+        """Training, validation and test images on ``device``."""
         parts = (part.to(device) for part in (self.train, self.validation, self.test))
         return Splits(self.name, *parts)
 
@@ -310,7 +310,7 @@ class Batches:
         return images.float().div_(255), self.data.labels[index]
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Order, place and streams."""
+        """The order, the place in it, and the states of both random streams."""
         return {
             "order": self._order,
             "position": self._position,

@@ -14,6 +14,7 @@ from typing import ClassVar, Self, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run.options import parse_eps
@@ -116,12 +117,12 @@ class Linf(Threat):
         if not isinstance(self.eps, Tensor) and self.eps > 1:
             raise InputError(f"eps is in [0, 1] pixels: did you mean {self.eps:g}/255?")
 
+    @override
     def size(self, delta: Tensor) -> Tensor:
-        """Max |δ| of each image."""
         return delta.abs().flatten(1).amax(1)
 
+    @override
     def steepest(self, grad: Tensor) -> Tensor:
-        """sign(∇)."""
         return grad.sign()
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:

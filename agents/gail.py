@@ -135,7 +135,7 @@ class GailTraining:
         return mixed
 
     def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
-        """Nothing beyond the means."""
+        """No scalars of the epoch beyond the means of its steps."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Imitator(SB3Learner):
 
     @property
     def module(self) -> ActorCriticPolicy:
-        """What the training loop saves."""
+        """The policy network, which the training loop saves."""
         return self.policy
 
     def act(self, observations: Tensor, *, deterministic: bool) -> Tensor:

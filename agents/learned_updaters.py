@@ -249,7 +249,7 @@ class MLPUpdater(Updater):
         return params + step.detach(), stats
 
     def _inputs(self, params: Tensor, grad: Tensor) -> Tensor:
-        """What U sees (2m,)."""
+        """What U is given (2m,): parameters and gradient, scaled."""
         if self.scaling == "raw":
             return torch.cat([params, grad])
         parts = grad.split(self.blocks or (len(grad),))

@@ -62,7 +62,7 @@ class SB3Learner:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """SB3's optimiser."""
+        """The optimiser of SB3's policy and value network."""
         return self.policy.optimizer
 
     @contextlib.contextmanager
@@ -308,7 +308,7 @@ class PPOAttacker(SB3Learner):
 
     @property
     def module(self) -> ActorCriticPolicy:
-        """What the training loop saves."""
+        """The policy network, which the training loop saves."""
         return self.policy
 
     def update(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ class TorchUpdater(Updater):
 
     @abstractmethod
     def _optimizer(self, leaf: Tensor) -> torch.optim.Optimizer:
-        """The optimiser of this leaf."""
+        """The optimiser of the parameters ``leaf`` (m,)."""
 
     @override
     def _begin(self, params: Tensor) -> None:

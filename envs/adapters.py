@@ -1,4 +1,4 @@
-"""NumPy at the rim: the torch-native vector environments with arrays, and one row at a time."""
+"""Adapters of the torch vector environments: NumPy arrays in and out, and one row as an `Env`."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """All episodes from their beginning."""
+        """Begin every row's episode anew; returns observations and infos."""
         seed = check_reset(seed, options, "the episodes share one stream of chance")
         super().reset(seed=seed)
         if seed is not None or self._rng is None:

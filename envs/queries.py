@@ -77,7 +77,7 @@ class Pool:
         return self.data.floats(index), self.data.labels[index]
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the order."""
+        """The order of the images that come next, and its random stream."""
         return {"order": self._order, "rng": self._rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

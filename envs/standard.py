@@ -1,4 +1,4 @@
-"""The arguments that Gymnasium itself hands over, answered alike by every id."""
+"""Checks of Gymnasium's own arguments (`render_mode`, `seed`, `options`), alike for every id."""
 
 from __future__ import annotations
 

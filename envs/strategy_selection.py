@@ -179,7 +179,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     @property
     def reward_due(self) -> bool:
-        """Whether the next step pays."""
+        """Whether the next step pays a reward: every ``reward_interval``-th does."""
         return self.reward_interval > 0 and (self.steps + 1) % self.reward_interval == 0
 
     @torch.inference_mode(False)

@@ -38,7 +38,7 @@ class Task(ABC):
         """Begin new episodes in ``rows``, bool (B,)."""
 
     def observe(self) -> Tensor:
-        """Raw observations (B, d), float32."""
+        """The task's own observations (B, d), float32, without shift or scale."""
         return self.state.float()
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Task(ABC):
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Where the episodes are."""
+        """The state of every row's episode."""
         return {"state": self.state.cpu()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -94,13 +94,13 @@ class CartPole(Task):
 
     @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
-        """Every entry uniform in ±0.05."""
+        """Start the rows anew, every entry of their states uniform in ±0.05."""
         drawn = torch.rand(self.state.shape, dtype=torch.float64, device=rng.device, generator=rng)
         self.state = torch.where(rows[:, None], 0.1 * drawn - 0.05, self.state)
 
     @override
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Explicit Euler."""
+        """One step of explicit Euler, as Gymnasium's default."""
         x, v, angle, spin = self.state.unbind(1)
         force = (2.0 * actions - 1) * self._force
         cos, sin = angle.cos(), angle.sin()

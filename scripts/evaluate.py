@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
+from typing_extensions import override
 
 from advgame import evaluation
 from advgame.errors import InputError
@@ -104,7 +105,7 @@ class Config:
 
 
 def threat(config: Config) -> Threat:
-    """The ball."""
+    """The ball in which the classifier is attacked, of `--norm` and `--eps`."""
     from advgame.threat import THREATS
 
     parse = parse_linf_eps if config.norm == "Linf" else parse_eps
@@ -178,7 +179,7 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
 
 
 class Materials(NamedTuple):
-    """What an evaluation works on."""
+    """Images, classifier, surrogate and further attacks that an evaluation works on."""
 
     dataset: str
     data: ImageSet
@@ -270,8 +271,8 @@ class Job(jobs.Job[Config, Materials]):
                     "(nothing that a folder names is run unasked)"
                 )
 
+    @override
     def fabric(self, config: Config) -> Fabric:
-        """As asked for, in fp32."""
         from advgame.run.devices import make_fabric
 
         return make_fabric(config.accelerator, config.devices, "32-true")
@@ -318,8 +319,8 @@ class Job(jobs.Job[Config, Materials]):
                 fabric=made.fabric,
             )
 
+    @override
     def told(self, run: RunFolder) -> str:
-        """The accuracies."""
         return f"{evaluation.as_line(run.report())}; more in {run.path}/report.md"
 
     def from_command_line(self) -> RunFolder | None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from typing_extensions import override
+
 from advgame.choices import Horizon
 from advgame.errors import InputError, unknown
 from advgame.run import job as jobs
@@ -303,7 +305,7 @@ def imitate(config: Config, run: RunFolder, *, resume: bool) -> dict[str, Any]:
 
 
 class Job(jobs.Job[Config, None]):
-    """The imitation, or a control."""
+    """The job that imitates by GAIL or by a control, and measures the imitator."""
 
     config = Config
     peeked: ClassVar[Mapping[str, str]] = {"env": "CartPole-v1", "preset": "default"}
@@ -330,8 +332,8 @@ class Job(jobs.Job[Config, None]):
             }
         return Config(**chosen)
 
+    @override
     def check_resumed(self, config: Config, typed: Collection[str]) -> None:
-        """Refuse a module to import."""
         if ":" in config.env:  # Gymnasium would import the module before it
             raise InputError(
                 f"this run trains on {config.env}: nothing that a folder names is run, start a "
@@ -387,8 +389,8 @@ class Job(jobs.Job[Config, None]):
         updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
         updater.check_room(tried.rules.discriminator.size, Path(config.resume or config.runs_dir))
 
+    @override
     def work(self, config: Config, run: RunFolder, made: None, *, resume: bool) -> None:
-        """Imitate, and report."""
         run.write_json("report.json", imitate(config, run, resume=resume))
 
     def told(self, run: RunFolder) -> str:

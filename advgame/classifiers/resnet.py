@@ -134,7 +134,7 @@ def resnet18(
 def preact_resnet18(
     classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
 ) -> ResidualNet:
-    """PreActResNet-18: 11.17 M parameters."""
+    """PreActResNet-18 (He et al. 2016) for 32x32 images: 11.17 M parameters."""
     return ResidualNet(PreActBlock, 64, _FOUR_STAGES, classes, channels, normalise)
 
 

@@ -1,1 +1,1 @@
-"""Learning from demonstrations."""
+"""Imitation: demonstrations, GAIL's discriminator, what updates it, and how good an imitator is."""

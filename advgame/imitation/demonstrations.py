@@ -79,7 +79,7 @@ class Demonstrations:
             raise InputError("env_id must name the task, e.g. CartPole-v1")
 
     def __len__(self) -> int:
-        """Number of trajectories T."""
+        """T, how many trajectories there are."""
         return len(self.lengths)
 
     def trajectory(self, index: int) -> tuple[Tensor, Tensor]:

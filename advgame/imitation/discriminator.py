@@ -65,7 +65,7 @@ class Discriminator:
 
     @property
     def size(self) -> int:
-        """m, the number of parameters."""
+        """m, how many parameters θ_D has."""
         return sum(self.blocks)
 
     def init(self, rng: torch.Generator) -> Tensor:

@@ -34,12 +34,12 @@ class PairCode:
 
     @property
     def observation_size(self) -> int:
-        """Entries of an encoded observation."""
+        """How many numbers an encoded observation has."""
         return len(self.shift) + self.absorbing
 
     @property
     def pair_size(self) -> int:
-        """Entries of an encoded pair."""
+        """How many numbers an encoded state-action pair has."""
         return self.observation_size + self.action_size
 
     def observe(self, raw: Tensor, over: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What moves a flat parameter vector downhill, by hand or learned: the interface of all updaters.
+"""`Updater`, the interface of optimisers of one flat parameter vector, by hand or learned.
 
 A discriminator's parameters are such a vector. Hand-made and learned updaters share the interface,
 so that whatever trains with a learned one has a baseline with a known answer (`agents.updaters`).
@@ -118,7 +118,7 @@ class Updater(ABC):
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
-        """`state_dict`, after `init`."""
+        """What `state_dict` returns once `init` was called."""
 
 
 def loss_and_gradient(params: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:

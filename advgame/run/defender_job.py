@@ -56,7 +56,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         """The game in words, without data set and seed."""
 
     def panels(self) -> Panels:
-        """Of curves.png."""
+        """The panels of curves.png: title -> unit and tags."""
         from advgame.games.training import PANELS
 
         return PANELS
@@ -109,7 +109,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         return config
 
     def fabric(self, config: RunConfigT) -> Fabric:
-        """As asked for."""
+        """Device, processes and precision as the settings ask for them."""
         from advgame.run.devices import make_fabric
 
         return make_fabric(config.accelerator, config.devices, config.precision)
@@ -150,7 +150,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         return cast(GameT, made)
 
     def steps(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
-        """Batches of the whole training."""
+        """How many batches the whole training has, per process."""
         return config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
 
     def descents(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
@@ -197,7 +197,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     def work(
         self, config: RunConfigT, run: RunFolder, made: tuple[GameT, Splits], *, resume: bool
     ) -> None:
-        """The training and its report."""
+        """Train the classifier, evaluate it and write its report."""
         from advgame.evaluation import validator
         from advgame.run.loop import Trainer
 
@@ -233,7 +233,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         )
 
     def told(self, run: RunFolder) -> str:
-        """The accuracies."""
+        """The accuracies of a finished run in a line, for the screen."""
         from advgame.evaluation import as_line
 
         return f"{as_line(run.report())}; more in {run.path}/report.md"
@@ -277,7 +277,7 @@ def check_run(config: RunConfig) -> None:
 
 
 def ball(config: RunConfig) -> Linf:
-    """Where the classifier is judged."""
+    """The L∞ ball in which the classifier is evaluated."""
     from advgame.threat import Linf
 
     return Linf(parse_eps(config.eps))

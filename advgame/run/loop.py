@@ -34,12 +34,12 @@ class Learner(Protocol):
 
     @property
     def fabric(self) -> Fabric:
-        """Device, precision and processes."""
+        """Device, precision and processes of the training."""
         ...
 
     @property
     def module(self) -> nn.Module:
-        """What learns, and is checkpointed."""
+        """The network that learns, which checkpoints hold."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Game(Protocol):
 
     @property
     def learner(self) -> Learner:
-        """Who learns."""
+        """The player whose network and optimiser the run saves."""
         ...
 
     def step(self) -> dict[str, Tensor]:
@@ -67,11 +67,11 @@ class Game(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the learner's weights."""
+        """Everything that a resumed run needs but the learner's weights."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         ...
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 import train_gail
+from typing_extensions import override
 
 from advgame.choices import Horizon
 from advgame.errors import InputError
@@ -147,8 +148,8 @@ class Gail(TrainingStudy[Config]):
         return f"{slug(self.config.env)}-{self.config.setting}{few}"
 
     @property
+    @override
     def path(self) -> Path:
-        """A folder of its own."""
         return Path(self.config.out) / self.stem / "stability.json"
 
     def asked(self) -> list[str]:
@@ -204,8 +205,8 @@ class Gail(TrainingStudy[Config]):
         expert = provenance(env_id)["expert"]["returns"]["mean"]
         return {"random": float(returns.mean()), "expert": float(expert)}
 
+    @override
     def read(self, folder: Path) -> dict[str, Any]:
-        """What one finished run says."""
         report, about = read_json(folder / "report.json"), read_json(folder / "config.json")
         rows: list[dict[str, float]] = []
         if not (folder / "metrics.csv").exists():  # cloned, or diverged before the first evaluation
@@ -256,8 +257,8 @@ class Gail(TrainingStudy[Config]):
             "tests": pairwise(runs, LONG),
         }
 
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """The comparison for people."""
         config, ends = self.config, about["references"]
         errors = [e for run in runs for e in run["standard_errors"]]
         every = "all pairs" if config.every == 1 else f"one pair in {config.every}"
@@ -295,7 +296,7 @@ class Gail(TrainingStudy[Config]):
 
 
 def mean_and_range(values: Sequence[float]) -> str:
-    """In words."""
+    """Mean and range of values over seeds, in words."""
     return f"{mean(values):.2f} ({min(values):.2f} – {max(values):.2f})"
 
 
@@ -324,7 +325,7 @@ def dips(found: Mapping[str, Any]) -> str:
 
 
 def falls(found: Mapping[str, Any]) -> str:
-    """Of few runs each."""
+    """How often each run's score fell below 0.70, where there are few runs."""
     each = " ".join("–" if one is None else str(one) for one in found["drops"])
     return each if found["seeds"] <= 5 else ""
 
@@ -383,7 +384,7 @@ def resemblance(runs: Runs, halves: Sequence[float]) -> list[str]:
 
 
 def differences(tests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `pairwise` found."""
+    """A table of the pairwise tests: shares, their difference and p-values."""
     lines = []
     for one in tests:
         (first, second), (low, high) = one["shares"], one["interval"]
