@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
-    from advgame.classifiers.named import CLASSIFIERS, make_classifier
+    from advgame.classifiers.named import make_classifier
+    from advgame.classifiers.names import CLASSIFIERS
     from advgame.classifiers.normalise import Normalise
     from advgame.classifiers.resnet import ResidualNet, preact_resnet18, resnet18, wide_resnet
     from advgame.classifiers.small import MinimaxCNN, SmallCNN

@@ -6,6 +6,8 @@ mean and std are given. Sources: He et al. 2016a, 2016b; Zagoruyko & Komodakis 2
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,6 +45,9 @@ class BasicBlock(nn.Module):
 class PreActBlock(nn.Module):
     """BN-ReLU-conv twice plus shortcut (He et al. 2016b; Wide ResNets use the same)."""
 
+    raw_shortcut = False
+    """whether a convolution in the shortcut sees what the block is given, before BN-ReLU"""
+
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
@@ -56,9 +61,34 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
         active = F.relu(self.bn1(x), inplace=True)
-        shortcut = x if self.shortcut is None else self.shortcut(active)
+        given = x if self.raw_shortcut else active
+        shortcut = x if self.shortcut is None else self.shortcut(given)
         out = self.conv1(active)
         joined: Tensor = self.conv2(F.relu(self.bn2(out), inplace=True)) + shortcut
+        return joined
+
+
+class RawShortcutBlock(PreActBlock):
+    """A `PreActBlock` as Wong et al. 2020 publish it."""
+
+    raw_shortcut = True
+
+
+class SwishBlock(PreActBlock):
+    """A `PreActBlock` as DeepMind publishes it: Swish, and strides that pad right and below."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__(channels_in, channels_out, stride)
+        if stride == 2:
+            self.conv1.padding = (0, 0)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, out, H/stride, W/stride)."""
+        active = F.silu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        out = self.conv1(F.pad(active, (0, 1, 0, 1)) if self.stride == 2 else active)
+        joined: Tensor = self.conv2(F.silu(self.bn2(out))) + shortcut
         return joined
 
 
@@ -66,12 +96,13 @@ class ResidualNet(nn.Module):
     """A stem, stages of residual blocks (the first of each later stage has stride 2), a head.
 
     Args:
-        block: `BasicBlock` or `PreActBlock`.
+        block: `BasicBlock`, `PreActBlock` or a kind of it.
         stem: channels of the stem.
         stages: (channels, number of blocks) of each stage.
         classes: number of classes K.
         channels: colour channels of the images.
         normalise: first layer; identity when None.
+        last_norm: with pre-activation: whether batch norm and ReLU come before the head.
     """
 
     def __init__(
@@ -82,11 +113,14 @@ class ResidualNet(nn.Module):
         classes: int,
         channels: int = 3,
         normalise: nn.Module | None = None,
+        *,
+        last_norm: bool = True,
     ) -> None:
         super().__init__()
         self.normalise = normalise or nn.Identity()
         self.stem = _conv3x3(channels, stem)
-        preactivation = block is PreActBlock
+        preactivation = issubclass(block, PreActBlock)
+        self.swish = block is SwishBlock
         self.bn_stem = nn.Identity() if preactivation else nn.BatchNorm2d(stem)
         blocks: list[nn.Module] = []
         width = stem
@@ -96,7 +130,7 @@ class ResidualNet(nn.Module):
                 blocks.append(block(width, out, stride))
                 width = out
         self.blocks = nn.Sequential(*blocks)
-        self.bn_last = nn.BatchNorm2d(width) if preactivation else nn.Identity()
+        self.bn_last = nn.BatchNorm2d(width) if preactivation and last_norm else nn.Identity()
         self.head = nn.Linear(width, classes)
         self.width = width
         for module in self.modules():
@@ -111,7 +145,7 @@ class ResidualNet(nn.Module):
             out = F.relu(out, inplace=True)
         out = self.bn_last(self.blocks(out))
         if not isinstance(self.bn_last, nn.Identity):
-            out = F.relu(out, inplace=True)
+            out = F.silu(out) if self.swish else F.relu(out, inplace=True)
         pooled: Tensor = out.mean((2, 3))
         return pooled
 
@@ -121,6 +155,7 @@ class ResidualNet(nn.Module):
         return logits
 
 
+Published = Literal["usual", "las", "fast"]
 _FOUR_STAGES = ((64, 2), (128, 2), (256, 2), (512, 2))
 
 
@@ -132,10 +167,22 @@ def resnet18(
 
 
 def preact_resnet18(
-    classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
+    classes: int = 10,
+    channels: int = 3,
+    normalise: nn.Module | None = None,
+    published: Published = "usual",
 ) -> ResidualNet:
-    """PreActResNet-18 (He et al. 2016) for 32x32 images: 11.17 M parameters."""
-    return ResidualNet(PreActBlock, 64, _FOUR_STAGES, classes, channels, normalise)
+    """PreActResNet-18 (He et al. 2016) for 32x32 images: 11.17 M parameters.
+
+    Args:
+        classes: number of classes K.
+        channels: colour channels of the images.
+        normalise: first layer; identity when None.
+        published: "las" and "fast" have no batch norm before the head, as the codes of LAS-AT and
+            of Fast AT; in "fast" shortcuts begin before a block's first batch norm, too.
+    """
+    block, usual = RawShortcutBlock if published == "fast" else PreActBlock, published == "usual"
+    return ResidualNet(block, 64, _FOUR_STAGES, classes, channels, normalise, last_norm=usual)
 
 
 def wide_resnet(
@@ -144,10 +191,20 @@ def wide_resnet(
     classes: int = 10,
     channels: int = 3,
     normalise: nn.Module | None = None,
+    *,
+    swish: bool = False,
 ) -> ResidualNet:
     """WRN-depth-widen: 28-10 has 36.48 M parameters, 34-10 has 46.16 M.
 
     TRADES-style code registers an extra unused block (48.26 M for 34-10); this one does not.
+
+    Args:
+        depth: 6n + 4, with n blocks in each of the three stages.
+        widen: factor of the channels 16, 32, 64.
+        classes: number of classes K.
+        channels: colour channels of the images.
+        normalise: first layer; identity when None.
+        swish: `SwishBlock`, DeepMind's form.
 
     Raises:
         InputError: depth that is not 6n + 4, or a widening factor below 1.
@@ -156,4 +213,5 @@ def wide_resnet(
         raise InputError(f"a wide ResNet has depth 6n + 4 and widening >= 1, not {depth}-{widen}")
     count = (depth - 4) // 6
     stages = tuple((base * widen, count) for base in (16, 32, 64))
-    return ResidualNet(PreActBlock, 16, stages, classes, channels, normalise)
+    block = SwishBlock if swish else PreActBlock
+    return ResidualNet(block, 16, stages, classes, channels, normalise)

@@ -1,75 +1,112 @@
-"""Classifiers from files: a run folder, a weights file, or a function of somebody's own code."""
+"""Classifiers by name and from files: a run folder, a weights file, somebody's own code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-import safetensors
 import torch
 from torch import nn
 
 from advgame.classifiers import Normalise, make_classifier
+from advgame.classifiers.files import fill, fitting, load_into, read_states, shapes
+from advgame.classifiers.names import check_model, is_built_in, model_of
 from advgame.errors import InputError
 from advgame.own_code import own_code
-from advgame.run.checkpoint import load_weights
 from advgame.run.folder import RunFolder
 
 Which = Literal["best", "last"]
 
 
-@torch.inference_mode(False)
-def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """A classifier from a safetensors file, in evaluation mode.
+def new_classifier(
+    model: str, shape: tuple[int, int, int], classes: int, normalise: nn.Module | None = None
+) -> nn.Module:
+    """A new network, as ``--model`` names it.
 
     Args:
-        path: what `advgame.run.checkpoint.save_weights` wrote.
-        model: name of the network, see `advgame.classifiers.make_classifier`.
+        model: a built-in name (`advgame.classifiers.make_classifier`), or
+            ``package.module:factory(1, width=8)``, which is run and returns the network.
+        shape: (C, H, W) of the images.
+        classes: number of classes K.
+        normalise: first layer of a built-in network; somebody's own gets images in [0, 1].
+
+    Raises:
+        InputError: no such network, or code that fails or returns no ``nn.Module``.
+    """
+    check_model(model)
+    if is_built_in(model):
+        return make_classifier(model, shape, classes, normalise)
+    module: nn.Module = own_code(model).make(nn.Module, "a torch.nn.Module")
+    return module
+
+
+@torch.inference_mode(False)
+def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A classifier from a weights file, in evaluation mode.
+
+    Args:
+        path: safetensors, or what ``torch.save`` wrote of a state dict: see
+            `advgame.classifiers.files`.
+        model: name of the network, see `new_classifier`.
         shape: (C, H, W) of the images.
         classes: number of classes.
 
     Raises:
         InputError: missing or damaged file, or weights of another network.
     """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} is not a safetensors file of weights ({error})") from error
+    states = read_states(path)
+    if not is_built_in(model):
+        module = new_classifier(model, shape, classes)
+        load_into(module, path, model)
+        return module.eval()
 
-    def made() -> nn.Module:
+    def made(*, layer: bool) -> nn.Module:
         # its numbers are weights too: only whether there is such a layer must be known
         zeros, ones = (0.0,) * shape[0], (1.0,) * shape[0]
-        normalise = Normalise(zeros, ones) if "normalise.mean" in held else None
-        return make_classifier(model, shape, classes, normalise)
+        return make_classifier(model, shape, classes, Normalise(zeros, ones) if layer else None)
 
     with torch.device("meta"):  # shapes without memory: the name may stand for gigabytes
-        wanted = {name: tuple(value.shape) for name, value in made().state_dict().items()}
-    if wanted != held:
-        names = sorted(wanted.keys() | held.keys())
-        odd = next(name for name in names if wanted.get(name) != held.get(name))
-        raise InputError(
-            f"{path} does not hold this network's weights ({odd}: {held.get(odd, 'missing')} in "
-            f"the file, {wanted.get(odd, 'none')} in {model})"
-        )
-    module = made()
-    load_weights(module, path)
+        wanted = shapes(made(layer=True))
+    state = fitting(states, wanted, path, model)
+    module = made(layer="normalise.mean" in state)
+    fill(module, state)
     return module.eval()
 
 
+def run_weights(run: RunFolder, which: Which = "best") -> Path:
+    """The file of the weights that a run kept.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    path = run.path / "checkpoints" / f"{which}.safetensors"
+    if not path.exists():
+        raise InputError(f"{run.path} has no {which} weights of a classifier: is it finished?")
+    return path
+
+
 def run_classifier(
-    run: RunFolder, shape: tuple[int, int, int], classes: int, which: Which = "best"
+    run: RunFolder,
+    shape: tuple[int, int, int],
+    classes: int,
+    which: Which = "best",
+    model: str = "",
 ) -> nn.Module:
-    """The classifier that a run trained; ``best`` is what validation chose.
+    """The classifier that a run trained.
+
+    Args:
+        run: its folder.
+        shape: (C, H, W) of the images.
+        classes: number of classes.
+        which: ``best`` is what validation chose.
+        model: the network, where the folder names none, or code: that is run only if a person
+            names it.
 
     Raises:
         InputError: the run has no such weights yet, or trained no classifier.
     """
-    path = run.path / "checkpoints" / f"{which}.safetensors"
-    model = run.about()["config"].get("model")
-    if model is None or not path.exists():
-        raise InputError(f"{run.path} has no {which} weights of a classifier: is it finished?")
-    return load_classifier(path, model, shape, classes)
+    path = run_weights(run, which)
+    return load_classifier(path, model_of(run.path, run.about(), model), shape, classes)
 
 
 def imported_classifier(name: str) -> nn.Module:

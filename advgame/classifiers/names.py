@@ -1,0 +1,82 @@
+"""What ``--model`` may say: a built-in network, or somebody's own; imports no torch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from advgame.errors import InputError, unknown
+from advgame.own_code import is_own_code, own_code
+
+CLASSIFIERS = (
+    "small_cnn",
+    "minimax_cnn",
+    "resnet18",
+    "preact_resnet18",
+    "preact_resnet18-las",
+    "preact_resnet18-fast",
+    "wrn-DEPTH-WIDEN",
+    "wrn-DEPTH-WIDEN-swish",
+)
+WIDE = re.compile(r"wrn-(\d+)-(\d+)(-swish)?")
+
+
+def is_built_in(name: str) -> bool:
+    """Whether `advgame.classifiers.make_classifier` knows a network of that name."""
+    return name in CLASSIFIERS[:6] or WIDE.fullmatch(name) is not None
+
+
+def check_model(name: str) -> None:
+    """Refuse what names no network, before torch is imported; nothing of a stranger's is run.
+
+    Args:
+        name: one of `CLASSIFIERS`, or ``package.module:factory``, with literal arguments in
+            brackets where it takes any.
+
+    Raises:
+        InputError: what may stand there.
+    """
+    if is_built_in(name):
+        return
+    if set(name) & set(":/(") or "." in name:
+        own_code(name)  # says what is wrong with it
+        return
+    raise unknown("model", name, (*CLASSIFIERS, "package.module:factory of your own"))
+
+
+def model_of(path: object, about: Mapping[str, Any], typed: str = "") -> str:
+    """How the network of a run is built.
+
+    Args:
+        path: the run's folder, for messages.
+        about: what its ``config.json`` says.
+        typed: the network that a person named, empty where nobody did.
+
+    Returns:
+        A built-in name that the folder knows, or what was typed: code that a folder names, which
+        may be a stranger's, is not run unasked.
+
+    Raises:
+        InputError: what to type.
+    """
+    known = about["config"].get("model") or about.get("network")
+    if not isinstance(known, str):
+        known = ""
+    if is_built_in(known):
+        if typed and typed != known:
+            raise InputError(f"{path} knows its own network, {known}: leave --model away")
+        return known
+    if typed:
+        return typed
+    if not known:
+        raise InputError(
+            f"{path} does not say how its network is built: if it trained a classifier, name it "
+            "with --model, a built-in one or package.module:factory"
+        )
+    code = shlex.quote(known) if is_own_code(known) else "package.module:factory"
+    raise InputError(
+        f"{path} has a network of somebody's own, {known}: type --model {code} to have it built "
+        "(nothing that a folder names is run unasked)"
+    )
