@@ -316,22 +316,7 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
     assert shown.path == run.path, "a finished run is only shown again"
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"queries": (1,)}, "queries"),
-        ({"envs": 0}, "envs"),
-        ({"lr": 2.0}, "lr"),
-        ({"seed": -1}, "seed"),
-        ({"moves": ("back",)}, "moves"),
-        ({"eps": "8/0"}, "eps"),
-        ({"eps": "1"}, "did you mean 1/255"),
-        ({"classifier": ("/nowhere",)}, "not a run folder"),
-        ({"accelerator": "abacus"}, "accelerator"),
-    ],
-)
-def test_wrong_settings_are_refused_before_any_work(changes, words, tmp_path):
-    config = train_attacker.Config(runs_dir=str(tmp_path / "runs"), **{**TINY, **changes})
-    with pytest.raises(InputError, match=words):
-        train_attacker.job.run(config)
-    assert not (tmp_path / "runs").exists()
+def test_moves_that_there_are_not_are_refused(tmp_path):
+    with pytest.raises(InputError, match="moves"):
+        train_attacker.job.run(train_attacker.Config(runs_dir=str(tmp_path), moves=("back",)))
+    assert not list(tmp_path.iterdir())

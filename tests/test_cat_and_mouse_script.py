@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import train_cat_and_mouse
 from equal_runs import SMALL, assert_equal_runs
 from studies import cat_and_mouse as study_cat_and_mouse
 from train_cat_and_mouse import Config, job
@@ -150,30 +149,6 @@ def test_a_run_is_not_overwritten_and_every_data_set_has_settings(tmp_path):
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match="never overwritten"):
         job.run(settings(tmp_path, "one"))
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--attack", "strong"], "unknown attack"),
-        (["--attack", "transfer"], "needs another classifier"),
-        (["--attack", "autoattack"], "plays one attack"),
-        (["--batch-size", "33"], "batch_size must be even"),
-        (["--rounds", "0"], "rounds must be 1"),
-        (["--round-steps", "0"], "round_steps must be 1"),
-        (["--clean-rounds", "0"], "clean_rounds must be 1"),
-        (["--test-n", "0"], "test_n must be 1"),
-        (["--epochs", "3"], "epochs"),
-        (["--devices", "2"], "one device"),
-        (["--compile"], "--compile"),
-        (["--ema", "0.9"], "--ema"),
-        (["--eps", "8"], "did you mean 8/255"),
-        (["--dataset", "mnist"], "--data-dir"),
-        (["--resume", "/nowhere"], "not a run folder"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(train_cat_and_mouse, words, answer)
 
 
 def test_answers_of_a_game_that_is_known():

@@ -53,35 +53,6 @@ def name(value):
     return value.__name__ if hasattr(value, "__name__") else None
 
 
-@pytest.mark.parametrize("script", TRAININGS, ids=name)
-def test_a_seed_that_no_file_holds_is_refused(script, refused):
-    refused(script, ["--seed", str(2**64)], "seed must lie in")
-
-
-@pytest.mark.parametrize("script", [s for s in TRAININGS if hasattr(s.Config, "attacks")], ids=name)
-@pytest.mark.parametrize("words", [[], [",,,"]])
-def test_a_report_needs_an_attack(script, words, refused):
-    refused(script, ["--attacks", *words], "--attacks names none")
-
-
-@pytest.mark.parametrize(
-    ("script", "words", "answer"),
-    [
-        (train_minimax, ["--defence", "unrolled", "--unroll", "0"], "unroll must be 1 or above"),
-        (train_minimax, ["--attacker-lr", "inf"], "attacker_lr must be above 0"),
-        (train_gail, ["--policy-hidden", "0"], "policy_hidden must be 1 or above"),
-        (train_privacy_filter, ["--filter", "raw", "--dim", "3"], "raw makes no use of --dim"),
-        (train_privacy_filter, ["--filter", "pca", "--steps", "9"], "pca makes no use of --steps"),
-        (train_privacy_filter, ["--gamma", "2", "--solver", "alt"], "alt makes no use of --gamma"),
-        (train_privacy_filter, ["--keep", "parity", "--attribute", "stroke"], "use of --attribute"),
-        (train, ["--eval-n", "1", "--attacks", "fea"], "images of other classes to aim at"),
-        (train, ["--batch-size", str(10**15)], "batch size must lie in"),
-    ],
-)
-def test_wrong_words(script, words, answer, refused):
-    refused(script, words, answer)
-
-
 @pytest.mark.parametrize("study", STUDIES, ids=name)
 @pytest.mark.parametrize(
     ("settings", "answer"),

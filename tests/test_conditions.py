@@ -206,12 +206,6 @@ def test_every_script_says_so_as_it_resumes(script, tmp_path, threads, capsys):
     assert not capsys.readouterr().err, "nothing is left to differ"
 
 
-@pytest.mark.parametrize("script", TRAINING, ids=lambda script: script.__name__)
-@pytest.mark.parametrize("devices", [1000, 10**15])
-def test_more_processes_than_cpus_are_refused(script, devices, refused):
-    refused(script, ["--accelerator", "cpu", "--devices", str(devices)], "device")
-
-
 def test_an_evaluation_of_more_processes_than_cpus_is_refused(refused, tmp_path):
     (tmp_path / "w.safetensors").touch()
     words = [

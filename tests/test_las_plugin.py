@@ -1,12 +1,10 @@
 """LAS as a plug-in: with a game's own strategy it is that game to the bit, and β is a choice."""
 
 import copy
-import sys
 from functools import partial
 
 import pytest
 import torch
-import train_las_at
 from conftest import BatchNormNet
 from torch import nn
 
@@ -19,7 +17,6 @@ from advgame.games.las_at import LasAt, LasTrades
 from advgame.games.pairing import Trades
 from advgame.games.strategy import BETAS, Strategies, StrategySpace, strategy_space
 from advgame.losses import cross_entropy, divergence
-from advgame.run.cli import run_script
 from advgame.threat import Linf
 from agents.las_at import FixedStrategy, StrategyGame, make_player
 from agents.settings import PRESETS
@@ -213,21 +210,3 @@ def test_a_policy_paid_by_r1_alone_raises_beta(digits):
         game.step()
     game._chosen = game._chosen[-20:]
     assert game.end_epoch(None, 150)["strategy/beta_ratio"] * 6 > 7.5  # uniform: 7
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--awp", "0"], "awp must be above 0"),
-        (["--preset", "repo", "--objective", "trades"], "--preset repo is LAS-PGD-AT's"),
-        (["--objective", "mart"], "invalid choice"),
-        (["--objective", "trades", "--agent", "fixed", "--fixed-beta", "4"], "no beta of 4"),
-    ],
-)
-def test_wrong_words_are_refused(words, answer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["x.py", "--runs-dir", str(tmp_path / "runs"), *words])
-    with pytest.raises(SystemExit) as stop:
-        run_script(train_las_at.job.from_command_line)
-    assert stop.value.code == 2
-    assert answer in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

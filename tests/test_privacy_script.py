@@ -88,27 +88,6 @@ def test_settings_reach_the_game(tmp_path):
     assert game.solver.ascend.defaults["lr"] == 2e-2
 
 
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--keep", "digit"], "invalid choice"),
-        (["--filter", "best"], "invalid choice"),
-        (["--dim", "65"], "dim must lie in 1..64"),
-        (["--steps", "0"], "steps must be 1"),
-        (["--restarts", "0"], "restarts must be 1"),
-        (["--rho", "-1"], "rho and weight_decay"),
-        (["--gamma", "-1"], "gamma must be 0"),
-        (["--batch-size", "5000"], "batch size must lie in"),
-        (["--ascent-steps", "0"], "ascent_steps must be 1"),
-        (["--seed", "-1"], "seed must lie in"),
-        (["--name", "a/b"], "plain folder name"),
-        (["--resume", "/nowhere"], "not a run folder"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(train_privacy_filter, words, answer)
-
-
 def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch):
     judged = []
 

@@ -58,44 +58,6 @@ def test_help_shows_the_data_sets_own_defaults(monkeypatch, capsys):
     assert "8/255" not in ours.replace("e.g. 0.15 or 8/255", "")
 
 
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--eps", "0"], "eps must be above 0"),
-        (["--eps", "-1"], "eps must be above 0"),
-        (["--eps", "8/0"], "must be a number"),
-        (["--eps", "much"], "must be a number"),
-        (["--eps", "8"], "did you mean 8/255"),
-        (["--eps-ramp", "1"], "eps_ramp"),
-        (["--grad-clip", "0"], "grad_clip"),
-        (["--model", "resnet19"], "unknown model"),
-        (["--dataset", "cifar11"], "cifar11"),
-        (["--dataset"], "dataset"),
-        (["--dataset", "cifar10"], "--data-dir"),
-        (["--dataset", "mnist", "--data-dir", "/nowhere"], "no data folder /nowhere"),
-        (["--attacks", "pgd21"], "unknown attack"),
-        (["--space", "big"], "unknown strategy space"),
-        (["--epochs", "0"], "epochs"),
-        (["--epochs", "three"], "three"),
-        (["--batch-size", "100000"], "batch size"),
-        (["--lr", "0"], "lr must be above 0"),
-        (["--seed", "-1"], "seed"),
-        (["--credit", "batch", "--baseline", "loo"], "loo"),
-        (["--fixed", "15", "10", "2"], "no use of --fixed"),
-        (["--agent", "random", "--policy-lr", "7"], "no use of --policy-lr"),
-        (["--agent", "ppo", "--baseline", "loo"], "no use of --baseline"),
-        (["--true-probability", "0"], "probability"),
-        (["--accelerator", "abacus"], "accelerator"),
-        (["--ema", "2"], "ema"),
-        (["--resume", "/nowhere"], "not a run folder"),
-        (["--name", "a/b"], "plain folder name"),
-        (["--epoch", "3"], "epoch"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(train_las_at, words, answer)
-
-
 def test_an_error_is_one_line_and_exit_code_2():
     done = run(*TRAIN, "--eps", "8/0")
     assert done.returncode == 2

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import evaluate
 import pytest
-import train_adt
 from equal_runs import SMALL
 from train_adt import Config, job
 
@@ -87,31 +86,3 @@ def test_settings_reach_the_game():
         assert player.module.latent == 3
         assert player.encoder_optimizer.param_groups[0]["lr"] == 0.5
         assert player.module.scaling == ("raw" if preset == "repo" else "image")
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--method", "strong"], "invalid choice"),
-        (["--generator", "huge"], "huge"),
-        (["--eps", "8"], "did you mean 8/255"),
-        (["--lam", "-1"], "lam must be 0"),
-        (["--inner-steps", "0"], "inner_steps must be 1 or above"),
-        (["--inner-lr", "0"], "inner_lr must be above 0"),
-        (["--inner-betas", "1", "0"], "betas must lie in"),
-        (["--samples", "0"], "samples must be 1"),
-        (["--draws", "0"], "draws must be 1"),
-        (["--method", "exp-am", "--attacker-lr", "0"], "attacker_lr must be above 0"),
-        (["--method", "imp-am", "--latent", "0"], "latent must be 1 or above"),
-        (["--method", "imp-am", "--threshold", "nan"], "threshold must be a number"),
-        (["--method", "exp-am", "--ngf", "8"], "--generator small makes no use of --ngf"),
-        (["--latent", "8"], "--method exp makes no use of --latent"),
-        (["--method", "imp-am", "--samples", "3"], "--method imp-am makes no use of --samples"),
-        (["--method", "imp-am", "--generator", "resnet-3blocks"], "20 pixels"),
-        (["--eps-ramp", "1"], "eps_ramp"),
-        (["--dataset", "cifar10"], "--data-dir"),
-        (["--resume", "/nowhere"], "not a run folder"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(train_adt, words, answer)

@@ -39,42 +39,6 @@ def config(tmp_path, name="run", **settings):
     return train_gail.Config(**{**TINY, "runs_dir": str(tmp_path), "name": name, **settings})
 
 
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--env", "CartPole-v9"], "cannot make 'CartPole-v9'"),
-        (["--env", "Acrobot-v1"], "no demonstrations of 'Acrobot-v1'"),
-        (["--trajectories", "11"], "11"),
-        (["--trajectories", "0"], "trajectories must be 1"),
-        (["--every", "501"], "cannot be kept"),
-        (["--updater", "rmsprop"], "unknown updater"),
-        (["--updater-lr", "0"], "updater_lr"),
-        (["--penalty", "nan"], "penalty_target and controller finite"),
-        (["--entropy", "inf"], "entropy, penalty, penalty_target and"),
-        (["--controller", "-1"], "penalty_target and controller finite"),
-        (["--max-kl", "0"], "max_kl must be above 0"),
-        (["--source", "true", "--penalty", "5"], "--source true makes no use of --penalty"),
-        (["--source", "cloning", "--updater", "mlp-narrow"], "makes no use of --updater"),
-        (["--algorithm", "ppo", "--value-epochs", "50"], "ppo makes no use of --value-epochs"),
-        (["--env", "MountainCar-v0", "--source", "cloning", "--every", "150"], "cannot be kept"),
-        (["--source", "cloning", "--iterations", "20"], "makes no use of --iterations"),
-        (["--source", "true", "--hidden", "8"], "makes no use of --hidden"),
-        (["--penalty-target", "0"], "a game without --penalty makes no use of --penalty-target"),
-        (["--settle", "-1"], "settle must be 0"),
-        (["--settle", "100", "--algorithm", "ppo"], "ppo makes no use of --settle"),
-        (["--iterations", "15"], "multiple of --evaluate-every"),
-        (["--episodes", "1"], "episodes must be 2 or above"),
-        (["--n-steps", "1", "--envs", "1"], "too few pairs"),
-        (["--demonstrations", "/nowhere.npz"], "/nowhere.npz"),
-        (["--seed", "-1"], "seed"),
-        (["--resume", "/nowhere"], "not a run folder"),
-        (["--name", "a/b"], "plain folder name"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(train_gail, words, answer)
-
-
 def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
     config = gail_stability.Config(seeds=1, extra="--entropy 0 --gae-lambda 0.9")
     for name, words in gail_stability.Gail(config).cells().items():

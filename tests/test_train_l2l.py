@@ -7,7 +7,6 @@ from dataclasses import replace
 import evaluate
 import pytest
 import torch
-import train_l2l
 from equal_runs import SMALL
 from studies import l2l as study_l2l
 from train_l2l import Config, job
@@ -208,35 +207,3 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
         words = cells[f"{name}-seed0"]
         assert not {"--scaling=paper", "--width", "slim"} & set(words)
         assert words[words.index("--epochs") + 1] == "2"
-
-
-@pytest.mark.parametrize(
-    ("words", "answer"),
-    [
-        (["--attacker", "strong"], "strong"),
-        (["--width", "huge"], "huge"),
-        (["--eps", "8"], "did you mean 8/255"),
-        (["--eps", "1"], "did you mean 1/255"),
-        (["--attacker-lr", "0"], "attacker_lr must be above 0"),
-        (["--attacker-lr-factor", "-1"], "attacker_lr_factor must be above 0"),
-        (["--attacker-weight-decay", "1"], "attacker_weight_decay"),
-        (["--attacker", "k-step", "--steps", "0"], "steps must be 1 or above"),
-        (["--attacker", "plain", "--eps-ramp", "0.1"], "plain makes no use of --eps-ramp"),
-        (["--form", "shared", "--learning-mode", "train"], "no use of --learning-mode"),
-        (["--attacker", "grad", "--steps", "2"], "--attacker grad makes no use of --steps"),
-        (["--attacker-steps", "0"], "attacker_steps must be 1 or above"),
-        (["--form", "shared", "--attacker-steps", "2"], "use alternating"),
-        (["--attacker", "pgd", "--form", "shared"], "pgd makes no use of --form"),
-        (["--attacker", "plain", "--width", "slim"], "plain makes no use of --width"),
-        (["--attacker", "pgd", "--select", "own"], "no attacker of its own"),
-        (["--eps-ramp", "1"], "eps_ramp"),
-        (["--true-probability", "0"], "probability"),
-        (["--batch-size", "100000"], "batch size"),
-        (["--dataset", "cifar10"], "--data-dir"),
-        (["--attacks", "pgd21"], "unknown attack"),
-        (["--attacks", "fgsm", "l2l:transfer-fgsm"], "evaluate.py with --surrogate"),
-        (["--resume", "/nowhere"], "not a run folder"),
-    ],
-)
-def test_wrong_words_get_one_clear_error_before_any_work(words, answer, refused):
-    refused(train_l2l, words, answer)

@@ -1,0 +1,238 @@
+"""Command lines of training scripts that are refused in one clear error, before any work."""
+
+import shlex
+
+import pytest
+import train
+import train_adt
+import train_attacker
+import train_cat_and_mouse
+import train_gail
+import train_l2l
+import train_las_at
+import train_minimax
+import train_privacy_filter
+
+# what is typed -> a part of the answer, of every script that has the first option
+EVERYWHERE = {
+    "--resume /nowhere": "not a run folder",
+    "--name a/b": "plain folder name",
+    "--seed -1": "seed must lie in",
+    f"--seed {2**64}": "seed must lie in",
+    "--attacks": "--attacks names none",
+    "--attacks ,,,": "--attacks names none",
+    "--attacks pgd21": "unknown attack",
+    "--eps 1": "did you mean 1/255",
+    "--eps 8": "did you mean 8/255",
+    "--eps 8/0": "must be a number",
+    "--eps-ramp 1": "eps_ramp must lie in",
+    "--true-probability 0": "probability",
+    "--dataset cifar10": "--data-dir",
+    "--dataset mnist": "--data-dir",
+    "--batch-size 100000": "batch size",
+    "--accelerator abacus": "accelerator",
+    "--accelerator cpu --devices 1000": "device",
+    f"--accelerator cpu --devices {10**15}": "device",
+}
+# of one script; an answer here goes before the one above
+REFUSED = {
+    train: {
+        "--game chess": "unknown game 'chess': choose from standard",
+        "--beta 3": "pgd-at has no beta: leave --beta away",
+        "--game fgsm-at --step-size 2": "has no step_size: leave --step-size",
+        "--game trades --replays 2": "trades has no replays",
+        "--game trades --transport repo": "trades has no transport",
+        "--game trades --beta None": "trades needs --beta",
+        "--game mart --beta -1": "beta must be above 0",
+        "--game free --replays 0": "replays must be 1 or above",
+        "--select own": "no attacker of its own that validation could score",
+        "--select luck": "invalid choice",
+        "--attack-steps 0": "attack_steps must be 1 or above",
+        "--attack-mode sleep": "invalid choice",
+        "--awp 0": "awp must be above 0",
+        "--awp nan": "awp must be above 0",
+        "--preset repo": "no published settings of pgd-at on digits",
+        "--dataset svhn --preset repo": "no published settings of pgd-at on svhn",
+        "--dataset cifar10 --game alp --preset repo": "settings of alp on cifar10",
+        "--awp 0.01 --awp-start 1": "awp_start must lie in",
+        "--awp-start 0.5": "without --awp makes no use of --awp-start",
+        "--no-normalise": "--dataset digits makes no use of --normalise",
+        "--milestones 0.3": "--schedule onecycle makes no use of --milestones",
+        "--game standard --eps-ramp 0.5": "standard makes no use of --eps-ramp",
+        "--game las-at": "use train_las_at.py",
+        "--game trade": "did you mean trades?",
+        "--attacks PGD20": "did you mean pgd20?",
+        "--data-dir .": "digits is embedded",
+        "--eval-n 1 --attacks fea": "images of other classes to aim at",
+        "--batch-size 1000000000000000": "batch size must lie in",
+    },
+    train_las_at: {
+        "--awp 0": "awp must be above 0",
+        "--preset repo --objective trades": "--preset repo is LAS-PGD-AT's",
+        "--objective mart": "invalid choice",
+        "--objective trades --agent fixed --fixed-beta 4": "no beta of 4",
+        "--eps 0": "eps must be above 0",
+        "--eps -1": "eps must be above 0",
+        "--eps much": "must be a number",
+        "--grad-clip 0": "grad_clip",
+        "--model resnet19": "unknown model",
+        "--dataset cifar11": "cifar11",
+        "--dataset": "dataset",
+        "--dataset mnist --data-dir /nowhere": "no data folder /nowhere",
+        "--space big": "unknown strategy space",
+        "--epochs 0": "epochs",
+        "--epochs three": "three",
+        "--lr 0": "lr must be above 0",
+        "--credit batch --baseline loo": "loo",
+        "--fixed 15 10 2": "no use of --fixed",
+        "--agent random --policy-lr 7": "no use of --policy-lr",
+        "--agent ppo --baseline loo": "no use of --baseline",
+        "--ema 2": "ema",
+        "--epoch 3": "epoch",
+    },
+    train_l2l: {
+        "--attacker strong": "strong",
+        "--width huge": "huge",
+        "--attacker-lr 0": "attacker_lr must be above 0",
+        "--attacker-lr-factor -1": "attacker_lr_factor must be above 0",
+        "--attacker-weight-decay 1": "attacker_weight_decay",
+        "--attacker k-step --steps 0": "steps must be 1 or above",
+        "--attacker plain --eps-ramp 0.1": "plain makes no use of --eps-ramp",
+        "--form shared --learning-mode train": "no use of --learning-mode",
+        "--attacker grad --steps 2": "--attacker grad makes no use of --steps",
+        "--attacker-steps 0": "attacker_steps must be 1 or above",
+        "--form shared --attacker-steps 2": "use alternating",
+        "--attacker pgd --form shared": "pgd makes no use of --form",
+        "--attacker plain --width slim": "plain makes no use of --width",
+        "--attacker pgd --select own": "no attacker of its own",
+        "--attacks fgsm l2l:transfer-fgsm": "evaluate.py with --surrogate",
+    },
+    train_adt: {
+        "--method strong": "invalid choice",
+        "--generator huge": "huge",
+        "--lam -1": "lam must be 0",
+        "--inner-steps 0": "inner_steps must be 1 or above",
+        "--inner-lr 0": "inner_lr must be above 0",
+        "--inner-betas 1 0": "betas must lie in",
+        "--samples 0": "samples must be 1",
+        "--draws 0": "draws must be 1",
+        "--method exp-am --attacker-lr 0": "attacker_lr must be above 0",
+        "--method imp-am --latent 0": "latent must be 1 or above",
+        "--method imp-am --threshold nan": "threshold must be a number",
+        "--method exp-am --ngf 8": "--generator small makes no use of --ngf",
+        "--latent 8": "--method exp makes no use of --latent",
+        "--method imp-am --samples 3": "--method imp-am makes no use of --samples",
+        "--method imp-am --generator resnet-3blocks": "20 pixels",
+    },
+    train_minimax: {
+        "--defence strong": "invalid choice",
+        "--gamma -1": "gamma must be 0 or above",
+        "--defence sens --penalty -1": "penalty must be 0 or above",
+        "--ascent-steps 0": "ascent_steps must be 1 or above",
+        "--defence unrolled --look-ahead-lr 0": "look_ahead_lr must be above 0",
+        "--restarts 0": "restarts must be 1 or above",
+        "--response-steps -1": "response_steps must be 0",
+        "--hidden 0": "hidden must be 1",
+        "--hidden 0 --defence sens": "hidden must be 1",
+        "--precision bf16-mixed": "full precision only",
+        "--compile": "which --compile cannot",
+        "--dropout 1": "dropout in [0, 1)",
+        "--output-scale -1": "scale must be 0 or above",
+        "--devices 2": "one device only",
+        "--grad-clip 1": "not for them",
+        "--grad-clip 1 --defence pgd --eps-ramp 1": "eps_ramp must lie in",
+        "--gap-steps 9 --defence mixture": "mixture has none",
+        "--gap-steps -1": "gap_steps must be 0",
+        "--gap-steps 9 --ema 0.9": "--ema about its average",
+        "--defence mixture --mixture fgsm strong": "unknown attack 'strong'",
+        "--defence lwa --gamma 2": "--defence lwa makes no use of --gamma",
+        "--response-steps 0 --restarts 3": "no use of --restarts",
+        "--defence mixture --mixture fgsm fgsm": "each of its attacks once",
+        "--judged first": "invalid choice",
+        "--defence unrolled --unroll 0": "unroll must be 1 or above",
+        "--attacker-lr inf": "attacker_lr must be above 0",
+    },
+    train_gail: {
+        "--env CartPole-v9": "cannot make 'CartPole-v9'",
+        "--env Acrobot-v1": "no demonstrations of 'Acrobot-v1'",
+        "--trajectories 11": "11",
+        "--trajectories 0": "trajectories must be 1",
+        "--every 501": "cannot be kept",
+        "--updater rmsprop": "unknown updater",
+        "--updater-lr 0": "updater_lr",
+        "--penalty nan": "penalty_target and controller finite",
+        "--entropy inf": "entropy, penalty, penalty_target and",
+        "--controller -1": "penalty_target and controller finite",
+        "--max-kl 0": "max_kl must be above 0",
+        "--source true --penalty 5": "--source true makes no use of --penalty",
+        "--source cloning --updater mlp-narrow": "makes no use of --updater",
+        "--algorithm ppo --value-epochs 50": "ppo makes no use of --value-epochs",
+        "--env MountainCar-v0 --source cloning --every 150": "cannot be kept",
+        "--source cloning --iterations 20": "makes no use of --iterations",
+        "--source true --hidden 8": "makes no use of --hidden",
+        "--penalty-target 0": "a game without --penalty makes no use of --penalty-target",
+        "--settle -1": "settle must be 0",
+        "--settle 100 --algorithm ppo": "ppo makes no use of --settle",
+        "--iterations 15": "multiple of --evaluate-every",
+        "--episodes 1": "episodes must be 2 or above",
+        "--n-steps 1 --envs 1": "too few pairs",
+        "--demonstrations /nowhere.npz": "/nowhere.npz",
+        "--policy-hidden 0": "policy_hidden must be 1 or above",
+    },
+    train_attacker: {
+        "--queries 1": "queries",
+        "--envs 0": "envs",
+        "--lr 2.0": "lr",
+        "--moves back": "moves",
+        "--classifier /nowhere": "not a run folder",
+    },
+    train_cat_and_mouse: {
+        "--eps-ramp 1": "Unrecognized options",
+        "--attack strong": "unknown attack",
+        "--attack transfer": "needs another classifier",
+        "--attack autoattack": "plays one attack",
+        "--batch-size 33": "batch_size must be even",
+        "--rounds 0": "rounds must be 1",
+        "--round-steps 0": "round_steps must be 1",
+        "--clean-rounds 0": "clean_rounds must be 1",
+        "--test-n 0": "test_n must be 1",
+        "--epochs 3": "epochs",
+        "--devices 2": "one device",
+        "--compile": "--compile",
+        "--ema 0.9": "--ema",
+    },
+    train_privacy_filter: {
+        "--keep digit": "invalid choice",
+        "--filter best": "invalid choice",
+        "--dim 65": "dim must lie in 1..64",
+        "--steps 0": "steps must be 1",
+        "--restarts 0": "restarts must be 1",
+        "--rho -1": "rho and weight_decay",
+        "--gamma -1": "gamma must be 0",
+        "--batch-size 5000": "batch size must lie in",
+        "--ascent-steps 0": "ascent_steps must be 1",
+        "--filter raw --dim 3": "raw makes no use of --dim",
+        "--filter pca --steps 9": "pca makes no use of --steps",
+        "--gamma 2 --solver alt": "alt makes no use of --gamma",
+        "--keep parity --attribute stroke": "use of --attribute",
+    },
+}
+
+
+def asked(script):
+    """What is typed, and the answer: of every script that has the option, and of this one."""
+    shared = {
+        words: answer
+        for words, answer in EVERYWHERE.items()
+        if hasattr(script.Config, words.split()[0][2:].replace("-", "_"))
+    }
+    return shared | REFUSED[script]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "answer"),
+    [(script, *case) for script in REFUSED for case in asked(script).items()],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_wrong_words_get_one_clear_error_before_any_work(script, words, answer, refused):
+    refused(script, shlex.split(words), answer)
