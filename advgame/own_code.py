@@ -6,10 +6,12 @@ The name is read without running anything. Imports no torch.
 from __future__ import annotations
 
 import ast
-import importlib
+import contextlib
+import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,27 @@ class OwnCode:
     args: tuple[Any, ...]
     settings: dict[str, Any]
 
+    def there(self) -> bool:
+        """Whether there is a module or package of the first word; nothing is run."""
+        top = self.module.split(".")[0]
+        try:
+            with _here():
+                return top in sys.modules or importlib.util.find_spec(top) is not None
+        except (ImportError, ValueError):
+            return False
+
+    def find(self) -> None:
+        """Refuse a module that is not there, before any work; nothing is run.
+
+        Raises:
+            InputError: where it was looked for.
+        """
+        if not self.there():
+            raise InputError(
+                f"{self.text}: there is no module {self.module.split('.')[0]!r} in this folder, "
+                f"{Path.cwd()}, or installed; start where it lies, or set PYTHONPATH"
+            )
+
     def __call__(self, *first: object) -> object:
         """What it returns; the present folder is looked in first.
 
@@ -47,17 +70,14 @@ class OwnCode:
         Raises:
             InputError: no such module or attribute, or it fails.
         """
-        here = str(Path.cwd())
-        sys.path.insert(0, here)
         try:
-            found = importlib.import_module(self.module)
-            for part in self.attribute.split("."):
-                found = getattr(found, part)
-            return found(*first, *self.args, **self.settings)  # type: ignore[operator]
+            with _here():
+                found = importlib.import_module(self.module)
+                for part in self.attribute.split("."):
+                    found = getattr(found, part)
+                return found(*first, *self.args, **self.settings)  # type: ignore[operator]
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything, or exit
             raise InputError(f"{self.text} failed: {in_words(error)}") from error
-        finally:
-            sys.path.remove(here)
 
     def make(self, kind: type, words: str, *first: object) -> Any:
         """What it returns, which must be of a kind.
@@ -75,6 +95,17 @@ class OwnCode:
             says = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
             raise InputError(f"{self.text} must return {words}, not {says}")
         return made
+
+
+@contextlib.contextmanager
+def _here() -> Iterator[None]:
+    """Within the block the present folder is looked in first."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def is_own_code(text: str) -> bool:

@@ -4,6 +4,7 @@
     python scripts/train.py                                       # PGD-AT on digits
     python scripts/train.py --game trades --beta 3
     python scripts/train.py --game mart --awp 0.005               # AWP goes round any game
+    python scripts/train.py --game "my_code:MyRules(size=0.5)"    # rules of your own
     python scripts/train.py --dataset cifar10 --data-dir DIR      # uses a GPU if there is one
     python scripts/train.py --resume runs/NAME                    # go on, to the same bits
 
@@ -24,6 +25,7 @@ from typing_extensions import override
 from advgame import attacks, games
 from advgame.choices import COLOUR, BatchNormMode, Preset, Transport
 from advgame.errors import InputError, unknown
+from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.folder import RunFolder
 from advgame.run.options import Count, Positive
@@ -52,7 +54,8 @@ class Config(PerturbedConfig):
     """
 
     game: str = "pgd-at"
-    """see --list"""
+    """see --list; or package.module:factory(1, size=0.5) of your own code, which is called with the
+    ball before the rest and returns an advgame.games.Rules"""
     preset: Preset = "default"
     """default: ours; repo: the published code's settings, for CIFAR"""
     attack_steps: Count | None = None
@@ -167,6 +170,20 @@ SCRIPTS = {
     "las-awp": "train_las_at.py --awp 0.005", "l2l": "train_l2l.py", "adt": "train_adt.py",
     "minimax": "train_minimax.py", "gail": "train_gail.py",
 }  # fmt: skip
+
+
+def named(name: str) -> Game:
+    """A row of `GAMES`, or the game whose rules somebody's own code makes."""
+    if name in GAMES:
+        return GAMES[name]
+
+    def make(config: Config, threat: Threat) -> Rules:
+        rules: Rules = own_code(name).make(games.Rules, "rules, an advgame.games.Rules", threat)
+        return rules
+
+    return Game("of your own code", make)
+
+
 # of some games
 OPTIONS = ("attack_steps", "step_size", "attack_mode", "beta", "noise", "transport", "replays")
 
@@ -200,7 +217,7 @@ class Job(DefenderJob[Config, Any]):
 
     @override
     def purpose(self, config: Config) -> Criterion:
-        return GAMES[config.game].purpose
+        return named(config.game).purpose
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work."""
@@ -208,7 +225,9 @@ class Job(DefenderJob[Config, Any]):
             raise InputError(
                 f"{config.game} is not a game of this script: use {retold(SCRIPTS[config.game])}"
             )
-        if config.game not in GAMES:
+        if any(sign in config.game for sign in ".:("):
+            own_code(config.game).find()
+        elif config.game not in GAMES:
             raise unknown("game", config.game, GAMES)
         config = super().check(config)
         published = config.game in PUBLISHED and config.dataset in ("cifar10", "cifar100")
@@ -219,7 +238,7 @@ class Job(DefenderJob[Config, Any]):
             )
         for name in OPTIONS:
             value, word = getattr(config, name), f"--{name.replace('_', '-')}"
-            if (value is None) == (name in GAMES[config.game].settings):
+            if (value is None) == (name in named(config.game).settings):
                 lacks = f"{config.game} has no {name}: leave {word} away"
                 raise InputError(f"{config.game} needs {word}" if value is None else lacks)
         return config
@@ -243,7 +262,7 @@ class Job(DefenderJob[Config, Any]):
 
     @override
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
-        return GAMES[config.game].make(config, ball(config))
+        return named(config.game).make(config, ball(config))
 
     def from_command_line(self) -> RunFolder | None:
         """Run what was typed, or list the games."""

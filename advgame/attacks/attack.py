@@ -61,13 +61,25 @@ class Attack(ABC):
                 it off.
 
         Raises:
-            InputError: input that cannot be attacked.
+            InputError: input that cannot be attacked, or a subclass that does not return an
+                `AttackResult` with images of the shape of ``x``.
         """
         if rng is None and (drawn := self._draws()):
             raise InputError(f"{drawn} needs rng, a torch.Generator on the images' device")
         if check:
             self._check(x, y)
-        return self._attack(model, x, y, rng, check)
+        made = self._attack(model, x, y, rng, check)
+        if not isinstance(made, AttackResult):
+            raise InputError(
+                f"{type(self).__name__}._attack must return an AttackResult, not "
+                f"{type(made).__name__}: AttackResult(x_adv, None, None, forwards, backwards)"
+            )
+        if made.x_adv.shape != x.shape:
+            raise InputError(
+                f"{type(self).__name__}._attack must return images of the shape of those that it "
+                f"is given, {tuple(x.shape)}, not {tuple(made.x_adv.shape)}"
+            )
+        return made
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None

@@ -4,12 +4,17 @@ Steps that a paper states in pixels for its ε are scaled with ε, so that at th
 the paper's own and other data sets are attacked alike. Names are ``attack`` or ``paper:attack``:
 ``adt`` Dong et al. 2020, ``l2l`` Jiang et al. 2021, ``las`` Jia et al. 2022, ``mvm`` Hamm & Mehra
 2017, ``madry`` Madry et al. 2018, ``aa`` AutoAttack's single attacks.
+
+Any other name ``package.module:factory(1, size=0.5)`` is somebody's own attack: what the factory
+returns for the ball and the typed arguments.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from typing import cast
 
@@ -33,6 +38,7 @@ from advgame.data import ImageSet
 from advgame.errors import InputError, unknown
 from advgame.evaluation.autoattack import VERSIONS, AutoAttackPart, Version
 from advgame.losses import clipped_margin
+from advgame.own_code import own_code
 from advgame.threat import Linf, Threat
 
 L2L_STEP = 0.003 / 0.031
@@ -184,14 +190,27 @@ ATTACKS: dict[str, Entry] = {
 """Name -> attack. Machine vs Machine has pixels in [-1, 1]: its η is twice our ε."""
 
 
+def is_own_attack(name: str) -> bool:
+    """Whether a name is of somebody's own code, not of `ATTACKS` or a slip in one of those."""
+    papers = {known.split(":")[0] for known in ATTACKS if ":" in known}
+    return any(sign in name for sign in ".:(") and re.split("[:(]", name)[0] not in papers
+
+
 def check_attacks(names: tuple[str, ...]) -> None:
-    """Refuse names that are not in `ATTACKS`, and the same one twice.
+    """Refuse names that are neither in `ATTACKS` nor of somebody's own code, and one twice.
+
+    Own code is looked for, and not yet run.
 
     Raises:
         InputError: which one.
     """
-    if odd := [name for name in names if name not in ATTACKS]:
-        raise unknown("attack", odd[0], ATTACKS)
+    for name in names:
+        if name in ATTACKS:
+            continue
+        slip = bool(get_close_matches(name, ATTACKS, cutoff=0.8))
+        if not is_own_attack(name) or (slip and not own_code(name).there()):
+            raise unknown("attack", name, ATTACKS)
+        own_code(name).find()
     if len(set(names)) < len(names):
         raise InputError(f"an attack is asked for twice: {', '.join(names)}")
 
@@ -200,7 +219,11 @@ def make_suite(name: str, context: Context) -> Suite:
     """The attack ``name`` as named attacks in order; most have one only.
 
     Raises:
-        InputError: the attack needs something that is not there.
+        InputError: the attack needs something that is not there, or somebody's own factory fails
+            or returns something else.
     """
+    if name not in ATTACKS:
+        own: Attack = own_code(name).make(Attack, "an advgame.attacks.Attack", context.threat)
+        return [(name, own)]
     made = ATTACKS[name].make(context)
     return made if isinstance(made, list) else [(name, made)]

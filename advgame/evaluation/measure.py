@@ -8,6 +8,7 @@ process, or how often the evaluation was interrupted.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,10 +24,18 @@ from advgame.attacks import Attack, AttackResult, FeatureAttack, attacked, refus
 from advgame.checks import check_images, check_labels, check_logits
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation.attacks import ATTACKS, Context, Suite, check_attacks, make_suite
+from advgame.evaluation.attacks import (
+    ATTACKS,
+    Context,
+    Suite,
+    check_attacks,
+    is_own_attack,
+    make_suite,
+)
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.cells import Cell, Cells, describe, fingerprint
 from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
+from advgame.own_code import in_words
 from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Threat
 
@@ -52,7 +61,8 @@ def evaluate(
         model: maps images in [0, 1] to logits; left as it was found.
         data: test images, on the model's device.
         threat: the ball, with one radius for all.
-        attacks: names from `advgame.evaluation.ATTACKS`, or of ``extra``.
+        attacks: names from `advgame.evaluation.ATTACKS`, of ``extra``, or of your own code,
+            ``package.module:factory(1, size=0.5)``, which is called with the ball before the rest.
         seed: of everything random.
         batch_size: images at a time; AutoAttack's verdicts can depend on it. Where the memory is
             too small a batch is halved, which the verdicts' ``notes`` say.
@@ -94,7 +104,8 @@ def evaluate(
     if rank:
         barrier()  # the first process makes the folder
     about = fingerprint(model, data, threat, seed, batch_size, *more)
-    cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in extra.items()}})
+    own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}
+    cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in own.items()}})
     if not rank:
         barrier()
     work = _Work(model, data.floats(), data.labels, threat, seed, batch_size, cells, progress)
@@ -159,7 +170,34 @@ def check_evaluation(
                 attack.check_task(classes, data.shape)
             if isinstance(attack, FeatureAttack):
                 attack.check_task(model, data.floats(slice(1)), data.labels)
+    for name in attacks:
+        if name not in extra and is_own_attack(name):
+            _try_out(name, plan[name][0][1], model, data.subset(slice(2)), seed)
     return plan
+
+
+def _try_out(name: str, attack: Attack, model: nn.Module, few: ImageSet, seed: int) -> None:
+    """Run somebody's own attack on a few images: what it raises or returns is told at once."""
+    x, y = few.floats(), few.labels
+    chance = PrivateRNG(derive_seed(seed, "trial"), x.device)
+    try:
+        with attacked(model), chance:
+            x_adv = attack.run(model, x, y, rng=stream(seed, "trial", x.device)).x_adv
+    except InputError as problem:
+        raise InputError(f"{name}: {problem}") from problem
+    except Exception as error:  # a stranger's code may raise anything
+        raise InputError(f"{name} failed: {in_words(error)}") from error
+    check_finite(name, x_adv)
+
+
+def check_finite(name: str, x_adv: Tensor) -> None:
+    """Refuse adversarial examples with NaN or infinite pixels.
+
+    Raises:
+        InputError: whose they are.
+    """
+    if not bool(torch.isfinite(x_adv).all()):
+        raise InputError(f"the attack {name} returned NaN or infinite pixels")
 
 
 def check_classifier(model: nn.Module, data: ImageSet) -> int:
@@ -212,16 +250,16 @@ class _Work:
         """One attack on one batch: only images that are right when clean, and still stand."""
         standing = torch.ones(min(self.batch_size, len(self.images) - start), dtype=torch.bool)
         if name != "clean":
-            standing = self._cell("clean/clean", _Nothing(), start, standing)
+            standing = self._cell("clean", "clean", _Nothing(), start, standing)
         for part, attack in suite:
-            standing &= self._cell(f"{name}/{part}", attack, start, standing)
+            standing &= self._cell(name, part, attack, start, standing)
 
-    def _cell(self, name: str, attack: Attack, start: int, standing: Tensor) -> Tensor:
+    def _cell(self, name: str, part: str, attack: Attack, start: int, standing: Tensor) -> Tensor:
         """Find or fill a cell; which images of the batch survive, bool (B,)."""
-        key = _key(name, start)
+        key = _key(name, part, start)
         cell = self.cells.get(key)
         if cell is None:
-            self.progress(f"{name.split('/')[-1]} on images {start} to {start + len(standing) - 1}")
+            self.progress(f"{part} on images {start} to {start + len(standing) - 1}")
             cell = self._fill(key, attack, start, standing)
             self.cells.put(key, cell)
         if len(cell.survive) != len(standing):
@@ -252,8 +290,7 @@ class _Work:
         try:
             rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
             x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
-            if not bool(torch.isfinite(x_adv).all()):
-                raise InputError(f"the attack {key.split('/')[0]} returned NaN or infinite pixels")
+            check_finite(key.split("/")[0], x_adv)
             said = predict(self.model, x_adv, len(x))
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -305,9 +342,18 @@ def counted(model: nn.Module) -> Iterator[Calls]:
         hook.remove()
 
 
-def _key(name: str, start: int) -> str:
-    attack, part = (word.replace(":", "-") for word in name.split("/"))
+def _key(name: str, part: str, start: int) -> str:
+    attack, part = _file_name(name), _file_name(part)
     return f"{attack if part == attack else f'{attack}.{part}'}/{start:06d}"
+
+
+def _file_name(name: str) -> str:
+    """A name as that of a file; one of own code with arguments is told apart by a checksum."""
+    plain = name.replace(":", "-")
+    if re.fullmatch(r"[\w. -]+", plain):
+        return plain
+    short = re.sub(r"[^\w.]+", "-", plain)[:60]
+    return f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _bits(mask: Tensor) -> str:
@@ -324,7 +370,7 @@ def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int
     for name, suite in plan.items():
         found: list[list[Cell]] = []  # part x batch
         for part, _ in suite:
-            row = [cells.get(_key(f"{name}/{part}", start)) for start in starts]
+            row = [cells.get(_key(name, part, start)) for start in starts]
             found.append([cell for cell in row if cell is not None])
             assert len(found[-1]) == len(starts), "another process left a cell unfilled"
         every = [cell for row in found for cell in row]

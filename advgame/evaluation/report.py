@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -92,7 +94,9 @@ def as_line(content: dict[str, Any]) -> str:
 def as_matrix(verdicts: Verdicts, labels: Tensor) -> str:
     """``verdicts.csv``: a row per image, 1 under each attack that it survives."""
     columns = {name: ok.int().tolist() for name, ok in verdicts.correct.items()}
-    lines = [",".join(["image", "label", *columns])]
+    head = io.StringIO()  # the name of an own attack may have commas
+    csv.writer(head, lineterminator="").writerow(["image", "label", *columns])
+    lines = [head.getvalue()]
     for image, row in enumerate(zip(labels.tolist(), *columns.values(), strict=True)):
         lines.append(",".join(str(value) for value in (image, *row)))
     return "\n".join(lines) + "\n"

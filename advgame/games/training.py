@@ -81,6 +81,26 @@ class Rules(ABC):
         return {}
 
 
+def _check_step(rules: Rules, result: object) -> None:
+    """Refuse what a step may not return.
+
+    Raises:
+        InputError: what it should.
+    """
+    name = f"{type(rules).__name__}.step"
+    if not isinstance(result, DefenderStep):
+        raise InputError(
+            f"{name} must return a DefenderStep(x_adv, losses, stats), not {type(result).__name__}"
+        )
+    for tag, value in result.stats.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise InputError(
+                f"{name}: stats are tensors of one number each, such as losses.mean(), and "
+                f"{tag!r} is a {type(value).__name__}{shape}"
+            )
+
+
 def defender_health(defender: Defender, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Logits (B, K) of images (B, C, H, W) in evaluation mode, and signs of life by tag."""
     with attacked(defender.module), torch.no_grad(), defender.fabric.autocast():
@@ -117,6 +137,11 @@ class DefenderTraining:
     ) -> None:
         if ramp_steps < 0:
             raise InputError(f"ramp_steps must be 0 or above, not {ramp_steps}")
+        if not isinstance(rules, Rules):
+            raise InputError(
+                "rules are an instance of a subclass of advgame.games.Rules, such as "
+                f"AdversarialTraining(threat), not {rules!r}"
+            )
         self.rules, self.defender, self.ramp_steps = rules, defender, ramp_steps
         self.learner = defender
         defender.check_batch(data.floats(slice(batch_size)).to(defender.device))
@@ -139,6 +164,7 @@ class DefenderTraining:
         scale = min(1.0, (self.steps + 1) / self.ramp_steps) if self.ramp_steps else 1.0
         with self.chance:
             result = self.rules.step(self.defender, x, y, self.rng, scale=scale)
+        _check_step(self.rules, result)
         self.steps += 1
         self._last, self._unseen = (x, y), "game/clean_loss" not in result.stats
         return result.stats

@@ -37,6 +37,19 @@ NotNegative = Annotated[
 Finite = Annotated[float, Must("be finite", math.isfinite)]
 Share = Annotated[float, Must("lie in [0, 1)", lambda value: 0 <= value < 1)]
 
+
+def _parts(word: str) -> list[str]:
+    """A word at its commas, but for those in the brackets of ``module:factory(1, size=0.5)``."""
+    parts, depth = [""], 0
+    for letter in word:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 # An option that takes names, with spaces or commas between: --attacks fgsm,pgd20 autoattack
 Names = Annotated[
     tuple[str, ...],
@@ -44,7 +57,7 @@ Names = Annotated[
         nargs="*",
         metavar="NAME [NAME ...]",
         instance_from_str=lambda words: tuple(
-            name for word in words for part in word.split(",") if (name := part.strip())
+            name for word in words for part in _parts(word) if (name := part.strip())
         ),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=list,
