@@ -11,9 +11,9 @@ from torch import nn
 from advgame.classifiers.saved import load_classifier, run_classifier
 from advgame.errors import InputError
 from advgame.run.folder import RunFolder
-from advgame.run.options import parse_eps
+from advgame.run.options import parse_radius
 from advgame.seeding import seeded_init
-from advgame.threat import Linf, Threat
+from advgame.threat import THREATS, Linf, Threat
 
 # (C, H, W) and classes, so that a network can be rebuilt where its data do not lie
 SHAPES = {
@@ -66,5 +66,6 @@ def from_run(path: Path) -> Target:
         raise InputError(f"{path} is no run of a classifier")
     shape, classes = SHAPES[config["dataset"]]
     model = run_classifier(run, shape, classes)
-    ball = Linf(parse_eps(config["eps"]))
+    norm = config.get("norm", "Linf")  # runs of versions before L2 have none
+    ball = THREATS[norm](parse_radius(config["eps"], norm))
     return Target(path.name, model.requires_grad_(False), config["dataset"], ball)

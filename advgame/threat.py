@@ -81,6 +81,24 @@ class Threat(ABC):
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation: (B, C, H, W) -> (B,)."""
 
+    @classmethod
+    @abstractmethod
+    def whole(cls, pixels: int) -> float:
+        """The radius from which on a ball holds every image of so many pixels."""
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuse a ball that holds every image of a shape (C, H, W).
+
+        Raises:
+            InputError: which radius would do.
+        """
+        whole = self.whole(math.prod(shape))
+        if not isinstance(self.eps, Tensor) and self.eps >= whole:
+            raise InputError(
+                f"{self.norm} ε = {self.eps:g} holds every image of {math.prod(shape)} pixels, "
+                f"which lie within {whole:.3g}: did you mean {self.eps:g}/255?"
+            )
+
     @abstractmethod
     def steepest(self, grad: Tensor) -> Tensor:
         """The direction of unit norm along which the loss rises fastest; same shape as ``grad``."""
@@ -92,6 +110,10 @@ class Threat(ABC):
         For L∞ it is the nearest point of the cut. For L2 it is the nearest point of the ball,
         clipped to [0, 1], which stays in the ball because ``x`` itself lies in [0, 1].
         """
+
+    @abstractmethod
+    def shrink(self, delta: Tensor) -> Tensor:
+        """The nearest perturbation of size ε or less; [0, 1] is not looked at."""
 
     def projector(self, x: Tensor) -> Callable[[Tensor, Index], Tensor]:
         """`project` around fixed images, as a function of points and of their rows in ``x``."""
@@ -121,6 +143,11 @@ class Linf(Threat):
     def size(self, delta: Tensor) -> Tensor:
         return delta.abs().flatten(1).amax(1)
 
+    @classmethod
+    @override
+    def whole(cls, pixels: int) -> float:
+        return 1.0
+
     @override
     def steepest(self, grad: Tensor) -> Tensor:
         return grad.sign()
@@ -134,6 +161,11 @@ class Linf(Threat):
         eps = per_image(self.eps, x)
         low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         return lambda x_adv, rows: torch.clamp(x_adv, low[rows], high[rows])
+
+    def shrink(self, delta: Tensor) -> Tensor:
+        """Every entry of δ is clipped to [-ε, ε]."""
+        eps = per_image(self.eps, delta)
+        return torch.clamp(delta, -eps, eps)  # type: ignore[arg-type]  # both of one kind
 
     def on_face(self, delta: Tensor) -> Tensor:
         """Share of the pixels with |δ| = ε, to one part in a thousand."""
@@ -158,6 +190,11 @@ class L2(Threat):
         size: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
         return size
 
+    @classmethod
+    def whole(cls, pixels: int) -> float:
+        """The root of the number of pixels."""
+        return math.sqrt(pixels)
+
     def steepest(self, grad: Tensor) -> Tensor:
         """∇ / ‖∇‖₂, and 0 where the gradient is 0.
 
@@ -171,13 +208,16 @@ class L2(Threat):
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Shrink δ to length ε where it is longer, then clip to [0, 1]."""
-        delta = x_adv - x
+        return (x + self.shrink(x_adv - x)).clamp_(0, 1)
+
+    def shrink(self, delta: Tensor) -> Tensor:
+        """Scale δ to length ε where it is longer."""
         size = self.size(delta)
         # a tensor also for one radius: torch divides a float by way of the reciprocal, which
         # rounds otherwise, and a radius per image must equal one image at a time
         eps = self.eps if isinstance(self.eps, Tensor) else torch.full_like(size, self.eps)
         scale = (eps / size.clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
-        return (x + delta * per_image(scale, x)).clamp_(0, 1)
+        return delta * per_image(scale, delta)
 
     def on_face(self, delta: Tensor) -> Tensor:
         """1 where ‖δ‖₂ = ε, to one part in a thousand, else 0."""

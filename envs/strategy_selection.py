@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import multiprocessing
 import warnings
 import weakref
@@ -115,7 +116,9 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             )
         data = data if data is not None else load_data("digits").train
         self.rules = rules or LasAt(Linf(0.15))
-        self.space = space or StrategySpace(float(self.rules.threat.eps))
+        ball = self.rules.threat
+        cap = ball.whole(math.prod(data.shape)) / 2
+        self.space = space or StrategySpace(float(ball.eps), eps_cap=cap)
         self.defender = defender or _default_defender(data)
         self.data = data.to(self.defender.device)
         self.credit: Credit = credit

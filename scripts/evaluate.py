@@ -32,9 +32,9 @@ from advgame.run.folder import RunFolder
 from advgame.run.options import (
     Count,
     Names,
+    Norm,
     check_types,
-    parse_eps,
-    parse_linf_eps,
+    parse_radius,
     typed_options,
 )
 from advgame.run.progress import telling
@@ -72,8 +72,8 @@ class Config:
     """folder with the data set in torchvision's layout"""
     download: bool = False
     """let torchvision download what is missing into --data-dir"""
-    norm: Literal["Linf", "L2"] = "Linf"
-    """norm of the ball"""
+    norm: Norm | None = None
+    """Linf or L2, in any case; a run folder knows its own, Linf elsewhere"""
     eps: str = ""
     """radius of the ball, e.g. 0.15 or 8/255; a run folder knows its own"""
     attacks: Names = USUAL
@@ -108,8 +108,8 @@ def threat(config: Config) -> Threat:
     """The ball in which the classifier is attacked, of `--norm` and `--eps`."""
     from advgame.threat import THREATS
 
-    parse = parse_linf_eps if config.norm == "Linf" else parse_eps
-    return THREATS[config.norm](parse(config.eps))
+    norm = config.norm or "Linf"  # `check` settled it
+    return THREATS[norm](parse_radius(config.eps, norm))
 
 
 def names(config: Config) -> tuple[str, ...]:
@@ -227,12 +227,15 @@ class Job(jobs.Job[Config, Materials]):
             raise InputError(f"{config.what} does not exist")
         if config.what and Path(config.what).is_dir():
             own = RunFolder.open(Path(config.what)).about()["config"]
-            # its ε is of an L∞ ball: as a length it would hold next to nothing
-            known = own.get("eps", "") if config.norm == "Linf" else ""
+            its = own.get("norm", "Linf")  # runs of versions before L2 have none
+            norm = config.norm or its
+            # a radius of one norm says nothing of the other
+            known = own.get("eps", "") if norm == its else ""
             dataset = None if config.data_import else config.dataset or own.get("dataset")
             eps = config.eps or known
-            check_types(Config, {"dataset": dataset, "eps": eps}, f"{config.what}/config.json")
-            config = replace(config, dataset=dataset, eps=eps)
+            found = {"dataset": dataset, "norm": norm, "eps": eps}
+            check_types(Config, found, f"{config.what}/config.json")
+            config = replace(config, dataset=dataset, norm=norm, eps=eps)
         elif config.what and not config.model:
             raise InputError(
                 "a safetensors file of weights needs --model, the network that it belongs to; any "
@@ -243,11 +246,7 @@ class Job(jobs.Job[Config, Materials]):
                 "say whose test images are attacked: --dataset, e.g. digits or cifar10, or for "
                 "your own --data-import package.module:function"
             )
-        if not config.eps:
-            raise InputError(
-                f"say how far an attack may go in {config.norm}: --eps, e.g. "
-                f"{'0.15 or 8/255' if config.norm == 'Linf' else '0.5 or 128/255'}"
-            )
+        config = replace(config, norm=config.norm or "Linf")
         threat(config)
         if not (config.attacks or config.attackers):
             raise InputError("--attacks names none: say one, e.g. fgsm,pgd20,autoattack")
@@ -282,6 +281,7 @@ class Job(jobs.Job[Config, Materials]):
         from advgame.classifiers.saved import imported_classifier
 
         extra, (dataset, data, held_out) = learned(config), images(config)
+        threat(config).check_shape(data.shape)
         module = (
             imported_classifier(config.import_)
             if config.import_

@@ -38,11 +38,11 @@ from advgame.run.curves import save_figure
 from advgame.run.devices import make_fabric
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
-from advgame.run.options import Names, parse_eps
+from advgame.run.options import Names, Norm
 from advgame.run.program import prog
 from advgame.run.settings import Dataset
 from advgame.seeding import stream
-from advgame.threat import Linf, Threat
+from advgame.threat import Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 STEPS = (1, 2, 5, 10, 20, 50, 100)
@@ -63,8 +63,10 @@ class Config:
     """whose test images; the run folder's own when not given"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout"""
+    norm: Norm | None = None
+    """Linf or L2, in any case; the run folder's own when not given"""
     eps: str = ""
-    """radius of the L∞ ball; the run folder's own when not given"""
+    """radius of the ball; the run folder's own when not given"""
     n: int | None = 200
     """test images; None takes all"""
     seed: int = 0
@@ -92,8 +94,10 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     }
     asked = [evaluate.job.check(evaluate.Config(what=what, **given)) for what in config.what]
     first = asked[0]
-    if len({(one.dataset, parse_eps(one.eps)) for one in asked}) > 1:
-        raise InputError("the classifiers are of different data sets or radii: give --eps")
+    if len({(one.dataset, evaluate.threat(one)) for one in asked}) > 1:
+        raise InputError(
+            "the classifiers are of different data sets, norms or radii: give --norm and --eps"
+        )
     names = [Path(what).name for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two classifiers are called {twice[0]}: rename a folder")
@@ -104,7 +108,7 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     for model in models.values():
         check_classifier(model, data)
         evaluate.try_out(learned, model, data, config.seed)
-    return models, data, Linf(parse_eps(first.eps)), learned
+    return models, data, evaluate.threat(first), learned
 
 
 def group(name: str) -> str:
@@ -173,19 +177,21 @@ def main(config: Config) -> None:
         rng = stream(config.seed, "plane", near.labels.device)
         planes[g] = landscape(m, near.floats(), near.labels, threat, rng, reach=REACH)
     title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
-    save_figure(landscapes_figure(planes, REACH, title), out / "landscape.png")
+    save_figure(landscapes_figure(planes, REACH, title, threat.norm), out / "landscape.png")
     if (out / "sweeps.json").exists():  # an earlier sweep's, of other classifiers
         for old in out.glob("examples-*.png"):
             old.unlink()
     for g, model in one_each.items():
         x, made, words = examples(config, model, data, threat, attacks)
-        title = f"{g}: true label → prediction; perturbations black to white are -ε to ε, {size}"
+        shades = "-ε to ε" if threat.norm == "Linf" else "± the largest change"
+        title = f"{g}: true label → prediction; perturbations black to white are {shades}, {size}"
         name = "examples.png" if len(one_each) == 1 else f"examples-{g}.png"
         save_figure(examples_figure(x, made, words, threat, title), out / name)
     about = {
         **made_by(),
         "device": device_name(data.images.device),
         "n": len(data),
+        "norm": threat.norm,
         "eps": float(threat.eps),
         "seed": config.seed,
         "classifiers": numbers,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from advgame.attacks import GradientAttack
     from advgame.data import ImageSet, Splits
     from advgame.games.training import Rules
-    from advgame.threat import Linf, Threat
+    from advgame.threat import Threat
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class Game:
     """
 
     about: str
-    make: Callable[[Config, Linf], Rules]
+    make: Callable[[Config, Threat], Rules]
     settings: Mapping[str, Any] = field(default_factory=dict)
     purpose: Criterion = "robust"
 
@@ -195,7 +195,12 @@ class Job(DefenderJob[Config, Any]):
     """The training by any of `GAMES`."""
 
     config = Config
-    peeked = {"dataset": "digits", "game": "pgd-at", "preset": "default"}  # noqa: RUF012
+    peeked = {  # noqa: RUF012
+        "dataset": "digits",
+        "norm": "Linf",
+        "game": "pgd-at",
+        "preset": "default",
+    }
     recipes = RECIPES
 
     def defaults(self, **peeked: str) -> Config:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from advgame.data import ImageSet, Splits
     from advgame.games.training import DefenderTraining, Rules
     from advgame.run.curves import Panels
-    from advgame.threat import Linf
+    from advgame.threat import Threat
     from agents.adt import ExplicitPlayer, ImplicitPlayer
 
 Method = Literal["exp", "exp-am", "imp-am"]
@@ -138,7 +138,7 @@ OF_OTHERS: dict[Method, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def fitting(config: Config, threat: Linf, draws: int = 1) -> DistributionalAttack:
+def fitting(config: Config, threat: Threat, draws: int = 1) -> DistributionalAttack:
     """EXP's inner problem, and its sampler."""
     from advgame.attacks.distributional import DistributionalAttack
 
@@ -163,6 +163,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
+    linf_only = "ADT's distributions are those of ε·tanh(u), which fills an L∞ ball"
 
     def defaults(self, **peeked: str) -> Config:
         """IMP-AM's λ is per dimension of z."""
@@ -238,12 +239,12 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         }
         return AdtAmortised(threat, ImplicitPlayer(network, encoder, **common, **own))
 
-    def own_attacker(self, game: DefenderTraining, threat: Linf) -> Attack:
+    def own_attacker(self, game: DefenderTraining, threat: Threat) -> Attack:
         """One sample, which is what the defender meets."""
         return sampler(game, threat)
 
     def judging(
-        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
         """The sampler and how its samples vary; a generator becomes a file."""
         from advgame.attacks.distributional import Sampler
@@ -264,7 +265,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         return {"respond": respond}
 
 
-def sampler(game: DefenderTraining, threat: Linf, draws: int = 1) -> Attack:
+def sampler(game: DefenderTraining, threat: Threat, draws: int = 1) -> Attack:
     """The worst of so many samples of the game's own distributions, as an attack.
 
     With one it is what the defender meets: ``eval/own_attacker``.

@@ -25,7 +25,7 @@ from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import about
-from advgame.run.options import Count, Finite, Must, NotNegative, parse_linf_eps
+from advgame.run.options import Count, Finite, Must, NotNegative, parse_radius
 from agents.settings import EpisodeConfig
 
 if TYPE_CHECKING:
@@ -115,14 +115,14 @@ def panels() -> Panels:
 def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
     from advgame.targets import from_run, shipped
-    from advgame.threat import Linf
 
     found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
     if len({one.dataset for one in found}) > 1:
         raise InputError("the classifiers are of different data sets: train on one")
     if config.eps is None:
         return found
-    return [replace(one, threat=Linf(parse_linf_eps(config.eps))) for one in found]
+    balls = [type(one.threat)(parse_radius(config.eps, one.threat.norm)) for one in found]
+    return [replace(one, threat=b) for one, b in zip(found, balls, strict=True)]
 
 
 def make_game(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from advgame.data import ImageSet, Splits
     from advgame.games import CatAndMouse
-    from advgame.threat import Linf
+    from advgame.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
 
     config = Config
     algorithm = "adam"
-    peeked: ClassVar = {"dataset": "digits"}
+    peeked: ClassVar = {"dataset": "digits", "norm": "Linf"}
     # pixels of the paper lie in [-1, 1], its η is 2ε
     recipes: ClassVar = {
         "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},
@@ -209,7 +209,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
         )
 
     def report(
-        self, config: Config, run: RunFolder, game: CatAndMouse, data: Splits, threat: Linf
+        self, config: Config, run: RunFolder, game: CatAndMouse, data: Splits, threat: Threat
     ) -> None:
         """Curves, the matrix of errors, and the last classifier's report."""
         from advgame.games.cat_and_mouse import PANELS

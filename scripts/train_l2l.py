@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from advgame.attacks import Attack
     from advgame.data import ImageSet, Splits
     from advgame.games.training import DefenderTraining, Rules
-    from advgame.threat import Linf, Threat
+    from advgame.threat import Threat
     from agents.attacker_network import AttackerNetwork
 
 Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgd"]
@@ -115,6 +115,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
+    linf_only = "L2L's network ends in ε·tanh, which fills an L∞ ball; train.py plays PGD-AT in L2"
 
     @override
     def title(self, config: Config) -> str:
@@ -165,13 +166,13 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         )
         return L2L(ball(config), player, config.form, config.attacker_steps, modes)
 
-    def own_attacker(self, game: DefenderTraining, threat: Linf) -> Attack | None:
+    def own_attacker(self, game: DefenderTraining, threat: Threat) -> Attack | None:
         """What the network does to the validation split."""
         network = network_of(game)
         return None if network is None else network.attack(threat)
 
     def judging(
-        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
         """Nothing further; the attacker becomes a file."""
         from agents.attacker_file import NAME

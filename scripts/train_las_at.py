@@ -14,6 +14,7 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from typing_extensions import override
 from advgame.choices import Credit, Preset
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball
-from advgame.run.options import Count, NotNegative, Positive, parse_eps
+from advgame.run.options import Count, NotNegative, Positive
 from advgame.run.settings import PerturbedConfig, recipes
 from agents.settings import LEARNERS, PRESETS, Agent, Baseline
 
@@ -103,7 +104,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     """The job that trains a classifier by LAS-AT and judges it."""
 
     config = Config
-    peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
+    peeked = {"dataset": "digits", "norm": "Linf", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = REPO_RECIPES
@@ -154,9 +155,9 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         from envs.strategy_selection import StrategySelectionVectorEnv
 
         repo, trades = config.preset == "repo", config.objective == "trades"
-        augmented = self.augmentation(config)
+        augmented, threat = self.augmentation(config), ball(config)
         rules = (LasTrades if trades else LasAt)(
-            ball(config),
+            threat,
             start="eps0" if repo else "own",
             look_ahead_mode="train" if repo else "eval",
             clamp=config.clamp,
@@ -166,7 +167,12 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             data=data.train,
             defender=self.defender(config, data, fabric),
             rules=rules,
-            space=strategy_space(config.space, parse_eps(config.eps), BETAS if trades else ()),
+            space=strategy_space(
+                config.space,
+                float(threat.eps),
+                BETAS if trades else (),
+                threat.whole(math.prod(data.train.shape)) / 2,
+            ),
             credit=config.credit,
             reward_interval=config.reward_interval
             if config.agent in LEARNERS

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from advgame.games.training import DefenderTraining, Rules
     from advgame.run.curves import Panels
     from advgame.run.loop import Validate
-    from advgame.threat import Linf
+    from advgame.threat import Threat
     from agents.attacker_network import NetworkAttack
     from agents.attnet import AttNet
     from agents.best_response import AttackerClass, BestResponse
@@ -184,6 +184,10 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     config = Config
     recipes = RECIPES
     algorithm = "adam"
+    linf_only = (
+        "its networks perturb each pixel by up to ε, and its penalty goes with FGSM's sign; "
+        "train.py and train_cat_and_mouse.py play in L2"
+    )
 
     @override
     def title(self, config: Config) -> str:
@@ -250,7 +254,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:
         return played(config, data.shape, data.classes, fabric.device)
 
-    def own_attacker(self, game: DefenderTraining, threat: Linf) -> NetworkAttack | None:
+    def own_attacker(self, game: DefenderTraining, threat: Threat) -> NetworkAttack | None:
         """What the network does to the validation split."""
         from advgame.games.minimax import Minimax
         from agents.attacker_network import AttackerPlayer
@@ -260,7 +264,9 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         assert isinstance(game.rules.attacker, AttackerPlayer)
         return game.rules.attacker.module.attack(threat)
 
-    def watch(self, config: Config, game: DefenderTraining, data: Splits, threat: Linf) -> Validate:
+    def watch(
+        self, config: Config, game: DefenderTraining, data: Splits, threat: Threat
+    ) -> Validate:
         """The duality gap on the validation split, where --gap-steps asks for it."""
         from advgame.seeding import derive_seed
         from agents.best_response import Effort
@@ -287,7 +293,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         return gap
 
     def judging(
-        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Linf
+        self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
         """Fresh attackers and the game's end; the game's own attacker becomes a file."""
         from advgame.health import network_signs

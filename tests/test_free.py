@@ -47,7 +47,7 @@ def test_free_with_one_replay_begins_as_plain_training_and_goes_on_from_its_stat
     again = Free(BALL, replays=1)
     again.load_state_dict(copy.deepcopy(game.state_dict()))
     assert torch.equal(game.step(one, x, y, seeded()).x_adv, again.step(two, x, y, seeded()).x_adv)
-    with pytest.raises(InputError, match="L∞"):
-        Free(L2(1.0))
+    with pytest.raises(InputError, match="one eps"):
+        Free(L2(torch.ones(2)))
     with pytest.raises(InputError, match="replays"):
         Free(BALL, replays=0)

@@ -61,27 +61,33 @@ def sweeps_figure(
     return figure
 
 
-def landscapes_figure(planes: Mapping[str, Tensor], reach: float, title: str) -> Figure:
+def landscapes_figure(
+    planes: Mapping[str, Tensor], reach: float, title: str, norm: str = "Linf"
+) -> Figure:
     """Loss on the plane of gradient and random direction, a panel per classifier.
 
     Args:
         planes: classifier -> (points, points), see `advgame.evaluation.sweeps.landscape`.
         reach: of both axes, in units of ε.
         title: of the figure.
+        norm: of the ball, whose face is dashed.
     """
     figure, axes = plt.subplots(
         1, len(planes), figsize=(3.6 * len(planes) + 0.8, 3.6), layout="constrained", squeeze=False
     )
     arrays = {name: plane.cpu().numpy() for name, plane in planes.items()}
     highest = max(float(array.max()) for array in arrays.values())
+    # L∞: where the two directions add up to ε in one pixel. L2: a circle, as far as the two
+    # directions are at right angles, which a random one nearly is
+    turn = np.linspace(0, 2 * np.pi, 100 if norm == "L2" else 5)
+    face = (np.cos(turn), np.sin(turn))
     for axis, (name, array) in zip(axes[0], arrays.items(), strict=True):
         edge = reach + reach / (len(array) - 1)  # of the outermost pixels
         drawn = axis.imshow(
             array, origin="lower", extent=(-edge, edge, -edge, edge), cmap="magma", vmin=0,
             vmax=highest,
         )  # fmt: skip
-        # where the two directions add up to ε in one pixel, L∞'s face
-        axis.plot([-1, 0, 1, 0, -1], [0, 1, 0, -1, 0], color="white", lw=1, ls="--")
+        axis.plot(*face, color="white", lw=1, ls="--")
         axis.set(title=name, xlabel="random direction, ε", ylabel="gradient, ε")
     figure.colorbar(drawn, ax=axes[0], shrink=0.8)
     figure.suptitle(title, fontsize=10)

@@ -154,7 +154,7 @@ def loss_growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> 
         found["loss_falls_with_eps"] = "PGD-10 reaches less loss at ε than at ε/2"
     if float(many.mean()) < 0.98 * float(few.mean()) - 1e-3:
         found["loss_falls_with_steps"] = "PGD-50 reaches less loss than PGD-10"
-    whole = type(threat)(1.0 if threat.norm == "Linf" else float(data.images[0].numel()) ** 0.5)
+    whole = type(threat)(threat.whole(data.images[0].numel()))
     right, _ = _survive(model, data, pgd(whole, 100), seed)
     clean = withstand(model, data)
     if int((right & clean).sum()) > 0.1 * int(clean.sum()):

@@ -152,7 +152,8 @@ def differences(
 
     Returns:
         ``cosine``: mean cosine of an image's perturbations in two batches, 1 for the same one;
-        ``distance``: mean |difference| of their pixels, over 2ε, the most that L∞ allows;
+        ``distance``: mean |difference| of their pixels, over the most that the ball allows, which
+        is 2ε in L∞ and 2ε/√(C·H·W) in L2;
         ``wrong_classes``: how many wrong classes an image is taken for over all batches, mean.
     """
     with attacked(model):
@@ -160,7 +161,8 @@ def differences(
     deltas = [(one - x).flatten(1) for one in made]
     pairs = list(combinations(deltas, 2))
     cosines = [torch.cosine_similarity(a, b, dim=1).mean() for a, b in pairs]
-    gaps = [(a - b).abs().mean() / (2 * float(threat.eps)) for a, b in pairs]
+    unit = float(threat.eps) / threat.whole(x[0].numel())
+    gaps = [(a - b).abs().mean() / (2 * unit) for a, b in pairs]
     wrong = [
         len(set(row) - {label}) for row, label in zip(said.T.tolist(), y.tolist(), strict=True)
     ]

@@ -69,12 +69,15 @@ class Passes:
 def perturbation_stats(delta: Tensor, threat: Threat) -> dict[str, Tensor]:
     """Size, smoothness and saturation of perturbations (B, C, H, W).
 
-    - ``attacker/size``: mean |δ| over ε;
-    - ``attacker/variation``: mean |difference of neighbouring pixels| over ε: 0 for a constant,
+    The unit is what each pixel changes by where all change alike and the ball's face is reached: ε
+    in L∞, ε/√(C·H·W) in L2. No mean |δ| is larger.
+
+    - ``attacker/size``: mean |δ| in that unit;
+    - ``attacker/variation``: mean |difference of neighbouring pixels| in it: 0 for a constant,
       1 for independent signs at ±ε, 2 for a chessboard;
     - ``attacker/on_face``: share of the pixels that the ball's face holds.
     """
-    scaled = delta / per_image(threat.eps, delta)
+    scaled = delta / per_image(threat.eps / threat.whole(delta[0].numel()), delta)
     # a side of one pixel has no neighbours
     sides = [one.mean() for dim in (2, 3) if (one := scaled.diff(dim=dim).abs()).numel()]
     return {

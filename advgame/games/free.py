@@ -2,7 +2,8 @@
 
     m times per batch:   θ ← θ - lr · ∇_θ mean loss(f(x + δ), y),   δ ← clip(δ + ε sign ∇_δ)
 
-δ is carried over from batch to batch. Source: Shafahi et al. 2019.
+δ is carried over from batch to batch. Source: Shafahi et al. 2019, whose ball is L∞; in L2 the step
+is ε ∇_δ / ‖∇_δ‖₂, and δ is scaled back to length ε.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes, perturbation_stats
 from advgame.games.training import Rules
-from advgame.threat import Linf, Threat
+from advgame.threat import Threat
 
 
 class Free(Rules):
@@ -36,16 +37,16 @@ class Free(Rules):
     not clip, and projects x + δ on [0, 1] after each replay, not on the next batch's x.
 
     Args:
-        threat: an L∞ ball, one radius for all.
+        threat: the ball, one radius for all.
         replays: m.
 
     Raises:
-        InputError: another ball, or no replay.
+        InputError: a radius per image, or no replay.
     """
 
     def __init__(self, threat: Threat, replays: int = 8) -> None:
-        if not isinstance(threat, Linf) or isinstance(threat.eps, Tensor):
-            raise InputError("Free is played in an L∞ ball with one eps for all images")
+        if isinstance(threat.eps, Tensor):
+            raise InputError("Free is played in a ball with one eps for all images")
         if replays < 1:
             raise InputError(f"replays must be 1 or above, not {replays}")
         self.threat, self.replays = threat, replays
@@ -69,7 +70,7 @@ class Free(Rules):
             assert gradient is not None
             defender.step()
             passes.add_descent(defender)
-            delta = (delta + eps * gradient.sign()).clamp_(-eps, eps)
+            delta = threat.shrink(delta + eps * threat.steepest(gradient))
         self.delta = delta
         x_adv = leaves[-1].detach()
         stats = {"game/adversarial_loss": losses.mean()}

@@ -13,7 +13,7 @@ CHOICES = ("eps", "steps", "step_size", "beta")
 """What a strategy consists of, in the order of an action's columns; β in LAS-TRADES only."""
 
 EPS_CAP = 0.5
-"""From ε = 0.5 on, every image can become the same grey, and nothing is left to learn."""
+"""From ε = 0.5 on, every image can become the same grey in L∞, and nothing is left to learn."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class StrategySpace:
 
     Args:
         eps0: ε₀, the radius that the defender is judged at, in pixel units.
-        eps_units: choices of ε; those that reach `EPS_CAP` in pixels are left out.
+        eps_units: choices of ε; those that reach ``eps_cap`` in pixels are left out.
         steps: choices of the number of steps.
         step_size_units: choices of the step size.
         betas: choices of β; empty where the game has none.
+        eps_cap: from there on every image can become the same grey: half of the threat's
+            ``whole(C·H·W)``, which is 0.5 in L∞ and √(C·H·W)/2 in L2.
 
     Raises:
         InputError: an empty list, or a number that no attack can use.
@@ -60,11 +62,12 @@ class StrategySpace:
     steps: tuple[int, ...] = tuple(range(3, 15))
     step_size_units: tuple[float, ...] = tuple(range(1, 6))
     betas: tuple[float, ...] = ()
+    eps_cap: float = EPS_CAP
 
     def __post_init__(self) -> None:
         if self.eps0 <= 0:
             raise InputError(f"eps must be above 0, not {self.eps0}")
-        kept = tuple(u for u in self.eps_units if u * self.eps0 / 8 < EPS_CAP)
+        kept = tuple(u for u in self.eps_units if u * self.eps0 / 8 < self.eps_cap)
         object.__setattr__(self, "eps_units", kept)
         for name in ("eps_units", "steps", "step_size_units", "betas"):
             values = getattr(self, name)
@@ -152,7 +155,9 @@ BETAS = _upto(5, 9)
 """LAS-TRADES' choices of β, on all data sets."""
 
 
-def strategy_space(preset: str, eps0: float, betas: tuple[float, ...] = ()) -> StrategySpace:
+def strategy_space(
+    preset: str, eps0: float, betas: tuple[float, ...] = (), eps_cap: float = EPS_CAP
+) -> StrategySpace:
     """The published space ``preset`` at the radius ``eps0``, with choices of β if there are any.
 
     Raises:
@@ -160,4 +165,4 @@ def strategy_space(preset: str, eps0: float, betas: tuple[float, ...] = ()) -> S
     """
     if preset not in SPACES:
         raise unknown("strategy space", preset, SPACES)
-    return StrategySpace(eps0, *SPACES[preset], betas)
+    return StrategySpace(eps0, *SPACES[preset], betas, eps_cap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,10 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from advgame.choices import COLOUR
 from advgame.errors import InputError
 from advgame.run.job import Job
-from advgame.run.options import parse_eps, parse_linf_eps, refuse_idle
+from advgame.run.options import parse_radius, refuse_idle
 from advgame.run.program import retold
 from advgame.run.selection import SCORES, Criterion
-from advgame.run.settings import PerturbedConfig, RunConfig, idle_settings
+from advgame.run.settings import (
+    L2_EPS,
+    PerturbedConfig,
+    RunConfig,
+    idle_settings,
+    odd_radius,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -26,7 +33,7 @@ if TYPE_CHECKING:
     from advgame.run.curves import Panels
     from advgame.run.folder import RunFolder
     from advgame.run.loop import Game, TrainingPlan, Validate
-    from advgame.threat import Linf
+    from advgame.threat import Threat
 
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
 GameT = TypeVar("GameT", bound="Game")
@@ -35,7 +42,7 @@ GameT = TypeVar("GameT", bound="Game")
 class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, GameT]):
     """A training of a classifier: what its game is, every script says itself."""
 
-    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits"}
+    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits", "norm": "Linf"}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """data set -> what it changes in the settings"""
     repo: ClassVar[Mapping[str, Any]] = {}
@@ -44,6 +51,8 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     """data set -> what it changes under ``--preset repo``"""
     algorithm: ClassVar[str] = "sgd"
     """of the defender: sgd or adam"""
+    linf_only: ClassVar[str] = ""
+    """why the game is played in L∞ balls only, where it is"""
 
     # what a script says
 
@@ -65,16 +74,16 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         """What the game is for: it selects the weights of ``--select auto``."""
         return "robust"
 
-    def own_attacker(self, game: GameT, threat: Linf) -> Attack | None:
+    def own_attacker(self, game: GameT, threat: Threat) -> Attack | None:
         """The game's own attacker, where it has one, for ``eval/own_attacker``."""
         return None
 
-    def watch(self, config: RunConfigT, game: GameT, data: Splits, threat: Linf) -> Validate:
+    def watch(self, config: RunConfigT, game: GameT, data: Splits, threat: Threat) -> Validate:
         """Further scores of the defender at each validation."""
         return lambda module: {}
 
     def judging(
-        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Linf
+        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
         """Further arguments of `advgame.evaluation.judge.judge`; learned attackers become files."""
         return {}
@@ -97,11 +106,19 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         changes |= self.recipes.get(dataset, {})
         if changes.get("preset") == "repo":
             changes |= {**self.repo, **self.repo_recipes.get(dataset, {})}
+        if changes.get("norm") == "L2":
+            changes["eps"] = L2_EPS.get(dataset, "")
         return self.config(**changes)
 
     def check(self, config: RunConfigT) -> RunConfigT:
         """Refuse what cannot work; settles what selects the weights, for config.json to hold."""
         config = super().check(config)
+        if config.norm != "Linf" and self.linf_only:
+            raise InputError(f"--norm {config.norm} is not for this game: {self.linf_only}")
+        if config.norm != "Linf" and getattr(config, "preset", None) == "repo":
+            raise InputError(
+                f"--preset repo is of L∞: with --norm {config.norm} give each setting yourself"
+            )
         refuse_idle(config, self.usual(config), idle_settings(config))
         check_run(config)
         if config.select == "auto":
@@ -124,7 +141,9 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             config.dataset, config.data_dir, download=config.download, train_n=config.train_n
         ).to(fabric.device)
         check_smoothing(config.true_probability, data.train.classes)
-        game, threat = self.game(config, data, fabric), ball(config)
+        threat = ball(config)
+        threat.check_shape(data.train.shape)
+        game = self.game(config, data, fabric)
         test, module = tested(config, data), game.learner.module
         check_evaluation(module, test, threat, config.attacks, seed=config.seed)
         if config.select == "own" and self.own_attacker(game, threat) is None:
@@ -214,7 +233,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             self.report(config, run, game, data, threat)
 
     def report(
-        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Linf
+        self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Threat
     ) -> None:
         """The classifier's report and pictures; killed, it goes on where it was."""
         from advgame.evaluation.judge import judge
@@ -258,7 +277,7 @@ def check_run(config: RunConfig) -> None:
     Raises:
         InputError: what is wrong, in one line.
     """
-    parse_linf_eps(config.eps)  # first: it needs no torch
+    eps = parse_radius(config.eps, config.norm)  # first: it needs no torch
     from advgame.evaluation import check_attacks
     from advgame.run.devices import check_devices
     from advgame.seeding import derive_seed
@@ -274,13 +293,15 @@ def check_run(config: RunConfig) -> None:
     check_devices(config.accelerator, config.devices)
     derive_seed(config.seed, "check")
     training_plan(config)
+    if odd := odd_radius(config.dataset, config.norm, eps):
+        print(f"warning: {odd}", file=sys.stderr)
 
 
-def ball(config: RunConfig) -> Linf:
-    """The L∞ ball in which the classifier is evaluated."""
-    from advgame.threat import Linf
+def ball(config: RunConfig) -> Threat:
+    """The ball in which the classifier is evaluated, in the norm of its settings."""
+    from advgame.threat import THREATS
 
-    return Linf(parse_eps(config.eps))
+    return THREATS[config.norm](parse_radius(config.eps, config.norm))
 
 
 def tested(config: RunConfig, data: Splits) -> ImageSet:

@@ -19,7 +19,7 @@ import tyro
 from advgame.errors import InputError
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
-from advgame.run.options import check_types, peek, refuse_idle, typed_options
+from advgame.run.options import as_typed, check_types, peek, refuse_idle, typed_options
 from advgame.run.program import prog
 
 if TYPE_CHECKING:
@@ -125,9 +125,10 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """The settings of a command line; `check` refuses those that cannot work."""
         seen = {**self.peeked}
         for name, value in peek(words, **self.peeked).items():
-            with suppress(InputError):  # tyro refuses the word, and shows the choices
-                check_types(self.config, {name: value}, "")
-                seen[name] = value
+            with suppress(InputError, ValueError):  # tyro refuses the word, and shows the choices
+                word = as_typed(self.config, name, value)
+                check_types(self.config, {name: word}, "")
+                seen[name] = word
         return tyro.cli(self.config, default=self.defaults(**seen), args=words, prog=prog())
 
     def run(self, config: ConfigT, typed: Collection[str] = ()) -> RunFolder:

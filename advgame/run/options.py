@@ -65,6 +65,27 @@ Names = Annotated[
 ]
 
 
+def _norm(words: Sequence[str]) -> str:
+    """The norm that a person typed in any case, also as l_2 or l-inf."""
+    known = {name.lower(): name for name in ("Linf", "L2")}
+    if (plain := words[0].lower().replace("_", "").replace("-", "")) not in known:
+        raise ValueError(f"choose Linf or L2, not {words[0]!r}")
+    return known[plain]
+
+
+# The norm of a ball, which --norm takes in any case
+Norm = Annotated[
+    Literal["Linf", "L2"],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{Linf,L2}",
+        instance_from_str=_norm,
+        is_instance=lambda value: value in ("Linf", "L2"),
+        str_from_instance=lambda value: [value],
+    ),
+]
+
+
 def peek(words: Sequence[str], **defaults: str) -> dict[str, str]:
     """The values of a few options among the words of a command line, before it is parsed in full.
 
@@ -78,6 +99,19 @@ def peek(words: Sequence[str], **defaults: str) -> dict[str, str]:
     except argparse.ArgumentError:  # an option without its value: the full parser says so better
         return defaults
     return dict(vars(known))
+
+
+def as_typed(kind: type, name: str, word: str) -> Any:
+    """What an option of a settings class makes of one word, where it has a spelling of its own.
+
+    Raises:
+        ValueError: a word that the option does not know.
+    """
+    hint = get_type_hints(kind, include_extras=True)[name]
+    for part in getattr(hint, "__metadata__", ()):
+        if isinstance(part, PrimitiveConstructorSpec):
+            return part.instance_from_str([word])
+    return word
 
 
 def typed_options(kind: type) -> set[str]:
@@ -189,3 +223,15 @@ def parse_linf_eps(text: str | float) -> float:
     if eps >= 1:
         raise InputError(f"eps is in [0, 1] pixels: did you mean {text}/255?")
     return eps
+
+
+def parse_radius(text: str | float, norm: str) -> float:
+    """The radius of a ball as a person types it for a norm.
+
+    Raises:
+        InputError: as `parse_linf_eps` and `parse_eps`, or no radius at all.
+    """
+    if text == "":
+        example = "0.15 or 8/255" if norm == "Linf" else "0.5 or 128/255"
+        raise InputError(f"say how far an attack may go in {norm}: --eps, e.g. {example}")
+    return parse_linf_eps(text) if norm == "Linf" else parse_eps(text)

@@ -236,6 +236,8 @@ class BlackBox(Study[Config]):
 def about_run(path: str) -> tuple[tuple[str, str, float], int]:
     """Network, data set and radius that a run was made for; its seed."""
     own = RunFolder.open(Path(path)).about()["config"]
+    if own.get("norm", "Linf") != "Linf":
+        raise InputError(f"{path} was trained in {own['norm']}: this study's tables are of L∞")
     return (own["model"], own["dataset"], parse_eps(own["eps"])), own["seed"]
 
 
