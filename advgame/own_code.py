@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import inspect
 import re
 import sys
 import traceback
@@ -61,11 +62,12 @@ class OwnCode:
                 f"{Path.cwd()}, or installed; start where it lies, or set PYTHONPATH"
             )
 
-    def __call__(self, *first: object) -> object:
+    def __call__(self, *first: object, **offered: object) -> object:
         """What it returns; the present folder is looked in first.
 
         Args:
             first: arguments that come before the typed ones.
+            offered: arguments by name; those that it takes and that were not typed are given.
 
         Raises:
             InputError: no such module or attribute, or it fails.
@@ -75,22 +77,29 @@ class OwnCode:
                 found = importlib.import_module(self.module)
                 for part in self.attribute.split("."):
                     found = getattr(found, part)
-                return found(*first, *self.args, **self.settings)  # type: ignore[operator]
+                given = dict(self.settings)
+                if offered:
+                    form = inspect.signature(found)  # type: ignore[arg-type]
+                    typed = form.bind_partial(*first, *self.args, **given).arguments
+                    takes = form.parameters.keys() - typed
+                    given |= {name: one for name, one in offered.items() if name in takes}
+                return found(*first, *self.args, **given)  # type: ignore[operator]
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything, or exit
             raise InputError(f"{self.text} failed: {in_words(error)}") from error
 
-    def make(self, kind: type, words: str, *first: object) -> Any:
+    def make(self, kind: type, words: str, *first: object, **offered: object) -> Any:
         """What it returns, which must be of a kind.
 
         Args:
             kind: the class.
             words: what the class is called, for the message.
             first: arguments that come before the typed ones.
+            offered: arguments by name, for who takes them.
 
         Raises:
             InputError: it fails, or returns something else.
         """
-        made = self(*first)
+        made = self(*first, **offered)
         if not isinstance(made, kind):
             says = f"the class {made.__name__}" if isinstance(made, type) else type(made).__name__
             raise InputError(f"{self.text} must return {words}, not {says}")

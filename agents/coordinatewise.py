@@ -169,14 +169,14 @@ class CoordinatewiseUpdater(Updater):
         self._size = 0
 
     @override
-    def _begin(self, params: Tensor) -> None:
+    def begin(self, params: Tensor) -> None:
         """No averages, and nothing learned in use."""
         self.network.to(params.device, params.dtype).load_state_dict(self._origin)
         self._adam = torch.optim.Adam(self.network.parameters(), lr=self.lr)
         self._averages = Averages.zeros(params)
 
     @override
-    def _step(
+    def step(
         self, params: Tensor, grad: Tensor, objective: Objective
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """θ' = θ + step, then one step of the network down the objective at θ' if it learns."""
@@ -195,7 +195,7 @@ class CoordinatewiseUpdater(Updater):
         return params + step.detach(), stats
 
     @override
-    def _state(self) -> dict[str, Any]:
+    def saved(self) -> dict[str, Any]:
         return {
             "network": self.network.state_dict(),
             "origin": self._origin,
@@ -206,11 +206,11 @@ class CoordinatewiseUpdater(Updater):
         }
 
     @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         square = state["square"]
         device = next(self.network.parameters()).device if self._size else square.device
         self.load_network(state["origin"])
-        self.init(square.to(device))
+        self.begin(square.to(device))
         self.network.load_state_dict(state["network"])
         load_moments(self._adam, state["adam"])
         momenta, square = state["momenta"].to(device).clone(), square.to(device).clone()

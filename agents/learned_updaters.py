@@ -170,7 +170,7 @@ class MLPUpdater(Updater):
             )
 
     @override
-    def _begin(self, params: Tensor) -> None:
+    def begin(self, params: Tensor) -> None:
         """Draw U anew.
 
         Raises:
@@ -210,7 +210,7 @@ class MLPUpdater(Updater):
             self._layers[f"slope{number}"] = Moments.zeros(1, 1, device)
 
     @override
-    def _step(
+    def step(
         self, params: Tensor, grad: Tensor, objective: Objective
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """θ' = θ + U(θ, g) from the U of before its step, then one step of U."""
@@ -260,7 +260,7 @@ class MLPUpdater(Updater):
         return torch.addmv(bias.value[:, 0], weight.value, inputs)
 
     @override
-    def _state(self) -> dict[str, Any]:
+    def saved(self) -> dict[str, Any]:
         """U, the moments of its Adam and the number of steps.
 
         The tensors are the live ones (4 GB at the paper's size): save them before the next update.
@@ -271,7 +271,7 @@ class MLPUpdater(Updater):
         return {"layers": tensors, "steps": self._steps}
 
     @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """As `Updater` has it.
 
         Raises:
@@ -289,4 +289,4 @@ class MLPUpdater(Updater):
                 (layer.value, layer.mean, layer.square), saved[name], strict=True
             ):
                 own.copy_(other)
-        self._steps, self._size = state["steps"], len(bias)
+        self._steps = state["steps"]

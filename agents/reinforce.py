@@ -180,7 +180,7 @@ class Reinforce(PolicyGradient):
         loss = loss - self.config.entropy_coef * entropy.sum()
         return entropy_stats(CHOICES, logits, entropy) | {
             "attacker/gradient_norm": self.climb(loss),
-            "attacker/policy_loss": loss.detach(),
+            "attacker/loss": loss.detach(),
             "attacker/advantage_mean": advantage.mean(),
             "attacker/advantage_spread": advantage.std(correction=0),
         }

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from advgame.errors import InputError, unknown
 from advgame.imitation.updater import Objective, Updater, check_positive, load_moments
+from advgame.own_code import own_code
 from agents.coordinatewise import CoordinatewiseUpdater
 from agents.learned_updaters import MLPUpdater
 
@@ -28,12 +29,12 @@ class TorchUpdater(Updater):
         """The optimiser of the parameters ``leaf`` (m,)."""
 
     @override
-    def _begin(self, params: Tensor) -> None:
+    def begin(self, params: Tensor) -> None:
         self._leaf = params.clone()
         self._torch = self._optimizer(self._leaf)
 
     @override
-    def _step(
+    def step(
         self, params: Tensor, grad: Tensor, objective: Objective
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert self._leaf is not None
@@ -44,13 +45,13 @@ class TorchUpdater(Updater):
         return self._leaf.clone(), {}
 
     @override
-    def _state(self) -> dict[str, Any]:
+    def saved(self) -> dict[str, Any]:
         return {"params": self._leaf, "optimizer": self._torch.state_dict()["state"]}
 
     @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         device = state["params"].device if self._leaf is None else self._leaf.device
-        self.init(state["params"].to(device))
+        self.begin(state["params"].to(device))
         load_moments(self._torch, state["optimizer"])
 
 
@@ -135,20 +136,29 @@ def make_updater(
     blocks: tuple[int, ...] | None = None,
     **options: Any,
 ) -> Updater:
-    """An updater of `UPDATERS`.
+    """An updater of `UPDATERS`, or of your own code.
 
     Args:
-        name: which.
+        name: which, or ``package.module:factory(1, width=8)``, which is imported and called; it
+            returns an `Updater`.
         lr: learning rate; of the updater's own Adam where it learns. None takes the name's.
         seed: of a learned updater's weights.
         blocks: sizes of the parameter blocks, for those that scale block by block.
         options: further arguments of the class.
 
+    A factory of your own is given ``seed`` and ``blocks`` if it takes them, and what is typed.
+
     Raises:
-        InputError: unknown name or option, or a setting out of range.
+        InputError: unknown name or option, a setting out of range, or own code that fails or
+            returns no `Updater`.
     """
+    check_updater(name)
     if name not in UPDATERS:
-        raise unknown("updater", name, UPDATERS)
+        if lr is not None or options:
+            raise InputError(f"{name}: type its settings within its brackets")
+        words = "an advgame.imitation.updater.Updater"
+        updater: Updater = own_code(name).make(Updater, words, seed=seed, blocks=blocks)
+        return updater
     factory = UPDATERS[name][1]
     takes = inspect.signature(factory).parameters
     known = set(takes) - {"lr", "seed", "blocks"}
@@ -159,3 +169,15 @@ def make_updater(
     given = {"lr": lr, "seed": seed, "blocks": blocks}
     shared = {key: value for key, value in given.items() if key in takes and value is not None}
     return factory(**shared, **options)
+
+
+def check_updater(name: str) -> None:
+    """Refuse a name that is no updater's; nothing is imported.
+
+    Raises:
+        InputError: neither one of `UPDATERS` nor ``module:factory``, or no such module.
+    """
+    if ":" in name:
+        own_code(name).find()
+    elif name not in UPDATERS:
+        raise unknown("updater", name, UPDATERS)

@@ -48,7 +48,7 @@ def test_three_steps_of_discriminator_and_updater_are_the_librarys(untrained):
         own, _ = gail.discriminator_step(own, mine, policy, chosen)
         torch.testing.assert_close(own, theta, **EQUAL)
 
-    state = updater.state_dict()
+    state = updater.saved()
     assert state["steps"] == mine.t == 3
     torch.testing.assert_close(mine.momenta, state["momenta"], **EQUAL)
     torch.testing.assert_close(mine.square, state["square"], **EQUAL)

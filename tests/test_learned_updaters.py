@@ -39,7 +39,7 @@ def test_the_papers_u_is_algorithm_3_with_torchs_adam(block, monkeypatch):
     monkeypatch.setattr(outer_adam, "_BLOCK", block)
     updater = MLPUpdater(1e-3, seed=5)
     updater.init(START)
-    layers = updater.state_dict()["layers"]
+    layers = updater.saved()["layers"]
     for k, limit in ((1, 12**-0.5), (2, 48**-0.5), (3, 24**-0.5)):
         assert 0.95 * limit < layers[f"weight{k}"][0].abs().max() <= limit
         assert 0.5 * limit < layers[f"bias{k}"][0].abs().max() <= limit
@@ -83,9 +83,7 @@ def test_the_count_of_weights_is_the_papers():
     assert 4.0e9 < needed_memory(m) < 4.2e9
     updater = MLPUpdater(seed=0, hidden=(7, 3))
     updater.init(START)
-    held = sum(
-        part.numel() * 4 for parts in updater.state_dict()["layers"].values() for part in parts
-    )
+    held = sum(part.numel() * 4 for parts in updater.saved()["layers"].values() for part in parts)
     assert needed_memory(6, (7, 3)) == held
 
 
@@ -163,7 +161,7 @@ def test_the_leak_takes_its_share_of_the_last_layer():
         updater = MLPUpdater(1e-3, seed=0, leak=leak)
         updater.init(START)
         updater.update(START, quadratic)
-        ends.append({k: parts[0] for k, parts in updater.state_dict()["layers"].items()})
+        ends.append({k: parts[0] for k, parts in updater.saved()["layers"].items()})
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value * (0.75 if name[-1] == "3" else 1))
 

@@ -99,8 +99,8 @@ class Gail:
 
         Returns:
             the new θ_D and, before the first step: loss without regularisers, accuracy on both
-            sides, mean logits; after the last: ‖θ_D‖, the length of the step, and signs of life of
-            discriminator and updater.
+            sides, mean logits; after the last: ‖θ_D‖, the length of the step, signs of life of
+            discriminator and updater, and what the updater itself says.
 
         Raises:
             FloatingPointError: the norm of θ_D or its logits are no longer finite.
@@ -133,4 +133,7 @@ class Gail:
         stats["discriminator/step"] = float((new - theta).norm())
         stats |= tagged("discriminator", {"gradient": float(gradient)})
         stats |= tagged("updater", {"step": stats["discriminator/step"] / max(float(norm), _TINY)})
+        # a learned updater may overflow in a number of its own while θ_D is still finite
+        own = {name: float(value) for name, value in update.stats.items()}
+        stats |= {name: value for name, value in own.items() if math.isfinite(value)}
         return new, stats

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from advgame.errors import InputError
+from advgame.imitation.layouts import HDF5, Episodes, fitting, layout_of, read_hdf5
 from advgame.run.files import write_atomically
 
 _SHIPPED = Path(__file__).parent
@@ -130,26 +133,59 @@ class Demonstrations:
         write_atomically(path, file.getvalue())
 
     @staticmethod
-    def load(path: Path) -> Demonstrations:
-        """Read what `save` wrote; nothing in a file is run as code.
+    def load(
+        path: Path | str, env_id: str | None = None, action_space: spaces.Space[Any] | None = None
+    ) -> Demonstrations:
+        """Read what `save` wrote, or a file of D4RL, `imitation` or Minari; nothing runs as code.
+
+        An episode that does not end in the file is left out, with a note on stderr.
+
+        Args:
+            path: an .npz file. Besides our own keys those of D4RL (``observations``, ``actions``,
+                ``rewards``, ``terminals``, ``timeouts``) and of `imitation` (``obs``, ``acts``,
+                ``rews``, ``terminal``, ``indices``, or transitions with ``dones``) are read. Where
+                h5py is installed an .hdf5 of D4RL or Minari, too.
+            env_id: the task, which the others' files do not name.
+            action_space: the task's. Actions must be in it; numbers such as 1.0 are choices where
+                it is discrete. Without it integers are choices.
 
         Raises:
-            InputError: missing or damaged file, or no demonstrations in it.
+            InputError: missing or damaged file, no demonstrations in it, or none of this task.
         """
+        path = Path(path)
         try:
-            arrays = _arrays(path)
+            held = read_hdf5(path, _limit(path)) if path.suffix in HDF5 else _read(path)
         except FileNotFoundError as error:
             raise InputError(f"no demonstrations file {path}") from error
-        except KeyError as error:
-            raise InputError(f"{path} holds no demonstrations: {error.args[0]}") from error
+        except InputError as error:
+            said = str(error)
+            raise InputError(said if said.startswith(str(path)) else f"{path}: {said}") from error
         except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path} cannot be read as .npz without pickle: {error}") from error
-        env_id = arrays.pop("env_id")
-        if env_id.dtype.kind != "U" or env_id.ndim:
-            raise InputError(f"{path}: env_id must be one string, not {env_id.dtype}")
+            kind = "HDF5" if path.suffix in HDF5 else ".npz without pickle"
+            raise InputError(f"{path} cannot be read as {kind}: {error}") from error
+        if isinstance(held, Episodes):
+            if env_id is None:
+                raise InputError(f"{path} does not name its task: give env_id, e.g. CartPole-v1")
+            arrays: dict[str, Any] = {name: getattr(held, name) for name in _TENSORS}
+            if held.left_out:
+                total = len(held.observations) + held.left_out
+                print(
+                    f"note: {path}: {held.left_out:,} of {total:,} transitions are left out, of "
+                    "episodes that do not end in it",
+                    file=sys.stderr,
+                )
+        else:
+            arrays = held
+            written = arrays.pop("env_id")
+            if written.dtype.kind != "U" or written.ndim:
+                raise InputError(f"{path}: env_id must be one string, not {written.dtype}")
+            env_id = str(written)
         try:
+            if isinstance(held, Episodes) or action_space is not None:
+                both = arrays["observations"], arrays["actions"]
+                arrays["observations"], arrays["actions"] = fitting(*both, action_space)
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            return Demonstrations(**tensors, env_id=str(env_id))
+            return Demonstrations(**tensors, env_id=env_id)
         except (ValueError, TypeError) as error:  # torch has no strings and no swapped bytes
             raise InputError(f"{path}: {error}") from error
 
@@ -189,19 +225,32 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """The arrays of an archive; what they say of their size is compared before memory is taken.
+def _limit(path: Path) -> int:
+    """Bytes that a file may unpack to."""
+    return max(_UNPACKED, 20 * path.stat().st_size)
+
+
+def _read(path: Path) -> Episodes | dict[str, Any]:
+    """The episodes of another project's archive, or the arrays of ours.
+
+    What they say of their size is compared before memory is taken.
 
     Raises:
-        KeyError: an array is missing.
+        InputError: an archive of something else.
         ValueError: an array is not of the size that it says, or would unpack to far more than its
             file has.
         OSError, RuntimeError, zipfile.BadZipFile, zlib.error: no archive, or a damaged one.
     """
     with zipfile.ZipFile(path) as archive:
-        members = [archive.getinfo(f"{field.name}.npy") for field in fields(Demonstrations)]
+        held = [name.removesuffix(".npy") for name in archive.namelist()]
+        own = [field.name for field in fields(Demonstrations)]
+        layout = layout_of(held, own)
+        wanted = own
+        if layout is not None:
+            wanted = [*layout.keys, *(name for name in layout.more if name in held)]
+        members = [archive.getinfo(f"{name}.npy") for name in wanted]
         packed, unpacked = path.stat().st_size, sum(one.file_size for one in members)
-        if unpacked > max(_UNPACKED, 20 * packed):
+        if unpacked > _limit(path):
             raise ValueError(f"its {packed:,} bytes would unpack to {unpacked:,}")
         for one in members:
             if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -212,10 +261,11 @@ def _arrays(path: Path) -> dict[str, Any]:
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                 if file.tell() + math.prod(shape) * dtype.itemsize != one.file_size:
                     raise ValueError(f"{one.filename} does not hold the {shape} that it says")
-        return {
+        arrays = {
             one.filename.removesuffix(".npy"): np.lib.format.read_array(archive.open(one))
             for one in members
         }
+    return arrays if layout is None else layout.split(arrays)
 
 
 def _check(name: str, values: Tensor, dtype: torch.dtype, dimensions: int) -> None:

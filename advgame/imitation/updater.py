@@ -42,11 +42,44 @@ class Update:
 class Updater(ABC):
     """Moves parameters (m,) downhill; `update` draws no chance.
 
-    A loss that is not finite is passed on, not hidden: look at `Update.loss`.
+    Your own: write `step`, and where it remembers something `begin`, `saved` and `restore`. The
+    rest is what a training calls. A loss that is not finite is passed on, not hidden: look at
+    `Update.loss`.
     """
 
     _size = 0
     """m of the parameters that `init` or a saved state has seen"""
+
+    def __init_subclass__(cls) -> None:
+        if (cls.saved is Updater.saved) != (cls.restore is Updater.restore):
+            raise TypeError(f"{cls.__name__} has one of saved and restore: resuming takes both")
+
+    # what an updater says
+
+    @abstractmethod
+    def step(
+        self, params: Tensor, grad: Tensor, objective: Objective
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The new parameters (m,), and scalars to log.
+
+        Args:
+            params: (m,), constants, its own copy.
+            grad: (m,) of the objective there.
+            objective: for updaters that look at other points too.
+        """
+
+    def begin(self, params: Tensor) -> None:  # noqa: B027
+        """Forget everything; parameters (m,) of this size, type and device come next."""
+
+    def saved(self) -> dict[str, Any]:
+        """What later steps depend on: tensors, numbers and containers of them; no copies needed."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from what `saved` returned; copy its tensors.
+
+        Without `begin` before it they say the device.
+        """
 
     def check_room(self, size: int, folder: Path) -> None:  # noqa: B027
         """Refuse what will not fit, before a run begins.
@@ -60,6 +93,8 @@ class Updater(ABC):
             InputError: how much memory or disk is missing.
         """
 
+    # what a training calls
+
     def init(self, params: Tensor) -> None:
         """Begin anew for parameters (m,).
 
@@ -68,20 +103,42 @@ class Updater(ABC):
         """
         check_vector(params)
         self._size = 0
-        self._begin(params.detach())
+        self.begin(params.detach())
         self._size = len(params)
 
     def update(self, params: Tensor, objective: Objective) -> Update:
         """One step from ``params`` (m,), to be minimised; `init` or `load_state_dict` comes first.
 
         Raises:
-            InputError: no `init`, another number of parameters, or no scalar objective.
+            InputError: no `init`, another number of parameters, no scalar objective, or a `step`
+                that returns something else than it should.
         """
         if params.shape != (self._size,):
             raise InputError(f"call init with parameters of shape {tuple(params.shape)} first")
         loss, grad = loss_and_gradient(params, objective)
-        new, stats = self._step(params.detach(), grad, objective)
+        new, stats = self._checked(self.step(params.detach().clone(), grad, objective))
         return Update(new, loss, grad, stats)
+
+    def _checked(self, made: object) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `step` returned, without graph; a stranger's may return anything."""
+        match made:
+            case (Tensor() as new, dict() as stats) if new.shape == (self._size,):
+                try:
+                    scalars = {name: _scalar(value) for name, value in stats.items()}
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise InputError(
+                        f"{type(self).__name__}.step must return scalars to log, e.g. "
+                        f'{{"updater/step": step.norm()}}, not {stats}'
+                    ) from error
+                return new.detach().clone(), scalars
+            case (Tensor() as new, _) | (Tensor() as new):
+                what = f"parameters of shape {tuple(new.shape)}"
+            case _:
+                what = repr(made)
+        raise InputError(
+            f"{type(self).__name__}.step must return the new parameters, a tensor ({self._size},), "
+            f"and a dict of scalars to log, {{}} for none, not {what}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers, numbers and tensors; the tensors are the live ones, not copies.
@@ -91,34 +148,21 @@ class Updater(ABC):
         """
         if not self._size:
             raise InputError("nothing to save: call init first")
-        return self._state()
+        return {"size": self._size, "state": self.saved()}
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, which is copied; the next updates are equal to the bit.
 
         Without `init` it is on the state's device.
         """
+        self.restore(state["state"])
+        self._size = state["size"]
 
-    @abstractmethod
-    def _begin(self, params: Tensor) -> None:
-        """`init`, of parameters that have been checked."""
 
-    @abstractmethod
-    def _step(
-        self, params: Tensor, grad: Tensor, objective: Objective
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The new parameters (m,) without graph, and scalars to log.
-
-        Args:
-            params: (m,), constants.
-            grad: (m,) of the objective there.
-            objective: for updaters that look at other points too.
-        """
-
-    @abstractmethod
-    def _state(self) -> dict[str, Any]:
-        """What `state_dict` returns once `init` was called."""
+def _scalar(value: Any) -> Tensor:
+    """A number, or a tensor of one entry, as a scalar of its own."""
+    made = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+    return made.reshape(())
 
 
 def loss_and_gradient(params: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
