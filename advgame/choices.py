@@ -21,4 +21,4 @@ Preset = Literal["default", "repo"]
 MOVES = ("on", "best", "random")
 """Where a learned attacker's next query begins: the last point, the best one, a random one."""
 COLOUR = ("cifar10", "cifar100", "svhn")
-"""Data sets whose mean and deviation a classifier's first layer takes away."""
+"""Recipes of colour images, whose mean and deviation a classifier's first layer takes away."""

@@ -54,6 +54,22 @@ def shipped() -> Target:
     return Target("shipped", model.requires_grad_(False), about["dataset"], Linf(about["eps"]))
 
 
+def _images(run: RunFolder) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) and classes of the images that a run was made on."""
+    about = run.about()
+    name = about["config"]["dataset"]
+    if name in SHAPES:
+        return SHAPES[name]
+    try:
+        noted = about["data"]
+        channels, height, width = map(int, noted["shape"])
+        return (channels, height, width), int(noted["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{run.path}/config.json does not say what images of {name} are like: restore it"
+        ) from error
+
+
 def from_run(path: Path) -> Target:
     """The classifier that a training run left and that its validation chose.
 
@@ -64,7 +80,7 @@ def from_run(path: Path) -> Target:
     config = run.about()["config"]
     if not {"model", "dataset", "eps"} <= set(config):
         raise InputError(f"{path} is no run of a classifier")
-    shape, classes = SHAPES[config["dataset"]]
+    shape, classes = _images(run)
     model = run_classifier(run, shape, classes)
     norm = config.get("norm", "Linf")  # runs of versions before L2 have none
     ball = THREATS[norm](parse_radius(config["eps"], norm))

@@ -25,8 +25,8 @@ import tyro
 from typing_extensions import override
 
 from advgame import evaluation
+from advgame.data.names import short_name
 from advgame.errors import InputError
-from advgame.own_code import own_code
 from advgame.run import job as jobs
 from advgame.run.folder import RunFolder
 from advgame.run.options import (
@@ -35,11 +35,12 @@ from advgame.run.options import (
     Norm,
     check_types,
     parse_radius,
+    refuse_unasked,
     typed_options,
 )
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
-from advgame.run.settings import Dataset
+from advgame.run.settings import OptionalDataset
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -64,10 +65,8 @@ class Config:
     """network of a weights file: small_cnn, minimax_cnn, resnet18, preact_resnet18, wrn-28-10, …"""
     weights: Literal["best", "last"] = "best"
     """of a run folder: what validation chose, or the last"""
-    dataset: Dataset | None = None
+    dataset: OptionalDataset = None
     """whose test images are attacked; a run folder knows its own"""
-    data_import: str = ""
-    """instead: package.module:function that returns an advgame.data.ImageSet"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout"""
     download: bool = False
@@ -152,20 +151,13 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
             )
 
 
-def images(config: Config) -> tuple[str, ImageSet, ImageSet | None]:
-    """The name and the test images; others of the same data set, where there are any."""
-    from advgame.data import ImageSet, load_data
+def images(config: Config) -> tuple[ImageSet, ImageSet | None]:
+    """The test images; others of the same data set, where there are any."""
+    from advgame.data import load_test
 
-    held_out = None
-    if config.data_import:
-        words = "an advgame.data.ImageSet (ImageSet.from_floats makes one)"
-        name = config.data_import
-        data = own_code(name).make(ImageSet, words)
-    else:
-        assert config.dataset is not None  # `check` found it
-        splits = load_data(config.dataset, config.data_dir, download=config.download)
-        name, data, held_out = splits.name, splits.test, splits.validation
-    return name, data if config.n is None else data.first(config.n), held_out
+    assert config.dataset is not None  # `check` found it
+    data, held_out = load_test(config.dataset, config.data_dir, download=config.download)
+    return data if config.n is None else data.first(config.n), held_out
 
 
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
@@ -181,7 +173,6 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
 class Materials(NamedTuple):
     """Images, classifier, surrogate and further attacks that an evaluation works on."""
 
-    dataset: str
     data: ImageSet
     held_out: ImageSet | None
     module: nn.Module
@@ -194,6 +185,9 @@ class Job(jobs.Job[Config, Materials]):
     """An evaluation, in a folder of its own."""
 
     config = Config
+    gone = {  # noqa: RUF012
+        "--data-import": "--dataset takes package.module:function, too"
+    }
 
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         """Why -> options that then change nothing."""
@@ -207,8 +201,6 @@ class Job(jobs.Job[Config, Materials]):
             found["an evaluation without --attackers"] = ("queries",)
         if not any("transfer" in name for name in config.attacks):
             found["an evaluation without a transfer attack"] = ("surrogate",)
-        if config.data_import:
-            found["--data-import"] = ("data_dir", "download")
         return found
 
     def check(self, config: Config) -> Config:
@@ -221,8 +213,6 @@ class Job(jobs.Job[Config, Materials]):
             raise InputError(
                 "say what to evaluate: a run folder, a weights file, or --import; it comes first"
             )
-        if config.dataset and config.data_import:
-            raise InputError("--dataset and --data-import both name test images: leave one away")
         if config.what and not Path(config.what).exists():
             raise InputError(f"{config.what} does not exist")
         if config.what and Path(config.what).is_dir():
@@ -231,20 +221,22 @@ class Job(jobs.Job[Config, Materials]):
             norm = config.norm or its
             # a radius of one norm says nothing of the other
             known = own.get("eps", "") if norm == its else ""
-            dataset = None if config.data_import else config.dataset or own.get("dataset")
-            eps = config.eps or known
+            dataset, eps = config.dataset or own.get("dataset"), config.eps or known
             found = {"dataset": dataset, "norm": norm, "eps": eps}
             check_types(Config, found, f"{config.what}/config.json")
+            if config.dataset is None:
+                refuse_unasked(config.what, "dataset", dataset)
             config = replace(config, dataset=dataset, norm=norm, eps=eps)
+            jobs.check_images(config)
         elif config.what and not config.model:
             raise InputError(
                 "a safetensors file of weights needs --model, the network that it belongs to; any "
                 "other file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
             )
-        if not (config.dataset or config.data_import):
+        if not config.dataset:
             raise InputError(
                 "say whose test images are attacked: --dataset, e.g. digits or cifar10, or for "
-                "your own --data-import package.module:function"
+                "your own package.module:function"
             )
         config = replace(config, norm=config.norm or "Linf")
         threat(config)
@@ -260,15 +252,11 @@ class Job(jobs.Job[Config, Materials]):
 
     def check_resumed(self, config: Config, typed: Collection[str]) -> None:
         """Code that a folder names is run only where it is typed again: it may be a stranger's."""
+        super().check_resumed(config, typed)
         if config.resume and (Path(config.resume) / "report.json").exists():
             return  # nothing is run
-        for field, flag in {"import_": "--import", "data_import": "--data-import"}.items():
-            name = getattr(config, field)
-            if name and field not in typed:
-                raise InputError(
-                    f"this evaluation runs your code {name}: to go on, type {flag} {name} again "
-                    "(nothing that a folder names is run unasked)"
-                )
+        if "import_" not in typed:
+            refuse_unasked(config.resume, "import", config.import_)
 
     @override
     def fabric(self, config: Config) -> Fabric:
@@ -280,7 +268,7 @@ class Job(jobs.Job[Config, Materials]):
         """Classifiers, images and attacks, each tried on a few images."""
         from advgame.classifiers.saved import imported_classifier
 
-        extra, (dataset, data, held_out) = learned(config), images(config)
+        extra, (data, held_out) = learned(config), images(config)
         threat(config).check_shape(data.shape)
         module = (
             imported_classifier(config.import_)
@@ -295,7 +283,7 @@ class Job(jobs.Job[Config, Materials]):
             module, data, threat(config), asked, seed=seed, surrogate=surrogate
         )
         try_out(extra, module, data, seed)
-        return Materials(dataset, data, held_out, module, surrogate, extra, fabric)
+        return Materials(data, held_out, module, surrogate, extra, fabric)
 
     def work(self, config: Config, run: RunFolder, made: Materials, *, resume: bool) -> None:
         """Attack, look for flags, write the report."""
@@ -307,7 +295,7 @@ class Job(jobs.Job[Config, Materials]):
                 made.data,
                 threat(config),
                 names(config),
-                dataset=made.dataset,
+                dataset=short_name(str(config.dataset)),
                 weights=weights_in_words(config),
                 tell=tell,
                 extra=made.extra,

@@ -40,7 +40,7 @@ from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.run.options import Names, Norm
 from advgame.run.program import prog
-from advgame.run.settings import Dataset
+from advgame.run.settings import OptionalDataset
 from advgame.seeding import stream
 from advgame.threat import Threat
 
@@ -59,7 +59,7 @@ class Config:
     """learned attackers for examples and smoothness, as evaluate.py takes them"""
     queries: int = 10
     """of a learned attacker that was trained for a budget"""
-    dataset: Dataset | None = None
+    dataset: OptionalDataset = None
     """whose test images; the run folder's own when not given"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout"""
@@ -101,7 +101,7 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     names = [Path(what).name for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two classifiers are called {twice[0]}: rename a folder")
-    learned, (_, data, _) = evaluate.learned(first), evaluate.images(first)
+    learned, (data, _) = evaluate.learned(first), evaluate.images(first)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
     models = {Path(a.what).name: evaluate.classifier(a, data, a.what).to(device) for a in asked}

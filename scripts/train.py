@@ -23,7 +23,8 @@ from published import PUBLISHED
 from typing_extensions import override
 
 from advgame import attacks, games
-from advgame.choices import COLOUR, BatchNormMode, Preset, Transport
+from advgame.choices import BatchNormMode, Preset, Transport
+from advgame.data.names import colour
 from advgame.errors import InputError, unknown
 from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
@@ -253,7 +254,7 @@ class Job(DefenderJob[Config, Any]):
         found: dict[str, tuple[str, ...]] = {}
         if config.game == "standard":
             found["--game standard"] = ("eps_ramp",)
-        if config.dataset not in COLOUR:
+        if colour(config.dataset) is False:
             found[f"--dataset {config.dataset}"] = ("normalise",)
         return found
 

@@ -199,9 +199,9 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         others = OF_OTHERS[config.method]
         return {f"--method {config.method}": others, f"--generator {config.generator}": width}
 
-    def augmentation(self, config: Config) -> dict[str, bool]:
+    def augmentation(self, config: Config, data: ImageSet) -> dict[str, bool]:
         """The usual augmentation; as published, SVHN's images are not cropped."""
-        usual = super().augmentation(config)
+        usual = super().augmentation(config, data)
         whole = config.dataset == "svhn" and config.preset == "repo"
         return {**usual, "crop": False} if whole else usual
 

@@ -25,7 +25,8 @@ from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import about
-from advgame.run.options import Count, Finite, Must, NotNegative, parse_radius
+from advgame.run.options import Count, Finite, Must, NotNegative, parse_radius, refuse_unasked
+from advgame.run.settings import OptionalDataset
 from agents.settings import EpisodeConfig
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Config:
     """units of the policy's two hidden layers"""
     validation_n: Count = 400
     """validation images per classifier"""
+    dataset: OptionalDataset = None
+    """whose images; the classifiers' own when not given"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout (all but digits)"""
     download: bool = False
@@ -117,6 +120,10 @@ def targets(config: Config) -> list[Target]:
     from advgame.targets import from_run, shipped
 
     found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
+    if config.dataset is not None:
+        found = [replace(one, dataset=config.dataset) for one in found]
+    else:
+        refuse_unasked(" ".join(config.classifier), "dataset", found[0].dataset)
     if len({one.dataset for one in found}) > 1:
         raise InputError("the classifiers are of different data sets: train on one")
     if config.eps is None:

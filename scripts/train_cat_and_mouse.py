@@ -27,6 +27,7 @@ from rich.progress import track
 from typing_extensions import override
 
 from advgame import evaluation
+from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.files import read_json, write_atomically
@@ -177,11 +178,11 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
     ) -> nn.Module:
         """A new classifier; each round has its own where --restart-weights asks for it."""
         from advgame.classifiers import Normalise, make_classifier
-        from advgame.data import STATISTICS
+        from advgame.data import channel_statistics
         from advgame.seeding import seeded_init
 
-        colour = config.dataset in STATISTICS
-        normalise = Normalise(*STATISTICS[config.dataset]) if colour else None
+        known = channel_statistics(config.dataset, data)
+        normalise = Normalise(*known) if known else None
         with seeded_init(config.seed, f"defender {number}"):
             return make_classifier(config.model, data.shape, data.classes, normalise)
 
@@ -216,7 +217,9 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
         from advgame.run.curves import game_figure, matrix_figure, save_figure
         from advgame.run.loop import load_best
 
-        title = f"Cat and mouse on {config.dataset}, {config.attack}, ε = {threat.eps:.3g}"
+        title = (
+            f"Cat and mouse on {short_name(config.dataset)}, {config.attack}, ε = {threat.eps:.3g}"
+        )
         rows = Metrics.read(run.path / "metrics.csv")[config.clean_rounds - 1 :]
         curves = game_figure(rows, title, PANELS, x=("round", "round"))
         save_figure(curves, run.path / "curves.png")
@@ -238,7 +241,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
                 test,
                 threat,
                 config.attacks,
-                dataset=config.dataset,
+                dataset=short_name(config.dataset),
                 weights=f"of the last round, {config.rounds}",
                 tell=tell,
                 seed=config.seed,

@@ -155,7 +155,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         from envs.strategy_selection import StrategySelectionVectorEnv
 
         repo, trades = config.preset == "repo", config.objective == "trades"
-        augmented, threat = self.augmentation(config), ball(config)
+        augmented, threat = self.augmentation(config, data.train), ball(config)
         rules = (LasTrades if trades else LasAt)(
             threat,
             start="eps0" if repo else "own",

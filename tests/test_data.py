@@ -3,13 +3,19 @@
 import hashlib
 import itertools
 import struct
+import sys
+from dataclasses import replace
 
+import evaluate
 import pytest
 import torch
+import train
 
-from advgame import data as module
-from advgame.data import Batches, ImageSet, augment, load_data
+from advgame.data import STATISTICS, Batches, ImageSet, augment, channel_statistics, load_data
+from advgame.data import load as module
 from advgame.errors import InputError
+from advgame.run.cells import code_options
+from advgame.run.devices import make_fabric
 
 
 def test_digits_splits_are_disjoint_stratified_and_fixed(digits):
@@ -188,3 +194,102 @@ def test_real_files_load_with_a_two_percent_validation_split(name, shape, n, rea
     small = load_data(name, real_data, train_n=1000).train
     assert len(small) == 1000
     assert small.labels.bincount().min() > 50
+
+
+OWN = """
+import torch
+from advgame import ImageSet, Splits
+
+def images(n=60):
+    x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return ImageSet.from_floats(x, torch.arange(n) % 3, 3)
+
+def splits():
+    whole = images(160)
+    parts = (whole.subset(part) for part in torch.arange(160).split([100, 30, 30]))
+    return Splits("mine", *parts)
+
+def number():
+    return 3
+"""
+TINY = ["--epochs", "1", "--batch-size", "50", "--attacks", "fgsm"]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Stands in a folder with code that makes data."""
+    (tmp_path / "own_data.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_data", raising=False)
+    return tmp_path
+
+
+def typed(script, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["x.py", *words])
+    return script.job.from_command_line()
+
+
+def test_a_training_on_what_own_code_returns_asks_for_it_again(own, monkeypatch):
+    run = typed(train, monkeypatch, "--data", "own_data:splits", "--name", "one", *TINY)
+    about = run.about()
+    assert about["config"]["dataset"] == "own_data:splits"
+    assert {k: about["data"][k] for k in ("shape", "classes", "train", "test")} == {
+        "shape": [3, 8, 8], "classes": 3, "train": 100, "test": 30,
+    }  # fmt: skip
+    with pytest.raises(InputError, match="--dataset own_data:splits again"):
+        typed(evaluate, monkeypatch, "runs/one", "--name", "judged")
+    judged = typed(
+        evaluate, monkeypatch, "runs/one", "--dataset", "own_data:images", "--attacks", "fgsm"
+    )
+    assert judged.report()["n"] == 60
+    (run.path / "report.json").unlink()
+    with pytest.raises(InputError, match="--dataset own_data:splits again"):
+        typed(train, monkeypatch, "--resume", "runs/one")
+    with pytest.raises(InputError, match="was started with dataset="):
+        typed(train, monkeypatch, "--resume", "runs/one", "--data", "own_data:images")
+    typed(train, monkeypatch, "--resume", "runs/one", "--data", "own_data:splits")
+    assert (run.path / "report.json").exists()
+    assert code_options(["--data=own_data:splits", "--eps", "1"]) == ["--data", "own_data:splits"]
+
+
+def test_the_first_layer_has_the_mean_and_deviation_of_own_colour_images(own):
+    train_split = load_data("own_data:splits").train
+    settings = {"dataset": "own_data:splits", "model": "wrn-10-1"}
+    config = replace(train.job.defaults(dataset="digits"), **settings)
+    module = train.job.classifier(config, train_split, make_fabric("cpu", 1, "32-true"))
+    layer, x = module.normalise, train_split.floats()
+    assert torch.allclose(layer.mean.flatten(), x.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(layer.std.flatten(), x.std((0, 2, 3), unbiased=False), atol=1e-5)
+    one = ImageSet(torch.full((4, 3, 2, 2), 7).byte(), torch.arange(4), 4)
+    with pytest.raises(InputError, match="the same in every training image"):
+        channel_statistics("own_data:splits", one)
+    assert channel_statistics("cifar10", one) == STATISTICS["cifar10"]
+
+
+def test_a_run_does_not_go_on_with_other_images(own, monkeypatch):
+    words = ["--data", "own_data:splits"]
+    run = typed(train, monkeypatch, *words, "--name", "one", *TINY)
+    (run.path / "report.json").unlink()
+    (own / "own_data.py").write_text(OWN.replace("manual_seed(0)", "manual_seed(1)"))
+    monkeypatch.delitem(sys.modules, "own_data")
+    with pytest.raises(InputError, match="other images"):
+        typed(train, monkeypatch, "--resume", "runs/one", *words)
+    (own / "own_data.py").write_text(OWN.replace("[100, 30, 30]", "[90, 40, 30]"))
+    monkeypatch.delitem(sys.modules, "own_data")
+    with pytest.raises(InputError, match="train was 100 and is 90"):
+        typed(train, monkeypatch, "--resume", "runs/one", *words)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "answer"),
+    [
+        (train, ["--data", "own_data:images"], "return advgame.Splits"),
+        (train, ["--data", "own_data:number"], "must return an advgame.ImageSet or"),
+        (train, ["--data", "own_data:nothing"], "AttributeError"),
+        (train, ["--data", "own_data:splits", "--data-dir", "."], "leave --data-dir and"),
+        (train, ["--data", "digit"], "did you mean digits?"),
+    ],
+)
+def test_own_code_that_is_no_data(script, words, answer, own, refused):
+    refused(script, words, answer)

@@ -110,7 +110,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     answer([*file, "--attacks", "fgsm", "pgd20", "--n", "50", "--name", "b"], root, monkeypatch)
     again = json.loads((root / "runs" / "b" / "report.json").read_text())
     assert again["accuracy"] == report["accuracy"]
-    own = ["--import", "my_code:linear", "--data-import", "my_code:images", "--eps", "20/255"]
+    own = ["--import", "my_code:linear", "--dataset", "my_code:images", "--eps", "20/255"]
     answer([*own, "--norm", "L2", *QUICK, "--name", "c"], root, monkeypatch)
     mine = json.loads((root / "runs" / "c" / "report.json").read_text())
     assert (mine["accuracy"]["clean"], mine["n"]) == (1.0, 30)
@@ -122,7 +122,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     for words in ([], own[:2], own[2:4]):  # a folder's code is run where it is typed, only there
         with pytest.raises(SystemExit):
             answer(["--resume", "runs/c", *words], root, monkeypatch)
-        assert "import my_code:" in capsys.readouterr().err
+        assert " again (nothing that a folder names is run" in capsys.readouterr().err
     answer(["--resume", "runs/c", *own[:4]], root, monkeypatch)
     assert json.loads((root / "runs" / "c" / "report.json").read_text())["n"] == 30
     for words in (
@@ -146,12 +146,12 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["weights.safetensors", "--model", "small_cnn", "--dataset", "digits"], "--eps"),
         (["weights.safetensors", "--model", "small_cnn", "--eps", "0.1"], "whose test images"),
         (["--import", "my_code:linear", "--eps", "0.1"], "whose test images"),
-        (["run", "--dataset", "digits", "--data-import", "my_code:images"], "leave one away"),
+        (["run", "--data-import", "my_code:images"], "--dataset takes package.module:function"),
         (["run", "--model", "small_cnn"], "without a weights file makes no use of --model"),
         (["run", "--queries", "5"], "without --attackers makes no use of --queries"),
         (["run", "--surrogate", "run"], "without a transfer attack makes no use of --surrogate"),
         (["--import", "my_code:linear", *DIGITS, "--weights", "last"], "no use of --weights"),
-        (["run", "--data-import", "my_code:images", "--data-dir", "."], "no use of --data-dir"),
+        (["run", "--dataset", "my_code:images", "--data-dir", "."], "leave --data-dir"),
         (["run", "--attacks", "PGD20"], "did you mean pgd20?"),
         (["weights.safetensors", "--model", "resnet18", *DIGITS], "this network's weights"),
         (["text.safetensors", "--model", "small_cnn", *DIGITS], "not a safetensors file"),
@@ -177,10 +177,10 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["--import", "my_code:broken", *DIGITS], "my_code.py:"),
         (["--import", "my_code:number", *DIGITS], "must return a torch.nn.Module"),
         (["--import", "my_code:linear", *DIGITS], "images of this shape"),
-        (["run", "--data-import", "my_code:number"], "ImageSet"),
+        (["run", "--dataset", "my_code:number"], "ImageSet"),
         (
             [
-                *("--import", "my_code:headless", "--data-import", "my_code:images"),
+                *("--import", "my_code:headless", "--dataset", "my_code:images"),
                 *("--eps", "0.1", "--attacks", "fgsm,fea"),
             ],
             "linear layer",
@@ -220,7 +220,7 @@ def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
 
 
 def test_softmax_outputs_are_refused(root, monkeypatch, capsys):
-    words = ["--import", "my_code:softmax", "--data-import", "my_code:images", "--eps", "0.1"]
+    words = ["--import", "my_code:softmax", "--dataset", "my_code:images", "--eps", "0.1"]
     with pytest.raises(SystemExit):
         answer([*words, "--runs-dir", "none"], root, monkeypatch)
     assert "remove the final softmax" in capsys.readouterr().err

@@ -53,9 +53,9 @@ def shown(script, monkeypatch, capsys, *words):
 
 def test_help_shows_the_data_sets_own_defaults(monkeypatch, capsys):
     script = ROOT / "scripts" / "train_las_at.py"
-    assert "8/255" in shown(script, monkeypatch, capsys, "--dataset", "cifar10")
-    ours = shown(script, monkeypatch, capsys)
-    assert "8/255" not in ours.replace("e.g. 0.15 or 8/255", "")
+    assert "(default: 8/255)" in shown(script, monkeypatch, capsys, "--dataset", "cifar10")
+    assert "(default: 8/255)" in shown(script, monkeypatch, capsys, "--data=cifar10")
+    assert "(default: 8/255)" not in shown(script, monkeypatch, capsys)
 
 
 def test_an_error_is_one_line_and_exit_code_2():

@@ -11,12 +11,14 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from advgame.errors import InputError
+from advgame.own_code import is_own_code
 from advgame.run.files import write_atomically
 from advgame.run.interrupt import hangup
 from advgame.run.job import resume_settings
@@ -37,7 +39,7 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
         return
     words = [sys.executable, os.path.relpath(script)]  # the run notes its command
     if (folder / "config.json").exists():
-        words += ["--resume", str(folder)]
+        words += ["--resume", str(folder), *code_options(flags)]
     else:
         words += [*flags, "--runs-dir", str(folder.parent), "--name", folder.name]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -54,6 +56,18 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         said = errors[-1].removeprefix("error: ") if errors else stderr[-500:]
         raise InputError(f"{folder.name} failed, its last words: {said}")
+
+
+def code_options(flags: Sequence[str]) -> list[str]:
+    """The options among flags whose value names code, which a resumed run wants typed again."""
+    pairs = [flag.split("=", 1) if flag.startswith("--") else [flag] for flag in flags]
+    words = [word for pair in pairs for word in pair]
+    return [
+        word
+        for option, value in pairwise(words)
+        if option.startswith("--") and is_own_code(value)
+        for word in (option, value)
+    ]
 
 
 def split_flags(text: str) -> list[str]:

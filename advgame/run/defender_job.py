@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-from advgame.choices import COLOUR
+from typing_extensions import override
+
+from advgame.data.names import flips, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.job import Job
 from advgame.run.options import parse_radius, refuse_idle
@@ -92,22 +94,21 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         """Whether the classifier of colour images begins with the data set's mean and deviation."""
         return getattr(config, "preset", None) != "repo"
 
-    def augmentation(self, config: RunConfigT) -> dict[str, bool]:
-        """Random crops and flips of colour images; digits are not flipped."""
-        colour = config.dataset in COLOUR
-        return {"crop": colour, "flip": colour and config.dataset != "svhn"}
+    def augmentation(self, config: RunConfigT, data: ImageSet) -> dict[str, bool]:
+        """Random crops of colour images; flips where they are known to change no class."""
+        return {"crop": data.shape[0] == 3, "flip": flips(config.dataset)}
 
     # what all share
 
     def defaults(self, **peeked: str) -> RunConfigT:
         """The settings of a data set, under a preset where there are any."""
         changes: dict[str, Any] = {**self.peeked, **peeked}
-        dataset = changes["dataset"]
-        changes |= self.recipes.get(dataset, {})
+        whose = recipe(changes["dataset"])
+        changes |= self.recipes.get(whose, {})
         if changes.get("preset") == "repo":
-            changes |= {**self.repo, **self.repo_recipes.get(dataset, {})}
+            changes |= {**self.repo, **self.repo_recipes.get(whose, {})}
         if changes.get("norm") == "L2":
-            changes["eps"] = L2_EPS.get(dataset, "")
+            changes["eps"] = L2_EPS.get(whose, "")
         return self.config(**changes)
 
     def check(self, config: RunConfigT) -> RunConfigT:
@@ -153,6 +154,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             )
         return game, data
 
+    @override
+    def images(self, made: tuple[GameT, Splits]) -> Mapping[str, Any]:
+        return made[1].about()
+
     def game(self, config: RunConfigT, data: Splits, fabric: Fabric) -> GameT:
         """The defender's training by the script's rules."""
         from advgame.games.training import DefenderTraining
@@ -163,7 +168,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             data.train,
             config.batch_size,
             config.seed,
-            **self.augmentation(config),
+            **self.augmentation(config, data.train),
             ramp_steps=round(config.eps_ramp * self.steps(config, data, fabric)),
         )
         return cast(GameT, made)
@@ -181,12 +186,12 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         import torch
 
         from advgame.classifiers import Normalise, make_classifier
-        from advgame.data import STATISTICS
+        from advgame.data import channel_statistics
         from advgame.seeding import seeded_init
 
-        known = self.normalised(config) and config.dataset in COLOUR
         with seeded_init(config.seed, "defender"):
-            layer = Normalise(*STATISTICS[config.dataset]) if known else None
+            known = channel_statistics(config.dataset, data) if self.normalised(config) else None
+            layer = Normalise(*known) if known else None
             module = make_classifier(config.model, data.shape, data.classes, layer)
         if fabric.device.type == "cuda":
             module = module.to(memory_format=torch.channels_last)
@@ -243,10 +248,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             game.learner.module,
             tested(config, data),
             threat,
-            dataset=config.dataset,
+            dataset=short_name(config.dataset),
             attacks=config.attacks,
             seed=config.seed,
-            title=f"{self.title(config)} on {config.dataset}, seed {config.seed}",
+            title=f"{self.title(config)} on {short_name(config.dataset)}, seed {config.seed}",
             panels=self.panels(),
             **self.judging(config, run, game, data, threat),
         )

@@ -143,8 +143,20 @@ class RunFolder:
         return path
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], device: str) -> RunFolder:
+    def create(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        device: str,
+        data: Mapping[str, Any] | None = None,
+    ) -> RunFolder:
         """Make the folder ``path`` of a new run.
+
+        Args:
+            path: a folder that is not there.
+            config: the settings.
+            device: in words, see `device_name`.
+            data: what `advgame.data.Splits.about` says of its images, where it has some.
 
         Raises:
             InputError: it exists, or cannot be made.
@@ -160,6 +172,7 @@ class RunFolder:
             "device": device,
             "processor": cpu_name(),
             "threads": torch.get_num_threads(),
+            **({} if data is None else {"data": dict(data)}),
         }
         partial: Path | None = None
         try:  # a folder of that name has its settings in it, or does not exist
@@ -282,6 +295,22 @@ class RunFolder:
         for note in notes:
             print(f"note: {self.path}: {note}", file=sys.stderr)
 
+    def check_data(self, data: Mapping[str, Any] | None) -> None:
+        """Refuse to go on with other images than the run began with.
+
+        Args:
+            data: what `advgame.data.Splits.about` says of those of now.
+
+        Raises:
+            InputError: they differ.
+        """
+        had = self.about().get("data")  # older runs note none
+        if had is not None and data is not None and had != dict(data):
+            raise InputError(
+                f"{self.path} began with other images ({_differing(had, data)}): restore them, or "
+                "start a new run"
+            )
+
     def report(self) -> dict[str, Any]:
         """What ``report.json`` says.
 
@@ -300,6 +329,15 @@ class RunFolder:
     def write_text(self, name: str, content: str) -> None:
         """Write text to the file ``name``, whole or not at all."""
         write_atomically(self.path / name, content)
+
+
+def _differing(had: Any, now: Mapping[str, Any]) -> str:
+    """The first fact of two notes of data that differs, in words."""
+    if isinstance(had, dict):
+        for name in now:
+            if name != "sha256" and had.get(name) != now[name]:
+                return f"{name} was {had.get(name)} and is {now[name]}"
+    return "their pixels, labels or order"
 
 
 class Metrics:

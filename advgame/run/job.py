@@ -16,16 +16,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 
 import tyro
 
+from advgame.data.names import check_dataset
 from advgame.errors import InputError
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
-from advgame.run.options import as_typed, check_types, peek, refuse_idle, typed_options
+from advgame.run.options import (
+    aliases,
+    as_typed,
+    check_types,
+    peek,
+    refuse_idle,
+    refuse_unasked,
+    typed_options,
+)
 from advgame.run.program import prog
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _FREE = ("resume", "data_dir", "download")  # may differ when a run goes on
+_CODE = ("model", "dataset")  # settings that may name a function, which is then run
 
 
 class Settings(Protocol):
@@ -62,6 +72,9 @@ class Job(ABC, Generic[ConfigT, MadeT]):
     peeked: ClassVar[Mapping[str, str]] = {}
     """options that decide what the others' defaults are, with their own defaults"""
 
+    gone: ClassVar[Mapping[str, str]] = {}
+    """options of earlier versions -> what to type instead, in words"""
+
     def defaults(self, **peeked: str) -> ConfigT:
         """The settings where nothing else is asked for.
 
@@ -81,6 +94,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             InputError: what is wrong, in one line.
         """
         check_types(self.config, vars(config), "settings")
+        check_images(config)
         refuse_idle(config, self.usual(config), self.idle(config))
         return config
 
@@ -89,15 +103,20 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         return self.defaults(**{name: getattr(config, name) for name in self.peeked})
 
     def check_resumed(self, config: ConfigT, typed: Collection[str]) -> None:
-        """Refuse settings that may not come from a folder, which may be a stranger's.
+        """Refuse code that a folder names where it is not typed again: it may be a stranger's.
 
         Args:
             config: the folder's.
-            typed: options that were typed again.
+            typed: options that were typed again, with the folder's values.
 
         Raises:
             InputError: what to type.
         """
+        if config.resume is None or (Path(config.resume) / "report.json").exists():
+            return  # nothing is run
+        for name in _CODE:
+            if name not in typed:
+                refuse_unasked(config.resume, name, getattr(config, name, None))
 
     def fabric(self, config: ConfigT) -> Fabric:
         """Device and processes; one CPU process unless a job has options for it."""
@@ -113,6 +132,10 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             InputError: data, models or sizes that will not do; nothing is written yet.
         """
 
+    def images(self, made: MadeT) -> Mapping[str, Any] | None:
+        """What `advgame.data.Splits.about` says of what the job works on, where it is images."""
+        return None
+
     @abstractmethod
     def work(self, config: ConfigT, run: RunFolder, made: MadeT, *, resume: bool) -> None:
         """Work until ``report.json`` is there; in every process, the first one writes."""
@@ -122,9 +145,16 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """What a finished run found, for the screen."""
 
     def parse(self, words: Sequence[str]) -> ConfigT:
-        """The settings of a command line; `check` refuses those that cannot work."""
+        """The settings of a command line; `check` refuses those that cannot work.
+
+        Raises:
+            InputError: an option that is no more.
+        """
+        for word in words:
+            if (option := word.partition("=")[0]) in self.gone:
+                raise InputError(f"there is no {option} any more: {self.gone[option]}")
         seen = {**self.peeked}
-        for name, value in peek(words, **self.peeked).items():
+        for name, value in peek(words, aliases(self.config), **self.peeked).items():
             with suppress(InputError, ValueError):  # tyro refuses the word, and shows the choices
                 word = as_typed(self.config, name, value)
                 check_types(self.config, {name: word}, "")
@@ -155,8 +185,13 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         config = self.check(config)
         fabric = self.fabric(config)
         made = self.build(config, fabric)
-        if not resume and fabric.global_rank == 0:
-            RunFolder.create(path, asdict(config), device_name(fabric.device))  # type: ignore[call-overload]
+        if fabric.global_rank == 0:
+            images = self.images(made)
+            if resume:
+                RunFolder(path).check_data(images)
+            else:
+                device = device_name(fabric.device)
+                RunFolder.create(path, asdict(config), device, images)  # type: ignore[call-overload]
         run = RunFolder(Path(fabric.broadcast(str(path))))
         with run.held() if fabric.global_rank == 0 else nullcontext():
             if not (run.path / "report.json").exists():  # another process may have finished it
@@ -172,6 +207,18 @@ class Job(ABC, Generic[ConfigT, MadeT]):
     def from_command_line(self) -> RunFolder | None:
         """Do the job with the options of the command line."""
         return self.run(self.parse(sys.argv[1:]), typed_options(self.config))
+
+
+def check_images(config: Any) -> None:
+    """Refuse settings whose ``dataset``, where they have one, names no data.
+
+    Raises:
+        InputError: what there is, in one line.
+    """
+    if (dataset := getattr(config, "dataset", None)) is not None:
+        check_dataset(
+            dataset, getattr(config, "data_dir", None), download=getattr(config, "download", False)
+        )
 
 
 def about(config: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,6 +14,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.errors import InputError
+from advgame.own_code import is_own_code
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,50 @@ Norm = Annotated[
 ]
 
 
-def peek(words: Sequence[str], **defaults: str) -> dict[str, str]:
+def refuse_unasked(place: object, option: str, value: object) -> None:
+    """Refuse code that a folder names, which may be a stranger's, where it was not typed.
+
+    Args:
+        place: what names it.
+        option: the option that would.
+        value: what stands there; anything but code is let through.
+
+    Raises:
+        InputError: what to type.
+    """
+    if isinstance(value, str) and is_own_code(value):
+        raise InputError(
+            f"{place} runs your code {value}: to go on, type --{option} {shlex.quote(value)} again "
+            "(nothing that a folder names is run unasked)"
+        )
+
+
+def aliases(kind: type) -> dict[str, str]:
+    """The other words for options of a settings class, without dashes -> the field."""
+    return {
+        word.lstrip("-"): name
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        for part in getattr(hint, "__metadata__", ())
+        for word in getattr(part, "aliases", None) or ()
+    }
+
+
+def peek(
+    words: Sequence[str], others: Mapping[str, str] | None = None, **defaults: str
+) -> dict[str, str]:
     """The values of a few options among the words of a command line, before it is parsed in full.
 
     They decide what the other options' defaults are, which ``--help`` then shows.
+
+    Args:
+        words: of the command line.
+        others: further words for options, as `aliases` gives them.
+        defaults: the options.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, default in defaults.items():
-        parser.add_argument(f"--{name}", default=default)
+        more = [f"--{word}" for word, field in (others or {}).items() if field == name]
+        parser.add_argument(f"--{name}", *more, default=default)
     try:
         known, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # an option without its value: the full parser says so better
@@ -121,7 +159,8 @@ def typed_options(kind: type) -> set[str]:
         InputError: an option of several values that is given twice, of which the last would count.
     """
     given = [word.split("=")[0] for word in sys.argv[1:] if word.startswith("--")]
-    words = [word.lstrip("-").replace("-", "_") for word in given]
+    words, others = [word.lstrip("-").replace("-", "_") for word in given], aliases(kind)
+    words = [others.get(word, word) for word in words]
     for field in fields(kind):
         if isinstance(field.default, tuple) and words.count(field.name) > 1:
             word = f"--{field.name.replace('_', '-')}"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from advgame.run.options import Count, Names, Norm, Positive, Share, parse_number
 from advgame.run.selection import Select
 
-Dataset = Literal["digits", "mnist", "cifar10", "cifar100", "svhn"]
+_DATA = tyro.conf.arg(aliases=["--data"], metavar="NAME|FOLDER|FILE.npz|MODULE:FUNCTION")
+Dataset = Annotated[str, _DATA]
+"""What names a data set; `advgame.data.names` reads it."""
+OptionalDataset = Annotated[str | None, _DATA]
+"""The same where something else may say it."""
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,15 @@ from typing_extensions import override
 
 from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.data import ImageSet, load_data
+from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, split_flags
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json
+from advgame.run.options import refuse_unasked
+from advgame.run.settings import OptionalDataset
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
 from advgame.seeding import derive_seed, stream
@@ -137,6 +140,8 @@ class Config(StudyConfig):
     attackers: str = "runs/attackers"
     """run folders of the attackers; not committed"""
     out: str = "results/referee"
+    dataset: OptionalDataset = None
+    """whose images; the classifiers' own when not given"""
     data_dir: str | None = None
     """data folder (all but digits)"""
 
@@ -151,7 +156,7 @@ class AttackerStudy(Study[Config]):
     @property
     @override
     def stem(self) -> str:
-        return f"attacker_{self.config.title or self.dataset}"
+        return f"attacker_{self.config.title or short_name(self.dataset)}"
 
     @cached_property
     def victims(self) -> dict[str, Target]:
@@ -161,8 +166,12 @@ class AttackerStudy(Study[Config]):
 
     @property
     def dataset(self) -> str:
-        """The data set that the attacked classifiers were trained on."""
-        return next(iter(self.victims.values())).dataset
+        """The data set that the attacked classifiers were trained on, unless another is named."""
+        if self.config.dataset is not None:
+            return self.config.dataset
+        own = next(iter(self.victims.values())).dataset
+        refuse_unasked(" ".join(self.config.test_on), "dataset", own)
+        return own
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""
@@ -179,6 +188,7 @@ class AttackerStudy(Study[Config]):
         known = [str(Path(config.runs_dir) / name) for name in config.train_on]
         words = ["--classifier", *known, *split_flags(config.extra)]
         words += ["--data-dir", config.data_dir] if config.data_dir else []
+        words += ["--dataset", config.dataset] if config.dataset else []
         name = f"{'+'.join(config.train_on)}-attacker"
         return {seed: (f"{name}{seed}", [*words, "--seed", str(seed)]) for seed in self.seeds()}
 

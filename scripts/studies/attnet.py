@@ -38,7 +38,8 @@ from advgame.run.cells import split_flags
 from advgame.run.curves import save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.folder import RunFolder
-from advgame.run.options import parse_eps
+from advgame.run.options import parse_eps, refuse_unasked
+from advgame.run.settings import OptionalDataset
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
 from advgame.threat import Linf
@@ -78,6 +79,8 @@ class Config(StudyConfig):
     jobs: int = 1
     extra: str = ""
     """images per step of the attackers, --extra="--batch-size 64" """
+    dataset: OptionalDataset = None
+    """whose images; the classifiers' own when not given"""
     data_dir: str | None = None
     """data folder (all but digits)"""
     runs_dir: str = ""
@@ -102,8 +105,11 @@ class FreshAttNets(Study[Config]):
         settings = [run.about()["config"] for run in self.folders.values()]
         if len({(one["dataset"], one["eps"]) for one in settings}) != 1:
             raise InputError("name one run folder or more, all of one data set and one eps")
-        first = settings[0]
-        return load_data(first["dataset"], self.config.data_dir, train_n=first["train_n"])
+        first, dataset = settings[0], self.config.dataset
+        if dataset is None:
+            dataset = first["dataset"]
+            refuse_unasked(" ".join(self.config.runs), "dataset", dataset)
+        return load_data(dataset, self.config.data_dir, train_n=first["train_n"])
 
     def check(self) -> None:
         """Refuse what cannot work, before any work."""

@@ -171,7 +171,7 @@ class BlackBox(Study[Config]):
         for path in dict.fromkeys(path for cell in cells.values() for path in cell["paths"]):
             asked = evaluate.job.check(evaluate.job.parse([path, *words]))
             if not models:
-                data = evaluate.images(asked)[1].to(device)
+                data = evaluate.images(asked)[0].to(device)
             models[path] = evaluate.classifier(asked, data, path).to(device)
         for name, cell in track(cells.items(), console=Console(stderr=True), transient=True):
             target, surrogate = cell["paths"]

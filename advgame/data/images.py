@@ -1,0 +1,122 @@
+"""Labelled images as uint8 on a device, and their training, validation and test splits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advgame.checks import check_images, check_labels
+from advgame.errors import InputError
+
+_SPLIT_SEED = 20220306  # splits belong to the package, not to a run's seed
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images.
+
+    Args:
+        images: uint8 (N, C, H, W), 0..255.
+        labels: int64 (N,).
+        classes: number of classes K.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise InputError(
+                f"images must be uint8 (N, C, H, W), not {self.images.dtype} "
+                f"{tuple(self.images.shape)}; `from_floats` converts [0, 1] images"
+            )
+        if not len(self.images):
+            raise InputError("the data set is empty")
+        check_labels(self.labels, len(self.images), self.classes)
+        with torch.inference_mode(False):  # made there, neither could be learned from
+            if self.images.is_inference():
+                object.__setattr__(self, "images", self.images.clone())
+            labels = self.labels.clone() if self.labels.is_inference() else self.labels
+            object.__setattr__(self, "labels", labels.long())  # as torch's losses need them
+
+    @classmethod
+    def from_floats(cls, images: Tensor, labels: Tensor, classes: int) -> ImageSet:
+        """From float images in [0, 1], rounded to 256 levels.
+
+        Raises:
+            InputError: NaN, out of range, or labels outside 0..K-1.
+        """
+        check_images(images)
+        return cls((images * 255).round().to(torch.uint8), labels, classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width (C, H, W) of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, index: Tensor | slice) -> Self:
+        """The set of the images and labels at ``index``."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def first(self, count: int) -> Self:
+        """The first ``count`` images of a fixed shuffle, so that every count is class-mixed."""
+        rng = torch.Generator().manual_seed(_SPLIT_SEED)
+        order = torch.randperm(len(self), generator=rng)[:count].sort().values
+        return self.subset(order.to(self.images.device))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data set on ``device``."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def floats(self, index: Tensor | slice = slice(None)) -> Tensor:
+        """Images as float32 in [0, 1], (n, C, H, W)."""
+        return self.images[index].float().div_(255)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set's training, validation and test images; validation is cut from training."""
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    def to(self, device: torch.device | str) -> Splits:
+        """Training, validation and test images on ``device``."""
+        parts = (part.to(device) for part in (self.train, self.validation, self.test))
+        return Splits(self.name, *parts)
+
+    def about(self) -> dict[str, Any]:
+        """What a run notes of its data: shape, classes, counts, and a digest of all images."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        digest = hashlib.sha256()
+        for part in parts.values():
+            for tensor in (part.images, part.labels):
+                digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return {
+            "shape": list(self.train.shape),
+            "classes": self.train.classes,
+            **{name: len(part) for name, part in parts.items()},
+            "sha256": digest.hexdigest(),
+        }
+
+
+def stratified_split(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Indices (rest, part) with ``share`` of every class in ``part``; fixed by the package."""
+    from sklearn.model_selection import train_test_split
+
+    rest, part = train_test_split(
+        np.arange(len(labels)), test_size=share, stratify=labels.numpy(), random_state=_SPLIT_SEED
+    )
+    return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(part))
