@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from advgame.errors import InputError
 from advgame.run import table
+from advgame.run.options import check_types
 from advgame.run.study import Study, StudyConfig, hardware
 
 MNIST = {"dataset": "mnist", "data_dir": "data"}
@@ -176,9 +177,7 @@ def test_what_was_found_before_an_interrupt_is_kept(toy):
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        ({"seeds": 0}, "seeds must be 1"),
-        ({"jobs": 0}, "jobs must be 1"),
-        ({"first_seed": -1}, "first_seed must be 0"),
+        ({"seeds": "two"}, "seeds cannot be"),
         ({"extra": "'"}, "cannot be read"),
     ],
 )
@@ -186,6 +185,15 @@ def test_numbers_that_cannot_work_are_refused(settings, answer, toy, tmp_path):
     with pytest.raises(InputError, match=answer):
         Toy.main(replace(toy, **settings))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["toy", *study.STUDIES])
+def test_no_study_runs_less_than_one_seed(name, toy):
+    """Who writes a field anew must say again what its numbers are."""
+    config = type(toy) if name == "toy" else module(name).Config
+    for setting in ({"seeds": 0}, {"jobs": 0}, {"first_seed": -1}):
+        with pytest.raises(InputError, match="must be"):
+            check_types(config, setting, "settings")
 
 
 @pytest.mark.parametrize(

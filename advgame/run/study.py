@@ -30,7 +30,7 @@ from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, u
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
-from advgame.run.options import Names
+from advgame.run.options import Count, Names, Whole, check_types
 from advgame.run.selection import selected_by
 from advgame.run.table import Run, Runs, names, summarise
 
@@ -39,11 +39,11 @@ from advgame.run.table import Run, Runs, names, summarise
 class StudyConfig:
     """What every study can be asked."""
 
-    seeds: int = 3
+    seeds: Count = 3
     """seeds per method"""
-    first_seed: int = 0
+    first_seed: Whole = 0
     """the first of them; keep those that you tuned on out"""
-    jobs: int = 2
+    jobs: Count = 2
     """processes at a time, one thread each"""
     missing_only: bool = False
     """leave out what the results hold already, also where its folders are gone"""
@@ -182,11 +182,9 @@ class Study(ABC, Generic[ConfigT]):
         """Refuse what cannot work, before any work.
 
         Raises:
-            InputError: numbers that are too small.
+            InputError: a setting that is not what its type asks for.
         """
-        for option, least in {"seeds": 1, "jobs": 1, "first_seed": 0}.items():
-            if (value := getattr(self.config, option)) < least:
-                raise InputError(f"{option} must be {least} or above, not {value}")
+        check_types(type(self.config), vars(self.config), "settings")
         if self.config.jobs > 1 and not self.parallel:
             raise InputError("this study measures in its own process: no --jobs")
 
@@ -367,7 +365,7 @@ class TrainingStudy(Study[ConfigT]):
         """Refuse what cannot work, before any work.
 
         Raises:
-            InputError: numbers that are too small, a method that there is not.
+            InputError: as `Study.check`, or a method that there is not.
         """
         super().check()
         if odd := [name for name in self.asked() if name not in self.methods]:

@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import train_attacker
@@ -40,7 +40,7 @@ from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, split_flags
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json
-from advgame.run.options import refuse_unasked
+from advgame.run.options import Count, Must, refuse_unasked
 from advgame.run.settings import OptionalDataset
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
@@ -51,6 +51,7 @@ from advgame.threat import Threat
 from agents.attacker import LearnedAttack, load_attacker
 
 LEARNED = "learned"
+Several = Annotated[int, Must("be 2 or above", lambda value: value >= 2)]
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,11 @@ class Config(StudyConfig):
         *(f"reinforce-seed{seed}" for seed in (1, 2, 3, 4)),
     )
     """classifiers that are attacked"""
-    seeds: int = 3
+    seeds: Several = 3
     """attackers, and repetitions of the attacks that start at random"""
-    budgets: tuple[int, ...] = (5, 10, 20, 50)
+    budgets: tuple[Several, ...] = (5, 10, 20, 50)
     """queries per image"""
-    n: int | None = None
+    n: Count | None = None
     """test images; None takes all"""
     title: str = ""
     """name of the table's files; the data set's when empty"""
@@ -177,8 +178,8 @@ class AttackerStudy(Study[Config]):
         """Refuse what cannot work, before any work."""
         super().check()
         config = self.config
-        if config.seeds < 2 or not config.budgets or min(config.budgets) < 2:
-            raise InputError("the study needs --seeds 2 or more and --budgets 2 or more")
+        if not config.budgets:
+            raise InputError("--budgets names none")
         if shared := set(config.train_on) & set(config.test_on):
             raise InputError(f"{min(shared)} is both trained on and attacked")
 

@@ -38,7 +38,7 @@ from advgame.run.cells import split_flags
 from advgame.run.curves import save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.folder import RunFolder
-from advgame.run.options import parse_eps, refuse_unasked
+from advgame.run.options import Count, parse_eps, refuse_unasked
 from advgame.run.settings import OptionalDataset
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
@@ -72,11 +72,11 @@ class Config(StudyConfig):
     """AttNet's output scales; 0 is a bare tanh"""
     centred: tuple[bool, ...] = (True,)
     """whether AttNet sees each image less its mean"""
-    steps: tuple[int, ...] = STEPS
+    steps: tuple[Count, ...] = STEPS
     """where to look"""
-    seeds: int = 1
+    seeds: Count = 1
     """attackers, seeds 0, 1, … of each"""
-    jobs: int = 1
+    jobs: Count = 1
     extra: str = ""
     """images per step of the attackers, --extra="--batch-size 64" """
     dataset: OptionalDataset = None
@@ -115,8 +115,8 @@ class FreshAttNets(Study[Config]):
         """Refuse what cannot work, before any work."""
         super().check()
         steps = self.config.steps
-        if list(steps) != sorted(set(steps)) or min(steps, default=0) < 1:
-            raise InputError(f"steps must go up from 1 or above, not {steps}")
+        if not steps or list(steps) != sorted(set(steps)):
+            raise InputError(f"steps must go up, not be {steps}")
 
     def cells(self) -> dict[str, dict[str, Any]]:
         """A fresh attacker per classifier, scale, centring, rate and seed."""

@@ -35,7 +35,7 @@ from advgame.run.cells import split_flags
 from advgame.run.devices import make_fabric
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import RunFolder, device_name
-from advgame.run.options import parse_eps
+from advgame.run.options import Count, parse_eps
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Column, Columns, Row, Runs
 from advgame.threat import Linf
@@ -81,12 +81,12 @@ class Config(StudyConfig):
     """run folders of the surrogates; when empty, the targets called plain, fgsm and pgd"""
     title: str = ""
     """name of the table's files; the data set's when empty"""
-    n: int | None = None
+    n: Count | None = None
     """test images; None takes all"""
     data_dir: str | None = None
     """data folder, where the classifiers' data set needs one"""
-    seeds: int = 1
-    jobs: int = 1
+    seeds: Count = 1
+    jobs: Count = 1
     accelerator: str = "auto"
     """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
     runs_dir: str = "runs/black_box"

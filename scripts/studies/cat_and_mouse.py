@@ -24,7 +24,7 @@ from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.run.files import read_json
-from advgame.run.options import Names, parse_eps
+from advgame.run.options import Count, Names, parse_eps
 from advgame.run.study import Finished, MethodsConfig, MethodsStudy, training_images
 from advgame.run.table import Row, Run, Runs, Value
 
@@ -70,7 +70,7 @@ class Config(MethodsConfig):
     methods: tuple[str, ...] = ("fgsm",)
     """fgsm, scratch or ifgsm"""
     attacks: Names = ATTACKS
-    jobs: int = 1
+    jobs: Count = 1
     runs_dir: str = "runs/cat_and_mouse"
     out: str = "results/minimax"
 

@@ -40,7 +40,7 @@ from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
-from advgame.run.options import Names
+from advgame.run.options import Count, Names
 from advgame.run.selection import selected_by
 from advgame.run.study import (
     Finished,
@@ -126,7 +126,7 @@ class Config(MethodsConfig):
     """of equal compute: results whose runs say what a step costs (<out>/<dataset>-epochs.json)"""
     attacks: Names = COLUMNS
     """of the evaluations, see evaluate.py --list"""
-    eval_n: int = 360
+    eval_n: Count = 360
     """test images"""
     judged: str = "judged"
     """folder of the evaluations within the runs': other attacks or images need another"""
@@ -170,8 +170,6 @@ class Compare(MethodsStudy[Config]):
         super().check()
         if len(set(config.methods)) < len(config.methods):
             raise InputError(f"a game is asked for twice: {', '.join(config.methods)}")
-        if config.eval_n < 1:
-            raise InputError(f"eval_n must be 1 or above, not {config.eval_n}")
         if config.counted and config.budget == "epochs":
             raise InputError("--counted is for --budget compute")
         check_attacks(config.attacks)

@@ -29,7 +29,6 @@ import train_gail
 from typing_extensions import override
 
 from advgame.choices import Horizon
-from advgame.errors import InputError
 from advgame.health import deaths
 from advgame.imitation.demonstrations import provenance, shipped, slug
 from advgame.imitation.stability import as_rows, pairwise, score, summarise, with_stability
@@ -38,6 +37,7 @@ from advgame.run.cells import run_cells, split_flags, usable
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics
+from advgame.run.options import Count
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
 from advgame.run.table import Column, Columns, Row, Runs
 from advgame.seeding import stream
@@ -114,20 +114,20 @@ class Config(StudyConfig):
     """which updaters"""
     controls: tuple[str, ...] = tuple(name for name in CONTROLS if name != "true-lockstep")
     """which controls"""
-    seeds: int = 5
-    random_seeds: int = 20
+    seeds: Count = 5
+    random_seeds: Count = 20
     """seeds of the random discriminator, where one sign can decide"""
-    iterations: int = 1000
+    iterations: Count = 1000
     """of updaters and of the true reward"""
-    control_iterations: int = 300
+    control_iterations: Count = 300
     """of the other controls"""
-    heavy_iterations: int = 100
+    heavy_iterations: Count = 100
     """of U in full"""
-    heavy_seeds: int = 1
+    heavy_seeds: Count = 1
     """seeds of U in full"""
-    trajectories: int = 10
+    trajectories: Count = 10
     """of the expert"""
-    every: int = 1
+    every: Count = 1
     """keep every so many pairs of each"""
     runs_dir: str = "runs/gail"
     out: str = "results/gail"
@@ -160,11 +160,7 @@ class Gail(TrainingStudy[Config]):
     def check(self) -> None:
         """Refuse what cannot work, before any work."""
         super().check()
-        config = self.config
-        numbers = (config.iterations, config.control_iterations, config.heavy_iterations)
-        if min(*numbers, config.heavy_seeds, config.random_seeds) < 1:
-            raise InputError("seeds and iterations must be 1 or above")
-        provenance(config.env)
+        provenance(self.config.env)
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every cell."""

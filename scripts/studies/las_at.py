@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
+from advgame.run.options import Count, Whole
 from advgame.run.study import Finished, MethodsConfig, MethodsStudy, thinned, training_images
 from advgame.run.table import Columns, Run, Runs
 
@@ -91,9 +92,9 @@ class Config(MethodsConfig):
     """Compare LAS-AT's strategy players with controls over seeds."""
 
     dataset: Literal["digits", "mnist"] = "digits"
-    seeds: int = 5
+    seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
-    equal_compute_seeds: int = 5
+    equal_compute_seeds: Whole = 5
     """seeds for which controls are also trained at the compute of a learner; 0 for none"""
     out: str = "results/las_at"
 

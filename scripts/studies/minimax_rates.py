@@ -25,6 +25,7 @@ from typing_extensions import override
 from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import split_flags
+from advgame.run.options import Count
 from advgame.run.study import Finished, MethodsConfig, MethodsStudy
 from advgame.run.table import Run, Runs
 from agents.attackers import load_network
@@ -58,7 +59,7 @@ class Config(MethodsConfig):
     """attacker's rate over classifier's"""
     gammas: tuple[float, ...] = (1.0,)
     """minimax: γ of the sensitivity penalty"""
-    seeds: int = 1
+    seeds: Count = 1
     runs_dir: str = "runs/minimax-sweep"
     out: str = "results/minimax"
     extra: str = "--response-steps 1500"

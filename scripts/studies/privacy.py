@@ -32,6 +32,7 @@ from advgame.privacy import FILTERS
 from advgame.run import table
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json
+from advgame.run.options import Count
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
 from advgame.run.table import Columns, Row, Runs
 
@@ -63,7 +64,7 @@ class Config(StudyConfig):
 
     dims: tuple[int, ...] = (10, 5)
     """d, numbers per image; the first one is that of the ablations"""
-    steps: int = 800
+    steps: Count = 800
     """of each filter's training"""
     runs_dir: str = "runs/privacy"
     out: str = "results/minimax"

@@ -23,7 +23,7 @@ from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import check_cells, split_flags
 from advgame.run.files import read_json
-from advgame.run.options import Names
+from advgame.run.options import Count, Names
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
 from advgame.run.table import Columns, Row, Runs, Value
 from advgame.statistics import wilson
@@ -43,11 +43,11 @@ class Config(StudyConfig):
     """name of the table's files"""
     attacks: Names = POSTER
     """names, see evaluate.py --list"""
-    n: int | None = None
+    n: Count | None = None
     """test images; None takes all"""
     data_dir: str | None = None
     """data folder, where the classifiers' data set needs one"""
-    seeds: int = 1
+    seeds: Count = 1
     runs_dir: str = "runs/referee"
     """evaluations, a folder per classifier; not committed"""
     out: str = "results/referee"
