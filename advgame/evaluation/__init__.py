@@ -9,7 +9,7 @@ from advgame.lazy import lazily
 if TYPE_CHECKING:
     from advgame.evaluation.attacks import ATTACKS, check_attacks
     from advgame.evaluation.flags import Flag, find_flags
-    from advgame.evaluation.judge import judge_classifier
+    from advgame.evaluation.judge import judge, judge_classifier
     from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
     from advgame.evaluation.report import as_line, write_report
     from advgame.evaluation.verdicts import Verdicts, predict, score, validator
@@ -24,6 +24,7 @@ __all__ = [
     "check_evaluation",
     "evaluate",
     "find_flags",
+    "judge",
     "judge_classifier",
     "predict",
     "score",

@@ -107,9 +107,9 @@ def judge(
     threat: Threat,
     *,
     dataset: str,
-    attacks: tuple[str, ...],
-    seed: int,
-    title: str,
+    attacks: tuple[str, ...] = ("fgsm", "pgd20", "autoattack"),
+    seed: int = 0,
+    title: str = "",
     panels: Panels = PANELS,
     respond: Callable[[nn.Module], Mapping[str, Attack]] | None = None,
     which: Literal["best", "last"] = "best",
@@ -125,7 +125,7 @@ def judge(
         dataset: name for the report.
         attacks: names from `advgame.evaluation.ATTACKS`.
         seed: of the attacks.
-        title: of the curves.
+        title: of the curves; the data set's name when empty.
         panels: of the curves, LAS-AT's when not given.
         respond: makes further attacks, by name, for the very classifier that is judged.
         which: weights are judged, the best by validation or the last; the others by PGD-20.
@@ -141,7 +141,8 @@ def judge(
     load_best(run, module, which)
     module.eval()  # as it is to be used; training has left it in the other mode
     rows = Metrics.read(run.path / "metrics.csv")
-    _pictures(run, rows, module, test.subset(slice(10)), threat, seed, title, panels)
+    sample = test.subset(slice(10))
+    _pictures(run, rows, module, sample, threat, seed, title or dataset, panels)
     _, by = SCORES[criterion(run)]
     also: dict[str, Any] = {"selected_by": by, other: scores}
     with telling(f"{run.path}: {len(test)} test images") as tell:
