@@ -16,6 +16,7 @@ WITH_RUNS = {
     "classifiers/saved.py",
     "evaluation/judge.py",
     "evaluation/report.py",
+    "evaluation/sweep_report.py",
     "targets.py",
     "games/cat_and_mouse.py",
 }

@@ -20,6 +20,7 @@ from advgame.classifiers.saved import run_classifier
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
+from advgame.evaluation.sweep_report import STEPS
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
@@ -185,7 +186,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     one = found["classifiers"]["grad-seed0"]
     assert list(one["perturbations"]) == ["fgsm", "pgd20", "learned:grad-seed1"]
     assert 0 < one["perturbations"]["fgsm"]["size"] <= 1
-    assert len(one["steps"]) == len(sweeps.STEPS)
+    assert len(one["steps"]) == len(STEPS)
     assert set(found["landscape"]) == {"plain", "grad"}
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from advgame.evaluation.judge import judge, judge_classifier
     from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
     from advgame.evaluation.report import as_line, write_report
+    from advgame.evaluation.sweep_report import write_sweeps
     from advgame.evaluation.verdicts import Verdicts, predict, score, validator
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "score",
     "validator",
     "write_report",
+    "write_sweeps",
 ]
 
 if not TYPE_CHECKING:  # of anything else a type checker says that it is not there

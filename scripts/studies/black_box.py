@@ -24,12 +24,12 @@ import evaluate
 import tyro
 from rich.console import Console
 from rich.progress import track
-from sweeps import group
 from torch import nn
 from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.evaluation import evaluate as attack_all
+from advgame.evaluation.sweep_report import group
 from advgame.run import table
 from advgame.run.cells import split_flags
 from advgame.run.devices import make_fabric

@@ -1,0 +1,157 @@
+"""Writes the sweeps of one or more classifiers: sweeps.json, sweeps.png and pictures beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from advgame.attacks import Attack, attacked, fgsm, pgd
+from advgame.data import ImageSet
+from advgame.errors import InputError
+from advgame.evaluation.attacks import L2L_STEP
+from advgame.evaluation.measure import check_classifier
+from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
+from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
+from advgame.evaluation.verdicts import adversarial, predict
+from advgame.games.costs import perturbation_stats
+from advgame.run.curves import save_figure
+from advgame.run.files import write_atomically
+from advgame.run.folder import device_name, made_by
+from advgame.seeding import stream
+from advgame.threat import Threat
+
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+STEPS = (1, 2, 5, 10, 20, 50, 100)
+REACH, SHOWN, LANDSCAPE_IMAGES, RESTARTS = 2.0, 5, 100, 5
+
+
+def write_sweeps(
+    out: str | Path,
+    models: Mapping[str, nn.Module],
+    data: ImageSet,
+    threat: Threat,
+    *,
+    extra: Mapping[str, Attack] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Vary the attack on classifiers, draw what happens, and write it into a folder.
+
+    The files: sweeps.png (accuracy against ε and against the number of PGD steps, and the
+    differences to the first classifier), examples.png (adversarial examples side by side),
+    landscape.png (loss along the gradient and a random direction), and sweeps.json with the
+    numbers.
+
+    Args:
+        out: the folder; files of these names in it are replaced.
+        models: name -> classifier; those whose names differ in ``-seedN`` alone are one line with
+            a band.
+        data: test images, on the models' device.
+        threat: the ball, with one radius for all.
+        extra: further attacks by name, for the examples and their smoothness.
+        seed: of everything random.
+
+    Returns:
+        The content of ``sweeps.json``.
+
+    Raises:
+        InputError: no classifier, or one that cannot be judged on these images.
+
+    Sources: L2L, Fig. 4 and 5.
+    """
+    if not models:
+        raise InputError("sweeps need a classifier: name one or more")
+    for model in models.values():
+        check_classifier(model, data)
+    out = Path(out)
+    attacks = {
+        "fgsm": fgsm(threat),
+        "pgd20": pgd(threat, 20, threat.eps * L2L_STEP),
+        **(extra or {}),
+    }
+    numbers = {name: _measured(m, data, threat, attacks, seed) for name, m in models.items()}
+    groups = dict.fromkeys(map(group, models))
+    size = f"{threat.norm} ε = {float(threat.eps):.3g}"
+    sweeps = {
+        varied: {g: [numbers[n][key] for n in models if group(n) == g] for g in groups}
+        for key, varied in (("radius", "ε (10 steps)"), ("steps", f"PGD steps ({size})"))
+    }
+    baseline = next(iter(groups)) if len(groups) > 1 else None
+    title = f"{len(data)} test images; mean and range over seeds"
+    save_figure(sweeps_figure(sweeps, baseline, title), out / "sweeps.png")
+    one_each = {g: next(m for n, m in models.items() if group(n) == g) for g in groups}
+    near, planes = data.subset(slice(LANDSCAPE_IMAGES)), {}
+    for g, m in one_each.items():
+        rng = stream(seed, "plane", near.labels.device)
+        planes[g] = landscape(m, near.floats(), near.labels, threat, rng, reach=REACH)
+    title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
+    save_figure(landscapes_figure(planes, REACH, title, threat.norm), out / "landscape.png")
+    if (out / "sweeps.json").exists():  # an earlier sweep's, of other classifiers
+        for old in out.glob("examples-*.png"):
+            old.unlink()
+    for g, model in one_each.items():
+        x, made, words = _examples(model, data, attacks, seed)
+        shades = "-ε to ε" if threat.norm == "Linf" else "± the largest change"
+        title = f"{g}: true label → prediction; perturbations black to white are {shades}, {size}"
+        name = "examples.png" if len(one_each) == 1 else f"examples-{g}.png"
+        save_figure(examples_figure(x, made, words, threat, title), out / name)
+    about = {
+        **made_by(),
+        "device": device_name(data.images.device),
+        "n": len(data),
+        "norm": threat.norm,
+        "eps": float(threat.eps),
+        "seed": seed,
+        "classifiers": numbers,
+        "landscape": {g: plane.tolist() for g, plane in planes.items()},
+    }
+    write_atomically(out / "sweeps.json", json.dumps(about, indent=1) + "\n")
+    return about
+
+
+def group(name: str) -> str:
+    """A run's name without its seed."""
+    return re.sub(r"-seed\d+$", "", name)
+
+
+def _measured(
+    model: nn.Module, data: ImageSet, threat: Threat, attacks: Mapping[str, Attack], seed: int
+) -> dict[str, Any]:
+    """Accuracies and losses of one classifier by radius, steps, restarts and attack."""
+    x, y, device = data.floats(), data.labels, data.images.device
+    starts = stream(seed, "restarts", device)
+    smooth = {}
+    for name, attack in attacks.items():
+        with attacked(model):
+            x_adv = adversarial(model, x, y, attack, stream(seed, "examples", device))
+            shape = perturbation_stats(x_adv - x, threat)
+            smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
+            smooth[name]["accuracy"] = float((predict(model, x_adv) == y).float().mean())
+    return {
+        "radius": sweep(model, data, over_radius(threat, SHARES), seed),
+        "steps": sweep(model, data, over_steps(threat, STEPS), seed),
+        "diversity": diversity(model, x, y, attacks["pgd20"], threat, RESTARTS, starts),
+        "perturbations": smooth,
+    }
+
+
+def _examples(
+    model: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], seed: int
+) -> tuple[Tensor, dict[str, Tensor], dict[str, list[str]]]:
+    """A few images of different classes under each attack, and what the classifier says."""
+    first = [int((data.labels == k).nonzero()[0]) for k in data.labels.unique()[:SHOWN]]
+    x, y = data.floats()[first], data.labels[first]
+    made = {}
+    for name, attack in attacks.items():
+        rng = stream(seed, "examples", x.device)
+        made[name] = attack.run(model, x, y, rng=rng, check=False).x_adv
+    words = {}
+    with attacked(model):
+        for name, one in {"clean": x, **made}.items():
+            pairs = zip(y.tolist(), predict(model, one).tolist(), strict=True)
+            words[name] = [f"{true}→{answer}" for true, answer in pairs]
+    return x, made, words
