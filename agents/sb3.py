@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -155,10 +155,33 @@ class TrunkExtractor(BaseFeaturesExtractor):
         return features
 
 
-def policy_kwargs() -> dict[str, Any]:
-    """SB3 policy settings that fit images in [0, 1] of any size: the project's own trunk."""
+class NatureExtractor(NatureCNN):
+    """SB3's NatureCNN on smaller images: with zeros around them it takes 36x36 pixels."""
+
+    def __init__(self, observation_space: spaces.Box, normalized_image: bool = True) -> None:
+        channels, height, width = observation_space.shape
+        self._missing = max(36 - height, 0), max(36 - width, 0)
+        shape = (channels, height + self._missing[0], width + self._missing[1])
+        images = spaces.Box(0, 1, shape, np.float32)
+        super().__init__(images, normalized_image=normalized_image)
+
+    @override
+    def forward(self, observations: Tensor) -> Tensor:
+        height, width = self._missing
+        edges = (width // 2, width - width // 2, height // 2, height - height // 2)
+        return super().forward(nn.functional.pad(observations, edges))
+
+
+def policy_kwargs(network: Literal["trunk", "nature"] = "trunk") -> dict[str, Any]:
+    """SB3 policy settings for images in [0, 1], whatever their size.
+
+    Args:
+        network: what sees the image: the project's own trunk, or SB3's small NatureCNN.
+    """
+    if network not in ("trunk", "nature"):
+        raise InputError(f"network must be trunk or nature, not {network!r}")
     return {
-        "features_extractor_class": TrunkExtractor,
+        "features_extractor_class": TrunkExtractor if network == "trunk" else NatureExtractor,
         "normalize_images": False,
         "net_arch": [],
     }

@@ -13,6 +13,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
+from envs.pictures import PicturedVectorEnv
+from envs.standard import RENDER_MODES
 
 
 def as_arrays(value: Any) -> Any:
@@ -69,6 +71,8 @@ class NumpyVectorEnv(VectorWrapper):
         waiting = self._waiting
         if waiting.all():
             self._waiting = np.zeros_like(waiting)
+            if isinstance(self.env.unwrapped, PicturedVectorEnv):
+                self.env.unwrapped.show_present()
             return self._next, np.zeros(len(waiting), np.float32), ~waiting, ~waiting, {}
         hold = {"hold": torch.from_numpy(waiting)} if waiting.any() else {}
         following, rewards, terminated, truncated, info = as_arrays(
@@ -88,15 +92,17 @@ class SingleEnv(gym.Env[Any, Any]):
     """One episode at a time, in NumPy: ``vector`` with B = 1, whose arguments it takes.
 
     Where the vector environment's autoreset is SAME_STEP, `step` returns what the episode saw
-    last, and the next one has begun already.
+    last, and `render` shows it, and the next one has begun already.
     """
 
     vector: ClassVar[Callable[..., VectorEnv[Any, Any, Any]]]
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES}  # noqa: RUF012
 
     def __init__(self, **settings: Any) -> None:
         core: Any = self.vector(1, **settings)
         self.core = core
+        self.render_mode = core.render_mode
+        self.metadata = {k: v for k, v in core.metadata.items() if k != "autoreset_mode"}
         self.observation_space = core.single_observation_space
         self.action_space = core.single_action_space
         self._begun = False
@@ -125,6 +131,12 @@ class SingleEnv(gym.Env[Any, Any]):
         else:
             self._at_end = any(ended)
         return _first(seen), float(reward[0]), *ended, _first(info)
+
+    @override
+    def render(self) -> Any:
+        """Where the last `step` or `reset` has led, uint8 (H, W, 3); None without render mode."""
+        drawn = self.core.render()
+        return None if drawn is None else drawn[0]
 
 
 to_numpy = NumpyVectorEnv

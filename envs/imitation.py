@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.choices import Horizon
 from advgame.errors import InputError
@@ -19,13 +22,14 @@ from advgame.imitation.discriminator import REWARDS, Discriminator
 from advgame.imitation.pairs import PairCode
 from advgame.seeding import stream
 from envs.adapters import SingleEnv
-from envs.standard import check_reset, check_standard
+from envs.pictures import PicturedVectorEnv, imitation_picture
+from envs.standard import RENDER_MODES, check_render_mode, check_reset
 from envs.tasks import make_task, registered
 
 _PLACE = ("over", "clock", "return", "length")
 
 
-class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
+class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
     """B episodes of a task, paid by a discriminator instead of by the task.
 
     Description:
@@ -73,14 +77,19 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             where a rollout is shorter than an episode, each batch is then one and the same window
             of all episodes, and most windows hold absorbing states only.
         device: of states, observations and rewards.
-        render_mode: None; it draws no pictures.
-        max_episode_steps: None; the task's own time limit holds.
+        render_mode: ``"rgb_array"`` or None: the task's picture, and the discriminator's reward of
+            each pair. CartPole and MountainCar are drawn here; other tasks draw themselves.
+        max_episode_steps: cuts episodes off earlier than the task's own time limit does.
 
     Raises:
         InputError: unknown names, a task that cannot be imitated, or parameters of another size.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": RENDER_MODES,
+        "render_fps": 30,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
 
     @torch.inference_mode(False)
     def __init__(
@@ -98,15 +107,19 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
     ) -> None:
-        check_standard(render_mode, max_episode_steps, "the task's own time limit holds")
-        if num_envs < 1:
-            raise InputError("num_envs must be 1 or above")
+        check_render_mode(render_mode)
+        if num_envs < 1 or (max_episode_steps is not None and max_episode_steps < 1):
+            raise InputError("num_envs and max_episode_steps must be 1 or above")
         if reward not in REWARDS or horizon not in ("task", "fixed"):
             raise InputError(
                 f"reward must be {', '.join(REWARDS)} and horizon task or fixed, "
                 f"not {reward!r} and {horizon!r}"
             )
-        self.task = make_task(env_id, num_envs, device)
+        self.task = make_task(env_id, num_envs, device, render_mode)
+        if max_episode_steps is not None:
+            self.task.horizon = min(self.task.horizon, max_episode_steps)
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.task.fps}
         self.num_envs, self.reward, self.horizon = num_envs, reward, horizon
         self.env_id = registered(env_id)
         self.stagger, self.device = stagger, torch.device(device)
@@ -160,6 +173,7 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._length = torch.zeros(self.num_envs, device=self.device)
         self.task.reset(self._all, self._rng)
         self.observations = self.code.observe(self.task.observe(), self._over)
+        self._begin_pictures()
         return self.observations.clone(), {}
 
     @torch.inference_mode(False)
@@ -197,10 +211,35 @@ class ImitationVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         info["over"] = self._over.clone()
         info |= {f"_{name}": self._all.clone() for name in list(info)}
         self.observations = self.code.observe(self.task.observe(), self._over)
+        reward = torch.where(held, 0.0, REWARDS[self.reward](logit))
+        if self.render_mode:
+            self._trace(reward, held, ended)
         if ended.any():
             info |= self._begin_again(ended)
-        reward = torch.where(held, 0.0, REWARDS[self.reward](logit))
         return self.observations.clone(), reward, terminated, truncated, info
+
+    def _trace(self, reward: Tensor, held: Tensor, ended: Tensor) -> None:
+        """Remember for the pictures what each pair was paid; rows that end begin anew after it."""
+        for row in (~held).nonzero()[:, 0].tolist():
+            self._curves[row].append(float(reward[row]))
+        rows = ended.nonzero()[:, 0].tolist()
+        self._keep_ends(rows)
+        for row in rows:
+            self._curves[row] = []
+
+    @override
+    def _sketch(self, row: int) -> Callable[[], Any]:
+        rewards = self._curves[row]
+        name = registered(self.env_id).partition("-")[0]
+        return partial(
+            imitation_picture,
+            name=f"GAIL{name}-v0",
+            task=self.task.picture(row),
+            rewards=rewards[-100:],
+            step=len(rewards),
+            true_return=float(self._return[row]),
+            over=bool(self._over[row]),
+        )
 
     def _begin_again(self, ended: Tensor) -> dict[str, Any]:
         assert self._rng is not None

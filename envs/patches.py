@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
+from typing_extensions import override
 
 from advgame.attacks.patches import PatchAttackState, Patches
 from advgame.data import load_data
@@ -24,7 +25,8 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
     Action space:
         MultiDiscrete (row, column, side, sign pattern, reach) per image: rows and columns are
         places on an 8x8 grid, the other lists those of `advgame.attacks.patches.Patches`.
-        Tensors or arrays of integers (B, 5).
+        Tensors or arrays of integers (B, 5). With ``flatten_actions`` Discrete: one number for all
+        five.
 
     Observation space:
         Box [-1, 1], ``Patches.feature_names``, float32, (B, n) on the classifier's device; with
@@ -40,6 +42,11 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
     Source: Andriushchenko et al., Square Attack, ECCV 2020.
     """
 
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        **QueryVectorEnv.metadata,
+        "render_fps": 10,
+    }
+
     def __init__(
         self, num_envs: int = 64, *, patches: Patches | None = None, **shared: Unpack[Shared]
     ) -> None:
@@ -48,6 +55,18 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
         shared.setdefault("queries", 50)
         self.patches = patches or Patches(data.shape)
         super().__init__(num_envs, self.patches, **shared)
+
+    @override
+    def _in_words(self, row: int) -> str:
+        assert isinstance(self.state, PatchAttackState)
+        patch = self.state.chosen[row].tolist()
+        share, reach = self.patches.sides[patch[2]], self.patches.reaches[patch[4]]
+        signs = "".join("+" if one > 0 else "-" for one in self.patches.signs[patch[3]].tolist())
+        kept = "kept" if self.state.kept[row] else "not kept"
+        return (
+            f"last patch: {share:.0%} of the side at row {patch[0]}, column {patch[1]} of 8, "
+            f"signs {signs}, reach {reach:g} ε: {kept}"
+        )
 
     def _begin(self, x: Tensor, y: Tensor, budget: Tensor) -> PatchAttackState:
         return PatchAttackState(self.model, self.threat, self.patches, x, y, budget)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypedDict
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor, nn
 
@@ -28,7 +30,9 @@ from advgame.losses import margin
 from advgame.seeding import stream
 from advgame.targets import shipped
 from advgame.threat import Linf, Threat
-from envs.standard import check_reset, check_standard
+from envs.actions import check_shape, choice_space, unflatten
+from envs.pictures import PicturedVectorEnv, attack_picture
+from envs.standard import RENDER_MODES, check_no_time_limit, check_render_mode, check_reset
 
 Observation = Tensor | dict[str, Tensor]
 
@@ -97,11 +101,12 @@ class Shared(TypedDict, total=False):
     bonus: float
     price: float
     images: bool
+    flatten_actions: bool
     render_mode: str | None
     max_episode_steps: int | None
 
 
-class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
+class QueryVectorEnv(PicturedVectorEnv[Observation]):
     """B images attacked side by side; a row is an environment, a step is one query of each.
 
     Reward:
@@ -129,7 +134,10 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         bonus: reward of success.
         price: of each query.
         images: observe the clean and the current image, too.
-        render_mode: None; it draws no pictures.
+        flatten_actions: one number per action instead of an index per list, for agents such as
+            DQN; it is NumPy's ``ravel_multi_index`` of the indices.
+        render_mode: ``"rgb_array"`` or None: image, perturbation and point of the last query, and
+            the margin at each query.
         max_episode_steps: None; episodes end by ``queries``.
 
     Raises:
@@ -137,7 +145,8 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
-        "render_modes": [],
+        "render_modes": RENDER_MODES,
+        "render_fps": 4,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
@@ -155,10 +164,12 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         bonus: float = 1.0,
         price: float = 0.01,
         images: bool = False,
+        flatten_actions: bool = False,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
     ) -> None:
-        check_standard(render_mode, max_episode_steps, "its episodes end by `queries`")
+        check_render_mode(render_mode)
+        check_no_time_limit(max_episode_steps, "its episodes end by `queries`")
         budgets = tuple(np.atleast_1d(queries).tolist())
         if num_envs < 1 or not budgets or not all(type(one) is int and one > 1 for one in budgets):
             raise InputError("num_envs must be 1 or above, queries whole numbers of 2 or above")
@@ -179,7 +190,8 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self._budgets = torch.tensor(budgets, device=device)
         with attacked(self.model):
             self.pool = Pool(self.model, data)
-        self.single_action_space = spaces.MultiDiscrete(list(self.sizes))
+        self.flatten_actions, self.render_mode = flatten_actions, render_mode
+        self.single_action_space = self._actions()
         vector = spaces.Box(-1, 1, (len(choices.feature_names),), np.float32)
         picture = spaces.Box(0, 1, data.shape, np.float32)
         self.single_observation_space = (
@@ -191,6 +203,28 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.state: AttackState | None = None
         """The attack itself: points, margins, queries so far."""
+
+    def _actions(self) -> spaces.Space[Any]:
+        """The space of a row's actions."""
+        return choice_space(self.sizes, self.flatten_actions)
+
+    def _read(self, actions: Tensor) -> Tensor:
+        """Actions of the right shape, checked, as `_advance` takes them."""
+        if self.flatten_actions:
+            return unflatten(actions, self.sizes)
+        self.choices.check(actions)
+        return actions.long()
+
+    def _advance(
+        self, actions: Tensor, rows: Tensor | None = None, arrivals: tuple[Tensor, ...] = ()
+    ) -> None:
+        """One query for each image; see `advgame.attacks.queries.AttackState.step`."""
+        assert self.state is not None
+        self.state.step(actions, rows, arrivals)
+
+    @abstractmethod
+    def _in_words(self, row: int) -> str:
+        """The last action of a row, for its picture."""
 
     @abstractmethod
     def _begin(self, x: Tensor, y: Tensor, budget: Tensor) -> AttackState:
@@ -209,6 +243,9 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
             self.rng = stream(start, "attack", self.device)
         self.state = self._begin(*self._draw(self.num_envs))
         self.done = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        self._begin_pictures()
+        if self.render_mode:
+            self._trace(self.done)
         return self._observe(), self._info()
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,19 +266,16 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         if self.state is None:
             raise gym.error.ResetNeeded("call reset() before step()")
         chosen = torch.as_tensor(actions, device=self.device)
-        if chosen.shape != (self.num_envs, len(self.sizes)):
-            raise InputError(
-                f"actions must have shape ({self.num_envs}, {len(self.sizes)}), "
-                f"not {tuple(chosen.shape)}"
-            )
-        self.choices.check(chosen)
-        chosen = chosen.long()
+        check_shape(chosen, self.action_space)
+        chosen = self._read(chosen)
         before, played = self.state.best_margin, ~self.done
         rows = self.done.nonzero()[:, 0]
         if len(rows):
-            self.state.step(chosen, rows, self._draw(len(rows)))
+            self._advance(chosen, rows, self._draw(len(rows)))
         else:
-            self.state.step(chosen)
+            self._advance(chosen)
+        if self.render_mode:
+            self._trace(~played)
         fooled = self.state.fooled & played
         # the queries left are seen, so that a spent budget is an end and not a time limit, beyond
         # which an agent would have to guess what was still to come
@@ -262,9 +296,41 @@ class QueryVectorEnv(VectorEnv[Observation, Tensor, Tensor]):
         assert self.state is not None
         rows = self.done.nonzero()[:, 0]
         if len(rows):
+            if self.render_mode:
+                self._keep_ends(rows.tolist())
             self.state.restart(rows, *self._draw(len(rows)))
+            if self.render_mode:
+                for row in rows.tolist():
+                    self._curves[row] = [float(self.state.margin[row])]
             self.done = torch.zeros_like(self.done)
         return self._observe()
+
+    def _trace(self, begun: Tensor) -> None:
+        """Margins of the last query, for the pictures; rows that have begun begin anew."""
+        assert self.state is not None
+        self.show_present()
+        for row, value in enumerate(self.state.margin.tolist()):
+            before = [] if bool(begun[row]) else self._curves[row]
+            self._curves[row] = [*before, value]
+
+    def _sketch(self, row: int) -> Callable[[], Any]:
+        state = self.state
+        assert state is not None
+        clean, point = (one[row].float().cpu().numpy().copy() for one in (state.x, state.x_adv))
+        seen = state.logits[row].detach().float().softmax(0)
+        used, size = int(state.used[row]), abs(point - clean).max()
+        return partial(
+            attack_picture,
+            name=type(self).__name__.replace("VectorEnv", "-v0"),
+            images=(clean, point),
+            scale=float(self.threat.eps if isinstance(self.threat, Linf) or not size else size),
+            classes=(int(state.y[row]), int(seen.argmax())),
+            confidence=float(seen.max()),
+            margins=list(self._curves[row]),
+            budget=int(state.budget[row]),
+            fooled=bool(state.fooled[row]),
+            action=self._in_words(row) if used > 1 else "the image as it is",
+        )
 
     def _observe(self) -> Observation:
         assert self.state is not None

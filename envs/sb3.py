@@ -42,6 +42,7 @@ class SB3VecEnv(VecEnv):
         self.cores: tuple[Any, ...] = cores
         self._owners = [core for core in self.cores for _ in range(core.num_envs)]
         super().__init__(len(self._owners), *spaces[0])
+        self.metadata |= {"render_fps": self.cores[0].metadata.get("render_fps", 30)}
 
     @override
     def reset(self) -> Any:
@@ -114,7 +115,10 @@ class SB3VecEnv(VecEnv):
 
     @override
     def get_images(self) -> Sequence[np.ndarray[Any, Any] | None]:
-        return [None] * self.num_envs
+        """A picture per row where the cores were made with ``render_mode="rgb_array"``."""
+        if self.render_mode is None:
+            return [None] * self.num_envs
+        return [frame for core in self.cores for frame in core.render()]
 
 
 def make_sb3(

@@ -8,28 +8,32 @@ import numpy as np
 
 from advgame.errors import InputError
 
+RENDER_MODES = ["rgb_array"]
 
-class NoPictures(InputError, TypeError):
-    """A render mode was asked for.
 
-    It is a TypeError as well, as for an argument that is not taken: Stable-Baselines3's
-    `make_vec_env` asks for pictures first and goes on without them after a TypeError.
+def check_render_mode(render_mode: str | None) -> None:
+    """Refuse what the environments do not draw; ``gymnasium.make`` makes windows of pictures.
+
+    Raises:
+        InputError: another mode than ``"rgb_array"`` and None.
     """
+    if render_mode not in (None, *RENDER_MODES):
+        raise InputError(
+            f'render_mode must be "rgb_array" or left out here, not {render_mode!r}; '
+            'gymnasium.make(id, render_mode="human") opens a window'
+        )
 
 
-def check_standard(render_mode: str | None, max_episode_steps: int | None, length: str) -> None:
-    """Refuse what the environments do not have; None, which Gymnasium may hand over, is fine.
+def check_no_time_limit(max_episode_steps: int | None, length: str) -> None:
+    """Refuse a time limit where there is none; None, which Gymnasium may hand over, is fine.
 
     Args:
-        render_mode: of ``gymnasium.make`` and ``make_vec``.
         max_episode_steps: of ``make_vec``; ``gymnasium.make`` keeps its own and wraps instead.
         length: what sets an episode's length here.
 
     Raises:
         InputError: anything but None.
     """
-    if render_mode is not None:
-        raise NoPictures(f"this environment draws no pictures: leave out {render_mode=}")
     if max_episode_steps is not None:
         raise InputError(
             f"max_episode_steps={max_episode_steps} has no effect on the vector form: {length}"

@@ -8,13 +8,15 @@ import math
 import multiprocessing
 import warnings
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from typing_extensions import override
@@ -27,14 +29,16 @@ from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt, StepResult
-from advgame.games.strategy import StrategySpace
+from advgame.games.strategy import CHOICES, StrategySpace
 from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Linf
+from envs.actions import check_shape, choice_space, unflatten
 from envs.adapters import SingleEnv
-from envs.standard import check_reset, check_standard
+from envs.pictures import PicturedVectorEnv, strategy_picture
+from envs.standard import RENDER_MODES, check_no_time_limit, check_render_mode, check_reset
 
 
-class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
+class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
     """A batch of B images = B environments that share one learning defender.
 
     Description:
@@ -45,7 +49,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
     Action space:
         MultiDiscrete (number of ε values, of step counts, of step sizes) per image, decoded by
         `advgame.games.strategy.StrategySpace`. Tensors or arrays of integers (B, 3). In LAS-TRADES
-        there is a fourth choice, β.
+        there is a fourth choice, β. With ``flatten_actions`` Discrete: one number for all.
 
     Observation space:
         Box [0, 1] (C, H, W), the clean image, float32; (B, C, H, W) on the defender's device.
@@ -77,13 +81,20 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         ramp_steps: over the first steps, ε and step size of every strategy grow linearly to
             what was chosen. MNIST at ε₀ = 0.3 needs it: at full strength from the start, a
             network ends as a constant.
-        render_mode: None; it draws no pictures.
+        flatten_actions: one number per action instead of an index per list, for agents such as
+            DQN; it is NumPy's ``ravel_multi_index`` of the indices.
+        render_mode: ``"rgb_array"`` or None: the image played, its perturbation, the strategy
+            chosen for it and what that paid.
         max_episode_steps: None; every episode is one step.
 
     Source: Jia et al., LAS-AT: Adversarial Training with Learnable Attack Strategy, CVPR 2022.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+    metadata = {  # noqa: RUF012
+        "render_modes": RENDER_MODES,
+        "render_fps": 2,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
 
     @torch.inference_mode(False)
     def __init__(
@@ -99,10 +110,12 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         crop: bool = False,
         flip: bool = False,
         ramp_steps: int = 0,
+        flatten_actions: bool = False,
         render_mode: str | None = None,
         max_episode_steps: int | None = None,
     ) -> None:
-        check_standard(render_mode, max_episode_steps, "every episode is one step")
+        check_render_mode(render_mode)
+        check_no_time_limit(max_episode_steps, "every episode is one step")
         if num_envs < 1 or reward_interval < 0 or ramp_steps < 0:
             raise InputError(
                 "num_envs must be 1 or above, reward_interval and ramp_steps 0 or above"
@@ -125,7 +138,8 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.reward_interval, self.crop, self.flip = reward_interval, crop, flip
         self.num_envs, self.ramp_steps = num_envs, ramp_steps
         self.single_observation_space = spaces.Box(0, 1, data.shape, np.float32)
-        self.single_action_space = spaces.MultiDiscrete(list(self.space.sizes))
+        self.flatten_actions, self.render_mode = flatten_actions, render_mode
+        self.single_action_space = choice_space(self.space.sizes, flatten_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.defender.check_batch(self.data.floats(slice(num_envs)))
@@ -146,6 +160,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         super().reset(seed=seed)
         if seed is not None or self._batches is None:
             self._begin(seed if seed is not None else int(self.np_random.integers(2**31)))
+        self.show_present()
         return self.images.clone(), {}
 
     def _begin(self, seed: int) -> None:
@@ -169,6 +184,7 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         dropout = derive_seed(seed, f"dropout{fabric.global_rank}")
         self._chance = PrivateRNG(dropout, self.defender.device)
         self.steps = 0
+        self._begin_pictures()
         self._draw()
 
     def _draw(self) -> None:
@@ -199,11 +215,9 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if self._batches is None:
             raise gym.error.ResetNeeded("call reset() before step()")
         chosen = torch.as_tensor(actions, device=self.defender.device)
-        if chosen.shape != (self.num_envs, len(self.space.sizes)):
-            raise InputError(
-                f"actions must have shape ({self.num_envs}, {len(self.space.sizes)}), "
-                f"not {tuple(chosen.shape)}"
-            )
+        check_shape(chosen, self.action_space)
+        if self.flatten_actions:
+            chosen = unflatten(chosen, self.space.sizes)
         strategies = self.space.decode(chosen)
         if self.steps < self.ramp_steps:
             strategies = strategies.scaled((self.steps + 1) / self.ramp_steps)
@@ -219,11 +233,57 @@ class StrategySelectionVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             )
         self.steps += 1
         info = self._info(self.result, played, due)
+        if self.render_mode:
+            self._trace(chosen, info)
         self._draw()
         payoffs = self.result.payoffs
         reward = payoffs.reward if payoffs else torch.zeros_like(info["loss"])
         ended = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
         return self.images.clone(), reward, ended, torch.zeros_like(ended), info
+
+    def _trace(self, chosen: Tensor, info: dict[str, Any]) -> None:
+        """Remember for the pictures what was played, and what it paid."""
+        result, terms = self.result, {k: v.tolist() for k, v in info["final_info"].items()}
+        assert result is not None
+        paid = result.payoffs.reward.tolist() if result.payoffs else [0.0] * self.num_envs
+        self._ended = {}
+        for row, reward in enumerate(paid):
+            self._curves[row].append(reward)
+            self._ended[row] = self._sketch(
+                row,
+                (info["final_obs"][row], result.x_adv[row]),
+                chosen[row].tolist(),
+                {name: terms[name][row] for name in ("loss", "r1", "r2", "r3") if name in terms},
+            )
+
+    @override
+    def _sketch(
+        self,
+        row: int,
+        images: tuple[Tensor, ...] = (),
+        chosen: list[int] | None = None,
+        terms: dict[str, float] | None = None,
+    ) -> Callable[[], Any]:
+        """Of the image that is next, or of one that was played."""
+        pair = images or (self.images[row],)
+        clean, *made = (one.float().cpu().numpy().copy() for one in pair)
+        point = made[0] if made else None
+        scale = float(self.rules.threat.eps)
+        if point is not None:
+            scale = float(abs(point - clean).max()) or scale
+        lists = [self.space.options(column).tolist() for column in range(len(self.space.sizes))]
+        return partial(
+            strategy_picture,
+            images=(clean, point),
+            scale=scale,
+            choices=[
+                (_IN_WORDS[name], [f"{one:.3g}" for one in lists[i]], chosen[i] if chosen else None)
+                for i, name in enumerate(CHOICES[: len(lists)])
+            ],
+            terms=terms or {},
+            rewards=self._curves[row][-100:],
+            step=self.steps,
+        )
 
     def _info(self, result: StepResult, played: Tensor, due: bool) -> dict[str, Any]:
         every = torch.ones(self.num_envs, dtype=torch.bool, device=played.device)
@@ -294,6 +354,8 @@ class StrategySelectionEnv(SingleEnv):
         """Nothing is held; another single environment is then the only one."""
         self._playing.discard(self)
 
+
+_IN_WORDS = {"eps": "radius ε", "steps": "steps", "step_size": "step size", "beta": "β"}
 
 _ALONE = (
     "several single StrategySelection environments: each trains a classifier of its own, on "

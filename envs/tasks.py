@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
+from envs.pictures import cart_pole_picture, fitted, mountain_car_picture
 
 
 class Task(ABC):
@@ -32,6 +34,12 @@ class Task(ABC):
     scale: tuple[Tensor, Tensor]
     """(shift, scale), each (d,): brings observations to about [-1, 1]"""
     state: Tensor
+    fps: int = 30
+    """pictures per second"""
+
+    @abstractmethod
+    def picture(self, row: int) -> Callable[[], Any]:
+        """What draws a row as it is now, as `envs.pictures.imitation_picture` takes it."""
 
     @abstractmethod
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
@@ -80,7 +88,7 @@ class CartPole(Task):
     Source: Barto, Sutton and Anderson 1983, as gymnasium.envs.classic_control.cartpole.
     """
 
-    horizon = 500
+    horizon, fps = 500, 50
     _gravity, _pole, _length, _force, _tau = 9.8, 0.1, 0.5, 10.0, 0.02
     _total = 1.0 + _pole
     _reach, _angle = 2.4, 12 * 2 * np.pi / 360
@@ -91,6 +99,11 @@ class CartPole(Task):
         self.action_space: spaces.Discrete | spaces.Box = spaces.Discrete(2)
         self.scale = (torch.zeros(4, device=device), torch.ones(4, device=device))
         self.state = torch.zeros(rows, 4, dtype=torch.float64, device=device)
+
+    @override
+    def picture(self, row: int) -> Callable[[], Any]:
+        x, _, angle, _ = self.state[row].tolist()
+        return partial(cart_pole_picture, x, angle, reach=self._reach, length=self._length)
 
     @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
@@ -133,6 +146,7 @@ class MountainCar(Task):
 
     horizon = 200
     _force, _gravity, _goal, _top_speed = 0.001, 0.0025, 0.5, 0.07
+    _ends = (-1.2, 0.6)
 
     def __init__(self, rows: int, device: torch.device | str = "cpu") -> None:
         low, high = np.array([-1.2, -0.07], np.float32), np.array([0.6, 0.07], np.float32)
@@ -143,6 +157,11 @@ class MountainCar(Task):
             torch.tensor([0.5, 0.03], device=device),
         )
         self.state = torch.zeros(rows, 2, dtype=torch.float64, device=device)
+
+    @override
+    def picture(self, row: int) -> Callable[[], Any]:
+        x = float(self.state[row, 0])
+        return partial(mountain_car_picture, x, ends=self._ends, goal=self._goal)
 
     @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
@@ -156,8 +175,8 @@ class MountainCar(Task):
         x, v = self.state.unbind(1)
         v = v + (actions.long() - 1) * self._force - self._gravity * (3 * x).cos()
         v = v.clamp(-self._top_speed, self._top_speed)
-        x = (x + v).clamp(-1.2, 0.6)
-        v = torch.where((x <= -1.2) & (v < 0), 0.0, v)
+        x = (x + v).clamp(*self._ends)
+        v = torch.where((x <= self._ends[0]) & (v < 0), 0.0, v)
         self.state = torch.where(live[:, None], torch.stack([x, v], 1), self.state)
         there = (self.state[:, 0] >= self._goal) & (self.state[:, 1] >= 0)
         return -live.float(), there & live, torch.zeros_like(live)
@@ -169,15 +188,18 @@ class GymnasiumTask(Task):
     Args:
         env_id: registered id, or ``"module:id"``, which imports the module that registers it.
         rows: B.
+        render_mode: ``"rgb_array"``, or None where nothing is drawn.
 
     Raises:
-        InputError: unknown id, spaces of another kind, or no time limit to go by.
+        InputError: unknown id, spaces of another kind, no time limit to go by, or no pictures.
     """
 
-    def __init__(self, env_id: str, rows: int) -> None:
+    def __init__(self, env_id: str, rows: int, render_mode: str | None = None) -> None:
         try:
             # the time limit is the caller's to count
-            self._envs = [gym.make(env_id, max_episode_steps=-1) for _ in range(rows)]
+            self._envs = [
+                gym.make(env_id, max_episode_steps=-1, render_mode=render_mode) for _ in range(rows)
+            ]
             spec = gym.spec(registered(env_id))
         except (gym.error.Error, ImportError, ValueError) as error:
             raise InputError(f"cannot make {env_id!r}: {error}") from error
@@ -194,6 +216,21 @@ class GymnasiumTask(Task):
         self.horizon = spec.max_episode_steps
         self.scale = (torch.zeros(seen.shape), torch.ones(seen.shape))
         self.state, self._id = torch.zeros(rows, *seen.shape), env_id
+        self.fps = int(self._envs[0].metadata.get("render_fps", 30))
+        if render_mode:
+            self._envs[0].reset(seed=0)
+            self.picture(0)
+
+    @override
+    def picture(self, row: int) -> Callable[[], Any]:
+        """The environment's own."""
+        try:
+            drawn = self._envs[row].render()
+        except gym.error.Error as error:
+            raise InputError(f"{self._id} draws itself, and cannot: {error}") from error
+        if not isinstance(drawn, np.ndarray) or drawn.dtype != np.uint8 or drawn.ndim != 3:
+            raise InputError(f"{self._id} has no pictures: leave out render_mode")
+        return partial(fitted, drawn.copy())
 
     @override
     def reset(self, rows: Tensor, rng: torch.Generator) -> None:
@@ -255,8 +292,19 @@ def registered(env_id: str) -> str:
     return env_id.rpartition(":")[2]
 
 
-def make_task(env_id: str, rows: int, device: torch.device | str = "cpu") -> Task:
+def make_task(
+    env_id: str,
+    rows: int,
+    device: torch.device | str = "cpu",
+    render_mode: str | None = None,
+) -> Task:
     """B rows of a task by its Gymnasium id; in tensors where we have them.
+
+    Args:
+        env_id: the task.
+        rows: B.
+        device: of the states.
+        render_mode: ``"rgb_array"`` where the task is to be drawn.
 
     Raises:
         InputError: an id that Gymnasium does not know, or spaces that cannot be imitated.
@@ -265,7 +313,7 @@ def make_task(env_id: str, rows: int, device: torch.device | str = "cpu") -> Tas
         return NATIVE[registered(env_id)](rows, device)
     if torch.device(device).type != "cpu":
         raise InputError(f"{env_id} is stepped by Gymnasium, on the CPU")
-    return GymnasiumTask(env_id, rows)
+    return GymnasiumTask(env_id, rows, render_mode)
 
 
 def play(

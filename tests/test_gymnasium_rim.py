@@ -12,6 +12,7 @@ from gymnasium.wrappers import vector as wrappers
 from stable_baselines3.common.env_util import make_vec_env
 
 import envs
+from advgame.attacks.gradient_steps import Menu
 from advgame.errors import InputError
 from advgame.imitation.recording import record
 from envs.imitation import ImitationVectorEnv
@@ -32,15 +33,26 @@ def test_gymnasiums_own_arguments(name, maker):
         env.reset(options={"reset_mask": np.array([True, False])})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium says so, too
-        for mode in ("rgb_array", "human"):
-            with pytest.raises(InputError, match="draws no pictures"):
-                maker(name, render_mode=mode)
+        for mode in ("ansi", "human"):
+            if (maker, mode) != (gym.make, "human"):  # of which Gymnasium makes a window
+                with pytest.raises(InputError, match='must be "rgb_array" or left out'):
+                    maker(name, render_mode=mode)
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_a_time_limit_of_gymnasiums_and_stable_baselines_own_maker(name):
-    with pytest.raises(InputError, match="max_episode_steps=3 has no effect on the vector form"):
-        gym.make_vec(name, 2, max_episode_steps=3)
+    if "GAIL" in name:
+        env = gym.make_vec(name, 2, max_episode_steps=3)
+        env.reset(seed=0)
+        ends = [env.step(env.action_space.sample())[3].tolist() for _ in range(6)]
+        assert ends == [[False] * 2, [False] * 2, [True] * 2] * 2
+        assert gym.make_vec(name, 2, max_episode_steps=999).task.horizon < 999
+        with pytest.raises(InputError, match="max_episode_steps must be 1 or above"):
+            gym.make_vec(name, 2, max_episode_steps=0)
+    else:
+        words = "max_episode_steps=3 has no effect on the vector form"
+        with pytest.raises(InputError, match=words):
+            gym.make_vec(name, 2, max_episode_steps=3)
     env = gym.make(name, max_episode_steps=1)
     env.reset(seed=0)
     *_, terminated, truncated, _ = env.step(env.action_space.sample())
@@ -123,15 +135,18 @@ WRAPPERS = {
         "observation_space": None,
     },
 }
+# those that ask for something of an environment, and the settings that give it
+ON_REQUEST = {
+    "ClipAction": ({}, {"continuous": True}),
+    "RescaleAction": ({"min_action": 0.0, "max_action": 1.0}, {"continuous": True}),
+    "VectorizeTransformAction": ({"wrapper": gym.wrappers.ClipAction}, {"continuous": True}),
+    "FilterObservation": ({"filter_keys": ["features", "clean"]}, {"images": True}),
+}
 NOT_HERE = {
-    "ClipAction": "Box actions",
-    "RescaleAction": "Box actions",
-    "VectorizeTransformAction": "Box actions",
-    "FilterObservation": "Dict observations",
     "GrayscaleObservation": "colour pictures",
     "ResizeObservation": "pictures of bytes",
-    "RecordVideo": "pictures",
-    "HumanRendering": "pictures",
+    "RecordVideo": "tests/test_pictures.py",
+    "HumanRendering": "tests/test_pictures.py",
     "ArrayConversion": "other libraries",
     "JaxToNumpy": "other libraries",
     "JaxToTorch": "other libraries",
@@ -140,7 +155,8 @@ NOT_HERE = {
 
 
 def test_every_wrapper_of_gymnasiums_is_known():
-    assert {*WRAPPERS, *NOT_HERE} == set(wrappers.__all__)
+    assert {*WRAPPERS, *ON_REQUEST, *NOT_HERE} == set(wrappers.__all__)
+    assert {*SINGLE, *SINGLE_ON_REQUEST, *SINGLE_NOT_HERE} == set(gym.wrappers.__all__)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -162,6 +178,90 @@ def test_gymnasiums_vector_wrappers_work_on_arrays(name, wrapper):
             assert isinstance(one, np.ndarray)
             assert one.shape == (3,)
     assert np.isfinite(seen).all()
+
+
+@pytest.mark.parametrize("wrapper", ON_REQUEST)
+def test_vector_wrappers_that_ask_for_more(wrapper):
+    settings, form = ON_REQUEST[wrapper]
+    env = envs.to_numpy(gym.make_vec("advgame/Attack-v0", 3, **form))
+    wrapped = getattr(wrappers, wrapper)(env, **settings)
+    seen, _ = wrapped.reset(seed=0)
+    assert wrapped.observation_space.contains(seen)
+    for _ in range(3):
+        seen, rewards, *_ = wrapped.step(wrapped.action_space.sample())
+        assert wrapped.observation_space.contains(seen)
+        assert rewards.shape == (3,)
+
+
+# the same of its wrappers of single environments
+SINGLE = {
+    "Autoreset": {},
+    "ClipReward": {"max_reward": 0.1},
+    "DelayObservation": {"delay": 1},
+    "DtypeObservation": {"dtype": np.float64},
+    "FlattenObservation": {},
+    "FrameStackObservation": {"stack_size": 2},
+    "NormalizeObservation": {},
+    "NormalizeReward": {},
+    "OrderEnforcing": {},
+    "PassiveEnvChecker": {},
+    "RecordEpisodeStatistics": {},
+    "RepeatAction": {"num_repeats": 2},
+    "ReshapeObservation": {"shape": (1, -1)},
+    "StickyAction": {"repeat_action_probability": 0.5},
+    "TimeAwareObservation": {},
+    "TimeLimit": {"max_episode_steps": 2},
+    "TransformAction": {"func": lambda action: action, "action_space": None},
+    "TransformObservation": {"func": halved, "observation_space": None},
+    "TransformReward": {"func": halved},
+}
+SINGLE_ON_REQUEST = {
+    **ON_REQUEST,
+    "DiscretizeAction": ({"bins": 3}, {"continuous": True, "menu": Menu(losses=("ce",))}),
+    "RescaleObservation": ({"min_obs": np.float32(0), "max_obs": np.float32(1)}, {}),
+    "AddRenderObservation": ({}, {"render_mode": "rgb_array"}),
+    "RenderCollection": ({}, {"render_mode": "rgb_array"}),
+}
+del SINGLE_ON_REQUEST["VectorizeTransformAction"]
+SINGLE_NOT_HERE = {
+    **NOT_HERE,
+    "AddWhiteNoise": "observations that are pictures",
+    "AtariPreprocessing": "Atari",
+    "DiscretizeObservation": "few entries",
+    "MaxAndSkipObservation": "pictures that flicker",
+    "ObstructView": "observations that are pictures",
+    "vector": "the wrappers above",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*several single")
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_wrappers_work_on_the_single_form(name):
+    made = gym.make(name)
+    for wrapper, given in SINGLE.items():
+        settings = dict(given)
+        if wrapper == "ReshapeObservation":
+            settings["shape"] = (1, int(np.prod(made.observation_space.shape)))
+        env = made
+        if wrapper == "TimeAwareObservation" and made.spec.max_episode_steps is None:
+            env = gym.make(name, max_episode_steps=5)  # it asks for a time limit
+        play_single(getattr(gym.wrappers, wrapper)(env, **settings))
+
+
+@pytest.mark.parametrize("wrapper", SINGLE_ON_REQUEST)
+def test_wrappers_that_ask_for_more(wrapper):
+    settings, form = SINGLE_ON_REQUEST[wrapper]
+    play_single(getattr(gym.wrappers, wrapper)(gym.make("advgame/Attack-v0", **form), **settings))
+
+
+def play_single(env):
+    seen, _ = env.reset(seed=0)
+    for _ in range(3):
+        assert env.observation_space.contains(seen)
+        seen, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        assert np.isscalar(reward)
+        if terminated or truncated:
+            seen, _ = env.reset()
 
 
 def episodes(env, steps, later):
