@@ -22,3 +22,5 @@ MOVES = ("on", "best", "random")
 """Where a learned attacker's next query begins: the last point, the best one, a random one."""
 COLOUR = ("cifar10", "cifar100", "svhn")
 """Recipes of colour images, whose mean and deviation a classifier's first layer takes away."""
+PAPERS = ("aa", "adt", "l2l", "las", "madry", "mvm")
+"""What names of attacks such as ``adt:pgd20`` begin with; others with a colon are own code."""

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import asdict
 
 import evaluate as evaluation_script
 import pytest
@@ -11,11 +12,15 @@ import train
 from conftest import ROOT, seeded
 
 from advgame import attacks
+from advgame.choices import PAPERS
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.evaluation import evaluate
+from advgame.evaluation import ATTACKS, evaluate
 from advgame.games import AdversarialTraining, DefenderTraining
+from advgame.run.cells import code_options
 from advgame.run.cli import run_script
+from advgame.run.folder import RunFolder
+from advgame.run.options import refuse_unasked
 from advgame.threat import Linf
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -101,10 +106,20 @@ def test_every_example_is_at_most_thirty_lines_and_every_section_has_one():
 
 
 def test_own_game_and_own_attack_from_the_command_line(here, monkeypatch, capsys):
-    """The game trains, the attack stands in the report of a training and of an evaluation."""
-    one = "my_attack:Corners(tries=3)"
-    words = ["--game", "my_game:OneForAll(rate=0.3)", *QUICK, "--attacks", f"fgsm,{one}"]
-    run(train, [*words, "--name", "a"], monkeypatch)
+    """The game trains, the attack stands in the report of a training and of an evaluation.
+
+    A folder does not make them run: whoever goes on with it types them again.
+    """
+    one, game = "my_attack:Corners(tries=3)", "my_game:OneForAll(rate=0.3)"
+    asked = train.job.parse(["--game", game, *QUICK, "--attacks", f"fgsm,{one}"])
+    RunFolder.create(here / "runs/a", asdict(train.job.check(asked)), "cpu")
+    typed = ["--game", game, "--attacks", "fgsm", one]
+    for words, option in ((typed[:2], "--attacks fgsm "), (typed[2:], "--game ")):
+        with pytest.raises(SystemExit):
+            run(train, ["--resume", "runs/a", *words], monkeypatch)
+        assert f"to go on, type {option}'my_" in capsys.readouterr().err
+    run(train, ["--resume", "runs/a", *typed], monkeypatch)
+    assert code_options([*typed, "--epochs", "3"]) == typed
     assert list(report(here / "runs/a")["accuracy"]) == ["clean", "fgsm", one]
     head, *rows = (here / "runs/a/verdicts.csv").read_text().splitlines()
     assert head == f"image,label,clean,fgsm,{one}"
@@ -204,6 +219,14 @@ def test_an_own_attack_by_name_equals_the_object(here, honest, test_images, monk
     x, y = test_images.floats(), test_images.labels
     by_name = attacks.by_name(named, ball).perturb(honest, x, y, rng=seeded())
     assert torch.equal(by_name, corners(ball, 4).perturb(honest, x, y, rng=seeded()))
+
+
+def test_the_papers_of_attacks_are_named_once():
+    """By these a folder's settings are told from own code, where torch is not yet imported."""
+    assert set(PAPERS) == {name.split(":")[0] for name in ATTACKS if ":" in name}
+    refuse_unasked("x", "attacks", ("adt:pgd20", "fgsm"))
+    with pytest.raises(InputError, match="x runs your code adt:pgd20"):
+        refuse_unasked("x", "model", "adt:pgd20")
 
 
 def test_commas_within_brackets_part_no_names():

@@ -34,6 +34,7 @@ from advgame.attacks import (
     mim,
     pgd,
 )
+from advgame.choices import PAPERS
 from advgame.data import ImageSet
 from advgame.errors import InputError, unknown
 from advgame.evaluation.autoattack import VERSIONS, AutoAttackPart, Version
@@ -192,8 +193,7 @@ ATTACKS: dict[str, Entry] = {
 
 def is_own_attack(name: str) -> bool:
     """Whether a name is of somebody's own code, not of `ATTACKS` or a slip in one of those."""
-    papers = {known.split(":")[0] for known in ATTACKS if ":" in known}
-    return any(sign in name for sign in ".:(") and re.split("[:(]", name)[0] not in papers
+    return any(sign in name for sign in ".:(") and re.split("[:(]", name)[0] not in PAPERS
 
 
 def check_attacks(names: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from advgame.own_code import is_own_code
 from advgame.run.files import write_atomically
 from advgame.run.interrupt import hangup
 from advgame.run.job import resume_settings
+from advgame.run.options import split_names
 
 
 def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
@@ -59,14 +60,16 @@ def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
 
 
 def code_options(flags: Sequence[str]) -> list[str]:
-    """The options among flags whose value names code, which a resumed run wants typed again."""
+    """The options among flags whose values name code, which a resumed run wants typed again."""
     pairs = [flag.split("=", 1) if flag.startswith("--") else [flag] for flag in flags]
     words = [word for pair in pairs for word in pair]
+    starts = [place for place, word in enumerate(words) if word.startswith("--")]
+    options = [words[start:end] for start, end in pairwise([*starts, len(words)])]
     return [
         word
-        for option, value in pairwise(words)
-        if option.startswith("--") and is_own_code(value)
-        for word in (option, value)
+        for option in options
+        if any(is_own_code(name) for value in option[1:] for name in split_names(value))
+        for word in option
     ]
 
 

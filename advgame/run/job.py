@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _FREE = ("resume", "data_dir", "download")  # may differ when a run goes on
-_CODE = ("model", "dataset")  # settings that may name a function, which is then run
+# settings that may name a function, which is then run
+_CODE = ("model", "dataset", "game", "attacks", "attack")
 
 
 class Settings(Protocol):

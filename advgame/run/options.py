@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from tyro.constructors import PrimitiveConstructorSpec
 
+from advgame.choices import PAPERS
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
 
@@ -40,8 +41,8 @@ Finite = Annotated[float, Must("be finite", math.isfinite)]
 Share = Annotated[float, Must("lie in [0, 1)", lambda value: 0 <= value < 1)]
 
 
-def _parts(word: str) -> list[str]:
-    """A word at its commas, but for those in the brackets of ``module:factory(1, size=0.5)``."""
+def split_names(word: str) -> list[str]:
+    """Names with commas between; those in the brackets of ``module:factory(1, size=0.5)`` stay."""
     parts, depth = [""], 0
     for letter in word:
         depth += (letter == "(") - (letter == ")")
@@ -49,7 +50,7 @@ def _parts(word: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += letter
-    return parts
+    return [name for part in parts if (name := part.strip())]
 
 
 # An option that takes names, with spaces or commas between: --attacks fgsm,pgd20 autoattack
@@ -58,9 +59,7 @@ Names = Annotated[
     PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME [NAME ...]",
-        instance_from_str=lambda words: tuple(
-            name for word in words for part in _parts(word) if (name := part.strip())
-        ),
+        instance_from_str=lambda words: tuple(name for word in words for name in split_names(word)),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=list,
     ),
@@ -94,15 +93,18 @@ def refuse_unasked(place: object, option: str, value: object) -> None:
     Args:
         place: what names it.
         option: the option that would.
-        value: what stands there; anything but code is let through.
+        value: what stands there, one word or several; anything but code is let through.
 
     Raises:
         InputError: what to type.
     """
-    if isinstance(value, str) and is_own_code(value):
+    words = value if isinstance(value, tuple) else (value,)
+    known = PAPERS if option.startswith("attack") else ()
+    code = [one for one in words if isinstance(one, str) and is_own_code(one)]
+    if asked := [one for one in code if one.split(":")[0] not in known]:
         raise InputError(
-            f"{place} runs your code {value}: to go on, type --{option} {shlex.quote(value)} again "
-            "(nothing that a folder names is run unasked)"
+            f"{place} runs your code {asked[0]}: to go on, type --{option} "
+            f"{shlex.join(words)} again (nothing that a folder names is run unasked)"
         )
 
 
