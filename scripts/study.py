@@ -45,7 +45,8 @@ def run(words: Sequence[str]) -> None:
     import tyro  # it takes a while, which a list need not wait for
 
     study = import_module(f"studies.{name}")
-    study.main(tyro.cli(study.Config, args=rest, prog=f"{prog()} {name}"))
+    typed = f"{prog()} {name}" if name in sys.argv[1:2] else prog()  # compare.py says no name
+    study.main(tyro.cli(study.Config, args=rest, prog=typed))
 
 
 if __name__ == "__main__":

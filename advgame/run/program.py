@@ -73,10 +73,12 @@ def taken_names() -> str:
     for name in ("envs", "agents"):
         found = sys.modules.get(name)
         spec = found.__spec__ if found else find_spec(name)
-        place = Path((spec and spec.origin) or "nowhere").resolve()
-        if place.parent.parent != _PACKAGE.parent:
+        if spec is None or spec.origin is None:
+            return f"advgame's own package {name} is not there: install advgame again"
+        place = Path(spec.origin).resolve()
+        if _PACKAGE.parent not in (place.parent, place.parent.parent):  # envs.py, envs/__init__.py
             return (
-                f"the package {name} is that of {place.parent}, where advgame's own is needed: "
+                f"the package {name} is that of {place}, where advgame's own is needed: "
                 "rename that one, or take its folder off PYTHONPATH"
             )
     return ""
