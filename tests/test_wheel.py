@@ -183,7 +183,7 @@ def test_another_package_of_our_names_in_front_is_named(project, tmp_path):
 
 def test_a_training_is_stopped_goes_on_and_is_judged(project):
     """With the words that the run itself prints."""
-    words = ["advgame", "train-las-at", "--epochs", "30", *TINY, "--name", "mine"]
+    words = ["advgame", "train-las-at", "--epochs", "12", *TINY, "--name", "mine"]
     run = project.root / "runs" / "mine"
     settings = {"cwd": project.root, "env": project.environment, "stderr": subprocess.PIPE}
     with subprocess.Popen(words, text=True, **settings) as training:
@@ -203,7 +203,6 @@ def test_a_training_is_stopped_goes_on_and_is_judged(project):
     assert not (run / "report.json").exists()
     told = project(*shlex.split(advice)).out
     assert "more in runs/mine/report.md" in told
-    assert "finished before" in project("python", "-m", *shlex.split(advice)).out
     judge = ["evaluate", "runs/mine", "--attacks", "fgsm,pgd20", "--n", "20", "--name", "judged"]
     assert "pgd20" in project("python", "-m", "advgame", *judge).out
     report = (project.root / "runs" / "judged" / "report.md").read_text()
