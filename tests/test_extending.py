@@ -70,6 +70,14 @@ class Numbers(OneForAll):
         made = super().step(*given, **more)
         return DefenderStep(made.x_adv, made.losses, {"game/mine": 3.0})
 
+class Objects(OneForAll):
+    def state_dict(self):
+        return {"attack": Corners(self.threat)}
+
+class Functions(OneForAll):
+    def state_dict(self):
+        return {"f": lambda: 1}
+
 class Images(OneForAll):
     def step(self, *given, **more):
         made = super().step(*given, **more)
@@ -197,6 +205,21 @@ def test_a_step_says_what_it_should_return(name, answer, here, digits, monkeypat
     game = DefenderTraining(rules, Defender(flat), digits.train, 64, seed=0)
     with pytest.raises(InputError, match=answer):
         game.step()
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("Objects", r"Objects\.state_dict holds what a resumed run cannot read \(a my_attack.Corn"),
+        ("Functions", r"Functions\.state_dict holds what a resumed run cannot read \(.*pickle"),
+    ],
+)
+def test_a_state_that_no_run_could_resume_is_refused(name, answer, here, digits, monkeypatch):
+    monkeypatch.syspath_prepend(str(here))
+    rules = getattr(__import__("wrong"), name)(Linf(0.1))
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    with pytest.raises(InputError, match=answer):
+        DefenderTraining(rules, Defender(flat), digits.train, 64, seed=0).state_dict()
 
 
 def test_rules_are_an_instance(digits):

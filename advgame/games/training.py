@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -101,6 +103,26 @@ def _check_step(rules: Rules, result: object) -> None:
             )
 
 
+def _check_state(rules: Rules, state: dict[str, Any]) -> None:
+    """Refuse a state that could be saved and not be read back: nobody's classes are unpickled.
+
+    Raises:
+        InputError: what can be kept.
+    """
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except Exception as error:  # somebody's objects may raise anything
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"a {found[1]}" if found else str(error).splitlines()[0]
+        raise InputError(
+            f"{type(rules).__name__}.state_dict holds what a resumed run cannot read ({reason}): "
+            "keep tensors, numbers, words, and lists and dicts of them"
+        ) from error
+
+
 def defender_health(defender: Defender, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Logits (B, K) of images (B, C, H, W) in evaluation mode, and signs of life by tag."""
     with attacked(defender.module), torch.no_grad(), defender.fabric.autocast():
@@ -157,6 +179,7 @@ class DefenderTraining:
         # they are no part of the state
         self._last: tuple[Tensor, Tensor] | None = None
         self._unseen = False
+        self._kept = False  # whether the rules' state is known to be one that a checkpoint keeps
 
     def step(self) -> dict[str, Tensor]:
         """One training step on the next batch, by the rules; its statistics."""
@@ -181,8 +204,12 @@ class DefenderTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs but the defender's weights."""
+        rules = self.rules.state_dict()
+        if not self._kept:
+            _check_state(self.rules, rules)
+            self._kept = True
         return {
-            "rules": self.rules.state_dict(),
+            "rules": rules,
             "defender": self.defender.state_dict(),
             "batches": self.batches.state_dict(),
             "rng": self.rng.get_state(),
