@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from advgame.classifiers.names import knows
 from advgame.classifiers.saved import load_classifier, run_classifier
 from advgame.errors import InputError
 from advgame.run.folder import RunFolder
@@ -70,8 +71,13 @@ def _images(run: RunFolder) -> tuple[tuple[int, int, int], int]:
         ) from error
 
 
-def from_run(path: Path) -> Target:
+def from_run(path: Path, model: str = "") -> Target:
     """The classifier that a training run left and that its validation chose.
+
+    Args:
+        path: the run's folder.
+        model: the network, where that is somebody's own: see
+            `advgame.classifiers.names.model_of`.
 
     Raises:
         InputError: not a run folder of a classifier, or one without weights.
@@ -81,7 +87,8 @@ def from_run(path: Path) -> Target:
     if not {"model", "dataset", "eps"} <= set(config):
         raise InputError(f"{path} is no run of a classifier")
     shape, classes = _images(run)
-    model = run_classifier(run, shape, classes)
+    own = "" if knows(run.about()) else model
+    module = run_classifier(run, shape, classes, model=own)
     norm = config.get("norm", "Linf")  # runs of versions before L2 have none
     ball = THREATS[norm](parse_radius(config["eps"], norm))
-    return Target(path.name, model.requires_grad_(False), config["dataset"], ball)
+    return Target(path.name, module.requires_grad_(False), config["dataset"], ball)

@@ -1,8 +1,9 @@
 """Measure any classifier's robustness: which images survive which attack.
 
     python scripts/evaluate.py runs/NAME                              # a run of a training script
-    python scripts/evaluate.py w.safetensors --model small_cnn --dataset digits --eps 0.15
-    python scripts/evaluate.py --import my_code:build --dataset digits --eps 0.15  # your nn.Module
+    python scripts/evaluate.py w.pth --model wrn-34-10 --dataset cifar10 --data-dir D --eps 8/255
+    python scripts/evaluate.py w.pth --model "my_code:Net(width=8)" --dataset digits --eps 0.15
+    python scripts/evaluate.py --model my_code:build --dataset digits --eps 0.15  # as it is
     python scripts/evaluate.py runs/NAME --attacks clean,fgsm,pgd20,mim,cw,fea,autoattack --n 1000
     python scripts/evaluate.py runs/NAME --attackers runs/ATTACKER --queries 10
     python scripts/evaluate.py --list                                 # every attack by name
@@ -16,7 +17,7 @@ on to the same verdicts. Arithmetic is in fp32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -25,6 +26,7 @@ import tyro
 from typing_extensions import override
 
 from advgame import evaluation
+from advgame.classifiers.names import check_model, is_built_in, model_of, statistics
 from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.run import job as jobs
@@ -58,11 +60,13 @@ class Config:
     """Evaluate a classifier against a list of attacks."""
 
     what: Annotated[str, tyro.conf.Positional] = ""
-    """a run folder, or a safetensors file of weights (with --model)"""
-    import_: Annotated[str, tyro.conf.arg(name="import")] = ""
-    """instead: package.module:function of your own code that returns the nn.Module"""
+    """a run folder, or a file of weights (with --model): safetensors, or .pth, .pt of torch.save"""
     model: str = ""
-    """network of a weights file: small_cnn, minimax_cnn, resnet18, preact_resnet18, wrn-28-10, …"""
+    """network of a weights file: small_cnn, resnet18, wrn-28-10, …, or package.module:factory(…) of
+    your own; the latter alone is judged as the function returns it"""
+    normalise: str = ""
+    """of weights that were trained on normalised images and do not hold how: a data set, e.g.
+    cifar10, or MEANS/DEVIATIONS, e.g. 0.5,0.5,0.5/0.2,0.2,0.2"""
     weights: Literal["best", "last"] = "best"
     """of a run folder: what validation chose, or the last"""
     dataset: OptionalDataset = None
@@ -120,7 +124,7 @@ def weights_in_words(config: Config) -> str:
     """Whose weights were judged, and whether their run has ended."""
     path = Path(config.what)
     if not (config.what and path.is_dir()):
-        return config.what or config.import_
+        return config.what or config.model
     by = f" {SCORES[criterion(RunFolder(path))][1]}" if config.weights == "best" else ""
     ended = "" if (path / "report.json").exists() else ", of an unfinished run"
     return config.weights + by + ended
@@ -160,14 +164,59 @@ def images(config: Config) -> tuple[ImageSet, ImageSet | None]:
     return data if config.n is None else data.first(config.n), held_out
 
 
-def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
-    """The network in a run folder or a weights file."""
-    from advgame.classifiers.saved import load_classifier, run_classifier
+def network(config: Config, what: str) -> str:
+    """How the network of a run folder is built; see `advgame.classifiers.names.model_of`."""
+    files = any(one and not Path(one).is_dir() for one in (config.what, config.surrogate))
+    return model_of(what, RunFolder.open(Path(what)).about(), config.model, other=files)
 
-    path = Path(what)
-    if path.is_dir():
-        return run_classifier(RunFolder.open(path), data.shape, data.classes, config.weights)
-    return load_classifier(path, config.model, data.shape, data.classes)
+
+def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
+    """The network in a run folder, in a weights file, or as somebody's own code returns it."""
+    from advgame.classifiers.saved import (
+        load_classifier,
+        new_classifier,
+        normalised,
+        run_classifier,
+    )
+
+    path, task = Path(what), (data.shape, data.classes)
+    if what and path.is_dir():
+        return run_classifier(RunFolder.open(path), *task, config.weights, network(config, what))
+    made = (
+        load_classifier(path, config.model, *task) if what else new_classifier(config.model, *task)
+    )
+    return normalised(made, config.normalise, data.shape[0]) if config.normalise else made
+
+
+def check_networks(config: Config) -> None:
+    """Refuse, before torch is imported, what names no classifier.
+
+    Raises:
+        InputError: what to type.
+    """
+    if config.model:
+        check_model(config.model)
+    if not config.what and not config.model:
+        raise InputError(
+            "say what to evaluate: a run folder or a file of weights, which comes first, or "
+            "your own network, --model package.module:factory"
+        )
+    if not config.what and is_built_in(config.model):
+        raise InputError(
+            f"{config.model} has no weights of its own: name a file of them first, or a run folder"
+        )
+    if config.normalise:
+        statistics(config.normalise)
+    for path in filter(None, (config.what, config.surrogate)):
+        if not Path(path).exists():
+            raise InputError(f"{path} does not exist")
+        if Path(path).is_dir():
+            network(config, path)
+        elif not config.model:
+            raise InputError(
+                f"{path} is a file of weights, which needs --model, the network that it "
+                "belongs to: a built-in name, or package.module:factory of your own"
+            )
 
 
 class Materials(NamedTuple):
@@ -186,7 +235,8 @@ class Job(jobs.Job[Config, Materials]):
 
     config = Config
     gone = {  # noqa: RUF012
-        "--data-import": "--dataset takes package.module:function, too"
+        "--import": "--model takes package.module:factory of your own",
+        "--data-import": "--dataset takes package.module:function, too",
     }
 
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
@@ -195,8 +245,8 @@ class Job(jobs.Job[Config, Materials]):
         folder = bool(config.what) and Path(config.what).is_dir()
         if not folder:
             found["a classifier that is no run folder"] = ("weights",)
-        if not any(path and not Path(path).is_dir() for path in (config.what, config.surrogate)):
-            found["an evaluation without a weights file"] = ("model",)
+        elif not config.surrogate or Path(config.surrogate).is_dir():
+            found["a run folder, which knows its own normalisation,"] = ("normalise",)
         if not config.attackers:
             found["an evaluation without --attackers"] = ("queries",)
         if not any("transfer" in name for name in config.attacks):
@@ -209,18 +259,13 @@ class Job(jobs.Job[Config, Materials]):
         from advgame.seeding import derive_seed
 
         config = super().check(config)
-        if bool(config.what) == bool(config.import_):
-            raise InputError(
-                "say what to evaluate: a run folder, a weights file, or --import; it comes first"
-            )
-        if config.what and not Path(config.what).exists():
-            raise InputError(f"{config.what} does not exist")
+        check_networks(config)
         if config.what and Path(config.what).is_dir():
             own = RunFolder.open(Path(config.what)).about()["config"]
             its = own.get("norm", "Linf")  # runs of versions before L2 have none
             norm = config.norm or its
             # a radius of one norm says nothing of the other
-            known = own.get("eps", "") if norm == its else ""
+            known = str(own.get("eps", "")) if norm == its else ""
             dataset, eps = config.dataset or own.get("dataset"), config.eps or known
             found = {"dataset": dataset, "norm": norm, "eps": eps}
             check_types(Config, found, f"{config.what}/config.json")
@@ -228,11 +273,6 @@ class Job(jobs.Job[Config, Materials]):
                 refuse_unasked(config.what, "dataset", dataset)
             config = replace(config, dataset=dataset, norm=norm, eps=eps)
             jobs.check_images(config)
-        elif config.what and not config.model:
-            raise InputError(
-                "a safetensors file of weights needs --model, the network that it belongs to; any "
-                "other file (.pth, .pt, .ckpt) is loaded by a function of yours: --import"
-            )
         if not config.dataset:
             raise InputError(
                 "say whose test images are attacked: --dataset, e.g. digits or cifar10, or for "
@@ -250,14 +290,6 @@ class Job(jobs.Job[Config, Materials]):
         derive_seed(config.seed, "check")
         return config
 
-    def check_resumed(self, config: Config, typed: Collection[str]) -> None:
-        """Code that a folder names is run only where it is typed again: it may be a stranger's."""
-        super().check_resumed(config, typed)
-        if config.resume and (Path(config.resume) / "report.json").exists():
-            return  # nothing is run
-        if "import_" not in typed:
-            refuse_unasked(config.resume, "import", config.import_)
-
     @override
     def fabric(self, config: Config) -> Fabric:
         from advgame.run.devices import make_fabric
@@ -266,15 +298,9 @@ class Job(jobs.Job[Config, Materials]):
 
     def build(self, config: Config, fabric: Fabric) -> Materials:
         """Classifiers, images and attacks, each tried on a few images."""
-        from advgame.classifiers.saved import imported_classifier
-
         extra, (data, held_out) = learned(config), images(config)
         threat(config).check_shape(data.shape)
-        module = (
-            imported_classifier(config.import_)
-            if config.import_
-            else classifier(config, data, config.what)
-        ).to(fabric.device)
+        module = classifier(config, data, config.what).to(fabric.device)
         surrogate, data = None, data.to(fabric.device)
         if config.surrogate:
             surrogate = classifier(config, data, config.surrogate).to(fabric.device)
@@ -299,7 +325,7 @@ class Job(jobs.Job[Config, Materials]):
                 weights=weights_in_words(config),
                 tell=tell,
                 extra=made.extra,
-                also={"what": config.what or config.import_, "batch_size": config.batch_size},
+                also={"what": config.what or config.model, "batch_size": config.batch_size},
                 seed=config.seed,
                 batch_size=config.batch_size,
                 surrogate=made.surrogate,
@@ -323,7 +349,7 @@ class Job(jobs.Job[Config, Materials]):
                 table.add_row(name, entry.about)
             Console().print(table)
             return None
-        said = {name for name in ("what", "import_") if getattr(config, name)}
+        said = {"what"} if config.what else set()
         return self.run(config, typed_options(Config) | said)
 
 

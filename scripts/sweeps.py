@@ -3,6 +3,7 @@
     python scripts/sweeps.py runs/A                           # one classifier
     python scripts/sweeps.py runs/pgd runs/grad runs/two      # the first is the baseline
     python scripts/sweeps.py runs/A --attackers runs/two      # pictures of a learned attacker too
+    python scripts/sweeps.py w.pth --model my_code:Net --dataset digits --eps 0.15
     python scripts/sweeps.py runs/l2l/digits/{pgd,grad}-seed{0,1,2} --out results/l2l/sweeps
 
 Classifiers whose folders differ in `-seedN` alone are one line with a band. Writes
@@ -14,15 +15,18 @@ numbers, diversity and smoothness of the adversarial examples among them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import evaluate
 import tyro
 from torch import nn
 
 from advgame.attacks import Attack
+from advgame.classifiers.names import knows
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_classifier, write_sweeps
@@ -40,7 +44,12 @@ class Config:
     """Vary the attack on one or more classifiers and draw what happens."""
 
     what: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """run folders of classifiers"""
+    """run folders of classifiers, or files of weights (with --model, --dataset and --eps)"""
+    model: str = ""
+    """network of weights files, and of runs whose network is somebody's own code: a built-in name,
+    or package.module:factory(…)"""
+    normalise: str = ""
+    """of weights files that do not hold how images are normalised, as evaluate.py takes it"""
     attackers: Names = ()
     """learned attackers for examples and smoothness, as evaluate.py takes them"""
     queries: int = 10
@@ -70,31 +79,42 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
         InputError: no or unequal classifiers, or data that cannot be judged.
     """
     if not config.what:
-        raise InputError("name the run folders of the classifiers")
-    for what in config.what:
-        RunFolder.open(Path(what))  # refuses files of weights: nobody knows their data
+        raise InputError("name the run folders of the classifiers, or files of weights")
     given = {
         field.name: getattr(config, field.name)
         for field in fields(evaluate.Config)
         if hasattr(config, field.name) and field.name != "what"
     }
-    asked = [evaluate.job.check(evaluate.Config(what=what, **given)) for what in config.what]
+    asked = [evaluate.job.check(one) for one in map(partial(judged, given), config.what)]
     first = asked[0]
     if len({(one.dataset, evaluate.threat(one)) for one in asked}) > 1:
         raise InputError(
             "the classifiers are of different data sets, norms or radii: give --norm and --eps"
         )
-    names = [Path(what).name for what in config.what]
+    names = [name_of(what) for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"two classifiers are called {twice[0]}: rename a folder")
+        raise InputError(f"two classifiers are called {twice[0]}: rename one")
     learned, (data, _) = evaluate.learned(first), evaluate.images(first)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
-    models = {Path(a.what).name: evaluate.classifier(a, data, a.what).to(device) for a in asked}
+    models = {name_of(a.what): evaluate.classifier(a, data, a.what).to(device) for a in asked}
     for model in models.values():
         check_classifier(model, data)
         evaluate.try_out(learned, model, data, config.seed)
     return models, data, evaluate.threat(first), learned
+
+
+def judged(given: Mapping[str, Any], what: str) -> evaluate.Config:
+    """What evaluate.py would be asked; a run that knows its network needs none named."""
+    if Path(what).is_dir() and knows(RunFolder.open(Path(what)).about()):
+        given = {**given, "model": "", "normalise": ""}
+    return evaluate.Config(what=what, **given)
+
+
+def name_of(what: str) -> str:
+    """What a classifier is called: its folder, or its file without ending."""
+    path = Path(what)
+    return path.name if path.is_dir() else path.stem
 
 
 def main(config: Config) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typing_extensions import override
 
 from advgame.choices import MOVES
+from advgame.classifiers.names import check_model
 from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.folder import Metrics, RunFolder
@@ -48,6 +49,8 @@ class Config:
 
     classifier: tuple[str, ...] = ()
     """run folders of the classifiers to attack; the one that ships with the package when empty"""
+    model: str = ""
+    """network of those runs whose network is somebody's own code: package.module:factory(…)"""
     agent: Literal["reinforce", "ppo"] = "reinforce"
     """who learns"""
     queries: tuple[Annotated[int, Must("be 2 or above", lambda n: n >= 2)], ...] = (5, 10, 20)
@@ -119,7 +122,7 @@ def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
     from advgame.targets import from_run, shipped
 
-    found = [from_run(Path(one)) for one in config.classifier] or [shipped()]
+    found = [from_run(Path(one), config.model) for one in config.classifier] or [shipped()]
     if config.dataset is not None:
         found = [replace(one, dataset=config.dataset) for one in found]
     else:
@@ -246,6 +249,8 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
         from advgame.seeding import derive_seed
 
         config = super().check(config)
+        if config.model:
+            check_model(config.model)
         if not config.queries:
             raise InputError("queries names no budget")
         if config.agent == "ppo" and config.envs * (max(config.queries) - 1) < 2:

@@ -17,7 +17,6 @@ import copy
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -156,6 +155,10 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             )
         if config.devices > 1 or config.compile:
             raise InputError("a round's attack is made on a copy: one device, without --compile")
+        if config.init is not None and config.restart_weights:
+            raise InputError(
+                "--restart-weights starts every retraining from scratch: leave --init away"
+            )
         if config.ema is not None:
             raise InputError(
                 "each round's attack is made on the weights themselves: --ema is not here"
@@ -173,18 +176,11 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
     def title(self, config: Config) -> str:
         return f"Cat and mouse, {config.attack}"
 
+    @override
     def classifier(
-        self, config: Config, data: ImageSet, fabric: Fabric, number: int = 0
+        self, config: Config, data: ImageSet, fabric: Fabric, drawn: str = "defender 0"
     ) -> nn.Module:
-        """A new classifier; each round has its own where --restart-weights asks for it."""
-        from advgame.classifiers import Normalise, make_classifier
-        from advgame.data import channel_statistics
-        from advgame.seeding import seeded_init
-
-        known = channel_statistics(config.dataset, data)
-        normalise = Normalise(*known) if known else None
-        with seeded_init(config.seed, f"defender {number}"):
-            return make_classifier(config.model, data.shape, data.classes, normalise)
+        return super().classifier(config, data, fabric, drawn)
 
     @override
     def game(self, config: Config, data: Splits, fabric: Fabric) -> CatAndMouse:
@@ -196,7 +192,10 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             raise InputError(f"a round plays one attack; {config.attack} is {len(suite)} in a row")
         folder = Path(config.resume or Path(config.runs_dir) / config.name) / "rounds"
         test = data.test if config.test_n is None else data.test.first(config.test_n)
-        fresh = partial(self.classifier, config, data.train, fabric)
+
+        def fresh(number: int) -> nn.Module:
+            return self.classifier(config, data.train, fabric, f"defender {number}")
+
         return CatAndMouse(
             suite[0][1],
             self.defender(config, data, fabric),

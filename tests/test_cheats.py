@@ -64,7 +64,7 @@ class Disguised(Neighbours):
 
 
 def disguised():
-    """As --import asks for it."""
+    """As --model asks for it."""
     return Disguised(load_data("digits").test)
 
 
@@ -214,7 +214,7 @@ def test_a_disguised_memory_of_the_test_images_shows_beside_other_images(digits)
 
 def test_evaluate_compares_with_other_images(tmp_path):
     config = evaluate_script.Config(
-        import_="test_cheats:disguised",
+        model="test_cheats:disguised",
         dataset="digits",
         eps="0.25",
         attacks=("fgsm",),

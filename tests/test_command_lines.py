@@ -131,7 +131,7 @@ def test_a_screen_that_knows_only_ascii_shows_the_help(monkeypatch):
 def test_a_builder_that_exits_is_an_error(tmp_path, monkeypatch, refused):
     (tmp_path / "exits.py").write_text("import sys\ndef build():\n    sys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
-    words = ["--import", "exits:build", "--dataset", "digits", "--eps", "0.1"]
+    words = ["--model", "exits:build", "--dataset", "digits", "--eps", "0.1"]
     refused(evaluate, words, "exits:build failed: SystemExit")
 
 

@@ -110,7 +110,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     answer([*file, "--attacks", "fgsm", "pgd20", "--n", "50", "--name", "b"], root, monkeypatch)
     again = json.loads((root / "runs" / "b" / "report.json").read_text())
     assert again["accuracy"] == report["accuracy"]
-    own = ["--import", "my_code:linear", "--dataset", "my_code:images", "--eps", "20/255"]
+    own = ["--model", "my_code:linear", "--dataset", "my_code:images", "--eps", "20/255"]
     answer([*own, "--norm", "L2", *QUICK, "--name", "c"], root, monkeypatch)
     mine = json.loads((root / "runs" / "c" / "report.json").read_text())
     assert (mine["accuracy"]["clean"], mine["n"]) == (1.0, 30)
@@ -127,7 +127,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     assert json.loads((root / "runs" / "c" / "report.json").read_text())["n"] == 30
     for words in (
         ["run", "--resume", "runs/c"],
-        ["--resume", "runs/a", "--import", "my_code:linear"],
+        ["--resume", "runs/a", "--model", "my_code:linear"],
     ):
         with pytest.raises(SystemExit):
             answer(words, root, monkeypatch)
@@ -138,19 +138,24 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     ("words", "said"),
     [
         ([], "say what to evaluate"),
-        (["run", "--import", "my_code:linear"], "say what to evaluate"),
-        (["--attacks", "fgsm", "run"], "it comes first"),
+        (["run", "--model", "my_code:linear"], "knows its own network, small_cnn: leave --model"),
+        (["--import", "my_code:linear", *DIGITS], "--model takes package.module:factory"),
+        (["--model", "small_cnn", *DIGITS], "small_cnn has no weights of its own"),
+        (["--attacks", "fgsm", "run"], "comes first"),
         (["nowhere"], "nowhere does not exist"),
         (["unfinished"], "is it finished"),
         (["weights.safetensors"], "--model"),
         (["weights.safetensors", "--model", "small_cnn", "--dataset", "digits"], "--eps"),
         (["weights.safetensors", "--model", "small_cnn", "--eps", "0.1"], "whose test images"),
-        (["--import", "my_code:linear", "--eps", "0.1"], "whose test images"),
+        (["--model", "my_code:linear", "--eps", "0.1"], "whose test images"),
         (["run", "--data-import", "my_code:images"], "--dataset takes package.module:function"),
-        (["run", "--model", "small_cnn"], "without a weights file makes no use of --model"),
+        (["run", "--normalise", "cifar10"], "normalisation, makes no use of --normalise"),
+        ([*FILE, "--model", "small_cnn", "--normalise", "grey"], "--normalise takes cifar10"),
+        ([*FILE, "--model", "small_cnn", "--normalise", "cifar10"], "3 means, and the images 1"),
+        (["run", "--surrogate", "weights.safetensors", "--attacks", "transfer"], "needs --model"),
         (["run", "--queries", "5"], "without --attackers makes no use of --queries"),
         (["run", "--surrogate", "run"], "without a transfer attack makes no use of --surrogate"),
-        (["--import", "my_code:linear", *DIGITS, "--weights", "last"], "no use of --weights"),
+        (["--model", "my_code:linear", *DIGITS, "--weights", "last"], "no use of --weights"),
         (["run", "--dataset", "my_code:images", "--data-dir", "."], "leave --data-dir"),
         (["run", "--attacks", "PGD20"], "did you mean pgd20?"),
         (["weights.safetensors", "--model", "resnet18", *DIGITS], "this network's weights"),
@@ -170,17 +175,17 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--n", "0"], "n must be 1"),
         (["run", "--batch-size", "0"], "batch_size must be 1"),
         (["run", "--dataset", "cifar10"], "--data-dir"),
-        (["--import", "my_code", *DIGITS], "package.module:factory"),
-        (["--import", "my_code:nothing", *DIGITS], "AttributeError"),
-        (["--import", "no_such_code:f", *DIGITS], "ModuleNotFoundError"),
-        (["--import", "my_code:broken", *DIGITS], "ZeroDivisionError: mine, "),
-        (["--import", "my_code:broken", *DIGITS], "my_code.py:"),
-        (["--import", "my_code:number", *DIGITS], "must return a torch.nn.Module"),
-        (["--import", "my_code:linear", *DIGITS], "images of this shape"),
+        (["--model", "my_code", *DIGITS], "package.module:factory"),
+        (["--model", "my_code:nothing", *DIGITS], "AttributeError"),
+        (["--model", "no_such_code:f", *DIGITS], "ModuleNotFoundError"),
+        (["--model", "my_code:broken", *DIGITS], "ZeroDivisionError: mine, "),
+        (["--model", "my_code:broken", *DIGITS], "my_code.py:"),
+        (["--model", "my_code:number", *DIGITS], "must return a torch.nn.Module"),
+        (["--model", "my_code:linear", *DIGITS], "images of this shape"),
         (["run", "--dataset", "my_code:number"], "ImageSet"),
         (
             [
-                *("--import", "my_code:headless", "--dataset", "my_code:images"),
+                *("--model", "my_code:headless", "--dataset", "my_code:images"),
                 *("--eps", "0.1", "--attacks", "fgsm,fea"),
             ],
             "linear layer",
@@ -220,7 +225,7 @@ def test_a_learned_attacker_is_an_attack_like_any_other(root, monkeypatch):
 
 
 def test_softmax_outputs_are_refused(root, monkeypatch, capsys):
-    words = ["--import", "my_code:softmax", "--dataset", "my_code:images", "--eps", "0.1"]
+    words = ["--model", "my_code:softmax", "--dataset", "my_code:images", "--eps", "0.1"]
     with pytest.raises(SystemExit):
         answer([*words, "--runs-dir", "none"], root, monkeypatch)
     assert "remove the final softmax" in capsys.readouterr().err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -101,6 +103,23 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
         except Exception as error:  # sparse, quantised and what else there may be
             raise InputError(_unsaved(module, name, str(error).splitlines()[0])) from error
     return held
+
+
+def built_as(module: nn.Module) -> str:
+    """How a network can be built again, as far as it tells: what ``--model`` takes, or its class.
+
+    A built-in name of one that `advgame.classifiers.make_classifier` made, ``module:Class`` of
+    somebody's own, and for torch's, which say nothing, their class alone.
+    """
+    name = getattr(module, "built_as", None)
+    if isinstance(name, str):
+        return name
+    kind, home = type(module), type(module).__module__
+    if home == "__main__":
+        home = Path(getattr(sys.modules[home], "__file__", "__main__")).stem
+    if home.partition(".")[0] == "torch":
+        return f"torch.nn.{kind.__name__}"
+    return f"{home}:{kind.__qualname__}"
 
 
 def _unsaved(module: nn.Module, name: str, reason: str) -> str:

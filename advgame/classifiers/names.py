@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from advgame.choices import COLOUR
 from advgame.errors import InputError, unknown
 from advgame.own_code import is_own_code, own_code
 
@@ -46,13 +47,50 @@ def check_model(name: str) -> None:
     raise unknown("model", name, (*CLASSIFIERS, "package.module:factory of your own"))
 
 
-def model_of(path: object, about: Mapping[str, Any], typed: str = "") -> str:
+def statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | str:
+    """What ``--normalise`` says: means and deviations per channel, or the name of a data set.
+
+    Args:
+        text: a colour data set of `advgame.choices.COLOUR`, or ``MEANS/DEVIATIONS`` with commas.
+
+    Raises:
+        InputError: what may stand there.
+    """
+    if text in COLOUR:
+        return text
+    try:
+        mean, std = (tuple(float(one) for one in part.split(",")) for part in text.split("/"))
+        if len(mean) != len(std) or not min(std) > 0 or not max(map(abs, (*mean, *std))) < 100:
+            raise ValueError("no means and deviations")
+    except ValueError as error:
+        raise InputError(
+            f"--normalise takes {', '.join(COLOUR)}, or a mean and a deviation per channel of "
+            f"images in [0, 1], as 0.5,0.5,0.5/0.2,0.2,0.2, not {text!r}"
+        ) from error
+    return mean, std
+
+
+def recorded(about: Mapping[str, Any]) -> str:
+    """What a run's ``config.json`` says of its network; empty where it says nothing."""
+    found = about["config"].get("model") or about.get("network")
+    return found if isinstance(found, str) else ""
+
+
+def knows(about: Mapping[str, Any]) -> bool:
+    """Whether a run's ``config.json`` names a built-in network, which is built unasked."""
+    return is_built_in(recorded(about))
+
+
+def model_of(
+    path: object, about: Mapping[str, Any], typed: str = "", *, other: bool = False
+) -> str:
     """How the network of a run is built.
 
     Args:
         path: the run's folder, for messages.
         about: what its ``config.json`` says.
         typed: the network that a person named, empty where nobody did.
+        other: whether that may be about another network, too.
 
     Returns:
         A built-in name that the folder knows, or what was typed: code that a folder names, which
@@ -61,11 +99,9 @@ def model_of(path: object, about: Mapping[str, Any], typed: str = "") -> str:
     Raises:
         InputError: what to type.
     """
-    known = about["config"].get("model") or about.get("network")
-    if not isinstance(known, str):
-        known = ""
+    known = recorded(about)
     if is_built_in(known):
-        if typed and typed != known:
+        if typed not in ("", known) and not other:
             raise InputError(f"{path} knows its own network, {known}: leave --model away")
         return known
     if typed:
@@ -77,6 +113,6 @@ def model_of(path: object, about: Mapping[str, Any], typed: str = "") -> str:
         )
     code = shlex.quote(known) if is_own_code(known) else "package.module:factory"
     raise InputError(
-        f"{path} has a network of somebody's own, {known}: type --model {code} to have it built "
-        "(nothing that a folder names is run unasked)"
+        f"{path} has a network of somebody's own, {known}: type --model {code}, with its arguments "
+        "in brackets where it takes any (nothing that a folder names is run unasked)"
     )

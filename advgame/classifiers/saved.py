@@ -10,7 +10,8 @@ from torch import nn
 
 from advgame.classifiers import Normalise, make_classifier
 from advgame.classifiers.files import fill, fitting, load_into, read_states, shapes
-from advgame.classifiers.names import check_model, is_built_in, model_of
+from advgame.classifiers.names import check_model, is_built_in, model_of, statistics
+from advgame.data import STATISTICS
 from advgame.errors import InputError
 from advgame.own_code import own_code
 from advgame.run.folder import RunFolder
@@ -73,18 +74,6 @@ def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes
     return module.eval()
 
 
-def run_weights(run: RunFolder, which: Which = "best") -> Path:
-    """The file of the weights that a run kept.
-
-    Raises:
-        InputError: there is none yet.
-    """
-    path = run.path / "checkpoints" / f"{which}.safetensors"
-    if not path.exists():
-        raise InputError(f"{run.path} has no {which} weights of a classifier: is it finished?")
-    return path
-
-
 def run_classifier(
     run: RunFolder,
     shape: tuple[int, int, int],
@@ -105,15 +94,25 @@ def run_classifier(
     Raises:
         InputError: the run has no such weights yet, or trained no classifier.
     """
-    path = run_weights(run, which)
+    path = run.weights(which)
     return load_classifier(path, model_of(run.path, run.about(), model), shape, classes)
 
 
-def imported_classifier(name: str) -> nn.Module:
-    """The module that ``package.module:factory`` returns, in the mode that it comes in.
+def normalised(module: nn.Module, how: str, channels: int) -> nn.Module:
+    """A classifier of images in [0, 1] from one that was trained on normalised images.
+
+    Args:
+        module: the latter, without a layer of its own for that.
+        how: see `advgame.classifiers.names.statistics`.
+        channels: of the images.
 
     Raises:
-        InputError: it fails, or returns something else.
+        InputError: it has such a layer, or the numbers are for other images.
     """
-    module: nn.Module = own_code(name).make(nn.Module, "a torch.nn.Module")
-    return module
+    if any(isinstance(part, Normalise) for part in module.modules()):
+        raise InputError("these weights bring their own normalisation: leave --normalise away")
+    found = statistics(how)
+    mean, std = STATISTICS[found] if isinstance(found, str) else found
+    if len(mean) not in (1, channels):
+        raise InputError(f"--normalise has {len(mean)} means, and the images {channels} channel(s)")
+    return nn.Sequential(Normalise(mean, std), module).train(module.training)

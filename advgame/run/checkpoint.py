@@ -8,7 +8,6 @@ when complete, so that a folder of that name is whole or does not exist.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -24,7 +23,7 @@ from torch import nn
 
 from advgame.classifiers.foreign import weights
 from advgame.errors import InputError
-from advgame.run.files import UMASK, read_json, sync, write_atomically
+from advgame.run.files import UMASK, digest, read_json, sync, write_atomically
 
 FORMAT = 1
 
@@ -52,11 +51,6 @@ def load_weights(module: nn.Module, path: Path) -> None:
     except (safetensors.SafetensorError, RuntimeError) as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[:2])
         raise InputError(f"{path} does not hold this network's weights ({reason})") from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:  # never whole in memory: an updater's state has 4 GB
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Checkpoints:
@@ -95,7 +89,7 @@ class Checkpoints:
             with (partial / "state.pt").open("wb") as file:
                 torch.save(dict(state), file)
             sync(partial / "state.pt")
-            digests = {file.name: _digest(file) for file in sorted(partial.iterdir())}
+            digests = {file.name: digest(file) for file in sorted(partial.iterdir())}
             manifest = {"format": FORMAT, "step": step, "sha256": digests}
             write_atomically(partial / "manifest.json", json.dumps(manifest, indent=1))
             shutil.rmtree(final, ignore_errors=True)
@@ -198,10 +192,10 @@ def _problem(path: Path) -> str | None:
         )
     if manifest.get("step") != step_of(path) or "state.pt" not in digests:
         return "manifest.json is of another checkpoint"
-    for name, digest in digests.items():
+    for name, written in digests.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if _digest(file) != digest:
+        if digest(file) != written:
             return f"{name} does not match its checksum"
     return None

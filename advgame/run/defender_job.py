@@ -6,12 +6,16 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from typing_extensions import override
 
+from advgame.classifiers.names import check_model, is_built_in
 from advgame.data.names import flips, recipe, short_name
 from advgame.errors import InputError
+from advgame.run.files import digest
+from advgame.run.folder import RunFolder
 from advgame.run.job import Job
 from advgame.run.options import parse_radius, refuse_idle
 from advgame.run.program import retold
@@ -33,7 +37,6 @@ if TYPE_CHECKING:
     from advgame.defender import Defender
     from advgame.games.training import Rules
     from advgame.run.curves import Panels
-    from advgame.run.folder import RunFolder
     from advgame.run.loop import Game, TrainingPlan, Validate
     from advgame.threat import Threat
 
@@ -122,6 +125,14 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             )
         refuse_idle(config, self.usual(config), idle_settings(config))
         check_run(config)
+        if config.init is not None and trained(config) is None:
+            found = digest(start(config.init))
+            if config.resume is not None and found != config.init_sha256:
+                raise InputError(
+                    f"{config.init} holds other weights than {config.resume} began with: say "
+                    "where they are now with --init, or start a new run"
+                )
+            config = replace(config, init_sha256=found)
         if config.select == "auto":
             config = replace(config, select=self.purpose(config))
         return config
@@ -181,18 +192,37 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         """Of the defender in the whole training."""
         return self.steps(config, data, fabric)
 
-    def classifier(self, config: RunConfigT, data: ImageSet, fabric: Fabric) -> nn.Module:
-        """A new classifier in the memory layout of its device; compiled if asked for."""
+    def classifier(
+        self, config: RunConfigT, data: ImageSet, fabric: Fabric, drawn: str = "defender"
+    ) -> nn.Module:
+        """A new classifier in the memory layout of its device; compiled if asked for.
+
+        Args:
+            config: names the network, and where its weights begin.
+            data: the training images.
+            fabric: the device.
+            drawn: the stream of the seed that its weights are drawn from.
+        """
         import torch
 
-        from advgame.classifiers import Normalise, make_classifier
+        from advgame.classifiers import Normalise
+        from advgame.classifiers.saved import load_classifier, new_classifier
         from advgame.data import channel_statistics
+        from advgame.evaluation import check_classifier
         from advgame.seeding import seeded_init
 
-        with seeded_init(config.seed, "defender"):
-            known = channel_statistics(config.dataset, data) if self.normalised(config) else None
-            layer = Normalise(*known) if known else None
-            module = make_classifier(config.model, data.shape, data.classes, layer)
+        with seeded_init(config.seed, drawn):
+            if config.init is not None:
+                begun = trained(config) or start(config.init)
+                module = load_classifier(begun, config.model, data.shape, data.classes).train()
+            else:
+                known = None
+                if is_built_in(config.model) and self.normalised(config):
+                    known = channel_statistics(config.dataset, data)
+                layer = Normalise(*known) if known else None
+                module = new_classifier(config.model, data.shape, data.classes, layer)
+        if not is_built_in(config.model):
+            check_classifier(module.to(fabric.device), data)
         if fabric.device.type == "cuda":
             module = module.to(memory_format=torch.channels_last)
         if config.compile:
@@ -283,6 +313,7 @@ def check_run(config: RunConfig) -> None:
         InputError: what is wrong, in one line.
     """
     eps = parse_radius(config.eps, config.norm)  # first: it needs no torch
+    check_model(config.model)
     from advgame.evaluation import check_attacks
     from advgame.run.devices import check_devices
     from advgame.seeding import derive_seed
@@ -300,6 +331,33 @@ def check_run(config: RunConfig) -> None:
     training_plan(config)
     if odd := odd_radius(config.dataset, config.norm, eps):
         print(f"warning: {odd}", file=sys.stderr)
+
+
+def start(init: str) -> Path:
+    """The file of weights that a training begins with.
+
+    Args:
+        init: the file, or a run folder, of which the best.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(init)
+    if path.is_dir():
+        return RunFolder.open(path).weights()
+    if not path.is_file():
+        raise InputError(f"--init {init}: there is no such file of weights or run folder")
+    return path
+
+
+def trained(config: RunConfig) -> Path | None:
+    """The weights of the newest checkpoint of the run that goes on, which needs no --init."""
+    from advgame.run.checkpoint import step_of
+
+    if config.resume is None:
+        return None
+    newest, _ = RunFolder(Path(config.resume)).checkpoints.newest()
+    return newest / "defender.safetensors" if newest and step_of(newest) else None
 
 
 def ball(config: RunConfig) -> Threat:

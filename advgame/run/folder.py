@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -121,6 +121,17 @@ class RunFolder:
         from advgame.run.checkpoint import Checkpoints
 
         return Checkpoints(self.path / "checkpoints")
+
+    def weights(self, which: Literal["best", "last"] = "best") -> Path:
+        """The file of the weights that a training kept; ``best`` is what validation chose.
+
+        Raises:
+            InputError: there is none yet.
+        """
+        path = self.path / "checkpoints" / f"{which}.safetensors"
+        if not path.exists():
+            raise InputError(f"{self.path} has no {which} weights of a classifier: is it finished?")
+        return path
 
     @staticmethod
     def new_path(root: Path, name: str) -> Path:
@@ -261,6 +272,19 @@ class RunFolder:
             if not isinstance(content.get(name), kind):
                 raise InputError(f"{path} cannot be read (no {name}): restore it, or start anew")
         return content
+
+    def note_network(self, network: str) -> None:
+        """Note how the network that learns is built, where no setting says it: a run from Python.
+
+        Args:
+            network: see `advgame.classifiers.foreign.built_as`.
+
+        Raises:
+            InputError: a damaged ``config.json``.
+        """
+        about = self.about()
+        if "model" not in about["config"]:
+            self.write_json("config.json", {**about, "network": network})
 
     def take_conditions(self) -> None:
         """Go on under the conditions that the run began under; tell those that are others.

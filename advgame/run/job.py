@@ -34,7 +34,7 @@ from advgame.run.program import prog
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_FREE = ("resume", "data_dir", "download")  # may differ when a run goes on
+_FREE = ("resume", "data_dir", "download", "init")  # may differ when a run goes on
 # settings that may name a function, which is then run
 _CODE = ("model", "dataset", "game", "attacks", "attack")
 
@@ -256,7 +256,7 @@ def resume_settings(
         run.take_conditions()
         if getattr(saved, "devices", 1) > 1:  # Fabric's processes take them from there
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    moved = {name: getattr(asked, name) for name in ("data_dir", "download") if name in typed}
+    moved = {name: getattr(asked, name) for name in _FREE[1:] if name in typed}
     if "download" not in moved and hasattr(saved, "download"):
         moved["download"] = False  # a folder may be a stranger's: it fetches nothing unasked
     return run, replace(cast(Any, saved), **moved)

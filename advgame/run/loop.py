@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from advgame.classifiers.foreign import check_savable, copying
+from advgame.classifiers.foreign import built_as, check_savable, copying
 from advgame.errors import InputError
 from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.run.curves import Curves, means
@@ -188,6 +188,8 @@ class Trainer:
     def _fit(self, resume: bool) -> None:
         rows = self._restore() if resume else 0
         if self.chief:
+            if self.role == "defender":
+                self.run.note_network(built_as(self.module))
             self.metrics = Metrics(self.run.path / "metrics.csv", rows)
             self.curves = Curves(self.run.path, purge_step=self.step + 1 if resume else None)
         try:

@@ -13,6 +13,7 @@ Markdown and pictures, or write the latter again from the JSON. The classes:
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -151,7 +152,7 @@ class Study(ABC, Generic[ConfigT]):
     @property
     def stem(self) -> str:
         """Name of the results' files without suffix."""
-        return self.files.format(**vars(self.config)).replace("/", "of")
+        return re.sub(r"[^\w.-]+", "-", self.files.format(**vars(self.config)).replace("/", "of"))
 
     @property
     def title(self) -> str:

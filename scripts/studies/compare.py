@@ -37,7 +37,7 @@ from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
-from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
+from advgame.run.cells import check_cells, code_options, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names
@@ -231,7 +231,7 @@ class Compare(MethodsStudy[Config]):
 
     def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
-        words = [*self.images(), *self.judging()]
+        words = [*self.images(), *self.judging(), *code_options(split_flags(self.config.extra))]
         if any("transfer" in attack for attack in self.config.attacks):
             words += ["--surrogate", str(self.root / next(iter(self.surrogate())))]
         return {name: [str(self.root / name), *words] for name in cells}
