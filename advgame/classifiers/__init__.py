@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
+    from advgame.classifiers.files import load_into
     from advgame.classifiers.named import make_classifier
     from advgame.classifiers.names import CLASSIFIERS
     from advgame.classifiers.normalise import Normalise
     from advgame.classifiers.resnet import ResidualNet, preact_resnet18, resnet18, wide_resnet
+    from advgame.classifiers.saved import load_classifier
     from advgame.classifiers.small import MinimaxCNN, SmallCNN
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "Normalise",
     "ResidualNet",
     "SmallCNN",
+    "load_classifier",
+    "load_into",
     "make_classifier",
     "preact_resnet18",
     "resnet18",

@@ -142,19 +142,21 @@ def _states(found: object, place: str = "", depth: int = 0) -> Iterator[tuple[st
     yield from inner
 
 
-def load_into(module: nn.Module, path: Path, name: str) -> None:
-    """Fill a network with the weights of a file.
+def load_into(module: nn.Module, path: str | Path, name: str = "") -> None:
+    """Fill a network with the weights of a file, whatever wrote it.
 
     Args:
         module: any network; a layer of its own that normalises images keeps its numbers where the
             file has none.
         path: of the file.
-        name: of the network, for messages.
+        name: of the network, for messages; its class when empty.
 
     Raises:
         InputError: the file cannot be read, or is of another network.
     """
-    fill(module, fitting(read_states(path), shapes(module), path, name))
+    path = Path(path)
+    state = fitting(read_states(path), shapes(module), path, name or type(module).__name__)
+    fill(module, state)
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -42,7 +42,7 @@ def new_classifier(
 
 
 @torch.inference_mode(False)
-def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def load_classifier(path: str | Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """A classifier from a weights file, in evaluation mode.
 
     Args:
@@ -55,6 +55,7 @@ def load_classifier(path: Path, model: str, shape: tuple[int, int, int], classes
     Raises:
         InputError: missing or damaged file, or weights of another network.
     """
+    path = Path(path)
     states = read_states(path)
     if not is_built_in(model):
         module = new_classifier(model, shape, classes)
