@@ -42,7 +42,9 @@ def new_classifier(
 
 
 @torch.inference_mode(False)
-def load_classifier(path: str | Path, model: str, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def load_classifier(
+    path: str | Path, model: str, shape: tuple[int, int, int], classes: int
+) -> nn.Module:
     """A classifier from a weights file, in evaluation mode.
 
     Args:
