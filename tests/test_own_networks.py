@@ -16,7 +16,7 @@ from advgame import Linf, load_data
 from advgame.classifiers import Normalise, SmallCNN, make_classifier
 from advgame.classifiers.foreign import built_as
 from advgame.defender import Defender
-from advgame.evaluation import validator
+from advgame.evaluation import sweep_report, validator
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.training import DefenderTraining
 from advgame.run.cli import run_script
@@ -153,8 +153,8 @@ def test_an_own_network_trains_resumes_and_is_judged_where_it_is_typed(here, mon
 
 def test_own_weights_of_an_own_loop_are_judged_swept_and_started_from(here, monkeypatch, capsys):
     own = ["--model", "my_net:Net(12)"]
-    monkeypatch.setattr(sweeps, "STEPS", (1,))
-    monkeypatch.setattr(sweeps, "SHARES", (1.0,))
+    monkeypatch.setattr(sweep_report, "STEPS", (1,))
+    monkeypatch.setattr(sweep_report, "SHARES", (1.0,))
     run(evaluate, ["mine.pth", *own, *DIGITS, *QUICK, "--name", "file"], monkeypatch)
     run(sweeps, ["mine.pth", *own, *DIGITS, "--n", "10", "--out", "swept"], monkeypatch)
     assert (here / "swept" / "sweeps.png").exists()

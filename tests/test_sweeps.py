@@ -259,7 +259,7 @@ def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, 
     ("script", "words", "answer"),
     [
         (sweeps, ["/nowhere"], "/nowhere"),
-        (sweeps, ["{0}/checkpoints/best.safetensors"], "not a run folder"),
+        (sweeps, ["{0}/checkpoints/best.safetensors"], "is a file of weights, which needs --model"),
         (sweeps, ["{0}", "{0}"], "two classifiers"),
         (sweeps, ["{0}", "--eps", "0"], "eps must be above 0"),
         (sweeps, ["{0}", "--n", "0"], "n must be 1 or above"),
