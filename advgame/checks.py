@@ -25,6 +25,27 @@ def check_known_shape(x: Tensor, shape: Sequence[int]) -> None:
         raise InputError(f"this attacker is for images of {tuple(shape)}, not {tuple(x.shape[1:])}")
 
 
+def check_indices(actions: Tensor, sizes: Sequence[int]) -> None:
+    """Refuse what is not one index per row and list of choices.
+
+    Args:
+        actions: (B, lists), integers.
+        sizes: length n of every list.
+
+    Raises:
+        InputError: wrong shape or type, or an index outside 0..n-1.
+    """
+    integral = not actions.is_floating_point() and actions.dtype != torch.bool
+    if actions.dim() != 2 or actions.shape[1] != len(sizes) or not integral:
+        raise InputError(
+            f"actions must be integer indices (B, {len(sizes)}), not "
+            f"{tuple(actions.shape)} of {actions.dtype}"
+        )
+    limit = torch.tensor(sizes, device=actions.device)
+    if not bool(((actions >= 0) & (actions < limit)).all()):
+        raise InputError(f"actions must lie in 0..n-1 with n = {sizes} per column")
+
+
 def check_images(x: Tensor) -> None:
     """Refuse what is not a batch of images in [0, 1].
 

@@ -11,15 +11,45 @@ from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES, StrategySpace
+from advgame.games.training import PANELS as TRAINING_PANELS
 from advgame.games.training import defender_health
 from advgame.health import gradient_sign, tagged
-from advgame.run.curves import Curves
+from advgame.run.curves import Curves, Panels
 from advgame.seeding import derive_seed, seeded_init, stream
 from agents.policies import StrategyPolicy, ValueNet
 from agents.reinforce import Reinforce, averaging
 from agents.sb3 import PPOPlayer
 from agents.settings import Agent, ReinforceConfig
 from envs.strategy_selection import StrategySelectionVectorEnv
+
+PANELS: Panels = {
+    "Pay-offs": (
+        "per image",
+        {
+            "game/attacker_reward": "attacker reward",
+            "game/r1_loss": "R1: loss on adversarial examples",
+            "game/r2_robust": "R2: robust after look-ahead",
+            "game/r3_clean": "R3: clean after look-ahead",
+        },
+    ),
+    "Strategy means": (
+        "relative to the control PGD-10 at ε₀",
+        {
+            "strategy/eps_ratio": "ε / ε₀",
+            "strategy/steps_ratio": "steps / 10",
+            "strategy/step_size_ratio": "step size / (ε₀/4)",
+        },
+    ),
+    "Strategy entropy": (
+        "nats",
+        {
+            "strategy/entropy_eps": "ε",
+            "strategy/entropy_steps": "steps",
+            "strategy/entropy_step_size": "step size",
+        },
+    ),
+    "Validation accuracy": TRAINING_PANELS["Validation accuracy"],
+}
 
 
 class StrategyGame:

@@ -115,7 +115,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
     @override
     def panels(self) -> Panels:
-        from advgame.run.curves import PANELS
+        from agents.las_at import PANELS
 
         return PANELS
 

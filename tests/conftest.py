@@ -19,6 +19,7 @@ from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
 from advgame.losses import cross_entropy
 from advgame.seeding import seeded_init, stream
+from advgame.targets import shipped
 from advgame.threat import Linf
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,16 @@ def load_example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def renamed(state: dict[str, torch.Tensor], parts: dict[str, str]) -> dict[str, torch.Tensor]:
+    """The library's weights by an example's names, which differ in these parts."""
+    found = {}
+    for name, value in state.items():
+        for old, new in parts.items():
+            name = name.replace(old, new)
+        found[name] = value
+    return found
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,6 +66,12 @@ def _spaces_draw_the_same(monkeypatch):
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def victim() -> nn.Module:
+    """The classifier that ships with the package."""
+    return shipped().model
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +185,16 @@ class Counting(nn.Module):
 
     def _note(self, grad):
         self.backwards += len(grad)
+
+
+class Bomb:
+    """Leaves a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import BatchNormNet, load_example
+from conftest import BatchNormNet, load_example, renamed
 
 from advgame.defender import Defender
 from advgame.games.adt import AdtAmortised
@@ -20,16 +20,6 @@ NAMES = {
 }
 
 
-def renamed(state):
-    """The library's weights by the example's names."""
-    found = {}
-    for name, value in state.items():
-        for old, new in NAMES.items():
-            name = name.replace(old, new)
-        found[name] = value
-    return found
-
-
 @pytest.fixture(scope="module")
 def example():
     return load_example("adt")
@@ -40,7 +30,7 @@ def test_three_steps_are_the_librarys(example, digits):
         f = BatchNormNet().double()
         network = ADTNetwork((1, 8, 8), "exp-am", "resnet-3blocks", ngf=4).double()
     twin, g = copy.deepcopy(f), example.Generator(colours=1, ngf=4).double()
-    g.load_state_dict(renamed(network.body.state_dict()))
+    g.load_state_dict(renamed(network.body.state_dict(), NAMES))
 
     defender = Defender(f, lr=0.1, momentum=0.9, weight_decay=2e-4)
     rules = AdtAmortised(Linf(EPS), ExplicitPlayer(network, lam=0.5, lr=2e-3))
@@ -57,7 +47,9 @@ def test_three_steps_are_the_librarys(example, digits):
         loss, _ = example.adt_step(twin, g, f_optimizer, g_optimizer, x, y, EPS, 0.5, theirs)
         torch.testing.assert_close(loss, stats["game/adversarial_loss"], **close)
     torch.testing.assert_close(dict(twin.state_dict()), dict(f.state_dict()), **close)
-    torch.testing.assert_close(dict(g.state_dict()), renamed(network.body.state_dict()), **close)
+    torch.testing.assert_close(
+        dict(g.state_dict()), renamed(network.body.state_dict(), NAMES), **close
+    )
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import BatchNormNet, load_example
+from conftest import BatchNormNet, load_example, renamed
 
 from advgame.defender import Defender
 from advgame.games.l2l import L2L, Modes
@@ -22,16 +22,6 @@ NAMES = {"trunk.": "", "last.": "7.", ".shortcut.": ".shortcut.0."} | {
 }
 
 
-def renamed(state):
-    """The library's weights by the example's names."""
-    found = {}
-    for name, value in state.items():
-        for old, new in NAMES.items():
-            name = name.replace(old, new)
-        found[name] = value
-    return found
-
-
 @pytest.fixture(scope="module")
 def example():
     return load_example("l2l")
@@ -39,7 +29,7 @@ def example():
 
 def test_its_attacker_is_table_1s(example):
     wide = L2LNetwork((1, 8, 8), 1, "wide").body
-    example.Attacker(colours=1).load_state_dict(renamed(wide.state_dict()))
+    example.Attacker(colours=1).load_state_dict(renamed(wide.state_dict(), NAMES))
 
 
 def test_three_steps_are_the_librarys(example, digits):
@@ -48,7 +38,7 @@ def test_three_steps_are_the_librarys(example, digits):
         network = L2LNetwork((1, 8, 8), gradients=1, scaling="image")
         network.body = PlainBody(2, 1, (8, 8, 16))
     twin, g = copy.deepcopy(f), example.Attacker(colours=1, blocks=(8, 8, 16)).double()
-    g.load_state_dict(renamed(network.double().body.state_dict()))
+    g.load_state_dict(renamed(network.double().body.state_dict(), NAMES))
 
     defender = Defender(f, lr=0.1, momentum=0.9, weight_decay=2e-4)
     player = AttackerPlayer(network, lr=1e-3, weight_decay=2e-4)
@@ -66,7 +56,9 @@ def test_three_steps_are_the_librarys(example, digits):
         torch.testing.assert_close(losses, wanted, rtol=0, atol=1e-9)
     close = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(dict(twin.state_dict()), dict(f.state_dict()), **close)
-    torch.testing.assert_close(dict(g.state_dict()), renamed(network.body.state_dict()), **close)
+    torch.testing.assert_close(
+        dict(g.state_dict()), renamed(network.body.state_dict(), NAMES), **close
+    )
 
 
 @pytest.mark.slow

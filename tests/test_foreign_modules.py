@@ -20,16 +20,10 @@ from advgame.games.training import DefenderTraining
 from advgame.run.checkpoint import load_weights, save_weights
 from advgame.run.folder import RunFolder
 from advgame.run.loop import Trainer, TrainingPlan
-from advgame.targets import shipped
 from advgame.threat import Linf
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 BALL = Linf(0.15)
-
-
-@pytest.fixture(scope="module")
-def victim():
-    return shipped().model
 
 
 @pytest.fixture(scope="module")

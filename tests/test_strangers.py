@@ -24,7 +24,6 @@ from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.games.costs import perturbation_stats
 from advgame.imitation.recording import record
 from advgame.seeding import seeded_init
-from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import make_task, play
@@ -38,11 +37,6 @@ NAMES = (*(name for name in ATTACKS if not name.startswith("autoattack")), *LEAR
 PLAIN = ("pgd10", "mim", "kl-pgd", "cw-adam", "spsa", "fea", "aa:apgd-ce", "adt:exp-worst-of-10")
 KINDS = (*PLAIN, *LEARNED)
 READ_LOGITS = [name for name in KINDS if name != "attnet"]  # which asks the classifier nothing
-
-
-@pytest.fixture(scope="module")
-def victim():
-    return shipped().model
 
 
 @pytest.fixture(scope="module")

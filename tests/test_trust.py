@@ -1,7 +1,6 @@
 """What docs/trust.md promises of strangers' files: nothing that lies in them runs."""
 
 import json
-import os
 import pickle
 import sys
 from dataclasses import asdict, replace
@@ -10,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 import train_gail
+from conftest import Bomb
 from torch import nn
 
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.run.checkpoint import Checkpoints, load_weights
 from advgame.run.folder import RunFolder
-
-
-class Bomb:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def test_pickles_in_a_folder_are_not_run(tmp_path):

@@ -1,7 +1,6 @@
 """Weights files of any make: what is read, and in which words the rest is refused."""
 
 import argparse
-import os
 import pickle
 import warnings
 import zipfile
@@ -9,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import Bomb
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,16 +26,6 @@ DIGITS = ((1, 8, 8), 10)
 def net():
     with seeded_init(0):
         return make_classifier("small_cnn", *DIGITS).eval()
-
-
-class Bomb:
-    """Leaves a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def old(value, path):

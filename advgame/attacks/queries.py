@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from advgame.errors import InputError
+from advgame.checks import check_indices
 from advgame.losses import cross_entropy, dlr, margin
 from advgame.threat import Threat, per_image
 
@@ -35,15 +35,7 @@ class Choices(ABC):
         Raises:
             InputError: wrong shape or type, or an index outside 0..n-1.
         """
-        integral = not actions.is_floating_point() and actions.dtype != torch.bool
-        if actions.dim() != 2 or actions.shape[1] != len(self.sizes) or not integral:
-            raise InputError(
-                f"actions must be integer indices (B, {len(self.sizes)}), not "
-                f"{tuple(actions.shape)} of {actions.dtype}"
-            )
-        limit = torch.tensor(self.sizes, device=actions.device)
-        if not bool(((actions >= 0) & (actions < limit)).all()):
-            raise InputError(f"actions must lie in 0..n-1 with n = {self.sizes} per column")
+        check_indices(actions, self.sizes)
 
 
 class AttackState(ABC):

@@ -15,8 +15,9 @@ from advgame.evaluation.measure import evaluate
 from advgame.evaluation.overfitting import catastrophic_overfitting
 from advgame.evaluation.report import write_report
 from advgame.evaluation.verdicts import predict, score
+from advgame.games.training import PANELS
 from advgame.health import Death, deaths
-from advgame.run.curves import PANELS, Curves, Panels, game_figure, image_strip, save_figure
+from advgame.run.curves import Curves, Panels, game_figure, image_strip, save_figure
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import load_best
 from advgame.run.progress import telling
@@ -126,7 +127,7 @@ def judge(
         attacks: names from `advgame.evaluation.ATTACKS`.
         seed: of the attacks.
         title: of the curves; the data set's name when empty.
-        panels: of the curves, LAS-AT's when not given.
+        panels: of the curves: title -> unit, and tag -> label.
         respond: makes further attacks, by name, for the very classifier that is judged.
         which: weights are judged, the best by validation or the last; the others by PGD-20.
         measure: further numbers of the judged classifier, for the report; after ``respond``.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from advgame.checks import check_indices
 from advgame.errors import InputError, unknown
 
 CHOICES = ("eps", "steps", "step_size", "beta")
@@ -98,16 +99,8 @@ class StrategySpace:
         Raises:
             InputError: wrong shape or type, or an index outside its list.
         """
-        integral = not actions.is_floating_point() and actions.dtype != torch.bool
-        if actions.dim() != 2 or actions.shape[1] != len(self.sizes) or not integral:
-            raise InputError(
-                f"actions must be integer indices (B, {len(self.sizes)}), not "
-                f"{tuple(actions.shape)} of {actions.dtype}"
-            )
+        check_indices(actions, self.sizes)
         actions = actions.long()
-        limit = torch.tensor(self.sizes, device=actions.device)
-        if not bool(((actions >= 0) & (actions < limit)).all()):
-            raise InputError(f"actions must lie in 0..n-1 with n = {self.sizes} per column")
         unit = self.eps0 / 8
         eps, steps, size, *beta = (
             torch.tensor(values, device=actions.device)[actions[:, column]]

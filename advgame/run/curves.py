@@ -27,42 +27,6 @@ Rows = Sequence[Mapping[str, float]]
 Panels = dict[str, tuple[str, dict[str, str]]]
 """Panel title -> (unit of the y axis, columns of metrics.csv with their legends)."""
 
-PANELS: Panels = {
-    "Pay-offs": (
-        "per image",
-        {
-            "game/attacker_reward": "attacker reward",
-            "game/r1_loss": "R1: loss on adversarial examples",
-            "game/r2_robust": "R2: robust after look-ahead",
-            "game/r3_clean": "R3: clean after look-ahead",
-        },
-    ),
-    "Strategy means": (
-        "relative to the control PGD-10 at ε₀",
-        {
-            "strategy/eps_ratio": "ε / ε₀",
-            "strategy/steps_ratio": "steps / 10",
-            "strategy/step_size_ratio": "step size / (ε₀/4)",
-        },
-    ),
-    "Strategy entropy": (
-        "nats",
-        {
-            "strategy/entropy_eps": "ε",
-            "strategy/entropy_steps": "steps",
-            "strategy/entropy_step_size": "step size",
-        },
-    ),
-    "Validation accuracy": (
-        "share",
-        {
-            "eval/clean": "clean",
-            "eval/robust": "PGD-10 at ε₀",
-            "eval/fgsm": "FGSM at ε₀",
-        },
-    ),
-}
-
 
 class Curves:
     """TensorBoard events of a run.
@@ -110,9 +74,9 @@ class Curves:
 
 
 def game_figure(
-    rows: Rows, title: str, panels: Panels = PANELS, *, x: tuple[str, str] = ("epoch", "epoch")
+    rows: Rows, title: str, panels: Panels, *, x: tuple[str, str] = ("epoch", "epoch")
 ) -> Figure:
-    """Pay-offs, strategies and accuracies over time; empty panels are left out.
+    """Panels of curves over time, side by side; empty ones are left out.
 
     Args:
         rows: of metrics.csv.
