@@ -112,7 +112,7 @@ class Death:
 
     @property
     def name(self) -> str:
-        """A fixed word to search for."""
+        """The flag's name, such as ``dead_attacker_saturated``."""
         return f"dead_{self.player.replace('-', '_')}_{self.sign}"
 
     def as_dict(self) -> dict[str, str]:

@@ -151,7 +151,7 @@ class CoordinatewiseUpdater(Updater):
 
     @property
     def description(self) -> str:
-        """What this is, in a line."""
+        """What the updater is, in a line, for reports."""
         return f"one network for all coordinates, {'learning' if self.learn else 'frozen'}"
 
     def load_network(self, weights: dict[str, Tensor]) -> None:

@@ -239,8 +239,8 @@ class Job(jobs.Job[Config, Materials]):
         "--data-import": "--dataset takes package.module:function, too",
     }
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         found: dict[str, tuple[str, ...]] = {}
         folder = bool(config.what) and Path(config.what).is_dir()
         if not folder:

@@ -225,8 +225,8 @@ class Job(DefenderJob[Config, Any]):
     def purpose(self, config: Config) -> Criterion:
         return named(config.game).purpose
 
+    @override
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work."""
         if config.game in SCRIPTS:
             raise InputError(
                 f"{config.game} is not a game of this script: use {retold(SCRIPTS[config.game])}"
@@ -249,8 +249,8 @@ class Job(DefenderJob[Config, Any]):
                 raise InputError(f"{config.game} needs {word}" if value is None else lacks)
         return config
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         found: dict[str, tuple[str, ...]] = {}
         if config.game == "standard":
             found["--game standard"] = ("eps_ramp",)

@@ -185,16 +185,16 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
             )
         }
 
+    @override
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work."""
         config = super().check(config)
         if math.isnan(config.threshold):
             raise InputError("threshold must be a number: -inf pushes always")
         fitting(config, ball(config), config.draws)
         return config
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         width = () if config.generator == "resnet-3blocks" else ("ngf",)
         others = OF_OTHERS[config.method]
         return {f"--method {config.method}": others, f"--generator {config.generator}": width}

@@ -244,8 +244,8 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
 
     config = Config
 
+    @override
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work."""
         from advgame.seeding import derive_seed
 
         config = super().check(config)

@@ -340,8 +340,8 @@ class Job(jobs.Job[Config, None]):
                 "new run"
             )
 
+    @override
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work."""
         from advgame.seeding import derive_seed
         from agents.updaters import UPDATERS
 
@@ -358,8 +358,8 @@ class Job(jobs.Job[Config, None]):
         derive_seed(config.seed, "check")
         return config
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         found: dict[str, tuple[str, ...]] = {}
         source = f"--source {config.source}"
         if config.source != "discriminator":

@@ -125,8 +125,8 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     def purpose(self, config: Config) -> Criterion:
         return PURPOSES.get(config.attacker, "robust")
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         own = LEARNERS_OWN if config.attacker in CONTROLS else ()
         steps = () if config.attacker == "k-step" else ("steps",)
         ramp = ("eps_ramp",) if config.attacker == "plain" else ()
@@ -174,7 +174,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     def judging(
         self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
-        """Nothing further; the attacker becomes a file."""
+        """Saves the attacker to a file; the report gets nothing further."""
         from agents.attacker_file import NAME
 
         if network := network_of(game):

@@ -119,8 +119,8 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
         return PANELS
 
+    @override
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work."""
         config = super().check(config)
         if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
             raise InputError(
@@ -137,8 +137,8 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
         return config
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
         others = {"reinforce": (), "ppo": ("baseline",), "random": learners, "fixed": learners}
         fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")

@@ -164,7 +164,7 @@ def played(config: Config, shape: tuple[int, int, int], classes: int, device: An
 
 
 def fresh(config: Config, shape: tuple[int, int, int], classes: int) -> AttNet:
-    """An AttNet that knows nothing yet."""
+    """A new AttNet, of the settings' sizes and bounds."""
     from agents.attnet import AttNet
 
     made = config.hidden, config.dropout, config.bound, config.output_scale, config.centre
@@ -204,8 +204,8 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         """Plain training is for clean images."""
         return "clean" if config.defence == "plain" else "robust"
 
+    @override
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work."""
         from advgame.games.mixture import check_mixture
 
         config = super().check(config)
@@ -227,8 +227,8 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         fresh(config, (1, 2, 2), 2)
         return config
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         from advgame.games.mixture import FIXED
 
         whose: dict[str, tuple[Defence, ...]] = {

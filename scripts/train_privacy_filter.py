@@ -18,6 +18,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from typing_extensions import override
+
 from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.folder import Metrics, RunFolder
@@ -201,8 +203,8 @@ class Job(jobs.Job[Config, "Made"]):
 
     config = Config
 
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        """Why -> options that then change nothing."""
         games = (
             "rho", "solver", "gamma", "ascent_steps", "beams", "adversary", "steps", "batch_size",
             "lr", "adversary_lr", "weight_decay",

@@ -189,7 +189,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         return config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
 
     def descents(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
-        """Of the defender in the whole training."""
+        """How many steps the defender makes in the whole training."""
         return self.steps(config, data, fabric)
 
     def classifier(

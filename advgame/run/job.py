@@ -100,7 +100,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         return config
 
     def usual(self, config: ConfigT) -> ConfigT:
-        """The same with nothing else asked for."""
+        """The same settings with all other options at their defaults."""
         return self.defaults(**{name: getattr(config, name) for name in self.peeked})
 
     def check_resumed(self, config: ConfigT, typed: Collection[str]) -> None:

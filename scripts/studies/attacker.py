@@ -174,8 +174,8 @@ class AttackerStudy(Study[Config]):
         refuse_unasked(" ".join(self.config.test_on), "dataset", own)
         return own
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         config = self.config
         if not config.budgets:

@@ -88,7 +88,7 @@ class Config(StudyConfig):
 
 
 class FreshAttNets(Study[Config]):
-    """A cell is a fresh attacker."""
+    """The study of fresh AttNets: a cell trains one against a finished classifier."""
 
     about, files, ending = "A fresh AttNet", "attnet-{name}", ("Command: `{command}`.",)
     listed, identity = "curves", ("classifier", "scale", "centre", "rate", "seed")
@@ -111,8 +111,8 @@ class FreshAttNets(Study[Config]):
             refuse_unasked(" ".join(self.config.runs), "dataset", dataset)
         return load_data(dataset, self.config.data_dir, train_n=first["train_n"])
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         steps = self.config.steps
         if not steps or list(steps) != sorted(set(steps)):
@@ -246,7 +246,7 @@ def about_classifier(run: RunFolder, data: Splits) -> dict[str, Any]:
 
 
 def label(one: Run) -> str:
-    """Of a curve, its seed aside."""
+    """What a curve is called: classifier, scale, centring and rate, without the seed."""
     centred = "" if one["centre"] else ", not centred"
     return f"{one['classifier']}, scale {one['scale']:g}{centred}, rate {one['rate']:g}"
 

@@ -76,20 +76,20 @@ class Config(MethodsConfig):
 
 
 class CatAndMouseStudy(MethodsStudy[Config]):
-    """The paper's table 3 and figure 1."""
+    """The study of the cat-and-mouse game, with the paper's table 3 and figure 1."""
 
     about, script, methods = "Cat and mouse on {dataset}", train_cat_and_mouse, METHODS
     files = "cat_and_mouse_{dataset}"
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         for method in self.config.methods:
             if train_cat_and_mouse.job.parse(self.flags(method)).rounds < 4:
                 raise InputError("the answers need 4 rounds or more")
 
+    @override
     def cells(self) -> dict[str, list[str]]:
-        """Folder -> flags of every cell."""
         return {
             f"{method}-{eps.replace('/', '_')}-seed{seed}": [
                 *self.flags(method), "--seed", str(seed), "--eps", eps

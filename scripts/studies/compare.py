@@ -164,8 +164,8 @@ class Compare(MethodsStudy[Config]):
         recipe = split_flags(f"{RECIPES[self.config.dataset]} {self.config.extra}")
         return [*self.images(), *report, *recipe]
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         config = self.config
         super().check()
         if len(set(config.methods)) < len(config.methods):

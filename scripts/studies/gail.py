@@ -157,13 +157,13 @@ class Gail(TrainingStudy[Config]):
         asked = dict.fromkeys((*self.config.updaters, *self.config.controls))
         return sorted(asked, key=lambda m: (m in HEAVY, [*METHODS, m].index(m)))
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         provenance(self.config.env)
 
+    @override
     def cells(self) -> dict[str, list[str]]:
-        """Folder -> flags of every cell."""
         config, found = self.config, dict[str, list[str]]()
         shared = ["--env", config.env, "--preset", PRESETS[config.setting]]
         shared += ["--trajectories", str(config.trajectories), "--every", str(config.every)]

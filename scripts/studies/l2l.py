@@ -86,7 +86,7 @@ class Config(MethodsConfig):
 
 
 class L2LStudy(MethodsStudy[Config]):
-    """The paper's tables 2, 3 and 8."""
+    """The study of L2L and its controls, with the paper's tables 2, 3 and 8."""
 
     about, script, methods, curves = "L2L on {dataset}", train_l2l, METHODS, CURVES
     control = CONTROL

@@ -105,8 +105,8 @@ class LasStudy(MethodsStudy[Config]):
     about, script, methods, curves = "LAS-AT on {dataset}", train_las_at, PLAYERS, CURVES
     control = "random"
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         there = {*self.config.methods, *(run["method"] for run in self.earlier())}
         pairs = EQUAL_COMPUTE.values()

@@ -111,14 +111,14 @@ class Config(MethodsConfig):
 
 
 class MinimaxStudy(MethodsStudy[Config]):
-    """The paper's tables 3 to 5."""
+    """The study of Machine vs Machine's defences, with the paper's tables 3 to 5."""
 
     about, files = "Machine vs Machine on {dataset}-{model}-{eps}", "{dataset}-{model}-{eps}"
     script = train_minimax
     methods, curves = METHODS, CURVES
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         if missing := [name for name in (FGSM, "pgd20") if name not in self.config.attacks]:
             raise InputError(f"the tables need {missing[0]} among --attacks")

@@ -45,7 +45,7 @@ METHODS = {"minimax": "--defence minimax", "alt": "--defence alt"}
 
 @dataclass(frozen=True)
 class Config(MethodsConfig):
-    """Sweep the rates of both players."""
+    """Sweep the learning rates of both players."""
 
     dataset: Literal["digits", "mnist"] = "digits"
     model: str = "small_cnn"
@@ -66,14 +66,14 @@ class Config(MethodsConfig):
 
 
 class RatesStudy(MethodsStudy[Config]):
-    """Validation errors of every pair of rates."""
+    """The study of both players' learning rates, by their errors on validation images."""
 
     about, script, methods = "Rates of both players", train_minimax, METHODS
     files = "sweep-{dataset}-{model}-{eps}"
     ending = ("Cells made at commit {commits}.", "Command: `{command}`.")
 
+    @override
     def check(self) -> None:
-        """Refuse what cannot work, before any work."""
         super().check()
         if self.config.seeds > 1 or self.config.attacks:
             raise InputError("one seed chooses, on validation images: no --seeds, no --attacks")
@@ -86,8 +86,8 @@ class RatesStudy(MethodsStudy[Config]):
         config = self.config
         return [*report, *super().shared(), "--model", config.model, "--eps", config.eps]
 
+    @override
     def cells(self) -> dict[str, list[str]]:
-        """Folder -> flags of every cell."""
         config, made = self.config, dict[str, list[str]]()
         seed = str(config.first_seed)
         for game in config.methods:
