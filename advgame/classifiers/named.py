@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from advgame.classifiers.names import CLASSIFIERS, WIDE
-from advgame.classifiers.resnet import Published, preact_resnet18, resnet18, wide_resnet
+from advgame.classifiers.resnet import (
+    Published,
+    lean_resnet,
+    preact_resnet18,
+    resnet18,
+    wide_resnet,
+)
 from advgame.classifiers.small import MinimaxCNN, SmallCNN
 from advgame.errors import InputError, unknown
 
@@ -50,6 +56,8 @@ def _made(
         if min(shape[1:]) < 4:
             raise InputError(f"minimax_cnn needs images of at least 4x4 pixels, not {shape}")
         return MinimaxCNN(shape, classes)
+    if name == "lean_resnet":
+        return lean_resnet(classes, shape[0], normalise)
     if name == "resnet18":
         return resnet18(classes, shape[0], normalise)
     if name in PREACT:

@@ -14,6 +14,7 @@ from advgame.own_code import is_own_code, own_code
 CLASSIFIERS = (
     "small_cnn",
     "minimax_cnn",
+    "lean_resnet",
     "resnet18",
     "preact_resnet18",
     "preact_resnet18-las",
@@ -26,7 +27,7 @@ WIDE = re.compile(r"wrn-(\d+)-(\d+)(-swish)?")
 
 def is_built_in(name: str) -> bool:
     """Whether `advgame.classifiers.make_classifier` knows a network of that name."""
-    return name in CLASSIFIERS[:6] or WIDE.fullmatch(name) is not None
+    return name in CLASSIFIERS[:-2] or WIDE.fullmatch(name) is not None
 
 
 def check_model(name: str) -> None:

@@ -103,6 +103,7 @@ class ResidualNet(nn.Module):
         channels: colour channels of the images.
         normalise: first layer; identity when None.
         last_norm: with pre-activation: whether batch norm and ReLU come before the head.
+        strides: of the stem, and of the first block of each stage; the usual ones when None.
     """
 
     def __init__(
@@ -115,19 +116,20 @@ class ResidualNet(nn.Module):
         normalise: nn.Module | None = None,
         *,
         last_norm: bool = True,
+        strides: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        first, *downs = strides or (1, 1, *[2] * (len(stages) - 1))
         self.normalise = normalise or nn.Identity()
-        self.stem = _conv3x3(channels, stem)
+        self.stem = _conv3x3(channels, stem, first)
         preactivation = issubclass(block, PreActBlock)
         self.swish = block is SwishBlock
         self.bn_stem = nn.Identity() if preactivation else nn.BatchNorm2d(stem)
         blocks: list[nn.Module] = []
         width = stem
-        for stage, (out, count) in enumerate(stages):
+        for (out, count), down in zip(stages, downs, strict=True):
             for number in range(count):
-                stride = 2 if stage > 0 and number == 0 else 1
-                blocks.append(block(width, out, stride))
+                blocks.append(block(width, out, down if number == 0 else 1))
                 width = out
         self.blocks = nn.Sequential(*blocks)
         self.bn_last = nn.BatchNorm2d(width) if preactivation and last_norm else nn.Identity()
@@ -183,6 +185,18 @@ def preact_resnet18(
     """
     block, usual = RawShortcutBlock if published == "fast" else PreActBlock, published == "usual"
     return ResidualNet(block, 64, _FOUR_STAGES, classes, channels, normalise, last_norm=usual)
+
+
+def lean_resnet(
+    classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
+) -> ResidualNet:
+    """A network for 32x32 images on a CPU: 1.23 M parameters, 49 M multiplications per image.
+
+    One block per stage and a stem of stride 2, so that no layer sees the images at full size. A
+    CIFAR-10 epoch of N-FGSM takes about a minute of one thread in bf16.
+    """
+    stages, strides = ((32, 1), (64, 1), (128, 1), (256, 1)), (2, 1, 1, 2, 2)
+    return ResidualNet(PreActBlock, 32, stages, classes, channels, normalise, strides=strides)
 
 
 def wide_resnet(

@@ -223,7 +223,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
                 module = new_classifier(config.model, data.shape, data.classes, layer)
         if not is_built_in(config.model):
             check_classifier(module.to(fabric.device), data)
-        if fabric.device.type == "cuda":
+        if fabric.device.type == "cuda" or config.precision == "bf16-mixed":
             module = module.to(memory_format=torch.channels_last)
         if config.compile:
             module.compile()
