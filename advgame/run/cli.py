@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from advgame.errors import InputError
 from advgame.run.program import taken_names
@@ -29,6 +31,7 @@ def run_script(
     # MKL's sums depend on where in memory an array lies, unless told otherwise before its first
     # call; a resumed run would drift from the run that was never stopped.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    _keep_freed_memory()
     for screen in (sys.stdout, sys.stderr):
         if isinstance(screen, io.TextIOWrapper):
             screen.reconfigure(errors="backslashreplace")  # a terminal may not know what ε is
@@ -51,6 +54,21 @@ def run_script(
             _exit(f"too little memory: {str(problem).splitlines()[0]}", 1)
         except KeyboardInterrupt:
             _exit(f"interrupted; {stopped}", 130)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: it would hand a layer's activations back after each pass.
+
+    The kernel would then map and clear the same pages again for the next pass, which takes up to a
+    fifth of the time of a residual network. No arithmetic changes, nor the largest amount in use.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that it takes
+        mallopt(_M_TRIM_THRESHOLD, (2 << 30) - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
 
 
 def _exit(problem: Exception | str, code: int) -> None:

@@ -1,0 +1,128 @@
+"""Square (Andriushchenko et al. 2020, algorithms 1 and 2): random search with squares, in L∞.
+
+It asks for logits only. Each query moves one square, the same for all images, to a corner of the
+ball, and keeps it where the margin shrinks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advgame.attacks.apgd import logits_of
+from advgame.attacks.attack import Attack, AttackResult
+from advgame.attacks.boundary import attacked
+from advgame.attacks.shards import Shards
+from advgame.checks import check_logits
+from advgame.errors import InputError
+from advgame.losses import margin
+from advgame.threat import Linf
+
+# the share of the image that a square covers halves after so many queries
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+@dataclass(frozen=True)
+class Square(Attack):
+    """The Square attack with the margin loss; settings are those of AutoAttack standard.
+
+    Images that are misclassified leave the batch, and the others are shared out among torch's
+    threads.
+
+    Args:
+        threat: the L∞ ball, with one radius.
+        queries: squares that are tried.
+        share: of the image that the first squares cover.
+
+    Raises:
+        InputError: another norm, a radius per image, or no query.
+    """
+
+    threat: Linf
+    queries: int = 5000
+    share: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threat, Linf) or isinstance(self.threat.eps, Tensor):
+            raise InputError("Square takes an Linf ball with one eps for all images")
+        if self.queries < 1 or not 0 < self.share <= 1:
+            raise InputError("queries must be 1 or above, and share lie in (0, 1]")
+
+    def _draws(self) -> str:
+        return "a random search"
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        assert rng is not None
+        with attacked(model):
+            logits = logits_of(model, x)
+            if check:
+                check_logits(logits, y)
+            fooled, x_adv = logits.argmax(1) != y, x.clone()
+            rows, channels = (~fooled).nonzero()[:, 0], x.shape[1]
+            if not len(rows):
+                return AttackResult(x, None, fooled, len(x), 0)
+            # drawn for all images before they are shared out: stripes to begin with, then squares
+            stripes = torch.rand(
+                (len(rows), channels, 1, x.shape[3]), generator=rng, device=rng.device
+            )
+            drawn = torch.rand((self.queries, 2 + channels), generator=rng, device=rng.device)
+            squares = drawn.to(x)
+
+            def search(model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, ...]:
+                with torch.inference_mode():
+                    found = self._search(model, x, y, start, squares)
+                return tuple(one.clone() for one in found)  # usable outside of that mode
+
+            start = (x[rows] + self.threat.eps * (2 * stripes.to(x) - 1).sign()).clamp(0, 1)
+            found, fell, asked = Shards(model, x.device).run(search, x[rows], y[rows], start)
+            x_adv[rows[fell]], fooled[rows] = found[fell], fell
+        return AttackResult(x_adv, None, fooled, len(x) + int(asked.sum()), 0)
+
+    def _search(
+        self, model: nn.Module, x: Tensor, y: Tensor, best: Tensor, squares: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(where it was fooled, whether it was, queries) of each image."""
+        eps, rows = float(self.threat.eps), torch.arange(len(x), device=x.device)
+        low, high = (x - eps).clamp(0, 1), (x + eps).clamp(0, 1)
+        best = best.clone()  # rows of a tensor that other threads have rows of
+        found, asked, fooled = best.clone(), torch.zeros_like(y), torch.zeros_like(y) > 0
+        logits = model(best).float()
+        gap, fell = -margin(logits, y), logits.argmax(1) != y
+        asked += 1
+        for number, (down, right, *signs) in enumerate(squares):
+            if bool((done := gap <= 0).any()):
+                found[rows[done]], fooled[rows[done]] = best[done], fell[done]
+                y, best, low, high, rows, gap, fell = (
+                    one[~done] for one in (y, best, low, high, rows, gap, fell)
+                )
+            if not len(rows):
+                break
+            window = self._window(number, x.shape, down, right)
+            corner = 2 * eps * (2 * torch.stack(signs) - 1).sign().view(-1, 1, 1)
+            patch = (best[window] + corner).clamp(low[window], high[window])
+            point = best.clone()
+            point[window] = patch
+            logits = model(point).float()
+            now, wrong = -margin(logits, y), logits.argmax(1) != y
+            asked[rows] += 1
+            better = (now < gap) | (now <= 0)
+            best[window] = torch.where(better.view(-1, 1, 1, 1), patch, best[window])
+            gap, fell = torch.where(better, now, gap), torch.where(better, wrong, fell)
+        found[rows], fooled[rows] = best, fell
+        return found, fooled, asked
+
+    def _window(
+        self, number: int, shape: torch.Size, down: Tensor, right: Tensor
+    ) -> tuple[slice, slice, slice, slice]:
+        """The square of a query; the last row and column are reached by the largest ones only."""
+        height, width = shape[2:]
+        share = self.share / 2 ** sum(number > after for after in _HALVINGS)
+        side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        top, left = int((height - side) * down), int((width - side) * right)
+        whole = slice(None)
+        return whole, whole, slice(top, top + side), slice(left, left + side)
