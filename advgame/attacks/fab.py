@@ -96,9 +96,7 @@ class _Search:
             if not len(self.rows):
                 break
             self._towards_the_boundary()
-            with torch.inference_mode():
-                beyond = self.model(self.x_adv).argmax(1) != self.y
-            beyond = beyond.clone()  # a tensor made in inference mode indexes nothing outside
+            beyond = logits_of(self.model, self.x_adv).argmax(1) != self.y
             self.steps[self.rows] += 1
             fell = beyond & ((self.x_adv - self.x).abs().flatten(1).amax(1) <= self.eps)
             back = self.x + (self.x_adv - self.x) * _BETA

@@ -74,9 +74,8 @@ class Square(Attack):
             squares = drawn.to(x)
 
             def search(model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, ...]:
-                with torch.inference_mode():
-                    found = self._search(model, x, y, start, squares)
-                return tuple(one.clone() for one in found)  # usable outside of that mode
+                with torch.no_grad():
+                    return self._search(model, x, y, start, squares)
 
             start = (x[rows] + self.threat.eps * (2 * stripes.to(x) - 1).sign()).clamp(0, 1)
             found, fell, asked = Shards(model, x.device).run(search, x[rows], y[rows], start)
