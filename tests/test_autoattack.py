@@ -204,6 +204,13 @@ def test_passes_are_counted_whatever_thread_makes_them(net, digits, monkeypatch)
     assert counts[0][1] > 20 * 50
 
 
+def test_half_of_autoattack_says_that_it_is_no_headline(net, digits):
+    few = digits.test.first(4)
+    found = evaluate(net, few, Linf(0.4), ("autoattack-lite",))
+    assert "no number to quote" in found.notes[0]
+    assert not evaluate(net, few, Linf(0.4), ("aa:apgd-ce",)).notes
+
+
 def test_parts_that_are_ours_and_those_that_are_not():
     def own(part, threat=None, version="standard", classes=10):
         return AutoAttackPart(threat or Linf(0.1), part, version).own(classes)

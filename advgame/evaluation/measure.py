@@ -370,6 +370,8 @@ def _mask(bits: str) -> Tensor:
 def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int) -> Verdicts:
     """The verdicts of the whole evaluation from its finished cells."""
     verdicts = Verdicts({}, {}, {})
+    if "autoattack-lite" in plan and "autoattack" not in plan:
+        verdicts.notes.append("autoattack-lite is half of AutoAttack: no number to quote")
     for name, suite in plan.items():
         found: list[list[Cell]] = []  # part x batch
         for part, _ in suite:
