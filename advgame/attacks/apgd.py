@@ -113,11 +113,11 @@ def _targeted_dlr(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
 
 def _on_the_face(threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
     """A random point whose largest entry (L∞), or length (L2), is ε, clipped to [0, 1]."""
-    linf, place = threat.norm == "Linf", rng.device
-    if linf:
-        drawn = 2 * torch.rand(x.shape, generator=rng, device=place) - 1
+    drawn = torch.empty(x.shape, dtype=torch.float32, device=rng.device)
+    if threat.norm == "Linf":
+        drawn = 2 * drawn.uniform_(generator=rng) - 1
     else:
-        drawn = torch.randn(x.shape, generator=rng, device=place)
+        drawn = drawn.normal_(generator=rng)
     drawn = drawn.to(x)
     return (x + threat.eps * (drawn / per_image(threat.size(drawn) + 1e-12, x))).clamp(0, 1)
 

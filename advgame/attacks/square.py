@@ -67,17 +67,14 @@ class Square(Attack):
             if not len(rows):
                 return AttackResult(x, None, fooled, len(x), 0)
             # drawn for all images before they are shared out: stripes to begin with, then squares
-            stripes = torch.rand(
-                (len(rows), channels, 1, x.shape[3]), generator=rng, device=rng.device
-            )
-            drawn = torch.rand((self.queries, 2 + channels), generator=rng, device=rng.device)
-            squares = drawn.to(x)
+            stripes = _uniform((len(rows), channels, 1, x.shape[3]), rng).to(x)
+            squares = _uniform((self.queries, 2 + channels), rng).to(x)
 
             def search(model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, ...]:
                 with torch.no_grad():
                     return self._search(model, x, y, start, squares)
 
-            start = (x[rows] + self.threat.eps * (2 * stripes.to(x) - 1).sign()).clamp(0, 1)
+            start = (x[rows] + self.threat.eps * (2 * stripes - 1).sign()).clamp(0, 1)
             found, fell, asked = Shards(model, x.device).run(search, x[rows], y[rows], start)
             x_adv[rows[fell]], fooled[rows] = found[fell], fell
         return AttackResult(x_adv, None, fooled, len(x) + int(asked.sum()), 0)
@@ -125,3 +122,7 @@ class Square(Attack):
         top, left = int((height - side) * down), int((width - side) * right)
         whole = slice(None)
         return whole, whole, slice(top, top + side), slice(left, left + side)
+
+
+def _uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=rng.device).uniform_(generator=rng)
