@@ -55,7 +55,8 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         Box [0, 1] (C, H, W), the clean image, float32; (B, C, H, W) on the defender's device.
 
     Reward:
-        a·R1 + b·R2 + c·R3 per image with the chosen credit; the terms stand in ``info`` as
+        a·R1 + b·R2 + c·R3 per image with the chosen credit, or what ``rules`` have as
+        ``LasAt(threat, reward=...)``; the terms stand in ``info`` as
         ``r1``, ``r2``, ``r3``, each (B,). With ``reward_interval`` k they are computed on every
         k-th step; ``info["reward_valid"]`` (B,) says where, elsewhere the reward is 0.
 
@@ -145,6 +146,10 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         self.defender.check_batch(self.data.floats(slice(num_envs)))
         if reward_interval:
             self.defender.check_look_ahead()
+            some = torch.zeros(min(2, num_envs), len(self.space.sizes), dtype=torch.int64)
+            few = self.data.floats(slice(len(some))), self.data.labels[: len(some)]
+            chosen = self.space.decode(some.to(self.defender.device))
+            self.rules.try_reward(self.defender.module, *few, chosen)
         self._initial_weights = copy.deepcopy(self.defender.module.state_dict())
         self._initial_state = copy.deepcopy(self.defender.state_dict())
         self._batches: Batches | None = None

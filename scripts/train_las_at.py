@@ -15,15 +15,19 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from typing_extensions import override
 
 from advgame.choices import Credit, Preset
 from advgame.errors import InputError
+from advgame.games.spaces import BETAS, parse_space
+from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
-from advgame.run.options import Count, NotNegative, Positive
+from advgame.run.options import Count, NotNegative, Positive, Words
 from advgame.run.settings import PerturbedConfig, recipes
 from agents.settings import LEARNERS, PRESETS, Agent, Baseline
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from advgame.data import Splits
+    from advgame.games.las_at import Reward
     from advgame.run.curves import Panels
     from agents.las_at import StrategyGame
 
@@ -64,8 +69,13 @@ class Config(PerturbedConfig):
     """learning rate of the policy"""
     reward_interval: Count = 1
     """pay the attacker every k-th step, and let it learn then"""
-    space: str = "las-pgd-at-cifar10"
-    """lists of ε, steps and step sizes to choose from"""
+    space: Words = "las-pgd-at-cifar10"
+    """lists of ε, steps and step sizes to choose from: a name, or lists such as eps=4,6,8
+    steps=3,10 step_size=1,2 (and beta=1,6 with --objective trades), ε and step sizes in units of
+    ε₀/8"""
+    reward: str = ""
+    """instead of a·R1 + b·R2 + c·R3: package.module:function of your own code, which is called with
+    an advgame.games.Outcome, and returns (B,)"""
 
 
 # what a data set changes in Config
@@ -121,6 +131,11 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
     @override
     def check(self, config: Config) -> Config:
+        lists = parse_space(config.space)
+        if lists.beta and config.objective != "trades":
+            raise InputError("--space has a list of beta, which --objective trades alone has")
+        if config.reward:
+            own_code(config.reward).find()
         config = super().check(config)
         if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
             raise InputError(
@@ -138,11 +153,22 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         return config
 
     @override
+    def check_resumed(self, config: Config, typed: Collection[str]) -> None:
+        super().check_resumed(config, typed)
+        if config.reward and "reward" not in typed:
+            raise InputError(
+                f"this run is paid by your code {config.reward}: to go on, type --reward "
+                f"{shlex.quote(config.reward)} again (nothing that a folder names is run unasked)"
+            )
+
+    @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval")
+        learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval", "reward")
         others = {"reinforce": (), "ppo": ("baseline",), "random": learners, "fixed": learners}
         fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
         found = {f"--agent {config.agent}": (*fixed, *others[config.agent])}
+        if config.reward:
+            found["--reward"] = ("credit",)
         if config.objective != "trades":
             found[f"--objective {config.objective}"] = ("fixed_beta",)
         return found
@@ -150,7 +176,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     def game(self, config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         """The environment, which owns defender and rules, and the player."""
         from advgame.games.las_at import LasAt, LasTrades
-        from advgame.games.strategy import BETAS, strategy_space
+        from advgame.games.strategy import strategy_space
         from agents.las_at import StrategyGame, make_player
         from envs.strategy_selection import StrategySelectionVectorEnv
 
@@ -161,6 +187,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             start="eps0" if repo else "own",
             look_ahead_mode="train" if repo else "eval",
             clamp=config.clamp,
+            reward=cast("Reward", own_code(config.reward)) if config.reward else None,
         )
         env = StrategySelectionVectorEnv(
             config.batch_size,

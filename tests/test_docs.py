@@ -31,7 +31,8 @@ CLAIMS = {
     ("games", 1): lambda n, said: said.count("1.0") == 4 and "[]" in said,  # no flag
     ("imitation", 1): lambda n, said: n[0] >= 8,  # a true return, of CartPole
     ("imitation", 2): lambda n, said: -150 < n[0] < 0,
-    ("las_at", 0): lambda n, said: said == "True\n",
+    ("las_at", 0): lambda n, said: n[0] < n[1],  # a price has been taken off R1
+    ("las_at", 1): lambda n, said: "[3 2 2]" in said and 0.075 < n[-1] < 0.15,
     ("l2l", 0): lambda n, said: n[1] < n[0],  # the attacker learns
     ("minimax", 0): lambda n, said: n[1] < n[0],
     ("solvers", 0): lambda n, said: n[0] > 1 > n[2] and n[1] < 0.1,

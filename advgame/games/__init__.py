@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from advgame.games.free import Free
     from advgame.games.gail import Gail
     from advgame.games.l2l import L2L
-    from advgame.games.las_at import LasAt, LasTrades
+    from advgame.games.las_at import LasAt, LasTrades, Outcome, Payoffs
     from advgame.games.minimax import Minimax, SensitivityTraining
     from advgame.games.mixture import Mixture
     from advgame.games.pairing import LogitPairing, Mart, Trades
@@ -44,7 +44,9 @@ __all__ = [
     "Mart",
     "Minimax",
     "Mixture",
+    "Outcome",
     "Passes",
+    "Payoffs",
     "Rules",
     "SensitivityTraining",
     "Strategies",

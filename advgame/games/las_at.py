@@ -5,7 +5,8 @@ the target network f_θ (here the defender), in the order of the paper's algorit
 chose the strategies a = (ε, T, α), per image, and is paid for them by `LasAt.pay`, again per image:
     R = a·R1 + b·R2 + c·R3
 R1: loss of f_θ on the adversarial examples; R2, R3: whether f_θ̂ is right on the attacked and on
-the clean image, where θ̂ is θ after a one-step look-ahead. R1 is zero-sum against the defender's
+the clean image, where θ̂ is θ after a one-step look-ahead. A reward of your own takes its place as
+``LasAt(threat, reward=...)``, a function of `Outcome`. R1 is zero-sum against the defender's
 training loss, R2 and R3 reward what helps the defender: as published, a general-sum game.
 
 `envs.strategy_selection` plays it with actions and rewards; a policy learns by `agents.reinforce`.
@@ -13,13 +14,14 @@ training loss, R2 and R3 reward what helps the defender: as published, a general
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, AttackResult, GradientAttack, LabelFree, pgd
+from advgame.attacks import Attack, AttackResult, GradientAttack, LabelFree, attacked, pgd
 from advgame.choices import BatchNormMode, Credit
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -48,6 +50,42 @@ class Payoffs:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a paid step of LAS-AT measured: what a reward of your own is made of.
+
+    Nothing here has a gradient, and the networks are in evaluation mode. What a reward asks of them
+    is not counted in the cost of the step.
+
+    Args:
+        x: clean images (B, C, H, W) in [0, 1].
+        x_adv: adversarial examples of the strategies, the same shape, before any clamp.
+        y: labels (B,).
+        strategies: that were played; after the ramp of ε where there is one.
+        loss: (B,) of f_θ on the adversarial examples: the whole objective in LAS-TRADES.
+        robust: (B,) 1 where f_θ̂ is right under PGD-10, 0 elsewhere.
+        clean: (B,) 1 where f_θ̂ is right on the clean image, 0 elsewhere.
+        payoffs: the published terms R1, R2, R3 and their reward, under the credit asked for.
+        model: f_θ, the defender before it learns from ``x_adv``.
+        ahead: f_θ̂, after the one-step look-ahead; the next step overwrites it.
+    """
+
+    x: Tensor
+    x_adv: Tensor
+    y: Tensor
+    strategies: Strategies
+    loss: Tensor
+    robust: Tensor
+    clean: Tensor
+    payoffs: Payoffs
+    model: nn.Module
+    ahead: nn.Module
+
+
+Reward = Callable[[Outcome], Tensor]
+"""What each image's strategy earns, (B,)."""
+
+
+@dataclass(frozen=True)
 class StepResult(DefenderStep):
     """What one step did; ``payoffs`` are the attacker's, or None where it was not paid."""
 
@@ -70,6 +108,8 @@ class LasAt:
         look_ahead_mode: batch-norm mode of the look-ahead attack; the published code's is train.
         loss: what the attack ascends and R1 pays.
         cap: R1 lies in [0, cap], R2 and R3 in [-cap, cap]; published: 10, LAS-TRADES 20.
+        reward: a reward of your own, a function of `Outcome` that returns (B,); None is R. The
+            terms R1, R2, R3 are then logged as they are without it.
         clamp: pull what the defender learns from back into the ball of ε₀, so that a larger ε
             changes the attack's path only (LAS-AWP); R1 is paid before that.
 
@@ -95,6 +135,7 @@ class LasAt:
     loss: Loss = cross_entropy
     cap: float = 10.0
     clamp: bool = False
+    reward: Reward | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.threat.eps, Tensor):
@@ -203,6 +244,10 @@ class LasAt:
                     )
             cost += _passes(held) + 1 + (held.fooled is None)
             payoffs = self.pay(loss, robust.float(), clean.float(), credit)
+            if self.reward is not None:
+                told = (loss, robust.float(), clean.float(), payoffs)
+                seen = Outcome(x, made.x_adv, y, strategies, *told, defender.module, f_ahead)
+                payoffs = replace(payoffs, reward=self._own_reward(seen))
 
         # θ ← θ - λ g, by the defender's own optimiser, with its momentum
         defender.step()
@@ -211,7 +256,7 @@ class LasAt:
         return StepResult(x_adv, losses, stats, payoffs)
 
     def pay(self, loss: Tensor, robust: Tensor, clean: Tensor, credit: Credit) -> Payoffs:
-        """The reward R = a·R1 + b·R2 + c·R3 of each image's strategy: change it here.
+        """The reward R = a·R1 + b·R2 + c·R3 of each image's strategy, as published.
 
         Args:
             loss: (B,) of f_θ on the adversarial examples.
@@ -235,6 +280,40 @@ class LasAt:
         r3 = self.c * r3.clamp(-self.cap, self.cap)
         reward = r1 + (r2 + r3).mean() if credit == "mixed" else r1 + r2 + r3
         return Payoffs(r1, r2, r3, reward)
+
+    def try_reward(self, model: nn.Module, x: Tensor, y: Tensor, strategies: Strategies) -> None:
+        """Refuse a reward of your own that fails, before any work; θ̂ is θ here, x' is x.
+
+        Args:
+            model: the classifier; left as it was.
+            x: a few images (B, C, H, W).
+            y: (B,).
+            strategies: of as many images.
+
+        Raises:
+            InputError: what it returned.
+        """
+        if self.reward is None:
+            return
+        with attacked(model), torch.no_grad():
+            loss = self.objective(model, x, x, y, strategies, self.loss)
+            right = (model(x).argmax(1) == y).float()
+        told = (loss, right, right, self.pay(loss, right, right, "sample"))
+        self._own_reward(Outcome(x, x, y, strategies, *told, model, model))
+
+    def _own_reward(self, seen: Outcome) -> Tensor:
+        """The reward of your own, looked at."""
+        assert self.reward is not None
+        with attacked(seen.model), torch.no_grad():
+            reward: object = self.reward(seen)
+        want, words = tuple(seen.y.shape), f"a {type(reward).__name__}"
+        if isinstance(reward, Tensor):
+            words = f"{reward.dtype} of shape {tuple(reward.shape)}"
+            if tuple(reward.shape) == want and reward.is_floating_point():
+                if bool(torch.isfinite(reward).all()):
+                    return reward.detach().to(seen.loss)
+                words = "NaN or infinity"
+        raise InputError(f"a reward returns finite floats {want}, one per image, not {words}")
 
     def _stats(
         self, losses: Tensor, payoffs: Payoffs | None, strategies: Strategies

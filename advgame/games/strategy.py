@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from advgame.checks import check_indices
-from advgame.errors import InputError, unknown
-
-CHOICES = ("eps", "steps", "step_size", "beta")
-"""What a strategy consists of, in the order of an action's columns; β in LAS-TRADES only."""
+from advgame.errors import InputError
+from advgame.games.spaces import BETAS as BETAS
+from advgame.games.spaces import CHOICES as CHOICES
+from advgame.games.spaces import SPACES as SPACES
+from advgame.games.spaces import check_list, parse_space
 
 EPS_CAP = 0.5
 """From ε = 0.5 on, every image can become the same grey in L∞, and nothing is left to learn."""
@@ -68,12 +69,21 @@ class StrategySpace:
     def __post_init__(self) -> None:
         if self.eps0 <= 0:
             raise InputError(f"eps must be above 0, not {self.eps0}")
-        kept = tuple(u for u in self.eps_units if u * self.eps0 / 8 < self.eps_cap)
-        object.__setattr__(self, "eps_units", kept)
+        if self.eps_units and not self.below_cap():
+            raise InputError(
+                f"every choice of ε reaches {self.eps_cap:g}, from where on all images can become "
+                "the same grey; in L2 give the space its eps_cap"
+            )
+        object.__setattr__(self, "eps_units", self.below_cap())
         for name in ("eps_units", "steps", "step_size_units", "betas"):
-            values = getattr(self, name)
-            if (not values and name != "betas") or any(value <= 0 for value in values):
-                raise InputError(f"{name} must be a list of numbers above 0, not {values}")
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if values or name != "betas":
+                check_list(name, values)
+
+    def below_cap(self) -> tuple[float, ...]:
+        """The choices of ε, in units of ε₀/8, that lie below ``eps_cap`` in pixels."""
+        return tuple(unit for unit in self.eps_units if unit * self.eps0 / 8 < self.eps_cap)
 
     @property
     def lists(self) -> tuple[tuple[float, ...], ...]:
@@ -126,36 +136,31 @@ class StrategySpace:
         return tuple(values.index(value) for value, values in zip(wanted, self.lists, strict=True))
 
 
-def _upto(low: int, high: int) -> tuple[int, ...]:
-    return tuple(range(low, high + 1))
-
-
-# ε, steps, step sizes of the published command lines (LAS-AT's README); "centred" is ours: its
-# means are PGD-AT's ε₀, 10 steps and ε₀/4, so that random draws from it differ in variety only
-SPACES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
-    "las-pgd-at-cifar10": (_upto(3, 15), _upto(3, 14), _upto(1, 5)),
-    "las-pgd-at-cifar100": (_upto(3, 15), _upto(3, 12), _upto(1, 5)),
-    "las-pgd-at-tiny": (_upto(3, 15), _upto(3, 14), _upto(1, 5)),
-    "las-awp-cifar10": (_upto(7, 15), _upto(8, 16), _upto(2, 5)),
-    "las-awp-cifar100": (_upto(7, 15), _upto(8, 15), _upto(2, 5)),
-    "las-trades-cifar10": (_upto(5, 9), _upto(7, 14), _upto(2, 4)),
-    "las-trades-cifar100": (_upto(5, 10), _upto(7, 14), _upto(2, 4)),
-    "centred": (_upto(3, 13), _upto(6, 14), _upto(1, 3)),
-}
-
-
-BETAS = _upto(5, 9)
-"""LAS-TRADES' choices of β, on all data sets."""
-
-
 def strategy_space(
-    preset: str, eps0: float, betas: tuple[float, ...] = (), eps_cap: float = EPS_CAP
+    space: str, eps0: float, betas: tuple[float, ...] = (), eps_cap: float = EPS_CAP
 ) -> StrategySpace:
-    """The published space ``preset`` at the radius ``eps0``, with choices of β if there are any.
+    """A space by its published name, or of lists as a person types them.
+
+    Args:
+        space: a name of `SPACES`, or ``"eps=4,6,8 steps=3,10 step_size=1,2"``.
+        eps0: ε₀, the radius that the defender is judged at.
+        betas: choices of β where the game has them, unless ``space`` has a list of them.
+        eps_cap: as in `StrategySpace`.
 
     Raises:
-        InputError: unknown preset.
+        InputError: an unknown name, lists that no attack can use, a list of β where the game has
+            none, or a typed ε that reaches ``eps_cap``.
     """
-    if preset not in SPACES:
-        raise unknown("strategy space", preset, SPACES)
-    return StrategySpace(eps0, *SPACES[preset], betas, eps_cap)
+    lists = parse_space(space)
+    if lists.beta and not betas:
+        raise InputError("--space has a list of beta, which --objective trades alone has")
+    made = StrategySpace(
+        eps0, lists.eps, lists.steps, lists.step_size, (lists.beta or betas), eps_cap
+    )
+    if lists.typed and len(made.eps_units) < len(lists.eps):
+        largest = lists.eps[-1]
+        raise InputError(
+            f"--space: an eps of {largest:g} is {largest * eps0 / 8:.3g} in pixels, and from "
+            f"{eps_cap:.3g} on all images can become the same grey: leave it away"
+        )
+    return made

@@ -65,6 +65,18 @@ Names = Annotated[
     ),
 ]
 
+# An option that is one text, whose words may be typed with quotes around them or without
+Words = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME",
+        instance_from_str=" ".join,
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    ),
+]
+
 
 def _norm(words: Sequence[str]) -> str:
     """The norm that a person typed in any case, also as l_2 or l-inf."""
