@@ -45,7 +45,7 @@ class OwnCode:
         """Whether there is a module or package of the first word; nothing is run."""
         top = self.module.split(".")[0]
         try:
-            with _here():
+            with in_this_folder():
                 return top in sys.modules or importlib.util.find_spec(top) is not None
         except (ImportError, ValueError):
             return False
@@ -73,7 +73,7 @@ class OwnCode:
             InputError: no such module or attribute, or it fails.
         """
         try:
-            with _here():
+            with in_this_folder():
                 found = importlib.import_module(self.module)
                 for part in self.attribute.split("."):
                     found = getattr(found, part)
@@ -107,7 +107,7 @@ class OwnCode:
 
 
 @contextlib.contextmanager
-def _here() -> Iterator[None]:
+def in_this_folder() -> Iterator[None]:
     """Within the block the present folder is looked in first."""
     here = str(Path.cwd())
     sys.path.insert(0, here)

@@ -19,6 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
+from advgame.own_code import in_this_folder
 from envs.pictures import cart_pole_picture, fitted, mountain_car_picture
 
 
@@ -197,9 +198,11 @@ class GymnasiumTask(Task):
     def __init__(self, env_id: str, rows: int, render_mode: str | None = None) -> None:
         try:
             # the time limit is the caller's to count
-            self._envs = [
-                gym.make(env_id, max_episode_steps=-1, render_mode=render_mode) for _ in range(rows)
-            ]
+            with in_this_folder():  # a module may lie in it
+                self._envs = [
+                    gym.make(env_id, max_episode_steps=-1, render_mode=render_mode)
+                    for _ in range(rows)
+                ]
             spec = gym.spec(registered(env_id))
         except (gym.error.Error, ImportError, ValueError) as error:
             raise InputError(f"cannot make {env_id!r}: {error}") from error

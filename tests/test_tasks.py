@@ -1,5 +1,7 @@
 """Tasks under imitation: dynamics, starts and ends are Gymnasium's."""
 
+import sys
+
 import gymnasium as gym
 import pytest
 import torch
@@ -109,6 +111,19 @@ def test_any_gymnasium_environment_plays(env_id, rng):
     peer = gym.make(env_id, max_episode_steps=-1)
     seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)))
     assert torch.allclose(before[0], torch.as_tensor(peer.reset(seed=seed)[0]).float())
+
+
+def test_a_task_of_ones_own_may_lie_in_the_present_folder(tmp_path, monkeypatch):
+    """As what is named by ``--model``: a command does not search that folder otherwise."""
+    (tmp_path / "own_task.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Own-v0', CartPoleEnv, max_episode_steps=9)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert make_task("own_task:Own-v0", 1).horizon == 9
+    assert sys.path == before
 
 
 def test_tasks_that_cannot_be_imitated():

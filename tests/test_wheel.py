@@ -210,8 +210,8 @@ def test_a_training_is_stopped_goes_on_and_is_judged(project):
 
 
 @pytest.mark.slow
-def test_studies_and_processes_work_from_the_wheel(project):
-    """A study's cells and Fabric's processes run the scripts, and speak as the command."""
+def test_a_study_works_from_the_wheel(project):
+    """Its cells are processes, which run the scripts and speak as the command."""
     extra = f"--extra={shlex.join([*TINY[:4], '--epochs', '1'])}"
     words = ["study", "l2l", "--methods", "plain", "--seeds", "1", "--attacks", "fgsm", extra]
     project("advgame", *words)
@@ -220,12 +220,21 @@ def test_studies_and_processes_work_from_the_wheel(project):
     assert noted.startswith("advgame train-l2l --dataset digits")
     table = (project.root / "results" / "l2l" / "digits.md").read_text()
     assert f"`advgame {shlex.join(words)}`" in table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["advgame", "python -m advgame"])
+def test_a_training_in_two_processes_works_from_the_wheel(project, start):
+    """Fabric starts the second one by the script's path."""
     two = ["train-las-at", "--devices", "2", "--epochs", "1", "--train-n", "128", *TINY[2:]]
-    for start in (["advgame"], ["python", "-m", "advgame"]):
-        assert "report.md" in project(*start, *two).out
+    assert "report.md" in project(*start.split(), *two, "--name", f"of{len(start)}").out
+
+
+@pytest.mark.slow
+def test_imitation_works_from_the_wheel(project):
+    """Its demonstrations are data of the package."""
     gail = ["train-gail", "--iterations", "10", "--episodes", "2", "--name", "imitator"]
     assert "true return" in project("advgame", *gail).out
-    assert project("advgame", "benchmark", "--help").out.startswith("usage: advgame benchmark")
 
 
 @pytest.mark.slow
