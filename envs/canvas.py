@@ -16,7 +16,7 @@ Point = tuple[float, float]
 Array = np.ndarray[Any, Any]
 
 INK, PALE, GRID = (33, 37, 41), (134, 142, 150), (222, 226, 230)
-BLUE, RED, GREEN = (28, 100, 180), (205, 50, 50), (40, 140, 70)
+BLUE, RED, GREEN, WOOD = (28, 100, 180), (205, 50, 50), (40, 140, 70), (186, 120, 60)
 _FINE = 2  # drawn at twice the size and averaged, which smooths the edges
 
 

@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 from typing_extensions import override
 
-from envs.canvas import BLUE, GREEN, GRID, INK, PALE, RED, Array, Canvas, Chart, Colour
+from envs.canvas import BLUE, GREEN, GRID, INK, PALE, RED, WOOD, Array, Canvas, Chart, Colour
 
 WIDTH, HEIGHT = 600, 400
 _SEEN = TypeVar("_SEEN")
@@ -145,8 +145,9 @@ def strategy_picture(
             canvas.dot((x, y), 6 if i == chosen else 2.5, RED if i == chosen else PALE)
         if chosen is not None:
             canvas.text((272, y), options[chosen], size=12, colour=RED, anchor="lm")
-    parts = " + ".join(f"{k} {v:.2f}" for k, v in terms.items() if k != "loss")
-    title = f"reward = {parts}" if parts else "reward"
+    parts = ", ".join(f"{k} {v:.2f}" for k, v in terms.items() if k != "loss")
+    canvas.text((354, 238), parts, size=12, colour=PALE)
+    title = f"reward {rewards[-1]:.2f}" if rewards else "reward"
     span = 1, max(len(rewards), 10)
     chart = Chart(canvas, (354, 274), (230, 96), span, rewards, title)
     chart.ticks([first := step - len(rewards) + 1, first + span[1] - 1])
@@ -208,8 +209,8 @@ def cart_pole_picture(position: float, angle: float, *, reach: float, length: fl
     for wheel in (-18, 18):
         canvas.dot((centre + wheel, ground - 7), 7, INK)
     canvas.box((centre - 30, top), 60, 22, BLUE)
-    canvas.line([(centre, top + 4), tip], (186, 120, 60), 8)
-    canvas.dot(tip, 4, (186, 120, 60))
+    canvas.line([(centre, top + 4), tip], WOOD, 8)
+    canvas.dot(tip, 4, WOOD)
     canvas.dot((centre, top + 4), 4, INK)
     return canvas.array()
 

@@ -1,7 +1,9 @@
 """README and docs: their code runs, their tables are the code's, their links lead somewhere."""
 
 import ast
+import inspect
 import re
+import runpy
 import shlex
 import tempfile
 import tomllib
@@ -12,33 +14,41 @@ import pytest
 import tyro
 from conftest import ROOT
 
-import envs
 from advgame.attacks import gradient_steps, patches
 from advgame.health import SIGNS
-from envs.attack import AttackVectorEnv
 from envs.queries import Shared
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENVS = {  # a page each
+    "StrategySelection": "strategy_selection_v0",
+    "Attack": "attack_v0",
+    "BlackBoxAttack": "black_box_attack_v0",
+    "GAILCartPole": "gail_cart_pole_v0",
+    "GAILMountainCar": "gail_mountain_car_v0",
+}
 
 
 NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
 # what the words around a block say of what it prints: (numbers, text) -> whether it is so
 CLAIMS = {
     ("adt", 0): lambda n, said: n[1] < n[5],  # λ spreads the distribution
-    ("attack", 0): lambda n, said: n[1] > 0.2,  # random choices bring 0.1
+    ("attack_v0", 1): lambda n, said: n[1] > 0.2,
+    ("black_box_attack_v0", 1): lambda n, said: n[0] > 0,  # episodes
     ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers
     ("games", 0): lambda n, said: n[0] == 33,  # TRADES' 27 of the table, and 6 for AWP
     ("games", 1): lambda n, said: said.count("1.0") == 4 and "[]" in said,  # no flag
-    ("imitation", 1): lambda n, said: n[0] >= 8,  # a true return, of CartPole
-    ("imitation", 2): lambda n, said: -150 < n[0] < 0,
+    ("environments", 0): lambda n, said: n[:2] == [600, 400] and 2 <= n[2] <= 10,
+    ("environments", 3): lambda n, said: said.split()[-2:] == ["False", "False"],
+    ("gail_cart_pole_v0", 1): lambda n, said: n[0] >= 8,  # a true return
+    ("gail_mountain_car_v0", 1): lambda n, said: n[0] == -200,  # nobody leads it up the hill
+    ("imitation", 1): lambda n, said: -150 < n[0] < 0,
     ("las_at", 0): lambda n, said: n[0] < n[1],  # a price has been taken off R1
     ("las_at", 1): lambda n, said: "[3 2 2]" in said and 0.075 < n[-1] < 0.15,
     ("l2l", 0): lambda n, said: n[1] < n[0],  # the attacker learns
     ("minimax", 0): lambda n, said: n[1] < n[0],
     ("solvers", 0): lambda n, said: n[0] > 1 > n[2] and n[1] < 0.1,
     ("solvers", 1): lambda n, said: n[0] < n[1] == 2.30,
-    ("strategy_selection", 1): lambda n, said: n[1] == 8,  # 256 decisions, 32 a step
-    ("strategy_selection", 2): lambda n, said: said.split()[-2:] == ["False", "False"],
+    ("strategy_selection_v0", 1): lambda n, said: n[1] == 8,  # 256 decisions, 32 a step
     ("updaters", 1): lambda n, said: n[1] < n[0],  # it has learned more than Adam
 }
 
@@ -61,10 +71,10 @@ def test_code_on_the_pages_runs_as_it_stands(page, number, capsys, tmp_path, mon
         assert claim([float(one) for one in re.findall(NUMBER, said)], said)
 
 
-@pytest.mark.parametrize("page", ["strategy_selection", "attack", "imitation"])
+@pytest.mark.parametrize("page", ENVS.values())
 def test_each_environments_page_has_a_short_ppo(page):
     """README promises 15 lines."""
-    ppo = next(code for code in blocks(ROOT / "docs" / f"{page}.md") if "import PPO" in code)
+    ppo = next(code for code in blocks(ROOT / "docs" / "envs" / f"{page}.md") if "PPO" in code)
     assert len([line for line in ppo.splitlines() if line.strip()]) <= 15
 
 
@@ -72,30 +82,65 @@ def test_every_claim_is_of_a_block_that_there_is():
     assert CLAIMS.keys() <= {(page.stem, i) for page in PAGES for i in range(len(blocks(page)))}
 
 
-@pytest.mark.parametrize("table", [gradient_steps.FEATURES, patches.FEATURES])
-def test_the_tables_of_features_are_the_codes(table):
-    text = (ROOT / "docs" / "attack.md").read_text()
-    for name, words in table.items():
+@pytest.mark.parametrize(
+    ("page", "module"), [("attack", gradient_steps), ("black_box_attack", patches)]
+)
+def test_the_tables_of_features_are_the_codes(page, module):
+    text = (ROOT / "docs" / "envs" / f"{page}_v0.md").read_text()
+    for name, words in module.FEATURES.items():
         shown = re.sub(r"\|([a-z ]+)\|", r"abs(\1)", words)
         assert f"| `{name}` | {shown} |" in text
 
 
-def test_every_environment_has_a_page_with_a_picture():
-    text = "".join(page.read_text() for page in PAGES)
-    for name in (name for name in gym.registry if name.startswith("advgame/")):
-        assert name.split("/")[1] in text
+# what Gymnasium's own pages are made of
+HEADS = (
+    "Description", "Action space", "Observation space", "Rewards", "Starting state", "Episode end",
+    "Arguments", "Your own PPO on it", "Version history",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "page"), ENVS.items())
+def test_every_environment_has_a_page_of_its_own(name, page):
+    text = (ROOT / "docs" / "envs" / f"{page}.md").read_text()
+    assert text.startswith(f"# {name}-v0\n\n![")
+    assert f"({page}.gif)\n" in text
+    assert (ROOT / "docs" / "envs" / f"{page}.gif").stat().st_size < 300_000
+    assert tuple(re.findall(r"^## (.*)$", text, re.MULTILINE)) == HEADS
+    env = gym.make(f"advgame/{name}-v0").unwrapped
+    assert f"| action space | `{' '.join(str(env.action_space).split())}` |" in text
+    assert f"{env.observation_space.shape}, float32)`" in text
+    arguments = set(inspect.signature(env.vector).parameters)
+    if "Attack" in name:
+        arguments = (arguments - {"shared"}) | set(Shared.__annotations__)
+    table = text.split("## Arguments")[1].split("## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {one for row in rows for one in re.findall(r"`(\w+)`", row)} == arguments
+
+
+def test_no_environment_is_without_a_page():
+    assert {f"advgame/{name}-v0" for name in ENVS} == {
+        name for name in gym.registry if name.startswith("advgame/")
+    }
     for page in PAGES:
         for link in re.findall(r"!\[.*?\]\((.*?)\)", page.read_text()):
             assert (page.parent / link).exists()
-    assert envs.__doc__
-
-
-def test_the_pages_name_every_argument_and_choice():
-    text = (ROOT / "docs" / "attack.md").read_text()
-    for name in (*AttackVectorEnv.__init__.__kwdefaults__, *Shared.__annotations__):
-        assert f"`{name}`" in text
+    text = (ROOT / "docs" / "envs" / "attack_v0.md").read_text()
     for name in (*gradient_steps.LOSSES, *gradient_steps.DIRECTIONS, *gradient_steps.MOVES):
         assert name in text
+    text = (ROOT / "docs" / "environments.md").read_text()
+    for name in ENVS:
+        spec = gym.spec(f"advgame/{name}-v0")
+        said = next(row for row in text.splitlines() if row.startswith(f"| `{name}-v0` |"))
+        for column, value in ((2, spec.max_episode_steps), (3, spec.reward_threshold)):
+            cell = said.split("|")[column].strip()
+            assert cell.startswith("none" if value is None else str(value))
+
+
+def test_the_films_of_the_pages_are_drawn_by_their_command(tmp_path):
+    """Their beginnings; what is drawn, tests/test_pictures.py says."""
+    draw = runpy.run_path(str(ROOT / "docs" / "envs" / "draw.py"))
+    draw["main"](tmp_path, 0.02)
+    assert {path.stem for path in tmp_path.glob("*.gif")} == set(ENVS.values())
 
 
 def anchors(page):
@@ -149,8 +194,8 @@ def test_readme_is_short_and_names_every_page():
     for name in (name for name in gym.registry if name.startswith("advgame/")):
         assert f"`{name}`" in text
     text += (ROOT / "CONTRIBUTING.md").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f"(docs/{page.name}" in text, page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f"({page.relative_to(ROOT)}" in text, page.name
 
 
 def public_packages():
