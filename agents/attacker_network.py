@@ -29,6 +29,7 @@ from advgame.checks import check_known_shape
 from advgame.choices import BatchNormMode
 from advgame.errors import InputError
 from advgame.games.attacker import Sampled
+from advgame.games.training import Rules
 from advgame.health import gradient_sign, output_signs
 from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.threat import Linf, Threat, per_image
@@ -263,3 +264,9 @@ class AttackerPlayer:
         for (network, optimizer), weights, moments in saved:
             network.load_state_dict(weights)
             optimizer.load_state_dict(moments)
+
+
+def network_of(rules: Rules) -> AttackerNetwork | None:
+    """The network that learns to attack under a game's rules; None where none does."""
+    player = getattr(rules, "attacker", None)
+    return player.module if isinstance(player, AttackerPlayer) else None

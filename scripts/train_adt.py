@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from advgame.games.training import DefenderTraining, Rules
     from advgame.run.curves import Panels
     from advgame.threat import Threat
-    from agents.adt import ExplicitPlayer, ImplicitPlayer
 
 Method = Literal["exp", "exp-am", "imp-am"]
 DIVERSITY_RUNS, DIVERSITY_IMAGES = 10, 100
@@ -249,11 +248,11 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         """The sampler and how its samples vary; a generator becomes a file."""
         from advgame.attacks.distributional import Sampler
         from advgame.evaluation.sweeps import variety
-        from advgame.games.adt import AdtAmortised
         from agents.attacker_file import NAME
+        from agents.attacker_network import network_of
 
-        if isinstance(game.rules, AdtAmortised):
-            player(game).module.save(run.path / NAME, about(config))
+        if network := network_of(game.rules):
+            network.save(run.path / NAME, about(config))
         few = tested(config, data).subset(slice(DIVERSITY_IMAGES))
 
         def respond(model: nn.Module) -> dict[str, Attack]:
@@ -271,21 +270,13 @@ def sampler(game: DefenderTraining, threat: Threat, draws: int = 1) -> Attack:
     With one it is what the defender meets: ``eval/own_attacker``.
     """
     from advgame.games.adt import AdtExp
-    from agents.attacker_network import NetworkAttack
+    from agents.attacker_network import NetworkAttack, network_of
 
     if isinstance(game.rules, AdtExp):
         return replace(game.rules.attack, threat=threat, draws=draws)
-    return NetworkAttack(player(game).module, threat, draws)
-
-
-def player(game: DefenderTraining) -> ExplicitPlayer | ImplicitPlayer:
-    """The network that learns the distribution of perturbations, with its optimiser."""
-    from advgame.games.adt import AdtAmortised
-    from agents.adt import ExplicitPlayer, ImplicitPlayer
-
-    assert isinstance(game.rules, AdtAmortised)
-    assert isinstance(game.rules.attacker, ExplicitPlayer | ImplicitPlayer)
-    return game.rules.attacker
+    network = network_of(game.rules)
+    assert network is not None, "the other methods' generator"
+    return NetworkAttack(network, threat, draws)
 
 
 job = Job()

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from advgame.data import ImageSet, Splits
     from advgame.games.training import DefenderTraining, Rules
     from advgame.threat import Threat
-    from agents.attacker_network import AttackerNetwork
 
 Kind = Literal["naive", "grad", "two-step", "k-step", "plain", "fgsm", "pgd"]
 CONTROLS: dict[str, Callable[[Threat], Attack] | None] = {
@@ -168,7 +167,9 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
 
     def own_attacker(self, game: DefenderTraining, threat: Threat) -> Attack | None:
         """What the network does to the validation split."""
-        network = network_of(game)
+        from agents.attacker_network import network_of
+
+        network = network_of(game.rules)
         return None if network is None else network.attack(threat)
 
     def judging(
@@ -176,21 +177,11 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     ) -> Mapping[str, Any]:
         """Saves the attacker to a file; the report gets nothing further."""
         from agents.attacker_file import NAME
+        from agents.attacker_network import network_of
 
-        if network := network_of(game):
+        if network := network_of(game.rules):
             network.save(run.path / NAME, about(config))
         return {}
-
-
-def network_of(game: DefenderTraining) -> AttackerNetwork | None:
-    """The attacker network of the game; None where no network attacks."""
-    from advgame.games.l2l import L2L
-    from agents.attacker_network import AttackerPlayer
-
-    if not isinstance(game.rules, L2L):
-        return None
-    assert isinstance(game.rules.attacker, AttackerPlayer)
-    return game.rules.attacker.module
 
 
 job = Job()

@@ -257,13 +257,10 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
 
     def own_attacker(self, game: DefenderTraining, threat: Threat) -> NetworkAttack | None:
         """What the network does to the validation split."""
-        from advgame.games.minimax import Minimax
-        from agents.attacker_network import AttackerPlayer
+        from agents.attacker_network import network_of
 
-        if not isinstance(game.rules, Minimax):
-            return None
-        assert isinstance(game.rules.attacker, AttackerPlayer)
-        return game.rules.attacker.module.attack(threat)
+        network = network_of(game.rules)
+        return None if network is None else network.attack(threat)
 
     def watch(
         self, config: Config, game: DefenderTraining, data: Splits, threat: Threat
