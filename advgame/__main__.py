@@ -6,6 +6,7 @@ same.
 
 from __future__ import annotations
 
+import os
 import sys
 
 ENDING = """
@@ -20,10 +21,10 @@ def main() -> None:
         SystemExit: 2 where there is no such job; else as the job ends.
     """
     by_module = sys.argv[0].endswith("__main__.py")
-    # of ``python -m``, the folder that one stands in, where any name may be taken; else bin/
-    if not sys.flags.safe_path:
+    # of ``python -m`` the folder that one stands in, where any name may be taken, unless it is the
+    # one in which this package lies, as in a clone; else bin/
+    if not sys.flags.safe_path and sys.path[0] != os.path.dirname(os.path.dirname(__file__)):
         del sys.path[0]
-    import os
     import runpy
 
     from advgame.run.cli import run_script

@@ -168,4 +168,8 @@ def in_words(error: BaseException) -> str:
     own = [place for place in places if "site-packages" not in place] or places
     lines = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return said + (own[-1] if own else "")
+    said += own[-1] if own else ""
+    top = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if top in ("envs", "agents"):
+        said += f"; the package {top} is advgame's own here, give yours another name"
+    return said

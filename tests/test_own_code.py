@@ -80,3 +80,15 @@ def test_what_comes_back_is_of_the_kind_that_is_asked_for():
     with pytest.raises(InputError, match="things_of_mine:Thing must return a number, not Thing"):
         own_code("things_of_mine:Thing").make(int, "a number", 7)
     assert own_code("things_of_mine:Thing(2)").make(object, "anything", 7).held[1] == 2
+
+
+@pytest.mark.parametrize("line", ["from envs.mine import width", "from envs import mine"])
+def test_a_package_named_as_ours_is_told(line, tmp_path):
+    """Both of one name cannot be imported in one process."""
+    import envs  # noqa: F401
+
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "mine.py").write_text("width = 8")
+    (tmp_path / "with_own_envs.py").write_text(f"{line}\ndef build(): pass")
+    with pytest.raises(InputError, match=r"own_envs\.py:1; the package envs is advgame's own"):
+        own_code("with_own_envs:build")()

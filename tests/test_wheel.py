@@ -80,8 +80,8 @@ def project(wheel, tmp_path_factory):
         "COLUMNS": "100",
     }
 
-    def run(*words, code=0, **more):
-        told = {"cwd": root, "env": environment | more, "text": True, "capture_output": True}
+    def run(*words, code=0, cwd=root, **more):
+        told = {"cwd": cwd, "env": environment | more, "text": True, "capture_output": True}
         made = subprocess.run(words, **told)
         assert made.returncode == code, made.stderr
         return SimpleNamespace(out=made.stdout, err=made.stderr)
@@ -179,6 +179,12 @@ def test_another_package_of_our_names_in_front_is_named(project, tmp_path):
         )
     said = project("advgame", "evaluate", "--list", code=2, PYTHONPATH=".").err
     assert f"the package envs is that of {project.root}/envs/__init__.py" in said
+
+
+def test_a_clone_that_one_stands_in_runs_its_own_packages(project, source):
+    """``python -m`` finds the clone's `advgame`; those of the environment may be older."""
+    told = project("python", "-m", "advgame", "train", "--game", "las-at", code=2, cwd=source)
+    assert told.err.endswith("use python -m advgame train-las-at\n")
 
 
 def test_a_training_is_stopped_goes_on_and_is_judged(project):
