@@ -36,7 +36,7 @@ CLAIMS = {
     ("black_box_attack_v0", 1): lambda n, said: n[0] > 0,  # episodes
     ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers
     ("games", 0): lambda n, said: n[0] == 33,  # TRADES' 27 of the table, and 6 for AWP
-    ("games", 1): lambda n, said: said.count("1.0") == 4 and "[]" in said,  # no flag
+    ("games", 1): lambda n, said: said.count("100.0 %") == 3 and "0 flag" in said,
     ("environments", 0): lambda n, said: n[:2] == [600, 400] and 2 <= n[2] <= 10,
     ("environments", 3): lambda n, said: said.split()[-2:] == ["False", "False"],
     ("gail_cart_pole_v0", 1): lambda n, said: n[0] >= 8,  # a true return

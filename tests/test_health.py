@@ -14,7 +14,7 @@ from torch.distributions import Categorical
 from advgame import health
 from advgame.classifiers import SmallCNN
 from advgame.defender import Defender
-from advgame.evaluation.judge import judge
+from advgame.evaluation.judge import judge_run
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.mixture import Mixture
 from advgame.games.training import DefenderTraining
@@ -214,7 +214,7 @@ def test_a_report_flags_a_dead_player(tmp_path, digits):
     run = RunFolder.create(tmp_path / "run", {}, "cpu")
     plan = TrainingPlan(2, "constant")
     Trainer(game, run, plan, lambda module: {"eval/robust": 0.0}).fit(resume=False)
-    content = judge(
+    content = judge_run(
         run, defender.module, digits.test.first(20), EPS, dataset="digits", attacks=("fgsm",),
         seed=0, title="",
     )  # fmt: skip

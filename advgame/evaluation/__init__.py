@@ -9,7 +9,7 @@ from advgame.lazy import lazily
 if TYPE_CHECKING:
     from advgame.evaluation.attacks import ATTACKS, check_attacks
     from advgame.evaluation.flags import Flag, find_flags
-    from advgame.evaluation.judge import judge, judge_classifier
+    from advgame.evaluation.judge import judge_classifier, judge_run
     from advgame.evaluation.measure import check_classifier, check_evaluation, evaluate
     from advgame.evaluation.report import as_line, write_report
     from advgame.evaluation.sweep_report import write_sweeps
@@ -25,8 +25,8 @@ __all__ = [
     "check_evaluation",
     "evaluate",
     "find_flags",
-    "judge",
     "judge_classifier",
+    "judge_run",
     "predict",
     "score",
     "validator",

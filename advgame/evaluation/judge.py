@@ -1,4 +1,4 @@
-"""Evaluate a classifier, look for flags, write the report: `judge` does it for a training run."""
+"""Evaluate a classifier, look for flags, write the report; `judge_run` ends a training so."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def judge_classifier(
     )
 
 
-def judge(
+def judge_run(
     run: RunFolder,
     module: nn.Module,
     test: ImageSet,

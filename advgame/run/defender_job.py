@@ -90,7 +90,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     def judging(
         self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
-        """Further arguments of `advgame.evaluation.judge.judge`; learned attackers become files."""
+        """Further arguments of `advgame.evaluation.judge_run`; learned attackers become files."""
         return {}
 
     def normalised(self, config: RunConfigT) -> bool:
@@ -271,9 +271,9 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Threat
     ) -> None:
         """The classifier's report and pictures; killed, it goes on where it was."""
-        from advgame.evaluation.judge import judge
+        from advgame.evaluation.judge import judge_run
 
-        judge(
+        judge_run(
             run,
             game.learner.module,
             tested(config, data),

@@ -156,7 +156,7 @@ class RunFolder:
     @classmethod
     def create(
         cls,
-        path: Path,
+        path: str | Path,
         config: Mapping[str, Any],
         device: str,
         data: Mapping[str, Any] | None = None,
@@ -174,6 +174,7 @@ class RunFolder:
         """
         import torch
 
+        path = Path(path)
         about = {
             "format": FORMAT,
             "config": dict(config),
@@ -205,12 +206,13 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: str | Path) -> RunFolder:
         """An existing run.
 
         Raises:
             InputError: not a run folder, or one of another version.
         """
+        path = Path(path)
         if not (path / "config.json").exists():
             raise InputError(f"{path} is not a run folder: it has no config.json")
         run = cls(path)

@@ -175,8 +175,11 @@ class Trainer:
         """What is validated and reported: the average where there is one."""
         return self.average.module if self.average is not None else self.module
 
-    def fit(self, *, resume: bool) -> None:
+    def fit(self, *, resume: bool = False) -> None:
         """Play to the end.
+
+        Args:
+            resume: go on from the newest checkpoint in the run's folder.
 
         Raises:
             SystemExit: interrupted, after a checkpoint was written (128 + the signal's number).
