@@ -82,7 +82,7 @@ class Config:
     attacks: Names = USUAL
     """names, with spaces or commas between; --list shows them all"""
     attackers: Names = ()
-    """learned attackers: runs of train_attacker.py, train_l2l.py, … or their files"""
+    """learned attackers: runs of train_attacker, train_l2l, … or their files"""
     queries: Count = 10
     """of a learned attacker: forwards per image"""
     surrogate: str = ""

@@ -49,9 +49,9 @@ class Config:
     """network of weights files, and of runs whose network is somebody's own code: a built-in name,
     or package.module:factory(…)"""
     normalise: str = ""
-    """of weights files that do not hold how images are normalised, as evaluate.py takes it"""
+    """of weights files that do not hold how images are normalised, as `evaluate` takes it"""
     attackers: Names = ()
-    """learned attackers for examples and smoothness, as evaluate.py takes them"""
+    """learned attackers for examples and smoothness, as `evaluate` takes them"""
     queries: int = 10
     """of a learned attacker that was trained for a budget"""
     dataset: OptionalDataset = None

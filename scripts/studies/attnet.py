@@ -63,7 +63,7 @@ class Config(StudyConfig):
     """Train fresh AttNets on finished classifiers and watch them."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """run folders of train_minimax.py, of one data set and one ε"""
+    """run folders of train_minimax, of one data set and one ε"""
     name: str = "fresh"
     """of the results: attnet-NAME.json"""
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)

@@ -125,7 +125,7 @@ class Config(MethodsConfig):
     counted: str | None = None
     """of equal compute: results whose runs say what a step costs (<out>/<dataset>-epochs.json)"""
     attacks: Names = COLUMNS
-    """of the evaluations, see evaluate.py --list"""
+    """of the evaluations, see `evaluate --list`"""
     eval_n: Count = 360
     """test images"""
     judged: str = "judged"

@@ -42,7 +42,7 @@ class Config(StudyConfig):
     title: str = "referee"
     """name of the table's files"""
     attacks: Names = POSTER
-    """names, see evaluate.py --list"""
+    """names, see `evaluate --list`"""
     n: Count | None = None
     """test images; None takes all"""
     data_dir: str | None = None
