@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from advgame.defender import Defender
     from advgame.errors import InputError
     from advgame.evaluation import Verdicts, evaluate, find_flags
+    from advgame.run.callback import Callback
     from advgame.run.folder import RunFolder
     from advgame.run.loop import Trainer, TrainingPlan
     from advgame.threat import L2, Linf, Threat
@@ -29,6 +30,7 @@ except PackageNotFoundError:  # the folder alone, not installed
 
 __all__ = [
     "L2",
+    "Callback",
     "Defender",
     "ImageSet",
     "InputError",

@@ -44,6 +44,7 @@ CLAIMS = {
     ("imitation", 1): lambda n, said: -150 < n[0] < 0,
     ("las_at", 0): lambda n, said: n[0] < n[1],  # a price has been taken off R1
     ("las_at", 1): lambda n, said: "[3 2 2]" in said and 0.075 < n[-1] < 0.15,
+    ("runs", 0): lambda n, said: "EarlyStopping after epoch" in said and n[-1] < 30,
     ("l2l", 0): lambda n, said: n[1] < n[0],  # the attacker learns
     ("minimax", 0): lambda n, said: n[1] < n[0],
     ("solvers", 0): lambda n, said: n[0] > 1 > n[2] and n[1] < 0.1,

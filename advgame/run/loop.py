@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from advgame.classifiers.foreign import built_as, check_savable, copying
 from advgame.errors import InputError
+from advgame.run.callback import Callback, Hooks
 from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.run.curves import Curves, means
 from advgame.run.folder import Metrics, RunFolder
@@ -130,6 +131,7 @@ class Trainer:
         select: the score whose highest value chooses the best weights; of equal ones the earliest.
         role: the learner's name in tags and file names.
         resumable: whether the game's state is all of it; a run of another one ends where it stops.
+        callbacks: code of your own that is told of every step and epoch, and can end the training.
     """
 
     def __init__(
@@ -142,9 +144,11 @@ class Trainer:
         select: str = "eval/robust",
         role: str = "defender",
         resumable: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.game, self.run, self.plan, self.validate = game, run, plan, validate
         self.select, self.role, self.resumable = select, role, resumable
+        self.hooks = Hooks(callbacks)
         self.fabric = game.learner.fabric
         self.module = game.learner.module
         self.total = plan.epochs * game.steps_per_epoch
@@ -171,12 +175,22 @@ class Trainer:
         return bool(self.fabric.global_rank == 0)
 
     @property
+    def epoch(self) -> int:
+        """How many epochs of the training are done."""
+        return self.step // self.game.steps_per_epoch
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The callback that ended the training, by the name of its class; None where none did."""
+        return self.hooks.stopped_by
+
+    @property
     def judged(self) -> nn.Module:
         """What is validated and reported: the average where there is one."""
         return self.average.module if self.average is not None else self.module
 
     def fit(self, *, resume: bool = False) -> None:
-        """Play to the end.
+        """Play to the end, or until a callback says that it is enough.
 
         Args:
             resume: go on from the newest checkpoint in the run's folder.
@@ -199,19 +213,11 @@ class Trainer:
             if self.step == 0:  # rows of metrics.csv without any checkpoint: those were lost
                 self.fabric.barrier()  # the chief has cleared away what a kill left half written
                 self.run.checkpoints.save(0, {}, {}, self.fabric.global_rank)
-            with Interrupt() as interrupt, self._progress() as progress:
-                while self.step < self.total:
-                    began = time.perf_counter()
-                    self._one_step()
-                    self.seconds += time.perf_counter() - began
-                    note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else ""
-                    progress.step(self.step, note)
-                    due = bool(note) and self._save_due()
-                    if due:
-                        self._save()
-                    if number := self._asked_to_stop(interrupt.signal):
-                        self._stop(number, saved=due)
+            self.hooks.start(self)
+            self._play()
         except OSError as error:
+            if getattr(error, "__notes__", None):  # a callback's own
+                raise
             advice = (
                 f"whole checkpoints are intact: free some space, then {going_on(self.run.path)}"
             )
@@ -219,14 +225,44 @@ class Trainer:
         finally:
             if self.curves is not None:
                 self.curves.close()
+        self._end()
+
+    def _end(self) -> None:
         if self.chief:
             save_weights(self.judged, self.run.path / "checkpoints" / "last.safetensors")
+            if self.step < self.total:
+                by = self.stopped_by or "another process's callback"
+                print(
+                    f"{by} ended the training at step {self.step} of {self.total}", file=sys.stderr
+                )
+        self.hooks.end(self)
+
+    def _play(self) -> None:
+        """Step by step until the end, a signal, or a callback that has had enough."""
+        with Interrupt() as interrupt, self._progress() as progress:
+            while self.step < self.total:
+                began = time.perf_counter()
+                stats = self._one_step()
+                self.seconds += time.perf_counter() - began
+                self.hooks.step(self, stats)
+                note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else ""
+                progress.step(self.step, note)
+                due = bool(note) and self._save_due()
+                if due:
+                    self._save()
+                number, enough = self._asked_to_stop(interrupt.signal)
+                if number:
+                    self._stop(number, saved=due)
+                if enough:
+                    if not due:
+                        self._save()
+                    break
 
     def _save_due(self) -> bool:
         epoch = self.step // self.game.steps_per_epoch
         return epoch % self.plan.save_every == 0 or self.step == self.total
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> dict[str, Tensor]:
         with self._divergence_named():
             stats = self.game.step()
         self.scheduler.step()
@@ -236,6 +272,7 @@ class Trainer:
             self.sums[tag] = self.sums.get(tag, torch.zeros_like(value)) + value.detach()
             self.counts[tag] = self.counts.get(tag, 0) + 1
         self.step += 1
+        return stats
 
     @contextmanager
     def _divergence_named(self) -> Iterator[None]:
@@ -281,6 +318,7 @@ class Trainer:
         if self.metrics is not None and self.curves is not None:
             self.metrics.add(row)
             self.curves.scalars({k: v for k, v in row.items() if "/" in k}, self.step)
+        self.hooks.epoch(self, row)
         scores = {name: value for name, value in row.items() if name.startswith("eval/")}
         return f"epoch {epoch} " + " ".join(f"{k[5:]} {v:.3f}" for k, v in scores.items())
 
@@ -300,6 +338,8 @@ class Trainer:
             "game": self.game.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
+        if self.hooks.named:
+            state["callbacks"] = self.hooks.state_dict()
         self.run.checkpoints.save(self.step, self._modules(), state, self.fabric.global_rank)
         self.fabric.barrier()
 
@@ -339,6 +379,7 @@ class Trainer:
         self.game.load_state_dict(state["game"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.hooks.load_state_dict(state.get("callbacks", {}))
         device = self.fabric.device
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = state["counts"]
@@ -347,12 +388,17 @@ class Trainer:
             raise InputError(f"{best} is lost: restore it from a backup, or start a new run")
         return int(state["rows"])
 
-    def _asked_to_stop(self, signal_here: int | None) -> int:
-        """The signal that any process got, or 0: all must stop after the same step."""
+    def _asked_to_stop(self, signal_here: int | None) -> tuple[int, bool]:
+        """The signal that any process got, or 0, and whether a callback of any has ended it.
+
+        All must stop after the same step.
+        """
+        here = (signal_here or 0, self.stopped_by is not None)
         if self.fabric.world_size == 1:
-            return signal_here or 0
-        mine = torch.tensor(float(signal_here or 0), device=self.fabric.device)
-        return int(cast(Tensor, self.fabric.all_reduce(mine, reduce_op="max")))
+            return here
+        mine = torch.tensor([float(one) for one in here], device=self.fabric.device)
+        found = cast(Tensor, self.fabric.all_reduce(mine, reduce_op="max")).tolist()
+        return int(found[0]), bool(found[1])
 
     def _stop(self, number: int, *, saved: bool) -> None:
         if not saved:

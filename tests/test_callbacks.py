@@ -1,0 +1,180 @@
+"""Callbacks: told in order, they change no bit, end a training where it can go on, keep a state."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from equal_runs import assert_equal_metrics, weights
+
+from advgame import Callback, Defender, InputError, Linf, RunFolder, Trainer, TrainingPlan
+from advgame.attacks import fgsm
+from advgame.classifiers import SmallCNN
+from advgame.games import AdversarialTraining, DefenderTraining
+from advgame.seeding import seeded_init
+
+EPOCHS, STEPS = 3, 4  # steps of an epoch
+
+
+class Told(Callback):
+    """Keeps what it is told; does something at a step or epoch."""
+
+    def __init__(self, **at):
+        self.told, self.at = [], at
+
+    def on_training_start(self, trainer):
+        self.told.append(("start", trainer.step))
+
+    def on_step(self, trainer, stats):
+        assert not any(value.requires_grad for value in stats.values())
+        self.told.append(("step", trainer.step))
+        return self.at.get(f"step{trainer.step}", lambda: None)()
+
+    def on_epoch_end(self, trainer, metrics):
+        assert metrics["eval/robust"] == 0.5
+        self.told.append(("epoch", trainer.epoch))
+        return self.at.get(f"epoch{trainer.epoch}", lambda: True)()
+
+    def on_training_end(self, trainer):
+        self.told.append(("end", trainer.step))
+
+    def state_dict(self):
+        return {"told": self.told}
+
+    def load_state_dict(self, state):
+        self.told = [tuple(one) for one in state["told"]]
+
+
+class Other(Callback):
+    """Has no hook of its own, and no state."""
+
+
+def trainer(folder, digits, *callbacks):
+    with seeded_init(0):
+        module = SmallCNN((1, 8, 8), 10, width=2)
+    data = digits.train.first(16 * STEPS)
+    rules = AdversarialTraining(Linf(0.1), fgsm)
+    game = DefenderTraining(rules, Defender(module, lr=0.1), data, 16, 0)
+    run = RunFolder(folder) if folder.exists() else RunFolder.create(folder, {}, "cpu")
+    plan = TrainingPlan(EPOCHS, ema=0.9)
+    return Trainer(game, run, plan, lambda module: {"eval/robust": 0.5}, callbacks=callbacks)
+
+
+@pytest.fixture
+def whole(tmp_path, digits):
+    trainer(tmp_path / "whole", digits).fit(resume=False)
+    return tmp_path / "whole"
+
+
+def assert_equal(one, two):
+    assert_equal_metrics(one, two)
+    for name, value in weights(one).items():
+        assert torch.equal(value, weights(two)[name]), name
+
+
+def order(first=1, last=EPOCHS * STEPS):
+    for step in range(first, last + 1):
+        yield "step", step
+        if step % STEPS == 0:
+            yield "epoch", step // STEPS
+
+
+def test_they_are_told_in_order_and_change_no_bit(tmp_path, digits, whole):
+    told = Told()
+    made = trainer(tmp_path / "told", digits, told, Other())
+    made.fit(resume=False)
+    assert told.told == [("start", 0), *order(), ("end", EPOCHS * STEPS)]
+    assert made.stopped_by is None
+    assert_equal(tmp_path / "told", whole)
+
+
+@pytest.mark.parametrize(
+    ("place", "answer"),
+    [
+        ("step1", False),
+        ("step8", False),
+        ("epoch2", False),
+        ("epoch3", False),
+        ("step6", 0),
+        ("step6", torch.tensor(False)),
+    ],
+)
+def test_false_ends_it_where_it_can_go_on(place, answer, tmp_path, digits, whole, capsys):
+    one, other = Told(**{place: lambda: answer}), Told()
+    made = trainer(tmp_path / "cut", digits, one, other)
+    made.fit(resume=False)
+    number = int(place.strip("stepoch"))
+    at = number * (STEPS if place.startswith("epoch") else 1)
+    assert (made.step, made.stopped_by) == (at, "Told")
+    assert one.told == other.told == [("start", 0), *order(1, at), ("end", at)], "all are told"
+    said = f"Told ended the training at step {at} of {EPOCHS * STEPS}"
+    assert (said in capsys.readouterr().err) == (at < EPOCHS * STEPS)
+    again = Told()
+    trainer(tmp_path / "cut", digits, again).fit(resume=True)
+    assert again.told == [
+        ("start", 0), *order(1, at), ("start", at), *order(at + 1), ("end", EPOCHS * STEPS)
+    ]  # fmt: skip
+    assert_equal(tmp_path / "cut", whole)
+
+
+def fail():
+    raise OSError("no such table")
+
+
+def test_an_error_of_a_callback_says_where_and_the_run_goes_on(tmp_path, digits, whole):
+    with pytest.raises(OSError, match="no such table") as caught:
+        trainer(tmp_path / "cut", digits, Other(), Told(step6=fail)).fit(resume=False)
+    assert "free some space" not in str(caught.value)
+    assert "in Told.on_step after step 6 of 12" in caught.value.__notes__[0]
+    trainer(tmp_path / "cut", digits, Told()).fit(resume=True)
+    assert_equal(tmp_path / "cut", whole)
+
+
+def test_ctrl_c_in_a_callback_stops_after_the_step(tmp_path, digits, whole):
+    told = Told(step6=lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit) as stop:
+        trainer(tmp_path / "cut", digits, told).fit(resume=False)
+    assert stop.value.code == 128 + signal.SIGINT
+    assert told.told[-1] == ("step", 6), "no end: it goes on"
+    again = trainer(tmp_path / "cut", digits)  # without callbacks, too
+    again.fit(resume=True)
+    assert_equal(tmp_path / "cut", whole)
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "answer"),
+    [
+        ((Told,), "not the class Told"),
+        ((print,), "instances of advgame.Callback, not <built-in"),
+        ((None,), "not None"),
+    ],
+)
+def test_what_is_no_callback_is_refused(callbacks, answer, tmp_path, digits):
+    with pytest.raises(InputError, match=answer):
+        trainer(tmp_path / "run", digits, *callbacks)
+
+
+def test_a_state_that_could_not_be_read_again_is_refused(tmp_path, digits):
+    class Odd(Callback):
+        def state_dict(self):
+            return {"best": [(1, torch.ones(1)), np.float64(0.5)]}
+
+    with pytest.raises(InputError, match=r"Odd.state_dict\(\) holds a float64"):
+        trainer(tmp_path / "run", digits, Odd()).fit(resume=False)
+
+
+def test_one_callback_alone_is_no_list(tmp_path, digits):
+    made = trainer(tmp_path / "run", digits)
+    with pytest.raises(InputError, match=r"a list of advgame\.Callback"):
+        Trainer(made.game, made.run, made.plan, made.validate, callbacks=Other())
+
+
+def test_two_of_a_kind_keep_their_own_states(tmp_path, digits):
+    one, two = Told(), Told(step6=lambda: False)
+    trainer(tmp_path / "run", digits, one, two).fit(resume=False)
+    one.told[:], two.told[:] = [], []
+    again, other = Told(), Told()
+    made = trainer(tmp_path / "run", digits, again, Other(), other)
+    made.fit(resume=True)
+    assert again.told == other.told
+    assert made.stopped_by is None
