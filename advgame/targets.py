@@ -36,12 +36,14 @@ class Target:
         model: in evaluation mode, without weight gradients.
         dataset: name of its data set.
         threat: the ball that it was trained against.
+        image_size: what its images were resized to; None where they were not.
     """
 
     name: str
     model: nn.Module
     dataset: str
     threat: Threat
+    image_size: int | None = None
 
 
 def shipped() -> Target:
@@ -58,11 +60,11 @@ def shipped() -> Target:
 def _images(run: RunFolder) -> tuple[tuple[int, int, int], int]:
     """(C, H, W) and classes of the images that a run was made on."""
     about = run.about()
-    name = about["config"]["dataset"]
-    if name in SHAPES:
+    name, noted = about["config"]["dataset"], about.get("data")
+    if noted is None and name in SHAPES:  # older runs note none
         return SHAPES[name]
+    noted = noted or {}
     try:
-        noted = about["data"]
         channels, height, width = map(int, noted["shape"])
         return (channels, height, width), int(noted["classes"])
     except (KeyError, TypeError, ValueError) as error:
@@ -91,4 +93,5 @@ def from_run(path: Path, model: str = "") -> Target:
     module = run_classifier(run, shape, classes, model=own)
     norm = config.get("norm", "Linf")  # runs of versions before L2 have none
     ball = THREATS[norm](parse_radius(config["eps"], norm))
-    return Target(path.name, module.requires_grad_(False), config["dataset"], ball)
+    module.requires_grad_(False)
+    return Target(path.name, module, config["dataset"], ball, config.get("image_size"))

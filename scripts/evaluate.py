@@ -20,7 +20,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 from typing_extensions import override
@@ -75,6 +75,8 @@ class Config:
     """folder with the data set in torchvision's layout"""
     download: bool = False
     """let torchvision download what is missing into --data-dir"""
+    image_size: Count | None = None
+    """resize images and crop them to so many pixels square; a run folder knows its own"""
     norm: Norm | None = None
     """Linf or L2, in any case; a run folder knows its own, Linf elsewhere"""
     eps: str = ""
@@ -160,7 +162,9 @@ def images(config: Config) -> tuple[ImageSet, ImageSet | None]:
     from advgame.data import load_test
 
     assert config.dataset is not None  # `check` found it
-    data, held_out = load_test(config.dataset, config.data_dir, download=config.download)
+    data, held_out = load_test(
+        config.dataset, config.data_dir, download=config.download, image_size=config.image_size
+    )
     return data if config.n is None else data.first(config.n), held_out
 
 
@@ -267,11 +271,17 @@ class Job(jobs.Job[Config, Materials]):
             # a radius of one norm says nothing of the other
             known = str(own.get("eps", "")) if norm == its else ""
             dataset, eps = config.dataset or own.get("dataset"), config.eps or known
-            found = {"dataset": dataset, "norm": norm, "eps": eps}
+            size = config.image_size or own.get("image_size")
+            found: dict[str, Any] = {
+                "dataset": dataset,
+                "image_size": size,
+                "norm": norm,
+                "eps": eps,
+            }
             check_types(Config, found, f"{config.what}/config.json")
             if config.dataset is None:
                 refuse_unasked(config.what, "dataset", dataset)
-            config = replace(config, dataset=dataset, norm=norm, eps=eps)
+            config = replace(config, **found)
             jobs.check_images(config)
         if not config.dataset:
             raise InputError(

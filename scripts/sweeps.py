@@ -58,6 +58,8 @@ class Config:
     """whose test images; the run folder's own when not given"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout"""
+    image_size: int | None = None
+    """resize images and crop them to so many pixels square; the run folder's own when not given"""
     norm: Norm | None = None
     """Linf or L2, in any case; the run folder's own when not given"""
     eps: str = ""
@@ -87,7 +89,7 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     }
     asked = [evaluate.job.check(one) for one in map(partial(judged, given), config.what)]
     first = asked[0]
-    if len({(one.dataset, evaluate.threat(one)) for one in asked}) > 1:
+    if len({(one.dataset, one.image_size, evaluate.threat(one)) for one in asked}) > 1:
         raise InputError(
             "the classifiers are of different data sets, norms or radii: give --norm and --eps"
         )

@@ -85,6 +85,8 @@ class Config:
     """folder with the data set in torchvision's layout (all but digits)"""
     download: bool = False
     """let torchvision download what is missing into --data-dir"""
+    image_size: Count | None = None
+    """resize images and crop them to so many pixels square; as the classifiers' when not given"""
     seed: int = 0
     """seed of the run"""
     accelerator: str = "auto"
@@ -270,7 +272,12 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
         from agents.validation import Payoff, Validation
 
         frozen = targets(config)
-        data = load_data(frozen[0].dataset, config.data_dir, download=config.download)
+        data = load_data(
+            frozen[0].dataset,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size or frozen[0].image_size,
+        )
         data = data.to(fabric.device)
         frozen = [replace(one, model=one.model.to(fabric.device)) for one in frozen]
         game, menu = make_game(config, frozen, data, fabric)

@@ -106,6 +106,14 @@ _REPO_COLOUR: dict[str, Any] = {
 }
 REPO_RECIPES: dict[str, dict[str, Any]] = {
     "cifar10": _REPO_COLOUR,
+    "tinyimagenet": {
+        **_REPO_COLOUR,
+        "model": "preact_resnet18",
+        "space": "las-pgd-at-tiny",
+        "reward_interval": 1,
+        "true_probability": 0.8,
+        "grad_clip": 10.0,
+    },
     "cifar100": {**_REPO_COLOUR, "space": "las-pgd-at-cifar100", "true_probability": 0.6},
 }
 

@@ -1,5 +1,6 @@
 """Data: splits, augmentation, the stream of batches, and files that are missing or broken."""
 
+import bz2
 import hashlib
 import itertools
 import struct
@@ -7,12 +8,22 @@ import sys
 from dataclasses import replace
 
 import evaluate
+import numpy as np
 import pytest
 import torch
 import train
+from PIL import Image
 
-from advgame.data import STATISTICS, Batches, ImageSet, augment, channel_statistics, load_data
-from advgame.data import load as module
+from advgame.data import (
+    DATASETS,
+    STATISTICS,
+    Batches,
+    ImageSet,
+    augment,
+    channel_statistics,
+    load_data,
+    published,
+)
 from advgame.errors import InputError
 from advgame.run.cells import code_options
 from advgame.run.devices import make_fabric
@@ -138,7 +149,7 @@ def small_mnist(tmp_path, monkeypatch):
         for name, content in contents.items():
             (raw / name).write_bytes(content)
             known[name] = hashlib.md5(content).hexdigest()
-    monkeypatch.setattr(module, "_MNIST", known)
+    monkeypatch.setattr(published, "_MNIST", known)
     return tmp_path
 
 
@@ -153,7 +164,7 @@ def test_mnist_is_read_from_the_original_files_alone(small_mnist):
     assert found.test.images.any()
 
 
-@pytest.mark.parametrize("name", list(module._MNIST))
+@pytest.mark.parametrize("name", list(published._MNIST))
 def test_a_changed_file_of_mnist_is_refused(name, small_mnist):
     file = small_mnist / "MNIST" / "raw" / name
     content = bytearray(file.read_bytes())
@@ -287,9 +298,151 @@ def test_a_run_does_not_go_on_with_other_images(own, monkeypatch):
         (train, ["--data", "own_data:images"], "return advgame.Splits"),
         (train, ["--data", "own_data:number"], "must return an advgame.ImageSet or"),
         (train, ["--data", "own_data:nothing"], "AttributeError"),
-        (train, ["--data", "own_data:splits", "--data-dir", "."], "leave --data-dir and"),
+        (train, ["--data", "own_data:splits", "--data-dir", "."], "leave --data-dir, --download"),
         (train, ["--data", "digit"], "did you mean digits?"),
     ],
 )
 def test_own_code_that_is_no_data(script, words, answer, own, refused):
     refused(script, words, answer)
+
+
+def idx(path, array):
+    """Write an array in the format of MNIST's files."""
+    kind = {1: 8, 4: 12}[array.itemsize]
+    head = struct.pack(f">{array.ndim + 1}i", kind * 256 + array.ndim, *array.shape)
+    path.write_bytes(head + array.astype(array.dtype.newbyteorder(">")).tobytes())
+
+
+def like_mnist(root, name, n):
+    """Files of one of MNIST's relatives, smaller than the published ones."""
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = {
+        "EMNIST": "emnist-balanced-{}-images-idx3-ubyte",
+        "QMNIST": "qmnist-{}-images-idx3-ubyte",
+    }
+    labels = {
+        "EMNIST": "emnist-balanced-{}-labels-idx1-ubyte",
+        "QMNIST": "qmnist-{}-labels-idx2-int",
+    }
+    for part in ("train", "test"):
+        word = part if name in images else {"train": "train", "test": "t10k"}[part]
+        known = np.arange(n) % (47 if name == "EMNIST" else 10)
+        idx(
+            raw / images.get(name, "{}-images-idx3-ubyte").format(word),
+            rng.integers(0, 256, (n, 4, 4)).astype(np.uint8),
+        )
+        facts = np.stack([known, *[known * 0 + 7] * 7], 1).astype(np.int32)
+        idx(
+            raw / labels.get(name, "{}-labels-idx1-ubyte").format(word),
+            facts if name == "QMNIST" else known.astype(np.uint8),
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "classes"),
+    [
+        ("fashionmnist", "FashionMNIST", 10),
+        ("kmnist", "KMNIST", 10),
+        ("emnist", "EMNIST", 47),
+        ("qmnist", "QMNIST", 10),
+    ],
+)
+def test_relatives_of_mnist_are_read(name, folder, classes, tmp_path, monkeypatch):
+    like_mnist(tmp_path, folder, 2350)
+    with pytest.raises(InputError, match="has 2350 and 2350 images, not"):
+        load_data(name, tmp_path)
+    monkeypatch.setitem(published._COUNTS, name, (2350, 2350))
+    data = load_data(name, tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (2303, 47, 2350)
+    assert (data.train.classes, len(data.train.names)) == (
+        classes,
+        0 if name == "qmnist" else classes,
+    )
+    assert torch.equal(data.test.labels, torch.arange(2350) % classes)
+    with pytest.raises(InputError, match="lies in: give"):
+        load_data(name, tmp_path / folder)
+
+
+def test_usps_is_read_from_the_published_files_alone(tmp_path, monkeypatch):
+    rows = [
+        f"{k % 10 + 1} " + " ".join(f"{p + 1}:{(-1) ** p}" for p in range(256)) for k in range(500)
+    ]
+    content = bz2.compress("\n".join(rows).encode())
+    for file in ("usps.bz2", "usps.t.bz2"):
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match="not the published file"):
+        load_data("usps", tmp_path)
+    from torchvision.datasets import USPS
+
+    md5 = hashlib.md5(content).hexdigest()
+    known = {
+        part: ["", file, md5] for part, file in (("train", "usps.bz2"), ("test", "usps.t.bz2"))
+    }
+    monkeypatch.setattr(USPS, "split_list", known)
+    monkeypatch.setitem(published._COUNTS, "usps", (500, 500))
+    data = load_data("usps", tmp_path)
+    assert data.test.shape == (1, 16, 16)
+    assert data.test.images[0, 0, 0, :2].tolist() == [255, 0]
+    assert torch.equal(data.test.labels, torch.arange(500) % 10)
+
+
+def colours(path, label, size=(6, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), label, np.uint8)).save(path)
+
+
+def test_tiny_imagenet_is_judged_on_the_images_that_have_labels(tmp_path, monkeypatch):
+    root = tmp_path / "tiny-imagenet-200"
+    wnids = ["n03", "n01", "n02"]
+    for k, wnid in enumerate(wnids):
+        for one in range(100):
+            colours(root / "train" / wnid / "images" / f"{wnid}_{one}.JPEG", 50 * k)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("0 0 1 1")
+    lines = []
+    for one in range(6):
+        colours(root / "val" / "images" / f"val_{one}.JPEG", 50 * (one % 3))
+        lines.append(f"val_{one}.JPEG\t{wnids[one % 3]}\t0\t0\t1\t1\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\ttench\nn99\tother\n")
+    with pytest.raises(InputError, match="has 3 classes, not 200: unpack it anew"):
+        load_data("tinyimagenet", tmp_path)
+    monkeypatch.setattr(published, "_TINY_CLASSES", 3)
+    data = load_data("tinyimagenet", tmp_path)
+    assert data.train.names == ("goldfish", "tench", "n03"), "in the order of the ids"
+    assert (len(data.train), len(data.validation), len(data.test)) == (294, 6, 6)
+    shade = torch.tensor([50, 100, 0])
+    for part in (data.train, data.validation, data.test):
+        assert torch.equal(part.images[:, 0, 0, 0].long(), shade[part.labels])
+    assert len(set(data.train.labels[:8].tolist())) > 1
+    assert load_data("tinyimagenet", tmp_path, image_size=4).test.shape == (3, 4, 4)
+    with pytest.raises(InputError, match="lies in: give"):
+        load_data("tinyimagenet", root)
+    (root / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(InputError, match=r"tinyimagenet in .* is missing or corrupt"):
+        load_data("tinyimagenet", tmp_path)
+
+
+def test_traffic_signs_are_resized(tmp_path):
+    base = tmp_path / "gtsrb"
+    for k in range(43):
+        for one in range(60):
+            colours(base / "GTSRB" / "Training" / f"{k:05}" / f"{one}.ppm", k, (5 + one % 2, 7))
+    rows = ["Filename;Width;Height;ClassId"]
+    for k in range(43):
+        colours(base / "GTSRB" / "Final_Test" / "Images" / f"{k}.ppm", k)
+        rows.append(f"{k}.ppm;6;6;{k}")
+    (base / "GT-final_test.csv").write_text("\n".join(rows))
+    with pytest.raises(InputError, match="images differ in size"):
+        load_data("gtsrb", tmp_path)
+    data = load_data("gtsrb", tmp_path, image_size=5)
+    assert (data.test.shape, data.test.classes, len(data.test)) == ((3, 5, 5), 43, 43)
+    for part in (data.train, data.test):
+        assert torch.equal(part.images[:, 0, 0, 0].long(), part.labels)
+
+
+def test_every_name_asks_for_its_folder():
+    for name in DATASETS[1:]:
+        with pytest.raises(InputError, match=f"{name} needs a data folder: pass --data-dir"):
+            load_data(name)

@@ -156,7 +156,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--queries", "5"], "without --attackers makes no use of --queries"),
         (["run", "--surrogate", "run"], "without a transfer attack makes no use of --surrogate"),
         (["--model", "my_code:linear", *DIGITS, "--weights", "last"], "no use of --weights"),
-        (["run", "--dataset", "my_code:images", "--data-dir", "."], "leave --data-dir"),
+        (["run", "--dataset", "my_code:images", "--data-dir", "."], "leave --data-dir,"),
         (["run", "--attacks", "PGD20"], "did you mean pgd20?"),
         (["weights.safetensors", "--model", "resnet18", *DIGITS], "this network's weights"),
         (["text.safetensors", "--model", "small_cnn", *DIGITS], "not a safetensors file"),

@@ -14,6 +14,7 @@ from advgame.checks import check_images, check_labels
 from advgame.errors import InputError
 
 _SPLIT_SEED = 20220306  # splits belong to the package, not to a run's seed
+_CAPTION = 14  # letters of a class' name that a picture has room for
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class ImageSet:
         images: uint8 (N, C, H, W), 0..255.
         labels: int64 (N,).
         classes: number of classes K.
+        names: what the classes are called, in their order; () where they have numbers only.
     """
 
     images: Tensor
     labels: Tensor
     classes: int
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -38,6 +41,8 @@ class ImageSet:
             )
         if not len(self.images):
             raise InputError("the data set is empty")
+        if len(self.names) not in (0, self.classes):
+            raise InputError(f"{len(self.names)} names for {self.classes} classes: name each")
         check_labels(self.labels, len(self.images), self.classes)
         with torch.inference_mode(False):  # made there, neither could be learned from
             if self.images.is_inference():
@@ -46,20 +51,35 @@ class ImageSet:
             object.__setattr__(self, "labels", labels.long())  # as torch's losses need them
 
     @classmethod
-    def from_floats(cls, images: Tensor, labels: Tensor, classes: int) -> ImageSet:
-        """From float images in [0, 1], rounded to 256 levels.
+    def from_floats(
+        cls, images: Tensor, labels: Tensor, classes: int, names: tuple[str, ...] = ()
+    ) -> ImageSet:
+        """From float images in [0, 1], rounded to 256 levels; the rest as of the class.
 
         Raises:
             InputError: NaN, out of range, or labels outside 0..K-1.
         """
         check_images(images)
-        return cls((images * 255).round().to(torch.uint8), labels, classes)
+        return cls((images * 255).round().to(torch.uint8), labels, classes, names)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width (C, H, W) of an image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def caption(self, true: int, said: int) -> str:
+        """True label → prediction, for a picture: names, cut short, where there are any.
+
+        Args:
+            true: the image's label.
+            said: what a classifier says; -1 is no class.
+        """
+        if not self.names:
+            return f"{true}→{said}"
+        words = [self.names[k] if k >= 0 else "none" for k in (true, said)]
+        short = [w if len(w) <= _CAPTION else f"{w[: _CAPTION - 1]}…" for w in words]
+        return "→\n".join(short)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,6 +94,11 @@ class ImageSet:
         order = torch.randperm(len(self), generator=rng)[:count].sort().values
         return self.subset(order.to(self.images.device))
 
+    def mixed(self) -> Self:
+        """The same images in a fixed shuffled order: files are read class after class."""
+        rng = torch.Generator().manual_seed(_SPLIT_SEED)
+        return self.subset(torch.randperm(len(self), generator=rng).to(self.images.device))
+
     def to(self, device: torch.device | str) -> Self:
         """The same data set on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -85,17 +110,30 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set's training, validation and test images; validation is cut from training."""
+    """A data set's training, validation and test images.
+
+    Args:
+        name: what reports call it.
+        train: what is learned from.
+        validation: what weights are selected by; of published data sets cut from training.
+        test: what is judged.
+        notes: what was done to the images, a sentence each; runs record them.
+    """
 
     name: str
     train: ImageSet
     validation: ImageSet
     test: ImageSet
+    notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Splits:
         """Training, validation and test images on ``device``."""
-        parts = (part.to(device) for part in (self.train, self.validation, self.test))
-        return Splits(self.name, *parts)
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+        )
 
     def about(self) -> dict[str, Any]:
         """What a run notes of its data: shape, classes, counts, and a digest of all images."""
@@ -107,6 +145,8 @@ class Splits:
         return {
             "shape": list(self.train.shape),
             "classes": self.train.classes,
+            **({"names": list(self.train.names)} if self.train.names else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             **{name: len(part) for name, part in parts.items()},
             "sha256": digest.hexdigest(),
         }

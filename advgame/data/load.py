@@ -1,31 +1,29 @@
-"""`load_data`: a data set by its name."""
+"""`load_data`: a data set by its name, a folder of images, a FILE.npz, or a function's."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from advgame.data.folders import read_folder, resized
 from advgame.data.images import ImageSet, Splits, stratified_split
-from advgame.data.names import check_dataset
+from advgame.data.names import NAMED, check_dataset, located, short_name
+from advgame.data.npz import read_npz
+from advgame.data.published import read_published
+from advgame.data.raw import Raw
 from advgame.errors import InputError
 from advgame.own_code import is_own_code, own_code
 
-_VALIDATION = {"digits": 0.15}  # share of the training images; 0.02 elsewhere
+_TEST = 0.2  # share of the images where nobody has split them
+_VALIDATION = 0.15  # share of few training images, digits' among them
+_LARGE = 10_000  # training images from which on a smaller share is enough
+_LARGE_VALIDATION = 0.02
+_LEAST = {_TEST: 10, _VALIDATION: 7, _LARGE_VALIDATION: 7}  # images of each class to cut from
 
-# MD5 of MNIST's unpacked files; those of the other data sets are checked by torchvision
-_MNIST = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
-
-# within --data-dir
-_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST"}
 # mean and standard deviation per channel of the training images, in [0, 1] units
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -35,29 +33,38 @@ STATISTICS = {
 
 
 def load_data(
-    name: str,
+    name: str | Path,
     data_dir: str | Path | None = None,
     *,
     download: bool = False,
+    image_size: int | None = None,
     train_n: int | None = None,
 ) -> Splits:
-    """Load a data set with the package's fixed splits.
+    """Load a data set, split in three the same way each time.
 
     Args:
-        name: one of `DATASETS`; ``digits`` is embedded in scikit-learn, the others are read by
-            torchvision. Or ``package.module:function``, code of your own that returns `Splits`.
+        name: one of `DATASETS` (``digits`` is embedded in scikit-learn, the others are read from
+            ``data_dir``); a folder of images with a folder per class, maybe within ``train``,
+            ``val`` and ``test``; a FILE.npz with the keys of MedMNIST or Keras; or
+            ``package.module:function``, code of your own that returns `Splits`.
         data_dir: folder in torchvision's layout (all but digits).
-        download: let torchvision fetch what is missing.
+        download: fetch what is missing there.
+        image_size: resize the shorter side to it and cut a square from the centre; None leaves
+            the images, which must then be of one size.
         train_n: use only this many training images.
 
     Raises:
-        InputError: unknown name, missing or corrupt files, or ``train_n`` out of range.
+        InputError: unknown name, missing or corrupt files, images or labels that are no
+            classification, or ``train_n`` out of range.
     """
-    found = _load(name, data_dir, download=download)
+    found = _load(str(name), data_dir, download=download, image_size=image_size)
     if isinstance(found, ImageSet):
+        needs = "images for training and validation besides"
         raise InputError(
             f"{name} returns one ImageSet, which can be evaluated: return advgame.Splits, with "
-            "images for training and validation besides"
+            f"{needs}"
+            if is_own_code(str(name))
+            else f"{name} holds test images alone, which can be evaluated: add {needs}, in train/"
         )
     if train_n is None:
         return found
@@ -68,24 +75,32 @@ def load_data(
 
 
 def load_test(
-    name: str, data_dir: str | Path | None = None, *, download: bool = False
+    name: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
 ) -> tuple[ImageSet, ImageSet | None]:
     """The test images of a data set, and its validation images where it has any.
 
     Args:
-        name: as `load_data` takes it; a function may also return one `ImageSet`.
+        name: as `load_data` takes it; a function may also return one `ImageSet`, and a folder have
+            a ``test`` alone.
         data_dir: the same.
         download: the same.
+        image_size: the same.
 
     Raises:
         InputError: the same.
     """
-    found = _load(name, data_dir, download=download)
+    found = _load(str(name), data_dir, download=download, image_size=image_size)
     return (found, None) if isinstance(found, ImageSet) else (found.test, found.validation)
 
 
-def _load(name: str, data_dir: str | Path | None, *, download: bool) -> Splits | ImageSet:
-    check_dataset(name, data_dir, download=download)
+def _load(
+    name: str, data_dir: str | Path | None, *, download: bool, image_size: int | None
+) -> Splits | ImageSet:
+    check_dataset(name, data_dir, download=download, image_size=image_size)
     if is_own_code(name):
         made = own_code(name)()
         if not isinstance(made, Splits | ImageSet):
@@ -94,9 +109,70 @@ def _load(name: str, data_dir: str | Path | None, *, download: bool) -> Splits |
                 f"{type(made).__name__}: ImageSet.from_floats makes the former"
             )
         return made
-    full, test = _digits() if name == "digits" else _torchvision(name, data_dir, download)
-    rest, held_out = stratified_split(full.labels, _VALIDATION.get(name, 0.02))
+    if name not in NAMED:
+        return _own(name, image_size)
+    full, test = read_published(name, data_dir, download=download, image_size=image_size)
+    share = _VALIDATION if name == "digits" else _LARGE_VALIDATION
+    rest, held_out = stratified_split(full.labels, share)
     return Splits(name, full.subset(rest), full.subset(held_out), test)
+
+
+def _own(name: str, image_size: int | None) -> Splits | ImageSet:
+    """A folder or file, with what is missing of the splits cut by us."""
+    path = located(name)
+    raw = read_folder(path, image_size) if path.is_dir() else _resized(read_npz(path), image_size)
+    notes = list(raw.notes)
+    parts = {split: _image_set(raw, *arrays).mixed() for split, arrays in raw.parts.items()}
+    if "" in parts:
+        rest, cut = _cut(name, parts[""], _TEST)
+        parts = {"train": rest, "test": cut}
+        notes.append(f"{_TEST:.0%} of every class are the test images, since nobody has split them")
+    if "train" not in parts:
+        return parts["test"] if "test" in parts else parts["validation"]
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+        notes.append("the validation images are the test images, since there are no others")
+    if "test" not in parts:
+        raise InputError(
+            f"{name} has train/ and no test/: add one, or name the folder train itself, whose "
+            "images are then split"
+        )
+    if "validation" not in parts:
+        count, classes = len(parts["train"]), raw.classes
+        large = count >= max(_LARGE, 2 * classes / _LARGE_VALIDATION)
+        share = _LARGE_VALIDATION if large else _VALIDATION
+        parts["train"], parts["validation"] = _cut(name, parts["train"], share)
+        notes.append(f"{share:.0%} of the training images are cut off for validation")
+    for note in notes:
+        print(f"note: {name}: {note}", file=sys.stderr)
+    return Splits(short_name(name), **parts, notes=tuple(notes))
+
+
+def _image_set(raw: Raw, images: np.ndarray, labels: np.ndarray) -> ImageSet:
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), raw.classes, raw.names)
+
+
+def _resized(raw: Raw, size: int | None) -> Raw:
+    parts = raw.parts
+    if size is None or all(images.shape[2:] == (size, size) for images, _ in parts.values()):
+        return raw
+    fitted = {split: (resized(images, size), labels) for split, (images, labels) in parts.items()}
+    note = f"images were resized and cropped to {size}x{size}"
+    return replace(raw, parts=fitted, notes=(*raw.notes, note))
+
+
+def _cut(name: str, data: ImageSet, share: float) -> tuple[ImageSet, ImageSet]:
+    """The rest, and a share of every class."""
+    counts = data.labels.bincount(minlength=data.classes)
+    if counts.min() < _LEAST[share]:
+        label = int(counts.argmin())
+        raise InputError(
+            f"{name}: class {data.names[label] if data.names else label} has {counts[label]} "
+            f"images, fewer than the {_LEAST[share]} that a split by us needs: add images, or "
+            "split them yourself into train, val and test"
+        )
+    rest, part = stratified_split(data.labels, share)
+    return data.subset(rest), data.subset(part)
 
 
 def channel_statistics(
@@ -121,67 +197,3 @@ def channel_statistics(
     if not all(deviations):
         raise InputError(f"a colour channel of {name} is the same in every training image")
     return tuple(means), tuple(deviations)
-
-
-def _digits() -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's 1797 8x8 digits, 17 grey levels; 20 % of every class is the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images / 16.0).float().unsqueeze(1)
-    whole = ImageSet.from_floats(images, torch.from_numpy(bunch.target), 10)
-    rest, test = stratified_split(whole.labels, 0.2)
-    return whole.subset(rest), whole.subset(test)
-
-
-def _torchvision(
-    name: str, data_dir: str | Path | None, download: bool
-) -> tuple[ImageSet, ImageSet]:
-    from torchvision import datasets
-
-    how = f"pass --data-dir DIR with torchvision's {name} files in it, or add --download"
-    if data_dir is None:
-        raise InputError(f"{name} needs a data folder: {how}")
-    root = Path(data_dir)
-    if not download and not root.is_dir():
-        raise InputError(f"no data folder {root}: {how}")
-    if root.name == _FOLDERS.get(name):
-        raise InputError(f"--data-dir is the folder that {root.name} lies in: give {root.parent}")
-    factory = _checked_mnist() if name == "mnist" else getattr(datasets, name.upper())
-    parts = []
-    for train in (True, False):
-        which: dict[str, Any] = (
-            {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
-        )
-        try:
-            data = factory(str(root), download=download, **which)
-        except Exception as error:  # torchvision raises many kinds for missing and corrupt files
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{name} in {root} is missing or corrupt ({reason}): {how}") from error
-        images = torch.as_tensor(np.asarray(data.data))
-        if name == "mnist":
-            images = images.unsqueeze(1)
-        elif name != "svhn":  # CIFAR comes as (N, H, W, C)
-            images = images.permute(0, 3, 1, 2).contiguous()
-        labels = torch.as_tensor(np.asarray(data.labels if name == "svhn" else data.targets))
-        parts.append(ImageSet(images, labels.long(), 100 if name == "cifar100" else 10))
-    return parts[0], parts[1]
-
-
-def _checked_mnist() -> Any:
-    """MNIST of the original files alone; torchvision takes any others without a look.
-
-    Files ``processed/*.pt`` of former versions would even replace them.
-    """
-    from torchvision import datasets
-    from torchvision.datasets.utils import check_integrity
-
-    class MNIST(datasets.MNIST):  # type: ignore[misc]  # the name is also the folder's
-        def _check_legacy_exist(self) -> bool:
-            return False
-
-        def _check_exists(self) -> bool:
-            raw = Path(self.raw_folder)
-            return all(check_integrity(str(raw / file), md5) for file, md5 in _MNIST.items())
-
-    return MNIST

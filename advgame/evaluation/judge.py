@@ -186,7 +186,7 @@ def _pictures(
     with attacked(module):
         clean, fooled = (predict(module, x).tolist() for x in (images, x_adv))
     captions = tuple(
-        [f"{true}→{said}" for true, said in zip(labels.tolist(), row, strict=True)]
+        [sample.caption(*pair) for pair in zip(labels.tolist(), row, strict=True)]
         for row in (clean, fooled)
     )
     figures = {

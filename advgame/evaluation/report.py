@@ -19,6 +19,8 @@ from advgame.run.folder import RunFolder, device_name, versions
 from advgame.statistics import wilson
 from advgame.threat import Threat
 
+_NAMED = 20  # classes whose names report.md lists
+
 
 def write_report(
     run: RunFolder,
@@ -59,8 +61,9 @@ def write_report(
         "weights": weights,
         "accuracy": accuracy,
         "worst_case": verdicts.worst_case(),
+        **({"classes": list(data.names)} if data.names else {}),
         "calls": calls,
-        "notes": verdicts.notes,
+        "notes": [*verdicts.notes, *_data_notes(run)],
         "flags": [flag.as_dict() for flag in flags],
         **also,
         "command": run.about()["command"],
@@ -76,6 +79,12 @@ def write_report(
     run.write_text("report.md", as_markdown(content))
     run.write_json("report.json", content)  # last: a run that has it is finished
     return content
+
+
+def _data_notes(run: RunFolder) -> list[str]:
+    """What the run notes of what was done to its images."""
+    noted = (run.about().get("data") or {}).get("notes", [])
+    return [f"data: {note}" for note in noted]
 
 
 def as_line(content: dict[str, Any]) -> str:
@@ -131,6 +140,9 @@ def as_markdown(content: dict[str, Any]) -> str:
         "",
         *(f"Note: {note}.\n" for note in content["notes"]),
     ]
+    if names := content.get("classes"):
+        shown = ", ".join(f"{k} {name}" for k, name in enumerate(names[:_NAMED]))
+        lines += [f"Classes: {shown}{', …' if len(names) > _NAMED else ''}.", ""]
     for other, words in {"last": "The last weights", "best": "The best by validation"}.items():
         if other in content:
             scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in content[other].items())

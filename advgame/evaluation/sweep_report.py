@@ -153,5 +153,5 @@ def _examples(
     with attacked(model):
         for name, one in {"clean": x, **made}.items():
             pairs = zip(y.tolist(), predict(model, one).tolist(), strict=True)
-            words[name] = [f"{true}→{answer}" for true, answer in pairs]
+            words[name] = [data.caption(*pair) for pair in pairs]
     return x, made, words

@@ -150,7 +150,11 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         from advgame.losses import check_smoothing
 
         data = load_data(
-            config.dataset, config.data_dir, download=config.download, train_n=config.train_n
+            config.dataset,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size,
+            train_n=config.train_n,
         ).to(fabric.device)
         check_smoothing(config.true_probability, data.train.classes)
         threat = ball(config)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 
 import tyro
 
-from advgame.data.names import check_dataset
+from advgame.data.names import check_dataset, is_own
 from advgame.errors import InputError
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
@@ -218,7 +218,10 @@ def check_images(config: Any) -> None:
     """
     if (dataset := getattr(config, "dataset", None)) is not None:
         check_dataset(
-            dataset, getattr(config, "data_dir", None), download=getattr(config, "download", False)
+            dataset,
+            getattr(config, "data_dir", None),
+            download=getattr(config, "download", False),
+            image_size=getattr(config, "image_size", None),
         )
 
 
@@ -245,7 +248,8 @@ def resume_settings(
     saved = _rebuild(type(asked), run)
     for name in typed:
         want, had = getattr(asked, name), getattr(saved, name)
-        if name not in _FREE and want != had:
+        moved_data = name == "dataset" and had is not None and is_own(want) and is_own(had)
+        if name not in _FREE and want != had and not moved_data:  # the images are compared later
             raise InputError(
                 f"{path} was started with {name}={had}, not {want}: leave "
                 f"--{name.replace('_', '-')} away, or start a new run"
@@ -256,7 +260,7 @@ def resume_settings(
         run.take_conditions()
         if getattr(saved, "devices", 1) > 1:  # Fabric's processes take them from there
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    moved = {name: getattr(asked, name) for name in _FREE[1:] if name in typed}
+    moved = {name: getattr(asked, name) for name in (*_FREE[1:], "dataset") if name in typed}
     if "download" not in moved and hasattr(saved, "download"):
         moved["download"] = False  # a folder may be a stranger's: it fetches nothing unasked
     return run, replace(cast(Any, saved), **moved)

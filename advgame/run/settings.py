@@ -23,11 +23,13 @@ class RunConfig:
     """Data, defender, training and evaluation of a run; games add their own fields."""
 
     dataset: Dataset = "digits"
-    """digits is embedded; the others need --data-dir"""
+    """digits (embedded), mnist, cifar10, … from --data-dir, or your own: see docs/data.md"""
     data_dir: str | None = None
     """folder with the data set in torchvision's layout"""
     download: bool = False
     """let torchvision download what is missing into --data-dir"""
+    image_size: Count | None = None
+    """resize images and crop them to so many pixels square; None leaves them"""
     train_n: int | None = None
     """use only this many training images"""
     model: str = "small_cnn"
@@ -116,12 +118,18 @@ def recipes(
     grey = {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000}
     usual = {"eps": "8/255", "epochs": 30, "batch_size": 128, "ema": 0.999, "eval_n": 1000}
     found = {"model": "preact_resnet18", **usual, **(colour or {})}
+    usual_grey = {**grey, **(mnist or {})}
     return {
         "digits": {},
-        "mnist": {**grey, **(mnist or {})},
+        "mnist": usual_grey,
         "cifar10": found,
         "cifar100": found,
         "svhn": {**found, "lr": 0.05, **(svhn or {})},
+        "tinyimagenet": found,
+        "fashionmnist": {**usual_grey, "eps": "0.1"},
+        # one's own: ink on paper withstands 0.3, photographs do not
+        "grey": {**usual_grey, "eps": "8/255"},
+        "small": {**found, "model": "small_cnn"},
     }
 
 

@@ -220,7 +220,8 @@ class AttackerStudy(Study[Config]):
             run_cells(script, Path(config.attackers), todo, config.jobs)
         done = {seed: path.parent for seed, path in self.reports().items()}
         contestants = {LEARNED: learned(done), **HAND_MADE}
-        test = load_data(self.dataset, config.data_dir).test
+        size = next(iter(self.victims.values())).image_size
+        test = load_data(self.dataset, config.data_dir, image_size=size).test
         test = test if config.n is None else test.first(config.n)
         for name, contestant in contestants.items():
             mine = [cell for cell in cells.values() if cell["attack"] == name]

@@ -109,7 +109,12 @@ class FreshAttNets(Study[Config]):
         if dataset is None:
             dataset = first["dataset"]
             refuse_unasked(" ".join(self.config.runs), "dataset", dataset)
-        return load_data(dataset, self.config.data_dir, train_n=first["train_n"])
+        return load_data(
+            dataset,
+            self.config.data_dir,
+            image_size=first.get("image_size"),
+            train_n=first["train_n"],
+        )
 
     @override
     def check(self) -> None:
