@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from advgame import attacks, games
 from advgame.choices import BatchNormMode, Preset, Transport
+from advgame.classifiers.names import is_built_in
 from advgame.data.names import colour
 from advgame.errors import InputError, unknown
 from advgame.own_code import own_code
@@ -256,6 +257,10 @@ class Job(DefenderJob[Config, Any]):
             found["--game standard"] = ("eps_ramp",)
         if colour(config.dataset) is False:
             found[f"--dataset {config.dataset}"] = ("normalise",)
+        elif config.init is not None:
+            found["--init, whose weights say how images are normalised,"] = ("normalise",)
+        elif not is_built_in(config.model):
+            found[f"--model {config.model}, which normalises its own input,"] = ("normalise",)
         return found
 
     @override

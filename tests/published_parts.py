@@ -13,9 +13,10 @@ def conv(inside, outside, size, stride=1, padding=None):
 def stages(block, widths, count, first):
     """Rows of blocks; each stage but the first halves the image."""
     rows, width = [], first
+    counts = count if isinstance(count, tuple) else (count,) * len(widths)
     for number, out in enumerate(widths):
         row = []
-        for place in range(count):
+        for place in range(counts[number]):
             row.append(block(width, out, 2 if number and not place else 1))
             width = out
         rows.append(nn.Sequential(*row))
@@ -83,6 +84,24 @@ class PostBlock(nn.Module):
         return (out + self.shortcut(x)).relu()
 
 
+class DeepBlock(nn.Module):
+    """The robustness package's block of ResNet-50: conv1, bn1 to conv3, bn3, shortcut.0 and .1."""
+
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        narrow = outside // 4
+        self.conv1, self.bn1 = conv(inside, narrow, 1), nn.BatchNorm2d(narrow)
+        self.conv2, self.bn2 = conv(narrow, narrow, 3, stride), nn.BatchNorm2d(narrow)
+        self.conv3, self.bn3 = conv(narrow, outside, 1), nn.BatchNorm2d(outside)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or inside != outside:
+            self.shortcut = nn.Sequential(conv(inside, outside, 1, stride), nn.BatchNorm2d(outside))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+        return (self.bn3(self.conv3(out)) + self.shortcut(x)).relu()
+
+
 class PreBlock(nn.Module):
     """bn1, conv1, bn2, conv2, shortcut.0; `raw` as Fast AT's, else as LAS-AT's and AWP's."""
 
@@ -106,21 +125,25 @@ class RawPreBlock(PreBlock):
 
 
 class Residual(nn.Module):
-    """ResNet-18 and PreActResNet-18: conv1, layer1..4, linear; bn1 (post) or bn (pre) or neither.
+    """ResNets and PreActResNet-18: conv1, layer1..4, linear; bn1 (post) or bn (pre) or neither.
 
     Args:
         block: of its stages.
         norm: name of the batch norm beside the blocks, if any.
+        classes: outputs.
+        count: blocks per stage.
+        expansion: 4 with `DeepBlock`.
     """
 
-    def __init__(self, block, norm, classes=10):
+    def __init__(self, block, norm, classes=10, count=2, expansion=1):
         super().__init__()
         self.conv1 = conv(3, 64, 3)
-        rows = stages(block, [64, 128, 256, 512], 2, 64)
+        widths = [expansion * width for width in (64, 128, 256, 512)]
+        rows = stages(block, widths, count, 64)
         self.layer1, self.layer2, self.layer3, self.layer4 = rows
         if norm:
             setattr(self, norm, nn.BatchNorm2d(64 if norm == "bn1" else 512))
-        self.linear = nn.Linear(512, classes)
+        self.linear = nn.Linear(widths[-1], classes)
 
     def forward(self, x):
         out = self.conv1(x)

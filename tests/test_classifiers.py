@@ -11,6 +11,8 @@ from advgame.errors import InputError
     ("name", "shape", "millions"),
     [
         ("resnet18", (3, 32, 32), 11.17),
+        ("resnet34", (3, 32, 32), 21.28),
+        ("resnet50", (3, 32, 32), 23.52),
         ("preact_resnet18", (3, 32, 32), 11.17),
         ("wrn-28-10", (3, 32, 32), 36.48),
         ("wrn-34-10", (3, 32, 32), 46.16),

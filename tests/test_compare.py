@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import tyro
-from studies import compare
+from studies import compare, minimax
 from studies.compare import AUTOATTACK, PGD, flags_of
 
 from advgame.errors import InputError
@@ -53,6 +53,19 @@ def test_equal_epochs_and_equal_terms(tmp_path):
     judged = asked.evaluations(asked.cells())
     assert flags(judged["trades-seed0"], "--surrogate").endswith("pgd-at-seed1000")
     assert tyro.cli(compare.Config, args=["--games", "mart"]).methods == ("mart",)
+
+
+def test_games_are_compared_on_an_own_network(tmp_path):
+    """Each cell, and the judging of each, names it: a folder's code is not run unasked."""
+    asked = study(tmp_path, extra="--model 'my_net:Net(width=8)'", methods=("trades", "las-at"))
+    cells = asked.cells()
+    judged = asked.evaluations(cells)
+    assert len(cells) == 2
+    for name in cells:
+        assert flags(cells[name], "--model") == flags(judged[name], "--model")
+        assert flags(judged[name], "--model") == "my_net:Net(width=8)"
+    own = minimax.Config(model="my.net:Net(8, 'a/b')")
+    assert minimax.MinimaxStudy(own).stem == "digits-my.net-Net-8-aofb-0.15"
 
 
 def test_a_surrogate_is_given_where_an_attack_needs_one(tmp_path):

@@ -237,6 +237,11 @@ def test_weights_to_start_from_bring_their_own_normalisation(tmp_path, monkeypat
         (train, ["--model", "my_net:convolutions"], "images of this shape, (1, 8, 8)"),
         (train, ["--model", "my_net:Net(classes=3)"], "has 3 outputs, so that labels"),
         (train_cat_and_mouse, ["--model", "my_net:softmax"], "remove the final softmax"),
+        (
+            train,
+            ["--model", "my_net:Net", "--dataset", "cifar10", "--no-normalise"],
+            "which normalises its own input, makes no use of --normalise",
+        ),
         (train, ["--init", "nowhere.pth"], "no such file of weights or run folder"),
         (train, ["--init", "."], "not a run folder"),
         (train, ["--init", "my_net.py"], "is not a safetensors file"),

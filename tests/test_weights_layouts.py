@@ -3,6 +3,7 @@
 import pytest
 import torch
 from published_parts import (
+    DeepBlock,
     Mind,
     Normalizer,
     PostBlock,
@@ -58,9 +59,9 @@ LAYOUTS = {
         "resnet18",
         under("model", of=parallel),
     ),
-    "robustness, older": (
-        lambda: RobustnessPackage(Residual(PostBlock, "bn1")),
-        "resnet18",
+    "robustness ResNet-50, older": (
+        lambda: RobustnessPackage(Residual(DeepBlock, "bn1", count=(3, 4, 6, 3), expansion=4)),
+        "resnet50",
         under("state_dict", of=parallel),
     ),
     "RobustBench": (lambda: Wide(16, 1, mean=(0.5, 0.4, 0.3)), "wrn-16-1", bare),
@@ -111,6 +112,11 @@ def test_a_published_checkpoint_gives_the_outputs_of_its_own_network(code, tmp_p
         (lambda: Residual(PreBlock, "bn"), "preact_resnet18-las", "--model preact_resnet18"),
         (lambda: Residual(PostBlock, "bn1"), "preact_resnet18", "like --model resnet18"),
         (lambda: Residual(PreBlock, "bn"), "resnet18", "like --model preact_resnet18"),
+        (
+            lambda: Residual(PostBlock, "bn1", count=(3, 4, 6, 3)),
+            "resnet18",
+            "like --model resnet34",
+        ),
         (lambda: Wide(16, 2), "wrn-16-1", "like --model wrn-16-2"),
         (lambda: Wide(16, 1), "wrn-10-1", "like --model wrn-16-1"),
         (lambda: Mind(10, 1), "wrn-10-1", "like --model wrn-10-1-swish"),

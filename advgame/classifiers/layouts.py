@@ -133,10 +133,12 @@ def guess(shapes: dict[str, tuple[int, ...]]) -> str | None:
         if (block := _BLOCKS[layout].fullmatch(name))
     }
     if layout == "residual":
-        if len(blocks) != 8 or any(".conv3." in name for name in shapes):
-            return None
+        deep = any(".conv3." in name for name in shapes)
         if any(name.startswith("bn1.") for name in shapes):
-            return "resnet18"
+            known = {(8, False): "resnet18", (16, False): "resnet34", (16, True): "resnet50"}
+            return known.get((len(blocks), deep))
+        if len(blocks) != 8 or deep:
+            return None
         if any(name.startswith("bn.") for name in shapes):
             return "preact_resnet18"
         return "preact_resnet18-las or preact_resnet18-fast"

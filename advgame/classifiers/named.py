@@ -10,11 +10,19 @@ from advgame.classifiers.resnet import (
     lean_resnet,
     preact_resnet18,
     resnet18,
+    resnet34,
+    resnet50,
     wide_resnet,
 )
 from advgame.classifiers.small import MinimaxCNN, SmallCNN
 from advgame.errors import InputError, unknown
 
+RESNETS = {
+    "lean_resnet": lean_resnet,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+}
 # PreActResNet-18 as whom it is published by
 PREACT: dict[str, Published] = {
     "preact_resnet18": "usual",
@@ -56,10 +64,8 @@ def _made(
         if min(shape[1:]) < 4:
             raise InputError(f"minimax_cnn needs images of at least 4x4 pixels, not {shape}")
         return MinimaxCNN(shape, classes)
-    if name == "lean_resnet":
-        return lean_resnet(classes, shape[0], normalise)
-    if name == "resnet18":
-        return resnet18(classes, shape[0], normalise)
+    if name in RESNETS:
+        return RESNETS[name](classes, shape[0], normalise)
     if name in PREACT:
         return preact_resnet18(classes, shape[0], normalise, PREACT[name])
     if wide := WIDE.fullmatch(name):

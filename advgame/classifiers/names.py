@@ -16,6 +16,8 @@ CLASSIFIERS = (
     "minimax_cnn",
     "lean_resnet",
     "resnet18",
+    "resnet34",
+    "resnet50",
     "preact_resnet18",
     "preact_resnet18-las",
     "preact_resnet18-fast",

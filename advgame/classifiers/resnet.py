@@ -21,6 +21,9 @@ def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 class BasicBlock(nn.Module):
     """conv-BN-ReLU-conv-BN plus shortcut, then ReLU (He et al. 2016a)."""
 
+    expansion = 1
+    """output channels per channel of its 3x3 convolutions"""
+
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels_in, channels_out, stride)
@@ -42,9 +45,39 @@ class BasicBlock(nn.Module):
         return F.relu(joined, inplace=True)
 
 
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two of 1x1, each with BN, plus shortcut (He et al. 2016a)."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        outside = self.expansion * channels_out
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = _conv3x3(channels_out, channels_out, stride)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.conv3 = nn.Conv2d(channels_out, outside, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outside)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels_in != outside:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, outside, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(outside),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, 4 out, H/stride, W/stride)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        joined: Tensor = self.bn3(self.conv3(out)) + self.shortcut(x)
+        return F.relu(joined, inplace=True)
+
+
 class PreActBlock(nn.Module):
     """BN-ReLU-conv twice plus shortcut (He et al. 2016b; Wide ResNets use the same)."""
 
+    expansion = 1
     raw_shortcut = False
     """whether a convolution in the shortcut sees what the block is given, before BN-ReLU"""
 
@@ -96,7 +129,7 @@ class ResidualNet(nn.Module):
     """A stem, stages of residual blocks (the first of each later stage has stride 2), a head.
 
     Args:
-        block: `BasicBlock`, `PreActBlock` or a kind of it.
+        block: `BasicBlock`, `Bottleneck`, `PreActBlock` or a kind of that.
         stem: channels of the stem.
         stages: (channels, number of blocks) of each stage.
         classes: number of classes K.
@@ -108,7 +141,7 @@ class ResidualNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[PreActBlock],
+        block: type[BasicBlock] | type[Bottleneck] | type[PreActBlock],
         stem: int,
         stages: tuple[tuple[int, int], ...],
         classes: int,
@@ -130,7 +163,7 @@ class ResidualNet(nn.Module):
         for (out, count), down in zip(stages, downs, strict=True):
             for number in range(count):
                 blocks.append(block(width, out, down if number == 0 else 1))
-                width = out
+                width = out * block.expansion
         self.blocks = nn.Sequential(*blocks)
         self.bn_last = nn.BatchNorm2d(width) if preactivation and last_norm else nn.Identity()
         self.head = nn.Linear(width, classes)
@@ -158,6 +191,7 @@ class ResidualNet(nn.Module):
 
 
 Published = Literal["usual", "las", "fast"]
+_DEEP_STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
 _FOUR_STAGES = ((64, 2), (128, 2), (256, 2), (512, 2))
 
 
@@ -166,6 +200,20 @@ def resnet18(
 ) -> ResidualNet:
     """ResNet-18 with a CIFAR stem: 11.17 M parameters."""
     return ResidualNet(BasicBlock, 64, _FOUR_STAGES, classes, channels, normalise)
+
+
+def resnet34(
+    classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
+) -> ResidualNet:
+    """ResNet-34 with a CIFAR stem: 21.28 M parameters."""
+    return ResidualNet(BasicBlock, 64, _DEEP_STAGES, classes, channels, normalise)
+
+
+def resnet50(
+    classes: int = 10, channels: int = 3, normalise: nn.Module | None = None
+) -> ResidualNet:
+    """ResNet-50 with a CIFAR stem, as Madry-lab publishes it: 23.52 M parameters."""
+    return ResidualNet(Bottleneck, 64, _DEEP_STAGES, classes, channels, normalise)
 
 
 def preact_resnet18(

@@ -32,12 +32,13 @@ from typing import Annotated, Any, Literal
 import tyro
 from typing_extensions import override
 
+from advgame.classifiers.names import is_built_in
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
-from advgame.run.cells import check_cells, code_options, run_cells, same_flags, split_flags, usable
+from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names
@@ -231,10 +232,14 @@ class Compare(MethodsStudy[Config]):
 
     def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
-        words = [*self.images(), *self.judging(), *code_options(split_flags(self.config.extra))]
+        words = [*self.images(), *self.judging()]
         if any("transfer" in attack for attack in self.config.attacks):
             words += ["--surrogate", str(self.root / next(iter(self.surrogate())))]
-        return {name: [str(self.root / name), *words] for name in cells}
+        models = {
+            name: self.script_of(name).job.parse(flags).model for name, flags in cells.items()
+        }
+        own = {name: [] if is_built_in(one) else ["--model", one] for name, one in models.items()}
+        return {name: [str(self.root / name), *words, *own[name]] for name in cells}
 
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         """Refuse cells that cannot work, or of other epochs than games are asked for now."""
