@@ -65,7 +65,7 @@ def test_games_are_compared_on_an_own_network(tmp_path):
         assert flags(cells[name], "--model") == flags(judged[name], "--model")
         assert flags(judged[name], "--model") == "my_net:Net(width=8)"
     own = minimax.Config(model="my.net:Net(8, 'a/b')")
-    assert minimax.MinimaxStudy(own).stem == "digits-my.net-Net-8-aofb-0.15"
+    assert minimax.MinimaxStudy(own).stem == "digits-my.net-Net-8-aofb--0.15"
 
 
 def test_a_surrogate_is_given_where_an_attack_needs_one(tmp_path):
