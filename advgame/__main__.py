@@ -18,7 +18,7 @@ def main() -> None:
     """Run the job that the first word names, as ``python scripts/JOB.py`` with the other words.
 
     Raises:
-        SystemExit: 2 where there is no such job; else as the job ends.
+        SystemExit: 2 where there is no such job, 130 for Ctrl-C; else as the job ends.
     """
     by_module = sys.argv[0].endswith("__main__.py")
     # of ``python -m`` the folder that one stands in, where any name may be taken, unless it is the
@@ -37,7 +37,11 @@ def main() -> None:
         script = jobs()[chosen[0]]
         sys.path.insert(0, str(script.parent))
         sys.argv = [str(script), *sys.argv[2:]]
-        runpy.run_path(str(script), run_name="__main__")
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except KeyboardInterrupt:  # while it imports, which takes seconds; later it answers itself
+            print("error: interrupted before it began", file=sys.stderr)
+            raise SystemExit(130) from None
 
 
 def _chosen(words: list[str]) -> list[str]:

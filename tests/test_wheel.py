@@ -131,6 +131,17 @@ def test_answers_without_torch(project, words):
     project("python", "-c", code, *words, code=2 if "train-las-att" in words else 0)
 
 
+def test_ctrl_c_while_a_job_imports_is_answered_in_a_line(project):
+    code = (
+        "import runpy; from advgame.__main__ import main\n"
+        "def run_path(*_, **__): raise KeyboardInterrupt\n"
+        "runpy.run_path = run_path\n"
+        "main()"
+    )
+    said = project("python", "-c", code, "train", code=130).err
+    assert said == "error: interrupted before it began\n"
+
+
 def test_the_version_is_the_projects(project):
     for start in (["advgame"], ["python", "-m", "advgame"]):
         assert project(*start, "--version").out == f"advgame {PROJECT['version']}\n"
