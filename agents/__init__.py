@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agents.best_response import Effort
     from agents.exploitability import best_defences, duality_gap
     from agents.gail import GailTraining
+    from agents.imitation_policy import ImitationPolicy, load_policy
     from agents.imitator import Imitator
     from agents.l2l import L2LNetwork
     from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame, make_player
@@ -43,6 +44,7 @@ __all__ = [
     "FeaturePolicy",
     "FixedStrategy",
     "GailTraining",
+    "ImitationPolicy",
     "Imitator",
     "ImplicitPlayer",
     "L2LNetwork",
@@ -58,6 +60,7 @@ __all__ = [
     "best_defences",
     "duality_gap",
     "load_attacker",
+    "load_policy",
     "make_player",
     "make_updater",
     "train_updater",

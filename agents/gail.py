@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from advgame.errors import InputError
@@ -19,7 +20,7 @@ from advgame.run.curves import Curves, Panels
 from advgame.seeding import derive_seed, stream
 from agents.imitator import Imitator, Rollout
 from envs.imitation import ImitationVectorEnv
-from envs.tasks import play
+from envs.tasks import make_task, play
 
 Source = Literal["discriminator", "fixed", "true"]
 _KEPT = 64  # pairs of each iteration that replay remembers: 2 MB in 1,000 iterations of CartPole
@@ -190,6 +191,32 @@ def judge_returns(
         }
 
     return validate
+
+
+def random_policy(space: spaces.Space[Any]) -> Callable[[Tensor], Tensor]:
+    """Raw observations (B, d) to uniform actions (B,) or (B, k), the same draws every time.
+
+    Args:
+        space: the task's actions; where a box has no end, within 1 of the other or of 0.
+    """
+    rng = stream(0, "random policy")
+
+    def act(raw: Tensor) -> Tensor:
+        if isinstance(space, spaces.Discrete):
+            return torch.randint(int(space.n), (len(raw),), generator=rng)
+        assert isinstance(space, spaces.Box)
+        low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+        low = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high, 0) - 1)
+        high = torch.where(high.isfinite(), high, low + 2)
+        return low + (high - low) * torch.rand(len(raw), *low.shape, generator=rng)
+
+    return act
+
+
+def random_returns(env_id: str, episodes: int) -> Tensor:
+    """True returns (episodes,) of random actions, from the same starts every time."""
+    act = random_policy(make_task(env_id, 1).action_space)
+    return play(env_id, act, episodes, stream(0, "random starts"))["returns"]
 
 
 def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demonstrations:

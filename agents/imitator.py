@@ -21,6 +21,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
+from agents.imitation_policy import described
 from agents.sb3 import SB3Learner, set_up
 from agents.settings import PolicySettings
 from envs.imitation import ImitationVectorEnv
@@ -87,6 +88,8 @@ class Imitator(SB3Learner):
     ) -> None:
         self.settings = settings or PolicySettings()
         super().__init__(lambda: _make(env, self.settings), seed)
+        # of the files of its weights, which then say all that `load_policy` must know
+        self.policy.file_metadata = described(env.env_id, env.code, env.task.action_space)  # type: ignore[assignment]
         self.fabric = Fabric(accelerator="cpu", devices=1)
         self._discrete = isinstance(env.single_action_space, spaces.Discrete)
 

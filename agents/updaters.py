@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import io
+import pickle
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +16,7 @@ from typing_extensions import override
 
 from advgame.errors import InputError, unknown
 from advgame.imitation.updater import Objective, Updater, check_positive, load_moments
-from advgame.own_code import own_code
+from advgame.own_code import in_words, own_code
 from agents.coordinatewise import CoordinatewiseUpdater
 from agents.learned_updaters import MLPUpdater
 
@@ -156,7 +158,7 @@ def make_updater(
     if name not in UPDATERS:
         if lr is not None or options:
             raise InputError(f"{name}: type its settings within its brackets")
-        words = "an advgame.imitation.updater.Updater"
+        words = "an advgame.imitation.Updater"
         updater: Updater = own_code(name).make(Updater, words, seed=seed, blocks=blocks)
         return updater
     factory = UPDATERS[name][1]
@@ -181,3 +183,33 @@ def check_updater(name: str) -> None:
         own_code(name).find()
     elif name not in UPDATERS:
         raise unknown("updater", name, UPDATERS)
+
+
+def try_updater(updater: Updater, params: Tensor) -> None:
+    """Two steps of an updater of own code, and its memory out and in; it is not of use afterwards.
+
+    Args:
+        updater: a fresh one.
+        params: (m,) as it will be given.
+
+    Raises:
+        InputError: it fails, returns something else than it should, or remembers what no
+            checkpoint can hold.
+    """
+    name, file = type(updater).__name__, io.BytesIO()
+    try:
+        updater.init(params)
+        new = updater.update(params, lambda theta: theta.square().sum()).params
+        torch.save(updater.state_dict(), file)
+        file.seek(0)
+        updater.load_state_dict(torch.load(file, weights_only=True))
+        updater.update(new, lambda theta: theta.square().sum())
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{name}.saved must return tensors, numbers, and containers of them: a checkpoint "
+            "holds nothing else"
+        ) from error
+    except Exception as error:  # a stranger's code may raise anything
+        raise InputError(f"{name} failed: {in_words(error)}") from error

@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
-from advgame.own_code import in_this_folder
+from advgame.own_code import in_this_folder, in_words
 from envs.pictures import cart_pole_picture, fitted, mountain_car_picture
 
 
@@ -197,15 +197,17 @@ class GymnasiumTask(Task):
 
     def __init__(self, env_id: str, rows: int, render_mode: str | None = None) -> None:
         try:
-            # the time limit is the caller's to count
+            # the time limit is the caller's to count; own tasks need not take a render_mode
+            make = partial(gym.make, env_id, max_episode_steps=-1)
+            if render_mode is not None:
+                make = partial(make, render_mode=render_mode)
             with in_this_folder():  # a module may lie in it
-                self._envs = [
-                    gym.make(env_id, max_episode_steps=-1, render_mode=render_mode)
-                    for _ in range(rows)
-                ]
+                self._envs = [make() for _ in range(rows)]
             spec = gym.spec(registered(env_id))
-        except (gym.error.Error, ImportError, ValueError) as error:
+        except (gym.error.Error, ImportError) as error:
             raise InputError(f"cannot make {env_id!r}: {error}") from error
+        except Exception as error:  # a stranger's task may raise anything
+            raise InputError(f"cannot make {env_id!r}: {in_words(error)}") from error
         if spec.max_episode_steps is None:
             raise InputError(f"{env_id} has no time limit: register it with max_episode_steps")
         seen, acted = self._envs[0].observation_space, self._envs[0].action_space

@@ -4,27 +4,29 @@
     python scripts/train_gail.py --preset paper --updater mlp-narrow      # near to L2L's setting
     python scripts/train_gail.py --env MountainCar-v0 --source true       # control: true reward
     python scripts/train_gail.py --env Pendulum-v1 --demonstrations my.npz
+    python scripts/train_gail.py --updater "my_updaters:Signum(0.003)"    # your own
     python scripts/train_gail.py --resume runs/NAME                       # go on, to the same bits
 
 One iteration is `agents.gail.GailTraining.step`; the discriminator's rules `advgame.games.gail`,
 the environment `envs.imitation`, the policy sb3-contrib's TRPO (`agents.imitator`), the updaters
 `agents.updaters`. A run leaves one folder: settings,
-TensorBoard events, metrics.csv, checkpoints, curves.png, report.json. `best` weights are those of
-the highest true return, which an imitator cannot know: the report is about the last ones.
+TensorBoard events, metrics.csv, checkpoints, curves.png, report.json, report.md. `best` weights are
+those of the highest true return, which an imitator cannot know: the report is about the last ones.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from typing_extensions import override
 
 from advgame.choices import Horizon
-from advgame.errors import InputError, unknown
+from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.options import Count, Must, Positive, Whole
@@ -67,11 +69,12 @@ class Config:
     """
 
     env: str = "CartPole-v1"
-    """Gymnasium id; CartPole-v1 and MountainCar-v0 run in tensors and have demonstrations"""
+    """Gymnasium id, or module:id of yours; CartPole-v1 and MountainCar-v0 ship demonstrations"""
     preset: Preset = "default"
     """paper: near to L2L's, ho-ermon: near to their code; what differs: docs/imitation.md"""
     updater: str = "adam"
-    """of the discriminator: adam, sgd, mlp, mlp-stable, mlp-narrow, coordinatewise"""
+    """of the discriminator: adam, sgd, mlp, mlp-stable, mlp-narrow, coordinatewise; or your own,
+    package.module:factory(1, width=8)"""
     updater_lr: Positive | None = None
     """its learning rate; the updater's own default when not given"""
     source: Pay = "discriminator"
@@ -83,7 +86,7 @@ class Config:
     horizon: Horizon = "fixed"
     """task: episodes end as the task's; fixed: all as long, with absorbing states"""
     demonstrations: str | None = None
-    """an .npz of `scripts/train_experts.py`; those that ship with the package when not given"""
+    """an .npz of ours, D4RL's or imitation's; those that ship with the package when not given"""
     trajectories: Count = 10
     """how many of them"""
     every: Count = 1
@@ -140,44 +143,24 @@ class Config:
     """a run folder to go on with; its own settings are used"""
 
 
-def recorded(config: Config) -> Demonstrations:
-    """All trajectories of the expert that there are, in the file or in the package."""
-    from advgame.imitation.demonstrations import Demonstrations, shipped
+class Parts(NamedTuple):
+    """What a run is made of."""
 
-    if config.demonstrations is not None:
-        return Demonstrations.load(Path(config.demonstrations))
-    return shipped(config.env)
-
-
-def warn_of_no_expert(env_id: str, expert: Demonstrations) -> None:
-    """Say so where the demonstrations are at the level of random actions, over 20 episodes."""
-    import torch
-    from gymnasium import spaces
-
-    from advgame.seeding import stream
-    from envs.tasks import make_task, play
-
-    space, rng = make_task(env_id, 1).action_space, stream(0, "random policy")
-
-    def act(raw: Tensor) -> Tensor:
-        if isinstance(space, spaces.Discrete):
-            return torch.randint(int(space.n), (len(raw),), generator=rng)
-        low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
-        return low + (high - low) * torch.rand(len(raw), *low.shape, generator=rng)
-
-    returns = play(env_id, act, 20, stream(0, "random starts"))["returns"]
-    level, noise = float(returns.mean()), float(returns.std()) / 20**0.5
-    if float(expert.returns.mean()) <= level + 2 * noise:
-        print(
-            f"warning: the demonstrations' mean return, {float(expert.returns.mean()):.1f}, is at "
-            f"the level of random actions, {level:.1f} ± {2 * noise:.1f}: who imitates them learns "
-            "nothing of the task",
-            file=sys.stderr,
-        )
+    training: GailTraining
+    expert: Demonstrations
+    """the trajectories that are imitated"""
+    recorded: Demonstrations | None
+    """all that there are; None of a dummy"""
+    pairs: int
+    """of the expert, that the discriminator sees"""
+    random: Mapping[str, float]
+    """`level` of random actions, score 0 of the report"""
+    resumable: bool
+    """whether the task's episodes can be saved"""
 
 
-def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
-    """Environment, policy, discriminator and updater; the demonstrations and their pairs' number.
+def make_parts(config: Config) -> Parts:
+    """Environment, policy, discriminator, updater and demonstrations.
 
     Raises:
         InputError: settings, files or memory that will not do.
@@ -185,12 +168,14 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
     import torch
 
     from advgame.games.gail import Gail
+    from advgame.imitation.demonstrations import Demonstrations, shipped
     from advgame.imitation.discriminator import Discriminator
     from advgame.seeding import derive_seed, stream
-    from agents.gail import GailTraining, dummy_expert
+    from agents.gail import GailTraining, dummy_expert, random_returns
     from agents.imitator import Imitator
-    from agents.updaters import make_updater
+    from agents.updaters import make_updater, try_updater
     from envs.imitation import ImitationVectorEnv
+    from envs.tasks import GymnasiumTask
 
     env = ImitationVectorEnv(
         config.envs,
@@ -199,10 +184,16 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         horizon=config.horizon,
         stagger=config.stagger,
     )
+    recorded: Demonstrations | None = None
     if config.expert == "dummy":
         expert = dummy_expert(env, config.trajectories, config.seed)
     else:
-        expert = recorded(config).subset(config.trajectories)
+        if config.demonstrations is None:
+            recorded = shipped(config.env)
+        else:
+            space = env.single_action_space
+            recorded = Demonstrations.load(config.demonstrations, config.env, space)
+        expert = recorded.subset(config.trajectories)
     pairs = env.expert_pairs(expert, stream(config.seed, "subsampling"), config.every)
     discriminator = Discriminator(env.code.pair_size, config.hidden, config.spectral_norm)
     theta = discriminator.init(stream(config.seed, "discriminator"))
@@ -218,9 +209,17 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         controller=config.controller,
         steps=config.discriminator_steps,
     )
-    updater = make_updater(
-        config.updater, lr=config.updater_lr, seed=config.seed, blocks=discriminator.blocks
+    make = partial(
+        make_updater,
+        config.updater,
+        lr=config.updater_lr,
+        seed=config.seed,
+        blocks=discriminator.blocks,
     )
+    if ":" in config.updater:
+        try_updater(make(), theta)
+    updater = make()
+    updater.check_room(discriminator.size, Path(config.resume or config.runs_dir))
     settings = PolicySettings(
         algorithm=config.algorithm,
         hidden=config.policy_hidden,
@@ -242,69 +241,151 @@ def make_training(config: Config) -> tuple[GailTraining, Demonstrations, int]:
         seed=config.seed,
         iterations=config.evaluate_every,
     )
-    return training, expert, len(pairs)
+    resumable = not isinstance(env.task, GymnasiumTask)
+    chance = level(random_returns(config.env, 100 if resumable else 20))  # one by one: slow
+    return Parts(training, expert, recorded, len(pairs), chance, resumable)
 
 
-def resembles(config: Config, training: GailTraining) -> dict[str, Any]:
+def level(returns: Tensor) -> dict[str, float]:
+    """Mean return, its standard error, and of how many episodes."""
+    error = float(returns.std() / len(returns) ** 0.5) if len(returns) > 1 else 0.0
+    return {"mean": float(returns.mean()), "standard_error": error, "episodes": len(returns)}
+
+
+def warn_of_no_expert(random: Mapping[str, float], expert: Demonstrations) -> None:
+    """Say so where the demonstrations are at the level of random actions."""
+    reached, noise = float(expert.returns.mean()), 2 * random["standard_error"]
+    if reached <= random["mean"] + noise:
+        print(
+            f"warning: the demonstrations' mean return, {reached:.1f}, is at the level of random "
+            f"actions, {random['mean']:.1f} ± {noise:.1f}: who imitates them learns nothing of the "
+            "task",
+            file=sys.stderr,
+        )
+
+
+def resembles(config: Config, parts: Parts) -> dict[str, Any]:
     """What a held-out discriminator says, where there are 4 demonstrations or more."""
     from agents.resemblance import resemblance
 
-    everything = recorded(config) if config.expert == "demonstrations" else None
+    training, everything = parts.training, parts.recorded
     if everything is None or len(everything) < 4:
         return {}
     found = resemblance(training.env, training.player, everything, seed=config.seed)
     return {"imitation": found}
 
 
-def imitate(config: Config, run: RunFolder, *, resume: bool) -> dict[str, Any]:
-    """Learn; returns what the report adds to the curves."""
+def title(config: Config) -> str:
+    """The run in a line."""
+    how = {
+        "discriminator": f"GAIL, its discriminator updated by {config.updater}",
+        "constant": "a control that is paid a constant",
+        "random": "a control that is paid by a discriminator that never learns",
+        "true": "a control that is paid the task's own reward",
+        "cloning": "behaviour cloning",
+    }[config.source]
+    whom = "an expert that always takes action 0" if config.expert == "dummy" else "an expert"
+    return f"Imitation of {whom} on {config.env}: {how}, seed {config.seed}"
+
+
+def in_words(config: Config, parts: Parts) -> list[str]:
+    """The settings, for the report."""
+    whose = config.demonstrations or "those that ship with the package"
+    kept = "" if config.every == 1 else f", every {config.every}th pair of each"
+    lines = [
+        f"demonstrations: {len(parts.expert)} trajectories, {parts.pairs:,} pairs"
+        + (f" ({whose}{kept})" if config.expert != "dummy" else " of the dummy")
+    ]
+    units = "-".join(map(str, config.policy_hidden))
+    if config.source == "cloning":
+        return [*lines, f"policy: {units} units, likelihood of the demonstrated actions"]
+    ends = "all as long as the time limit, with absorbing states, "
+    rows = "their beginnings staggered" if config.stagger else "all begun together"
+    lines += [
+        f"episodes: {ends if config.horizon == 'fixed' else 'as the task ends them, '}{rows}",
+        f"policy: {config.algorithm.upper()}, {units} units, {config.envs} x {config.n_steps} "
+        f"steps per iteration, {config.iterations} iterations",
+    ]
+    if config.source == "discriminator":
+        extra = {
+            "label entropy": config.entropy,
+            f"gradient penalty to norm {config.penalty_target:g}": config.penalty,
+            "C-GAIL's controller": config.controller,
+            "replay": config.replay,
+        }
+        terms = "".join(f", {name} {value:g}" for name, value in extra.items() if value)
+        norm = ", spectral norm" * config.spectral_norm
+        units = "-".join(map(str, config.hidden))
+        lines.append(
+            f"discriminator: {units} units{norm}, {config.discriminator_steps} update(s) per "
+            f"iteration by {config.updater}{terms}; it pays by the {config.reward} reward"
+        )
+    return [*lines, f"evaluation: {config.episodes} fresh episodes, seed {config.seed}"]
+
+
+def imitate(config: Config, run: RunFolder, parts: Parts, *, resume: bool) -> dict[str, Any]:
+    """Learn; returns what the report says."""
     from advgame.health import deaths
+    from advgame.run.checkpoint import save_weights
     from advgame.run.curves import game_figure, save_figure
     from advgame.run.loop import Trainer, TrainingPlan
     from advgame.seeding import stream
     from agents.cloning import clone
     from agents.gail import PANELS, judge_returns
-    from envs.tasks import GymnasiumTask
+    from agents.gail_report import steadiness
 
-    training, expert, pairs = make_training(config)
-    resumable = not isinstance(training.env.task, GymnasiumTask)
-    if resume and not resumable:
-        training.env.task.load_state_dict({})  # refuses
+    training, expert = parts.training, parts.expert
     about: dict[str, Any] = {
-        "pairs": pairs,
+        "title": title(config),
+        "pairs": parts.pairs,
         "expert_return": float(expert.returns.mean()),
+        "expert": level(expert.returns),
+        "random": parts.random,
+        "episodes": config.episodes,
+        "settings": in_words(config, parts),
         "diverged": None,
     }
     player = training.player
+    last = run.path / "checkpoints" / "last.safetensors"
     validate = judge_returns(training.env, player, config.episodes, config.seed)
     if config.source == "cloning":
         policy: ActorCriticPolicy = player.policy
         thinning = stream(config.seed, "subsampling")
         seen, acted, lengths = training.env.code.expert_steps(expert, config.every, thinning)
         about |= clone(policy, seen, acted, stream(config.seed, "cloning"), lengths=lengths)
-        return about | validate(policy) | resembles(config, training)
+        last.parent.mkdir(exist_ok=True)
+        save_weights(policy, last)
+        return about | validate(policy) | resembles(config, parts)
     plan = TrainingPlan(
         config.iterations // config.evaluate_every, "constant", save_every=config.save_every
     )
     trainer = Trainer(
-        training, run, plan, validate, select="eval/return", role="policy", resumable=resumable
+        training,
+        run,
+        plan,
+        validate,
+        select="eval/return",
+        role="policy",
+        resumable=parts.resumable,
     )
     try:
         trainer.fit(resume=resume)
     except FloatingPointError as problem:  # a result, and a frequent one of learned updaters
         about["diverged"] = {"iteration": trainer.step, "reason": str(problem)}
+        save_weights(player.module, last)
         if not (run.path / "metrics.csv").exists():  # before anything was measured
             return about | validate(training.learner.module)
     rows = Metrics.read(run.path / "metrics.csv")
-    title = f"{config.env}, {config.updater}, {config.source}, seed {config.seed}"
-    figure = game_figure(rows, title, PANELS, x=("step", "iteration"))
+    heading = f"{config.env}, {config.updater}, {config.source}, seed {config.seed}"
+    figure = game_figure(rows, heading, PANELS, x=("step", "iteration"))
     save_figure(figure, run.path / "curves.png")
     about |= {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
+    about |= steadiness(rows, about["random"]["mean"], about["expert"]["mean"])
     about["flags"] = [one.as_dict() for one in deaths(rows)]
-    return about | resembles(config, training)
+    return about | resembles(config, parts)
 
 
-class Job(jobs.Job[Config, None]):
+class Job(jobs.Job[Config, Parts]):
     """The job that imitates by GAIL or by a control, and measures the imitator."""
 
     config = Config
@@ -334,6 +415,7 @@ class Job(jobs.Job[Config, None]):
 
     @override
     def check_resumed(self, config: Config, typed: Collection[str]) -> None:
+        super().check_resumed(config, typed)
         if ":" in config.env:  # Gymnasium would import the module before it
             raise InputError(
                 f"this run trains on {config.env}: nothing that a folder names is run, start a "
@@ -343,10 +425,9 @@ class Job(jobs.Job[Config, None]):
     @override
     def check(self, config: Config) -> Config:
         from advgame.seeding import derive_seed
-        from agents.updaters import UPDATERS
+        from agents.updaters import check_updater
 
-        if config.updater not in UPDATERS:
-            raise unknown("updater", config.updater, UPDATERS)
+        check_updater(config.updater)
         config = super().check(config)
         if config.envs * config.n_steps < 32:
             raise InputError("envs x n_steps must be 32 or above: too few pairs to learn from")
@@ -370,28 +451,35 @@ class Job(jobs.Job[Config, None]):
             found[source] += ("reward",)
         if config.algorithm == "ppo":
             found["--algorithm ppo"] = ("value_epochs", "max_kl", "settle")
+        if ":" in config.updater:
+            found[f"--updater {config.updater}"] = ("updater_lr",)
         if not config.penalty:
             found["a game without --penalty"] = ("penalty_target",)
         if config.expert == "dummy":
             found["--expert dummy"] = ("demonstrations",)
         return found
 
-    def build(self, config: Config, fabric: Fabric) -> None:
-        """Everything is tried with a small updater; `imitate` builds it again."""
+    def build(self, config: Config, fabric: Fabric) -> Parts:
+        """Everything, with the demonstrations compared with chance."""
         from advgame.seeding import stream
-        from agents.updaters import make_updater
 
-        tried, expert, _ = make_training(replace(config, updater="adam"))
+        parts = make_parts(config)
+        if config.resume is not None and not parts.resumable:
+            parts.training.env.task.load_state_dict({})  # refuses
         if config.demonstrations is not None:
-            warn_of_no_expert(config.env, expert)
+            warn_of_no_expert(parts.random, parts.expert)
         if config.source == "cloning":
-            tried.env.code.expert_steps(expert, config.every, stream(config.seed, "subsampling"))
-        updater = make_updater(config.updater, lr=config.updater_lr, seed=config.seed)
-        updater.check_room(tried.rules.discriminator.size, Path(config.resume or config.runs_dir))
+            thinning = stream(config.seed, "subsampling")
+            parts.training.env.code.expert_steps(parts.expert, config.every, thinning)
+        return parts
 
-    @override
-    def work(self, config: Config, run: RunFolder, made: None, *, resume: bool) -> None:
-        run.write_json("report.json", imitate(config, run, resume=resume))
+    def work(self, config: Config, run: RunFolder, made: Parts, *, resume: bool) -> None:
+        """Imitate, and report."""
+        from agents.gail_report import as_markdown
+
+        report = imitate(config, run, made, resume=resume)
+        run.write_text("report.md", as_markdown(report, run.about()["command"]))
+        run.write_json("report.json", report)  # last: a run that has it is finished
 
     def told(self, run: RunFolder) -> str:
         """The true return, and the flags."""
@@ -401,7 +489,8 @@ class Job(jobs.Job[Config, None]):
         flags = [f"\nflag {one['name']}: {one['meaning']}" for one in report.get("flags", [])]
         return (
             f"true return {report['eval/return']:.1f} ± {report['eval/standard_error']:.1f} "
-            f"(expert {report['expert_return']:.1f}){end}; {run.path}/curves.png{''.join(flags)}"
+            f"(expert {report['expert_return']:.1f}){end}; more in {run.path}/report.md"
+            f"{''.join(flags)}"
         )
 
 

@@ -42,6 +42,8 @@ CLAIMS = {
     ("gail_cart_pole_v0", 1): lambda n, said: n[0] >= 8,  # a true return
     ("gail_mountain_car_v0", 1): lambda n, said: n[0] == -200,  # nobody leads it up the hill
     ("imitation", 1): lambda n, said: -150 < n[0] < 0,
+    ("imitation", 2): lambda n, said: -10 < n[0] < 0,  # doing nothing gets far less
+    ("imitation", 3): lambda n, said: said.count("25") == 4,
     ("las_at", 0): lambda n, said: n[0] < n[1],  # a price has been taken off R1
     ("las_at", 1): lambda n, said: "[3 2 2]" in said and 0.075 < n[-1] < 0.15,
     ("runs", 0): lambda n, said: "EarlyStopping after epoch" in said and n[-1] < 30,
@@ -50,7 +52,8 @@ CLAIMS = {
     ("solvers", 0): lambda n, said: n[0] > 1 > n[2] and n[1] < 0.1,
     ("solvers", 1): lambda n, said: n[0] < n[1] == 2.30,
     ("strategy_selection_v0", 1): lambda n, said: n[1] == 8,  # 256 decisions, 32 a step
-    ("updaters", 1): lambda n, said: n[1] < n[0],  # it has learned more than Adam
+    ("updaters", 1): lambda n, said: n[0] < 0.01,  # Signum's own
+    ("updaters", 2): lambda n, said: n[1] < n[0],  # it has learned more than Adam
 }
 
 

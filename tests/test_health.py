@@ -133,7 +133,7 @@ def tiny_gail(tmp_path, **settings):
 @pytest.mark.parametrize("kind", ["discriminator", "updater", "batch", "policy"])
 def test_dead_players_of_gail_are_flagged(kind, tmp_path, monkeypatch):
     settings = {"updater_lr": 1e-12} if kind == "updater" else {}
-    game, _, _ = train_gail.make_training(tiny_gail(tmp_path, **settings))
+    game, *_ = train_gail.make_parts(tiny_gail(tmp_path, **settings))
     alive = {"epoch": 1, **{tag: float(value) for tag, value in game.step().items()}}
     assert {d.player for d in health.deaths([alive])} == (
         {"updater"} if kind == "updater" else set()

@@ -20,7 +20,7 @@ from advgame.errors import InputError
 from advgame.imitation import resemblance
 from advgame.run.folder import Metrics
 from advgame.run.loop import Trainer
-from agents.gail import GailTraining, dummy_expert
+from agents.gail import GailTraining, dummy_expert, random_returns
 from envs.imitation import ImitationVectorEnv
 
 GAIL = [sys.executable, "scripts/train_gail.py"]
@@ -80,7 +80,7 @@ def test_checkpoints_can_be_seldom(tmp_path, monkeypatch):
 def test_controls_pay_what_they_say(tmp_path):
     found = {}
     for source in ("constant", "random", "true", "discriminator"):
-        training, _, _ = train_gail.make_training(config(tmp_path, source=source, horizon="task"))
+        training, *_ = train_gail.make_parts(config(tmp_path, source=source, horizon="task"))
         first = training.env.theta.clone()
         stats = [training.step() for _ in range(2)]
         found[source] = (first, training.env.theta, stats)
@@ -106,7 +106,7 @@ def test_u_in_full_is_refused_where_it_does_not_fit(tmp_path, monkeypatch):
 
 
 def test_replay_mixes_earlier_pairs_in(tmp_path):
-    training, _, _ = train_gail.make_training(config(tmp_path, replay=0.5))
+    training, *_ = train_gail.make_parts(config(tmp_path, replay=0.5))
     first, second = torch.zeros(64, 7), torch.ones(64, 7)
     assert torch.equal(training._remembered(first), first)
     assert float(training._remembered(second).mean()) == 0.5
@@ -118,7 +118,7 @@ def test_replay_mixes_earlier_pairs_in(tmp_path):
 
 def blind_batches(config, iterations=9):
     """Whether each of the first batches held next to no live pair."""
-    training, _, _ = train_gail.make_training(config)
+    training, *_ = train_gail.make_parts(config)
     return [float(training.step()["health/batch/blind"]) for _ in range(iterations)]
 
 
@@ -263,7 +263,8 @@ def test_a_kill_leaves_a_resumable_run(tmp_path):
 
 def test_demonstrations_at_the_level_of_random_actions_are_warned_of(tmp_path, capsys):
     env = ImitationVectorEnv(2, env_id="CartPole-v1")
-    train_gail.warn_of_no_expert("CartPole-v1", env.demonstrations)
+    chance = train_gail.level(random_returns("CartPole-v1", 20))
+    train_gail.warn_of_no_expert(chance, env.demonstrations)
     assert not capsys.readouterr().err
-    train_gail.warn_of_no_expert("CartPole-v1", dummy_expert(env, 5, seed=0))
+    train_gail.warn_of_no_expert(chance, dummy_expert(env, 5, seed=0))
     assert "at the level of random actions" in capsys.readouterr().err

@@ -128,9 +128,11 @@ class PairCode:
             self._check(raw, actions)
             most = int(padded[number])
             if length > most or every > most:
+                what = f"every {every}th of it cannot be kept"
+                if length > most:
+                    what = "it is longer than the task's time limit"
                 raise InputError(
-                    f"trajectory {number} has {length} of at most {most} steps: "
-                    f"every {every}th of it cannot be kept"
+                    f"trajectory {number} has {length} of at most {most} steps: {what}"
                 )
             first = int(torch.randint(every, (), generator=rng))
             chosen = torch.arange(first, most, every)
@@ -147,7 +149,12 @@ class PairCode:
             else actions.dim() == 2 and actions.shape[1] == self.action_size
         )
         if raw.shape[1] != len(self.shift) or not known:
+            size = self.action_size
+            mine = (
+                f"choices from 0 to {size - 1}" if self.choices else f"actions of shape ({size},)"
+            )
             raise InputError(
                 f"the demonstrations have observations of size {raw.shape[1]} and actions of shape "
-                f"{tuple(actions.shape[1:])}: they belong to another task"
+                f"{tuple(actions.shape[1:])}: they belong to another task, this one has "
+                f"observations of size {len(self.shift)} and {mine}"
             )

@@ -31,11 +31,14 @@ FORMAT = 1
 def save_weights(module: nn.Module, path: Path) -> None:
     """Parameters and buffers as safetensors, atomically.
 
+    A module that has ``file_metadata``, words by name, has them in its file.
+
     Raises:
         InputError: a state that safetensors cannot hold, see
             `advgame.classifiers.foreign.check_savable`.
     """
-    write_atomically(path, safetensors.torch.save(weights(module)))
+    metadata: dict[str, str] | None = getattr(module, "file_metadata", None)
+    write_atomically(path, safetensors.torch.save(weights(module), metadata))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

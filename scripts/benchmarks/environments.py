@@ -138,7 +138,7 @@ def measure_imitation(fabric: Fabric, repeats: int, env_id: str) -> Case:
     conjugate-gradient steps, Fisher matrix of a part), and with sb3-contrib's defaults, whose
     critic alone makes 160 steps where ours makes 20.
     """
-    training, _, _ = train_gail.make_training(
+    training, *_ = train_gail.make_parts(
         replace(train_gail.job.defaults(env=env_id), n_steps=64, envs=32)
     )
     env, player = training.env, training.player

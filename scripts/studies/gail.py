@@ -2,6 +2,8 @@
 
     python scripts/study.py gail --env CartPole-v1 --setting paper --iterations 3000
     python scripts/study.py gail --env MountainCar-v0 --setting fixed --updaters adam-sn
+    python scripts/study.py gail --env my_task:Reach-v0 --demonstrations reach.npz --setting fixed
+    python scripts/study.py gail --updaters adam "my_updaters:Signum(0.001)"    # your own
 
 Each cell is one run of `train_gail.py` (method x seed) in its own process; finished cells are
 kept and interrupted ones resumed, so that the command can be given again, with more methods, too.
@@ -17,6 +19,8 @@ stability.png (the L2L paper's Fig. 6).
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,14 +28,15 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
-import torch
 import train_gail
 from typing_extensions import override
 
 from advgame.choices import Horizon
+from advgame.errors import InputError, unknown
 from advgame.health import deaths
-from advgame.imitation.demonstrations import provenance, shipped, slug
+from advgame.imitation.demonstrations import Demonstrations, provenance, shipped, slug
 from advgame.imitation.stability import as_rows, pairwise, score, summarise, with_stability
+from advgame.own_code import own_code
 from advgame.run import table
 from advgame.run.cells import run_cells, split_flags, usable
 from advgame.run.curves import Rows, save_figure, seeds_figure
@@ -40,10 +45,10 @@ from advgame.run.folder import Metrics
 from advgame.run.options import Count
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
 from advgame.run.table import Column, Columns, Row, Runs
-from advgame.seeding import stream
+from agents.gail import random_returns
 from agents.resemblance import expert_halves
 from envs.imitation import ImitationVectorEnv
-from envs.tasks import make_task, play
+from envs.tasks import NATIVE, make_task, registered
 
 # name -> (what it is, flags of train_gail.py)
 UPDATERS = {
@@ -90,7 +95,6 @@ CONTROLS = {
 }
 TRUE = ("true", "true-lockstep")  # controls that learn for as long as the updaters
 METHODS = UPDATERS | CONTROLS
-FLAGS = {name: flags for name, (_, flags) in METHODS.items()}
 LONG = (*UPDATERS, *TRUE)
 PRESETS = {"paper": "paper", "fixed": "default"}
 CURVES = {
@@ -107,11 +111,13 @@ class Config(StudyConfig):
     """Compare updaters over seeds, beside controls that need no expert."""
 
     env: str = "CartPole-v1"
-    """task"""
+    """task: any Gymnasium id, or module:id of your own"""
+    demonstrations: str | None = None
+    """an .npz of ours, D4RL's or imitation's; those that ship with the package when not given"""
     setting: Literal["paper", "fixed"] = "paper"
     """see above"""
     updaters: tuple[str, ...] = ("adam", "adam-sn", "coordinatewise")
-    """which updaters"""
+    """which of the table below, or your own, module:factory(0.1)"""
     controls: tuple[str, ...] = tuple(name for name in CONTROLS if name != "true-lockstep")
     """which controls"""
     seeds: Count = 5
@@ -138,7 +144,13 @@ class Gail(TrainingStudy[Config]):
 
     about, script = "stability of imitation", train_gail
     ending = ("Flags raised: {flags}.", "Hardware: {device}. Command: `{command}`.")
-    methods = FLAGS
+    sharing = ("demonstrations",)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        own = {named(word): f"--updater {shlex.quote(word)}" for word in config.updaters}
+        known = {name: flags for name, (_, flags) in METHODS.items()}
+        self.methods = {**{name: own[name] for name in own if name not in known}, **known}
 
     @property
     def stem(self) -> str:
@@ -154,13 +166,36 @@ class Gail(TrainingStudy[Config]):
 
     def asked(self) -> list[str]:
         """Updaters and controls, the slow ones last."""
-        asked = dict.fromkeys((*self.config.updaters, *self.config.controls))
+        updaters = map(named, self.config.updaters)
+        asked = dict.fromkeys((*updaters, *self.config.controls))
         return sorted(asked, key=lambda m: (m in HEAVY, [*METHODS, m].index(m)))
 
     @override
     def check(self) -> None:
+        for name in self.config.updaters:
+            if name not in UPDATERS:
+                if ":" not in name:
+                    raise unknown("updater", name, UPDATERS)
+                own_code(name).find()
         super().check()
-        provenance(self.config.env)
+        self.demonstrations.subset(self.config.trajectories)
+        score(0.0, **self.ends)  # refuses an expert at the level of chance
+
+    @override
+    def prepare(self, cells: Mapping[str, Flags]) -> None:
+        super().prepare(cells)
+        if registered(self.config.env) not in NATIVE:
+            begun = [path.parent for path in self.root.glob("*/config.json")]
+            halves = [one for one in begun if not (one / "report.json").exists()]
+            if halves and not self.config.finished_only:
+                raise InputError(
+                    f"{halves[0]} was interrupted, and a run on {self.config.env} cannot be "
+                    "resumed: delete that folder, the study makes it again"
+                )
+        one = {self.key(name, None)[0]: flags for name, flags in cells.items()}
+        for method, flags in one.items():
+            if method not in METHODS and not self.config.finished_only:
+                train_gail.make_parts(train_gail.job.parse(flags))  # own code fails now or never
 
     @override
     def cells(self) -> dict[str, list[str]]:
@@ -188,18 +223,30 @@ class Gail(TrainingStudy[Config]):
         run_cells(Path(train_gail.__file__), self.root, heavy, jobs=1)
 
     @cached_property
+    def demonstrations(self) -> Demonstrations:
+        """All that there are, of the task."""
+        if self.config.demonstrations is None:
+            return shipped(self.config.env)
+        space = make_task(self.config.env, 1).action_space
+        return Demonstrations.load(self.config.demonstrations, self.config.env, space)
+
+    @cached_property
+    def episodes(self) -> dict[str, int]:
+        """Over how many the mean returns of random policy and expert are."""
+        own = len(self.demonstrations)  # the package's expert was judged on others
+        return {
+            "random": 1000 if registered(self.config.env) in NATIVE else 100,
+            "expert": 100 if self.config.demonstrations is None else own,
+        }
+
+    @cached_property
     def ends(self) -> dict[str, float]:
-        """Mean returns of the random policy, over 1,000 episodes, and of the expert, over 100."""
-        env_id = self.config.env
-        space = make_task(env_id, 1).action_space
-        rng = stream(0, "random policy")
-
-        def act(raw: torch.Tensor) -> torch.Tensor:
-            return torch.randint(int(space.n), (len(raw),), generator=rng)  # type: ignore[union-attr]
-
-        returns = play(env_id, act, 1000, stream(0, "random starts"))["returns"]
-        expert = provenance(env_id)["expert"]["returns"]["mean"]
-        return {"random": float(returns.mean()), "expert": float(expert)}
+        """Mean returns of the random policy and of the expert."""
+        returns = random_returns(self.config.env, self.episodes["random"])
+        expert = float(self.demonstrations.returns.mean())
+        if self.config.demonstrations is None:
+            expert = float(provenance(self.config.env)["expert"]["returns"]["mean"])
+        return {"random": float(returns.mean()), "expert": expert}
 
     @override
     def read(self, folder: Path) -> dict[str, Any]:
@@ -222,6 +269,7 @@ class Gail(TrainingStudy[Config]):
             {
                 "method": method,
                 "seed": seed,
+                **({} if method in METHODS else {"updater": about["config"]["updater"]}),
                 "iterations": steps[-1],
                 "asked": about["config"]["iterations"],
                 "diverged": report["diverged"],
@@ -246,23 +294,26 @@ class Gail(TrainingStudy[Config]):
         """What scores are measured by, and which methods differ by more than their seeds do."""
         horizon: Horizon = "task" if self.config.setting == "paper" else "fixed"
         env = ImitationVectorEnv(1, env_id=self.config.env, horizon=horizon)
+        expert = self.demonstrations
         return {
             "references": self.ends,
-            "expert_halves": expert_halves(env, shipped(self.config.env)),
+            "episodes": self.episodes,
+            "expert_halves": expert_halves(env, expert) if len(expert) >= 8 else [],
             "summary": summarise(runs),
-            "tests": pairwise(runs, LONG),
+            "tests": pairwise(runs, learning(runs)),
         }
 
     @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         config, ends = self.config, about["references"]
+        counts = about.get("episodes", {"random": 1000, "expert": 100})
         errors = [e for run in runs for e in run["standard_errors"]]
         every = "all pairs" if config.every == 1 else f"one pair in {config.every}"
         return [
             f"# {config.env}, setting {config.setting}: {self.about}",
-            f"Score 0 is the random policy ({ends['random']:.1f}, 1,000 episodes), 1 the expert "
-            f"({ends['expert']:.1f}, 100 episodes); {config.trajectories} demonstrated "
-            f"trajectories, {every} of them. "
+            f"Score 0 is the random policy ({ends['random']:.1f}, {counts['random']:,} episodes), "
+            f"1 the expert ({ends['expert']:.1f}, {counts['expert']} episodes); "
+            f"{config.trajectories} demonstrated trajectories, {every} of them. "
             "An evaluation is 200 fresh episodes of the deterministic policy, every 10 iterations; "
             f"its standard error is {median(errors):.3f} (median), at most {max(errors):.3f}, and "
             f"above 0.02 in {mean(e > 0.02 for e in errors):.0%} of them. After a run first "
@@ -274,14 +325,14 @@ class Gail(TrainingStudy[Config]):
             "after five evaluations of 0.95 or more in a row, and the runs that got there.",
             table.render(COLUMNS, table.rows(runs)),
             *resemblance(runs, about.get("expert_halves", ())),
-            *differences(pairwise(runs, LONG)),
+            *differences(pairwise(runs, learning(runs))),
         ]
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """The L2L paper's Fig. 6, and what the discriminator did meanwhile."""
         shown: dict[str, list[Rows]] = {}
         for run in runs:
-            if run["iterations"] and run["method"] in LONG:
+            if run["iterations"] and run["method"] in learning(runs):
                 shown.setdefault(run["method"], []).append(as_rows(run))
         drawn = {tag for lines in shown.values() for one in lines for tag in one[0]}
         tags = {tag: name for tag, name in CURVES.items() if tag in drawn}
@@ -289,6 +340,17 @@ class Gail(TrainingStudy[Config]):
         if tags:  # controls end where they began
             figure = seeds_figure(shown, tags, title, x="iteration", band=(0.1, 0.9))
             save_figure(figure, self.path.with_suffix(".png"))
+
+
+def named(updater: str) -> str:
+    """What the study calls an updater: its name, or own code as the name of a folder."""
+    return re.sub(r"[^\w.]+", "-", updater).strip("-")
+
+
+def learning(runs: Runs) -> list[str]:
+    """Methods that learn for as long as the updaters: ours, then those of own code."""
+    own = dict.fromkeys(run["method"] for run in runs if run["method"] not in METHODS)
+    return [*LONG, *own]
 
 
 def mean_and_range(values: Sequence[float]) -> str:
@@ -334,7 +396,7 @@ def settled(found: Mapping[str, Any]) -> str:
 
 COLUMNS: Columns = {
     "method": table.row_name,
-    "what it is": lambda row: METHODS[row.name][0],
+    "what it is": lambda row: METHODS[row.name][0] if row.name in METHODS else row["updater"],
     "iterations": of(lambda found: str(found["iterations"]), cloned=True),
     "reached 0.95": of(arrivals, cloned=True),
     "first (median)": of(lambda found: "–" if found["first"] is None else f"{found['first']:.0f}"),
@@ -368,13 +430,19 @@ def resemblance(runs: Runs, halves: Sequence[float]) -> list[str]:
         "accuracy ": judged_by("deterministic", "accuracy"),
         "blind": blind,
     }
+    between = ""
+    if halves:
+        losses = " and ".join(f"{loss:.2f}" for loss in halves)
+        between = (
+            "Two halves of the expert's own trajectories, told apart in the same way, give "
+            f"{losses}. "
+        )
     return [
         "Is it imitation? A fresh discriminator learns to convergence against the final policy and "
         "is judged on held-out episodes of both (`advgame.imitation.resemblance`): loss (chance "
         "1.386) and accuracy, mean over seeds, of the sampled policy and of the deterministic one. "
-        "Two halves of the expert's own trajectories, told apart in the same way, give "
-        f"{' and '.join(f'{loss:.2f}' for loss in halves)}. "
-        "Blind: share of iterations in which next to all pairs of the policy were absorbing.",
+        f"{between}Blind: share of iterations in which next to all pairs of the policy were "
+        "absorbing.",
         table.render(columns, table.rows(measured)),
     ]
 
