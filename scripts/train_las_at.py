@@ -15,8 +15,6 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 from __future__ import annotations
 
 import math
-import shlex
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -159,15 +157,6 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         if config.agent == "ppo" and config.devices > 1:
             raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
         return config
-
-    @override
-    def check_resumed(self, config: Config, typed: Collection[str]) -> None:
-        super().check_resumed(config, typed)
-        if config.reward and "reward" not in typed:
-            raise InputError(
-                f"this run is paid by your code {config.reward}: to go on, type --reward "
-                f"{shlex.quote(config.reward)} again (nothing that a folder names is run unasked)"
-            )
 
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:

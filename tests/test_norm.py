@@ -22,6 +22,7 @@ from advgame.defender import Defender
 from advgame.games.costs import perturbation_stats
 from advgame.games.free import Free
 from advgame.games.las_at import LasAt
+from advgame.run.table import radius
 from advgame.targets import from_run
 from advgame.threat import L2, Linf
 from envs.strategy_selection import StrategySelectionVectorEnv
@@ -106,6 +107,11 @@ def test_free_in_l2_steps_along_the_gradient_and_stays_in_the_ball():
     for _ in range(3):
         game.step(defender, x, y, seeded())
         assert float(ball.size(game.delta).max()) <= 0.5 + 1e-6
+
+
+def test_tables_name_the_norm_where_it_is_not_linf():
+    assert radius({"eps": 0.15}) == radius({"eps": 0.15, "norm": "Linf"}) == "ε = 0.15"
+    assert radius({"eps0": 0.5, "norm": "L2"}, "eps0", "ε₀") == "L2 ε₀ = 0.5"
 
 
 @pytest.mark.parametrize("ball", [Linf(0.2), L2(0.5)])

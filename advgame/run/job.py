@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _FREE = ("resume", "data_dir", "download", "init")  # may differ when a run goes on
 # settings that may name a function, which is then run
-_CODE = ("model", "dataset", "game", "attacks", "attack", "updater")
+_CODE = ("model", "dataset", "game", "reward", "attacks", "attack", "updater")
 
 
 class Settings(Protocol):

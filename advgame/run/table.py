@@ -177,3 +177,9 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def names(found: Any) -> str:
     """Different words, sorted, with commas between; "none" without."""
     return ", ".join(sorted(set(found))) or "none"
+
+
+def radius(run: Run, key: str = "eps", sign: str = "ε") -> str:
+    """The ball of a run in words, ``"ε = 0.15"``, or ``"L2 ε = 0.5"``; L∞ where it says nothing."""
+    norm = run.get("norm", "Linf")
+    return f"{'' if norm == 'Linf' else norm + ' '}{sign} = {run[key]:.3g}"

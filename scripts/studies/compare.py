@@ -283,7 +283,7 @@ class Compare(MethodsStudy[Config]):
         return {
             **cell.facts(),
             "n": report["n"],
-            "eps": report["threat"]["eps"],
+            **report["threat"],
             "epochs": float(cell.settings["epochs"]),
             "train_n": cell.settings["train_n"],
             **judged,
@@ -330,7 +330,7 @@ class Compare(MethodsStudy[Config]):
         flagged = [[*line, flags_of(line[0], runs)] for line in body]
         return [
             f"# {self.about} on {self.config.dataset}, {equal}",
-            f"ε = {first['eps']:.3g}, {first['n']} test images, {training_images(first)}; "
+            f"{table.radius(first)}, {first['n']} test images, {training_images(first)}; "
             f"mean ± sd over seeds, in %. {selection(runs)}. "
             "Worst case: over all attacks of the table, per image. F: forwards "
             "of the classifier (input-backward 1, backward with weights 2), without networks of "

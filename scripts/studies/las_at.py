@@ -138,6 +138,7 @@ class LasStudy(MethodsStudy[Config]):
         return {
             **cell.facts(),
             "epochs": settings["epochs"],
+            "norm": report["threat"]["norm"],
             "eps0": report["threat"]["eps"],
             "train_n": settings["train_n"],
             "validation_pgd10": max(row.get("eval/robust", 0.0) for row in rows),
@@ -171,7 +172,7 @@ class LasStudy(MethodsStudy[Config]):
         )
         return [
             f"# {self.title}: learned strategies against controls",
-            f"ε₀ = {first['eps0']:.3g}, {first['n']} test images, "
+            f"{table.radius(first, 'eps0', 'ε₀')}, {first['n']} test images, "
             f"{training_images(first)}; mean ± sd over seeds, in %. "
             "Weights selected on the validation split. Strategy columns: mean of the last 5 "
             "epochs. F: forwards of the defender (input-backward 1, backward with weights 2).",
