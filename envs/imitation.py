@@ -108,8 +108,9 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         max_episode_steps: int | None = None,
     ) -> None:
         check_render_mode(render_mode)
-        if num_envs < 1 or (max_episode_steps is not None and max_episode_steps < 1):
-            raise InputError("num_envs and max_episode_steps must be 1 or above")
+        for name, number in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
+            if number is not None and (not isinstance(number, int | np.integer) or number < 1):
+                raise InputError(f"{name} must be a whole number of 1 or above, not {number!r}")
         if reward not in REWARDS or horizon not in ("task", "fixed"):
             raise InputError(
                 f"reward must be {', '.join(REWARDS)} and horizon task or fixed, "

@@ -47,8 +47,9 @@ def test_a_time_limit_of_gymnasiums_and_stable_baselines_own_maker(name):
         ends = [env.step(env.action_space.sample())[3].tolist() for _ in range(6)]
         assert ends == [[False] * 2, [False] * 2, [True] * 2] * 2
         assert gym.make_vec(name, 2, max_episode_steps=999).task.horizon < 999
-        with pytest.raises(InputError, match="max_episode_steps must be 1 or above"):
-            gym.make_vec(name, 2, max_episode_steps=0)
+        for wrong in (0, "10"):
+            with pytest.raises(InputError, match="max_episode_steps must be a whole number"):
+                gym.make_vec(name, 2, max_episode_steps=wrong)
     else:
         words = "max_episode_steps=3 has no effect on the vector form"
         with pytest.raises(InputError, match=words):
