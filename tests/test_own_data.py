@@ -10,6 +10,7 @@ import pytest
 import torch
 import train
 from PIL import Image
+from studies import compare
 
 from advgame.data import load_data, load_test
 from advgame.data.names import check_dataset, colour, recipe, short_name
@@ -413,3 +414,17 @@ def test_the_size_of_a_run_is_that_of_its_evaluation(tmp_path, monkeypatch):
     assert from_run(run.path).image_size == 6
     assert json.loads((judged.path / "config.json").read_text())["config"]["image_size"] == 6
     assert RunFolder.open(judged.path)
+
+
+def test_a_study_takes_own_images(tmp_path, monkeypatch):
+    tree(tmp_path / "insects")
+    monkeypatch.chdir(tmp_path)
+    study = compare.Compare(compare.Config(dataset="insects", methods=("pgd-at",), seeds=1))
+    study.check()
+    assert (study.stem, study.title) == ("insects-epochs", "Games")
+    (flags,) = study.cells().values()
+    config = train.job.parse(flags)
+    assert (config.dataset, config.model, config.eps) == ("insects", "small_cnn", "8/255")
+    for words, answer in (("insect", "did you mean"), ("mnist", "needs --data-dir")):
+        with pytest.raises(InputError, match=answer):
+            compare.Compare(compare.Config(dataset=words)).check()

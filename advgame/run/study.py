@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from typing_extensions import override
 
+from advgame.data.names import short_name
 from advgame.errors import InputError, unknown
 from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
@@ -33,6 +34,7 @@ from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.run.options import Count, Names, Whole, check_types
 from advgame.run.selection import selected_by
+from advgame.run.settings import Dataset
 from advgame.run.table import Run, Runs, names, summarise
 
 
@@ -64,8 +66,8 @@ class StudyConfig:
 class MethodsConfig(StudyConfig):
     """What a study of methods on a data set can be asked."""
 
-    dataset: str = "digits"
-    """data set"""
+    dataset: Dataset = "digits"
+    """what --dataset of the trainings takes; further options of theirs in --extra"""
     methods: tuple[str, ...] = ()
     """which methods"""
     attacks: Names = ()
@@ -152,12 +154,19 @@ class Study(ABC, Generic[ConfigT]):
     @property
     def stem(self) -> str:
         """Name of the results' files without suffix."""
-        return re.sub(r"[^\w.-]+", "-", self.files.format(**vars(self.config)).replace("/", "of"))
+        return re.sub(r"[^\w.-]+", "-", self.files.format(**self._words()).replace("/", "of"))
 
     @property
     def title(self) -> str:
         """The title of the table and of the pictures."""
-        return self.about.format(**vars(self.config))
+        return self.about.format(**self._words())
+
+    def _words(self) -> dict[str, Any]:
+        """The options as titles and files name them."""
+        words = dict(vars(self.config))
+        if "dataset" in words and words["dataset"] is not None:
+            words["dataset"] = short_name(words["dataset"])
+        return words
 
     @property
     def root(self) -> Path:

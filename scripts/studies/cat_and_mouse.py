@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import train_cat_and_mouse
@@ -64,7 +64,6 @@ QUESTIONS = {
 class Config(MethodsConfig):
     """Play the cat-and-mouse game over seeds."""
 
-    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     eps: tuple[str, ...] = ("0.15",)
     """radii; the paper's η is twice as much"""
     methods: tuple[str, ...] = ("fgsm",)

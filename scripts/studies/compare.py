@@ -33,6 +33,7 @@ import tyro
 from typing_extensions import override
 
 from advgame.classifiers.names import is_built_in
+from advgame.data.names import DATASETS, check_dataset, recipe, short_name
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
@@ -93,6 +94,13 @@ RECIPES = {
     "cifar10": "--model preact_resnet18 --eps 8/255 --epochs 30 --batch-size 128 --lr 0.1 "
     f"--ema 0.999 {_SHARED}",
 }
+RECIPES |= {
+    "fashionmnist": f"{RECIPES['mnist']} --eps 0.1",
+    "grey": f"{RECIPES['mnist']} --eps 8/255",
+    "small": f"{RECIPES['cifar10']} --model small_cnn",
+    "": RECIPES["digits"],
+    **dict.fromkeys(("cifar100", "svhn", "tinyimagenet"), RECIPES["cifar10"]),
+}
 COLUMNS = (
     "adt:fgsm", "adt:pgd20", "adt:pgd100", "adt:mim20", "adt:cw30", "fea", "transfer", "spsa",
     "autoattack",
@@ -118,7 +126,6 @@ PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 class Config(MethodsConfig):
     """Compare games on the same data, network, schedule and seeds."""
 
-    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--games"])] = tuple(GAMES)
     """which games"""
     budget: Literal["epochs", "compute"] = "epochs"
@@ -162,8 +169,8 @@ class Compare(MethodsStudy[Config]):
         """Flags of every training; of a flag that comes twice the last counts."""
         # a training's own report is not looked at
         report = ["--attacks", "fgsm", "--eval-n", "20"]
-        recipe = split_flags(f"{RECIPES[self.config.dataset]} {self.config.extra}")
-        return [*self.images(), *report, *recipe]
+        shared = split_flags(f"{RECIPES[recipe(self.config.dataset)]} {self.config.extra}")
+        return [*self.images(), *report, *shared]
 
     @override
     def check(self) -> None:
@@ -176,7 +183,8 @@ class Compare(MethodsStudy[Config]):
         check_attacks(config.attacks)
         if not config.attacks:
             raise InputError("--attacks names none: a table needs one")
-        if config.dataset != "digits" and not config.data_dir:
+        check_dataset(config.dataset, config.data_dir)
+        if config.dataset in DATASETS[1:] and not config.data_dir:
             raise InputError(f"{config.dataset} needs --data-dir, the folder with its files")
 
     def epochs(self) -> dict[str, int]:
@@ -192,7 +200,9 @@ class Compare(MethodsStudy[Config]):
             return {
                 game: max(1, whole // 8) if game == "free" else whole for game in config.methods
             }
-        path = Path(config.counted or Path(config.out) / f"{config.dataset}-epochs.json")
+        path = Path(
+            config.counted or Path(config.out) / f"{short_name(config.dataset)}-epochs.json"
+        )
         if not path.exists():
             raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
         cost: dict[str, list[float]] = {}
@@ -329,7 +339,7 @@ class Compare(MethodsStudy[Config]):
         head, *body = self.table(runs)
         flagged = [[*line, flags_of(line[0], runs)] for line in body]
         return [
-            f"# {self.about} on {self.config.dataset}, {equal}",
+            f"# {self.about} on {short_name(self.config.dataset)}, {equal}",
             f"{table.radius(first)}, {first['n']} test images, {training_images(first)}; "
             f"mean ± sd over seeds, in %. {selection(runs)}. "
             "Worst case: over all attacks of the table, per image. F: forwards "
@@ -346,7 +356,7 @@ class Compare(MethodsStudy[Config]):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(self.table(runs))
         write_atomically(self.path.with_suffix(".csv"), text.getvalue())
-        title = f"{self.config.dataset}, equal {self.config.budget}"
+        title = f"{short_name(self.config.dataset)}, equal {self.config.budget}"
         figure = comparison_figure(about["summary"], ("accuracy_clean", PGD), title)
         save_figure(figure, self.path.with_suffix(".png"))
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 import train_l2l
 from typing_extensions import override
@@ -78,7 +78,6 @@ ATTACKS = ("fgsm", "l2l:pgd20", "l2l:pgd100", "cw", "autoattack")
 class Config(MethodsConfig):
     """Compare learned attackers with controls over seeds."""
 
-    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     methods: tuple[str, ...] = tuple(METHODS)
     attacks: Names = ATTACKS
     runs_dir: str = "runs/l2l"

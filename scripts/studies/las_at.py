@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 import train_las_at
 from typing_extensions import override
@@ -91,7 +91,6 @@ COLUMNS: Columns = {
 class Config(MethodsConfig):
     """Compare LAS-AT's strategy players with controls over seeds."""
 
-    dataset: Literal["digits", "mnist"] = "digits"
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
     equal_compute_seeds: Whole = 5

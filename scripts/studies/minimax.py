@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import train_minimax
 from typing_extensions import override
 
+from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import split_flags
@@ -99,7 +100,6 @@ AT_THE_END: Columns = {
 class Config(MethodsConfig):
     """Compare Machine vs Machine's defences over seeds."""
 
-    dataset: Literal["digits", "mnist", "cifar10"] = "digits"
     model: str = "small_cnn"
     """classifier; minimax_cnn is the paper's on MNIST"""
     eps: str = "0.15"
@@ -180,8 +180,8 @@ class MinimaxStudy(MethodsStudy[Config]):
             "paper: FGSM-curr, AttNet-curr": table.paper(theirs),
         }
         return [
-            f"# Machine vs Machine on {config.dataset}, {config.model}, ε = {config.eps} "
-            f"(η = {eta:g})",
+            f"# Machine vs Machine on {short_name(config.dataset)}, {config.model}, "
+            f"ε = {config.eps} (η = {eta:g})",
             f"Error rates, mean ± sd over seeds: higher is better for the attacker. "
             f"{first['steps']} steps of {first['batch_size']} images, {first['n']} test images, "
             f"last weights. Fresh attackers: {first['response_steps']} steps, best of "

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import train_minimax
 from typing_extensions import override
 
+from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import split_flags
@@ -47,7 +48,6 @@ METHODS = {"minimax": "--defence minimax", "alt": "--defence alt"}
 class Config(MethodsConfig):
     """Sweep the learning rates of both players."""
 
-    dataset: Literal["digits", "mnist"] = "digits"
     model: str = "small_cnn"
     """classifier"""
     eps: str = "0.15"
@@ -137,7 +137,7 @@ class RatesStudy(MethodsStudy[Config]):
             rates = f"{run['lr']:g}", f"{run['attacker_lr']:g}"
             lines.append([name, gamma, *rates, *(f"{run[column]:.3f}" for column in COLUMNS)])
         return [
-            f"# {self.about} on {config.dataset}, {config.model}, ε = {config.eps}",
+            f"# {self.about} on {short_name(config.dataset)}, {config.model}, ε = {config.eps}",
             f"Validation errors of one seed after {runs[0]['steps']} steps; the fresh AttNet is "
             "trained from scratch on the finished classifier. Chosen (bold): the smallest mean of "
             "the errors under a fresh AttNet and under PGD-10, of the cells whose own attacker "
