@@ -304,3 +304,21 @@ def test_the_shipped_classifier_is_what_its_story_says(digits):
     right = target.model(digits.test.floats()).argmax(1) == digits.test.labels
     assert float(right.float().mean()) == pytest.approx(0.992, abs=0.003)
     assert replace(target.threat, eps=0.15) == target.threat
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_registered_threshold_is_what_a_fixed_attack_brings(name):
+    env = gym.make_vec(name, 400)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    total, over = torch.zeros(400), torch.zeros(400, dtype=torch.bool)
+    while not over.all():
+        if name == IDS[0]:
+            actions = np.tile(env.menu.index(1, 0.25, "ce", "steepest", "on"), (400, 1))
+        else:
+            actions = env.action_space.sample()
+            actions[:, 2], actions[:, 4] = env.patches.sides.index(0.35), 0
+        _, reward, ended, *_ = env.step(actions)
+        total += torch.where(over, 0.0, reward)
+        over |= ended
+    assert float(total.mean()) == pytest.approx(gym.spec(name).reward_threshold, abs=0.03)
