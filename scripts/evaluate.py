@@ -82,7 +82,8 @@ class Config:
     eps: str = ""
     """radius of the ball, e.g. 0.15 or 8/255; a run folder knows its own"""
     attacks: Names = USUAL
-    """names, with spaces or commas between; --list shows them all"""
+    """names, with spaces or commas between; --list shows them all; or your own,
+    package.module:factory(1, size=0.5), which is called with the ball before the rest"""
     attackers: Names = ()
     """learned attackers: runs of train_attacker, train_l2l, … or their files"""
     queries: Count = 10
@@ -357,6 +358,7 @@ class Job(jobs.Job[Config, Materials]):
             table = Table("name", "attack")
             for name, entry in evaluation.ATTACKS.items():
                 table.add_row(name, entry.about)
+            table.add_row("module:factory", "an attack of your own: docs/extending.md")
             Console().print(table)
             return None
         said = {"what"} if config.what else set()

@@ -282,6 +282,7 @@ class Job(DefenderJob[Config, Any]):
         for name, game in GAMES.items():
             words = [f"--{key.replace('_', '-')} {value}" for key, value in game.settings.items()]
             print(f"{name:16} {game.about}\n{'':16} {' '.join(words)}".rstrip())
+        print(f"{'module:factory':16} rules of your own: docs/extending.md")
         return None
 
 

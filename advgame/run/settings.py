@@ -71,7 +71,8 @@ class RunConfig:
     """what the best weights score best in on the validation split: clean, robust (PGD-10), own (the
     game's own attacker, where it has one), or auto, which is what the game is for"""
     attacks: Names = ("fgsm", "pgd20", "autoattack")
-    """attacks of the final report"""
+    """attacks of the final report: names that evaluate lists with --list, or your own,
+    package.module:factory(1, size=0.5), which is called with the ball before the rest"""
     eval_n: Count | None = None
     """test images in the report; None takes all"""
     seed: int = 0
