@@ -197,12 +197,7 @@ class Job(DefenderJob[Config, Any]):
     """The training by any of `GAMES`."""
 
     config = Config
-    peeked = {  # noqa: RUF012
-        "dataset": "digits",
-        "norm": "Linf",
-        "game": "pgd-at",
-        "preset": "default",
-    }
+    peeked = {**DefenderJob.peeked, "game": "pgd-at", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
 
     def defaults(self, **peeked: str) -> Config:

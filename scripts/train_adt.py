@@ -158,7 +158,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     """The job that trains a classifier by ADT and judges it."""
 
     config = Config
-    peeked = {"dataset": "digits", "preset": "default", "method": "exp"}  # noqa: RUF012
+    peeked = {**DefenderJob.peeked, "preset": "default", "method": "exp"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)

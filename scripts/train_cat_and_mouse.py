@@ -136,7 +136,6 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
 
     config = Config
     algorithm = "adam"
-    peeked: ClassVar = {"dataset": "digits", "norm": "Linf"}
     # pixels of the paper lie in [-1, 1], its η is 2ε
     recipes: ClassVar = {
         "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},

@@ -110,7 +110,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     """The job that trains a classifier by L2L, or by one of its controls."""
 
     config = Config
-    peeked = {"dataset": "digits", "preset": "default"}  # noqa: RUF012
+    peeked = {**DefenderJob.peeked, "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)

@@ -120,7 +120,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     """The job that trains a classifier by LAS-AT and judges it."""
 
     config = Config
-    peeked = {"dataset": "digits", "norm": "Linf", "preset": "default"}  # noqa: RUF012
+    peeked = {**DefenderJob.peeked, "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = REPO_RECIPES

@@ -184,6 +184,11 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
 
     config = Config
     recipes = RECIPES
+
+    def on_a_cpu(self) -> Mapping[str, Any]:
+        """The same in full precision: gradients are differentiated once more."""
+        return {**super().on_a_cpu(), "precision": "32-true"}
+
     algorithm = "adam"
     linf_only = (
         "its networks perturb each pixel by up to ε, and its penalty goes with FGSM's sign; "

@@ -14,6 +14,7 @@ from typing_extensions import override
 from advgame.classifiers.names import check_model, is_built_in
 from advgame.data.names import flips, recipe, short_name
 from advgame.errors import InputError
+from advgame.run.accelerators import on_cpu
 from advgame.run.files import digest
 from advgame.run.folder import RunFolder
 from advgame.run.job import Job
@@ -22,10 +23,12 @@ from advgame.run.program import retold
 from advgame.run.selection import SCORES, Criterion
 from advgame.run.settings import (
     L2_EPS,
+    LARGE,
     PerturbedConfig,
     RunConfig,
     idle_settings,
     odd_radius,
+    on_a_cpu,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +50,11 @@ GameT = TypeVar("GameT", bound="Game")
 class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, GameT]):
     """A training of a classifier: what its game is, every script says itself."""
 
-    peeked: ClassVar[Mapping[str, str]] = {"dataset": "digits", "norm": "Linf"}
+    peeked: ClassVar[Mapping[str, str]] = {
+        "dataset": "digits",
+        "norm": "Linf",
+        "accelerator": "auto",
+    }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """data set -> what it changes in the settings"""
     repo: ClassVar[Mapping[str, Any]] = {}
@@ -101,6 +108,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         """Random crops of colour images; flips where they are known to change no class."""
         return {"crop": data.shape[0] == 3, "flip": flips(config.dataset)}
 
+    def on_a_cpu(self) -> Mapping[str, Any]:
+        """What the large networks' recipes change where there is no GPU."""
+        return on_a_cpu()
+
     # what all share
 
     def defaults(self, **peeked: str) -> RunConfigT:
@@ -108,7 +119,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         changes: dict[str, Any] = {**self.peeked, **peeked}
         whose = recipe(changes["dataset"])
         changes |= self.recipes.get(whose, {})
-        if changes.get("preset") == "repo":
+        repo = changes.get("preset") == "repo"
+        if changes.get("model") == LARGE and on_cpu(changes["accelerator"]) and not repo:
+            changes |= self.on_a_cpu()
+        if repo:
             changes |= {**self.repo, **self.repo_recipes.get(whose, {})}
         if changes.get("norm") == "L2":
             changes["eps"] = L2_EPS.get(whose, "")
@@ -307,6 +321,7 @@ def training_plan(config: RunConfig) -> TrainingPlan:
         config.milestones,
         ema=config.ema,
         validate_every=config.validate_every,
+        save_every=config.save_every,
     )
 
 

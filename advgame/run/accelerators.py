@@ -1,0 +1,35 @@
+"""What this machine computes with: a GPU, bf16 on its CPU; asks without importing torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Whether CUDA's driver sees a device that this process may use."""
+    count = ctypes.c_int()
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        return not driver.cuInit(0) and not driver.cuDeviceGetCount(count) and count.value > 0
+    return False
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Whether the CPU multiplies matrices in bf16; others only emulate it, slowly."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:  # not Linux
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def on_cpu(accelerator: str) -> bool:
+    """Whether ``--accelerator`` means the CPU on this machine."""
+    return accelerator == "cpu" or (accelerator == "auto" and not has_cuda())

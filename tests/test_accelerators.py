@@ -1,0 +1,81 @@
+"""What a training has by default depends on the machine: a GPU, a CPU with bf16, another CPU."""
+
+import ctypes
+
+import pytest
+import train
+import train_las_at
+import train_minimax
+
+from advgame.run import accelerators, settings
+
+CIFAR = ["--dataset", "cifar10"]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with or without a GPU, and with or without bf16."""
+
+    def make(*, gpu, bf16=True):
+        monkeypatch.setattr(accelerators, "has_cuda", lambda: gpu)
+        monkeypatch.setattr(settings, "has_bf16", lambda: bf16)
+
+    return make
+
+
+@pytest.mark.parametrize("script", [train, train_las_at])
+def test_colour_images_get_the_large_network_on_a_gpu_only(script, machine):
+    machine(gpu=True)
+    large = script.job.parse(CIFAR)
+    assert (large.model, large.precision, large.epochs) == ("preact_resnet18", "auto", 30)
+    asked = script.job.parse([*CIFAR, "--accelerator", "cpu"])
+    machine(gpu=False)
+    lean = script.job.parse(CIFAR)
+    assert (lean.model, lean.precision) == ("lean_resnet", "bf16-mixed")
+    assert (asked.model, asked.epochs) == (lean.model, lean.epochs)
+    assert script.job.parse([*CIFAR, "--accelerator", "cuda"]).model == "preact_resnet18"
+    assert script.job.parse([*CIFAR, "--model", "resnet18"]).model == "resnet18"
+
+
+def test_digits_and_published_settings_do_not_depend_on_the_machine(machine):
+    found = []
+    for gpu in (True, False):
+        machine(gpu=gpu)
+        found.append((train.job.parse([]), train.job.parse(["--preset", "repo", *CIFAR])))
+    assert found[0] == found[1]
+    assert found[0][0].precision == "auto"
+
+
+def test_a_cpu_without_bf16_stays_in_full_precision(machine):
+    machine(gpu=False, bf16=False)
+    assert train.job.parse(CIFAR).precision == "32-true"
+    machine(gpu=False)
+    assert train_minimax.job.parse(CIFAR).precision == "32-true", "it takes nothing else"
+
+
+class Driver:
+    """CUDA's driver, which answers a call with 0 where all is well."""
+
+    def __init__(self, begins, devices):
+        self.begins, self.devices = begins, devices
+
+    def cuInit(self, flags):
+        return self.begins
+
+    def cuDeviceGetCount(self, count):
+        count.value = self.devices
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "there"),
+    [(Driver(0, 2), True), (Driver(0, 0), False), (Driver(100, 2), False), (None, False)],
+)
+def test_the_driver_is_asked_for_devices(driver, there, monkeypatch):
+    def load(name):
+        if driver is None:
+            raise OSError(name)
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert accelerators.has_cuda.__wrapped__() is there
