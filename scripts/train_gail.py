@@ -276,7 +276,7 @@ def resembles(config: Config, parts: Parts) -> dict[str, Any]:
 
 
 def title(config: Config) -> str:
-    """The run in a line."""
+    """The run in a line, as the heading of its report."""
     how = {
         "discriminator": f"GAIL, its discriminator updated by {config.updater}",
         "constant": "a control that is paid a constant",
@@ -289,7 +289,7 @@ def title(config: Config) -> str:
 
 
 def in_words(config: Config, parts: Parts) -> list[str]:
-    """The settings, for the report."""
+    """The settings as the report puts them in words."""
     whose = config.demonstrations or "those that ship with the package"
     kept = "" if config.every == 1 else f", every {config.every}th pair of each"
     lines = [
@@ -474,7 +474,7 @@ class Job(jobs.Job[Config, Parts]):
         return parts
 
     def work(self, config: Config, run: RunFolder, made: Parts, *, resume: bool) -> None:
-        """Imitate, and report."""
+        """Imitate the expert to the end, then write the report."""
         from agents.gail_report import as_markdown
 
         report = imitate(config, run, made, resume=resume)

@@ -109,11 +109,11 @@ def _check_state(rules: Rules, state: dict[str, Any]) -> None:
     Raises:
         InputError: what can be kept.
     """
-    file = io.BytesIO()
+    memory = io.BytesIO()
     try:
-        torch.save(state, file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
+        torch.save(state, memory)
+        memory.seek(0)
+        torch.load(memory, weights_only=True)
     except Exception as error:  # somebody's objects may raise anything
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"a {found[1]}" if found else str(error).splitlines()[0]

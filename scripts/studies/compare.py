@@ -318,9 +318,10 @@ class Compare(MethodsStudy[Config]):
         def passes(row: Row) -> str:
             return f"{_passes(summary[row.name]) / full:.2f}" if full else "–"
 
+        held = [one for one in self.config.attacks if any(f"accuracy_{one}" in run for run in runs)]
         columns: Columns = {
             **{"game": table.row_name, "seeds": table.seeds, "epochs": table.Mean("epochs", 0)},
-            **table.accuracies(self.config.attacks),
+            **table.accuracies(held),
             "PGD-20 − AutoAttack": table.Percent("gap"),
             f"worst − {CONTROL}, paired, 95 %": table.Paired("worst_case", minus=CONTROL),
             "s per epoch": table.Mean("seconds_per_epoch", 2),
