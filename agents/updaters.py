@@ -196,13 +196,13 @@ def try_updater(updater: Updater, params: Tensor) -> None:
         InputError: it fails, returns something else than it should, or remembers what no
             checkpoint can hold.
     """
-    name, file = type(updater).__name__, io.BytesIO()
+    name, memory = type(updater).__name__, io.BytesIO()
     try:
         updater.init(params)
         new = updater.update(params, lambda theta: theta.square().sum()).params
-        torch.save(updater.state_dict(), file)
-        file.seek(0)
-        updater.load_state_dict(torch.load(file, weights_only=True))
+        torch.save(updater.state_dict(), memory)
+        memory.seek(0)
+        updater.load_state_dict(torch.load(memory, weights_only=True))
         updater.update(new, lambda theta: theta.square().sum())
     except InputError:
         raise

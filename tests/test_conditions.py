@@ -248,7 +248,8 @@ def test_nothing_is_written_in_place():
     """A file that is cut short would be taken for a whole one: `write_atomically` replaces it."""
     writing = re.compile(
         r"(?<!run)\.write_(?:text|bytes)\(|\bopen\([^)]*[\"'][wax]b?\+?[\"']|\.savefig\((?!png)|"
-        r"\bjson\.dump\(|\bnp\.savez?(?:_compressed)?\((?!file)|(?<!\.)\btorch\.save\((?!state, memory)|save_file\("
+        r"\bjson\.dump\(|\bnp\.savez?(?:_compressed)?\((?!file)|"
+        r"(?<!\.)\btorch\.save\((?!.*, memory)|save_file\("
     )
     advice = re.compile(r'\s*f?"[^"]*"?$|\s*`')  # within a message or a docstring
     found = [
