@@ -55,14 +55,28 @@ def unflatten(actions: Tensor, sizes: tuple[int, ...]) -> Tensor:
     return torch.stack(torch.unravel_index(actions, sizes), 1)
 
 
-def check_shape(actions: Tensor, space: spaces.Space[Any]) -> None:
-    """Refuse actions of another shape than the vector environment's space has.
+def as_numbers(
+    actions: Any, space: spaces.Space[Any], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Actions as a tensor of the shape that a space has.
+
+    Args:
+        actions: tensor, array or list.
+        space: of a vector environment's actions, or of one action.
+        device: of the tensor.
 
     Raises:
-        InputError: it is another one.
+        InputError: no numbers, or another shape.
     """
-    if tuple(actions.shape) != space.shape:
-        raise InputError(f"actions must have shape {space.shape}, not {tuple(actions.shape)}")
+    try:
+        given = torch.as_tensor(actions, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"actions must be numbers of shape {space.shape}, not {actions!r:.60}"
+        ) from error
+    if tuple(given.shape) != space.shape:
+        raise InputError(f"actions must have shape {space.shape}, not {tuple(given.shape)}")
+    return given
 
 
 class StepBox:

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
+from envs.actions import as_numbers
 from envs.pictures import PicturedVectorEnv
 from envs.standard import RENDER_MODES
 
@@ -52,7 +53,8 @@ class NumpyVectorEnv(VectorWrapper):
         own = env.metadata["autoreset_mode"]
         wanted = own if autoreset_mode is None else autoreset_mode
         if wanted not in (own, AutoresetMode.NEXT_STEP):
-            raise InputError(f"autoreset_mode must be {own} or NEXT_STEP here, not {wanted!r}")
+            modes = " or ".join(dict.fromkeys((str(own), str(AutoresetMode.NEXT_STEP))))
+            raise InputError(f"autoreset_mode must be {modes} here, not {wanted!r}")
         self._later = wanted != own
         self.metadata = {**env.metadata, "autoreset_mode": wanted}
         self._waiting = np.zeros(env.num_envs, dtype=bool)
@@ -91,8 +93,8 @@ class NumpyVectorEnv(VectorWrapper):
 class SingleEnv(gym.Env[Any, Any]):
     """One episode at a time, in NumPy: ``vector`` with B = 1, whose arguments it takes.
 
-    Where the vector environment's autoreset is SAME_STEP, `step` returns what the episode saw
-    last, and `render` shows it, and the next one has begun already.
+    `step` returns what the episode saw last, and `render` shows it; then `reset` is due. Where the
+    vector environment's autoreset is SAME_STEP, it leads to the episode that has begun already.
     """
 
     vector: ClassVar[Callable[..., VectorEnv[Any, Any, Any]]]
@@ -105,8 +107,7 @@ class SingleEnv(gym.Env[Any, Any]):
         self.metadata = {k: v for k, v in core.metadata.items() if k != "autoreset_mode"}
         self.observation_space = core.single_observation_space
         self.action_space = core.single_action_space
-        self._begun = False
-        self._at_end = core.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+        self._begun, self._at_end = False, False
 
     @override
     def reset(
@@ -121,15 +122,17 @@ class SingleEnv(gym.Env[Any, Any]):
 
     @override
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not self._begun:
+            raise gym.error.ResetNeeded("call reset() before step()")
         if self._at_end:
             raise gym.error.ResetNeeded("the episode has ended: call reset()")
-        seen, reward, terminated, truncated, info = self.core.step(np.asarray(action)[None])
+        chosen = as_numbers(action, self.action_space)
+        seen, reward, terminated, truncated, info = self.core.step(chosen[None])
         ended = bool(terminated[0]), bool(truncated[0])
         if "final_obs" in info:
             seen = info.pop("final_obs")
             info |= info.pop("final_info")
-        else:
-            self._at_end = any(ended)
+        self._at_end = any(ended)
         return _first(seen), float(reward[0]), *ended, _first(info)
 
     @override

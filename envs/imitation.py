@@ -21,9 +21,10 @@ from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import REWARDS, Discriminator
 from advgame.imitation.pairs import PairCode
 from advgame.seeding import stream
+from envs.actions import as_numbers
 from envs.adapters import SingleEnv
 from envs.pictures import PicturedVectorEnv, imitation_picture
-from envs.standard import RENDER_MODES, check_render_mode, check_reset
+from envs.standard import RENDER_MODES, check_num_envs, check_render_mode, check_reset
 from envs.tasks import make_task, registered
 
 _PLACE = ("over", "clock", "return", "length")
@@ -108,9 +109,9 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         max_episode_steps: int | None = None,
     ) -> None:
         check_render_mode(render_mode)
-        for name, number in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-            if number is not None and (not isinstance(number, int | np.integer) or number < 1):
-                raise InputError(f"{name} must be a whole number of 1 or above, not {number!r}")
+        check_num_envs(num_envs)
+        if max_episode_steps is not None:
+            check_num_envs(max_episode_steps, "max_episode_steps")
         if reward not in REWARDS or horizon not in ("task", "fixed"):
             raise InputError(
                 f"reward must be {', '.join(REWARDS)} and horizon task or fixed, "
@@ -193,7 +194,7 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         """
         if self._rng is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        acted = self._checked(torch.as_tensor(actions, device=self.device))
+        acted = self._checked(as_numbers(actions, self.action_space, self.device))
         with torch.no_grad():
             logit = self.discriminator.logits(self.theta, self.code.pairs(self.observations, acted))
         held = torch.zeros_like(self._over) if hold is None else hold.to(self.device)
@@ -265,7 +266,8 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the episodes are, and the stream; not ``theta``, which is its trainer's."""
-        assert self._rng is not None, "call reset() first"
+        if self._rng is None:
+            raise gym.error.ResetNeeded("call reset() before state_dict()")
         return {
             "task": self.task.state_dict(),
             "rng": self._rng.get_state(),
@@ -274,7 +276,8 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place; call ``reset()`` first."""
-        assert self._rng is not None, "call reset() first"
+        if self._rng is None:
+            raise gym.error.ResetNeeded("call reset() before load_state_dict()")
         self.task.load_state_dict(state["task"])
         self._rng.set_state(state["rng"])
         for name in _PLACE:
@@ -284,9 +287,6 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
     def _checked(self, acted: Tensor) -> Tensor:
         """Actions of the space; choices as int64, since smaller integers wrap around."""
         space = self.single_action_space
-        shape = (self.num_envs, *_shape(space))
-        if tuple(acted.shape) != shape:
-            raise InputError(f"actions must have shape {shape}, not {tuple(acted.shape)}")
         if isinstance(space, spaces.Discrete):
             if acted.is_floating_point() or acted.is_complex() or acted.dtype == torch.bool:
                 raise InputError(f"actions must be integers, not {acted.dtype}")

@@ -30,9 +30,16 @@ from advgame.losses import margin
 from advgame.seeding import stream
 from advgame.targets import shipped
 from advgame.threat import Linf, Threat
-from envs.actions import check_shape, choice_space, unflatten
+from envs.actions import as_numbers, choice_space, unflatten
 from envs.pictures import PicturedVectorEnv, attack_picture
-from envs.standard import RENDER_MODES, check_no_time_limit, check_render_mode, check_reset
+from envs.standard import (
+    RENDER_MODES,
+    check_data,
+    check_no_time_limit,
+    check_num_envs,
+    check_render_mode,
+    check_reset,
+)
 
 Observation = Tensor | dict[str, Tensor]
 
@@ -171,8 +178,15 @@ class QueryVectorEnv(PicturedVectorEnv[Observation]):
         check_render_mode(render_mode)
         check_no_time_limit(max_episode_steps, "its episodes end by `queries`")
         budgets = tuple(np.atleast_1d(queries).tolist())
-        if num_envs < 1 or not budgets or not all(type(one) is int and one > 1 for one in budgets):
-            raise InputError("num_envs must be 1 or above, queries whole numbers of 2 or above")
+        check_num_envs(num_envs)
+        if not budgets or not all(type(one) is int and one > 1 for one in budgets):
+            raise InputError(f"queries must be whole numbers of 2 or above, not {queries!r}")
+        check_data(data)
+        if classifier is not None and not isinstance(classifier, nn.Module):
+            raise InputError(
+                "classifier is an nn.Module that returns logits, such as a Defender's `module`, "
+                f"not {classifier!r:.60}"
+            )
         if not all(math.isfinite(value) for value in (gain, bonus, price)):
             raise InputError(f"gain, bonus and price must be finite: {gain}, {bonus}, {price}")
         if threat is not None and not isinstance(threat, Threat):
@@ -265,9 +279,7 @@ class QueryVectorEnv(PicturedVectorEnv[Observation]):
         """
         if self.state is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        chosen = torch.as_tensor(actions, device=self.device)
-        check_shape(chosen, self.action_space)
-        chosen = self._read(chosen)
+        chosen = self._read(as_numbers(actions, self.action_space, self.device))
         before, played = self.state.best_margin, ~self.done
         rows = self.done.nonzero()[:, 0]
         if len(rows):
@@ -355,10 +367,16 @@ class QueryVectorEnv(PicturedVectorEnv[Observation]):
         return {**values, **{f"_{name}": every for name in values}}
 
     def state_dict(self) -> dict[str, Any]:
-        """Order of the images and stream, for a run that resets before it goes on."""
+        """Order of the images and stream; not the attacks under way, which the next reset ends."""
+        self._check_begun("state_dict")
         return {"pool": self.pool.state_dict(), "rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place, at the next reset."""
+        """Go on from a saved place, at the next reset; call ``reset()`` before, too."""
+        self._check_begun("load_state_dict")
         self.pool.load_state_dict(state["pool"])
         self.rng.set_state(state["rng"])
+
+    def _check_begun(self, name: str) -> None:
+        if self.state is None:
+            raise gym.error.ResetNeeded(f"call reset() before {name}()")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from advgame.data import ImageSet
 from advgame.errors import InputError
 
 RENDER_MODES = ["rgb_array"]
@@ -22,6 +23,30 @@ def check_render_mode(render_mode: str | None) -> None:
             f'render_mode must be "rgb_array" or left out here, not {render_mode!r}; '
             'gymnasium.make(id, render_mode="human") opens a window'
         )
+
+
+def check_num_envs(number: object, name: str = "num_envs") -> None:
+    """Refuse what is no number of rows, or of whatever ``name`` counts.
+
+    Raises:
+        InputError: no whole number, or below 1.
+    """
+    if not isinstance(number, int | np.integer) or number < 1:
+        raise InputError(f"{name} must be a whole number of 1 or above, not {number!r}")
+
+
+def check_data(data: object) -> None:
+    """Refuse what are no images with labels; None stands for the default ones.
+
+    Raises:
+        InputError: something else, such as a name or all three splits.
+    """
+    if data is None or isinstance(data, ImageSet):
+        return
+    raise InputError(
+        'data is an advgame.ImageSet, such as load_data("digits").train or '
+        f"ImageSet.from_floats(images, labels, classes), not a {type(data).__name__}"
+    )
 
 
 def check_no_time_limit(max_episode_steps: int | None, length: str) -> None:

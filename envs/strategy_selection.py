@@ -32,10 +32,17 @@ from advgame.games.las_at import LasAt, StepResult
 from advgame.games.strategy import CHOICES, StrategySpace
 from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
 from advgame.threat import Linf
-from envs.actions import check_shape, choice_space, unflatten
+from envs.actions import as_numbers, choice_space, unflatten
 from envs.adapters import SingleEnv
 from envs.pictures import PicturedVectorEnv, strategy_picture
-from envs.standard import RENDER_MODES, check_no_time_limit, check_render_mode, check_reset
+from envs.standard import (
+    RENDER_MODES,
+    check_data,
+    check_no_time_limit,
+    check_num_envs,
+    check_render_mode,
+    check_reset,
+)
 
 
 class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
@@ -117,10 +124,10 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
     ) -> None:
         check_render_mode(render_mode)
         check_no_time_limit(max_episode_steps, "every episode is one step")
-        if num_envs < 1 or reward_interval < 0 or ramp_steps < 0:
-            raise InputError(
-                "num_envs must be 1 or above, reward_interval and ramp_steps 0 or above"
-            )
+        check_num_envs(num_envs)
+        check_data(data)
+        if reward_interval < 0 or ramp_steps < 0:
+            raise InputError("reward_interval and ramp_steps must be 0 or above")
         if credit not in ("mixed", "sample", "batch"):
             raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
         if defender is not None and not isinstance(defender, Defender):
@@ -133,6 +140,7 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         ball = self.rules.threat
         cap = ball.whole(math.prod(data.shape)) / 2
         self.space = space or StrategySpace(float(ball.eps), eps_cap=cap)
+        _check_space(self.space, self.rules)
         self.defender = defender or _default_defender(data)
         self.data = data.to(self.defender.device)
         self.credit: Credit = credit
@@ -171,8 +179,14 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
     def _begin(self, seed: int) -> None:
         fabric = self.defender.fabric
         self.defender.module.load_state_dict(self._initial_weights)
-        with attacked(self.defender.module), torch.no_grad():
-            logits = self.defender.module(self.data.floats(slice(2)))
+        try:
+            with attacked(self.defender.module), torch.no_grad():
+                logits = self.defender.module(self.data.floats(slice(2)))
+        except RuntimeError as error:  # as PyTorch words it when shapes do not fit
+            raise InputError(
+                f"the defender's classifier cannot take the data's images, {self.data.shape}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         check_logits(logits, self.data.labels[:2])
         check_labels(self.data.labels, len(self.data), logits.shape[1])
         self.defender.load_state_dict(copy.deepcopy(self._initial_state))
@@ -219,8 +233,7 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         """
         if self._batches is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        chosen = torch.as_tensor(actions, device=self.defender.device)
-        check_shape(chosen, self.action_space)
+        chosen = as_numbers(actions, self.action_space, self.defender.device)
         if self.flatten_actions:
             chosen = unflatten(chosen, self.space.sizes)
         strategies = self.space.decode(chosen)
@@ -305,8 +318,12 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The game's place: optimiser, data order, streams and the images now shown."""
-        assert self._batches is not None
+        """The game's place: optimiser, data order, streams and the images now shown.
+
+        Not the classifier's weights: they are ``defender.module.state_dict()``.
+        """
+        if self._batches is None:
+            raise gym.error.ResetNeeded("call reset() before state_dict()")
         return {
             "defender": self.defender.state_dict(),
             "batches": self._batches.state_dict(),
@@ -319,7 +336,8 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place; call ``reset(seed=…)`` first. Weights are loaded apart."""
-        assert self._batches is not None
+        if self._batches is None:
+            raise gym.error.ResetNeeded("call reset() before load_state_dict()")
         self.defender.load_state_dict(state["defender"])
         self._batches.load_state_dict(state["batches"])
         self._rng.set_state(state["rng"])
@@ -368,6 +386,17 @@ _ALONE = (
     "gymnasium.make_vec(id, n), which gives tensors, or for Stable-Baselines3 "
     "envs.make_sb3(id, n)"
 )
+
+
+def _check_space(space: StrategySpace, rules: LasAt) -> None:
+    """Refuse a space that the rules would not play as it reads."""
+    eps0 = float(rules.threat.eps)
+    if not math.isclose(space.eps0, eps0, rel_tol=1e-6):
+        raise InputError(
+            f"the space's ε₀ is {space.eps0:.4g}, that of the rules {eps0:.4g}: give both the same"
+        )
+    if space.betas and type(rules) is LasAt:
+        raise InputError("LasAt has no β: leave the list out, or take LasTrades")
 
 
 def _default_defender(data: ImageSet) -> Defender:

@@ -13,6 +13,7 @@ from torch import nn
 
 from advgame.attacks.gradient_steps import Menu
 from advgame.data import ImageSet
+from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.targets import shipped
@@ -249,8 +250,11 @@ def test_what_is_observed_and_told_is_no_reused_buffer(kind, images):
 @pytest.mark.parametrize(
     ("name", "bad", "words"),
     [
-        ("num_envs", 0, "num_envs"),
-        *(("queries", bad, "queries") for bad in (1, ())),
+        ("num_envs", 0, "num_envs must be a whole number"),
+        *(("queries", bad, "queries") for bad in (1, (), "5")),
+        ("data", (torch.zeros(2, 1, 8, 8), torch.zeros(2)), r"advgame.ImageSet.*not a tuple"),
+        ("classifier", "small_cnn", "nn.Module that returns logits.*not 'small_cnn'"),
+        ("classifier", Defender(nn.Linear(1, 1)), "a Defender's `module`"),
         ("threat", Linf(torch.full((64,), 0.1)), "one radius"),
         ("classifier", nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), "softmax"),
         ("classifier", nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), "5 "),

@@ -45,6 +45,8 @@ CLAIMS = {
     ("imitation", 2): lambda n, said: -10 < n[0] < 0,  # doing nothing gets far less
     ("imitation", 3): lambda n, said: said.count("25") == 4,
     ("las_at", 0): lambda n, said: n[0] < n[1],  # a price has been taken off R1
+    ("environments", 4): lambda n, said: said.strip() == "True",
+    ("las_at", 2): lambda n, said: n[0] > n[1] > 10,  # more than a guess
     ("las_at", 1): lambda n, said: "[3 2 2]" in said and 0.075 < n[-1] < 0.15,
     ("runs", 0): lambda n, said: "EarlyStopping after epoch" in said and n[-1] < 30,
     ("l2l", 0): lambda n, said: n[1] < n[0],  # the attacker learns

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import warnings
 
 import gymnasium as gym
@@ -16,8 +17,10 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.vec_env import VecMonitor
 
 import envs
+from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.strategy import StrategySpace
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.sb3 import policy_kwargs
@@ -150,9 +153,8 @@ def test_single_environment_equals_a_vector_of_one(name):
         same(seen, last[0])
         same(info, {k: v[0].item() for k, v in terms.items() if not k.startswith("_")})
         if any(ended):
-            if many.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
-                with pytest.raises(gym.error.ResetNeeded):
-                    single.step(action)
+            with pytest.raises(gym.error.ResetNeeded, match="has ended"):
+                single.step(action)
             same(single.reset()[0], many.reset()[0][0])
 
 
@@ -278,8 +280,9 @@ def test_saved_place_goes_on_to_the_same_bits(name):
 def test_misuse_is_refused_and_changes_nothing(name):
     env, twin = vector(name), vector(name)
     right = sampled(env, 2)
-    with pytest.raises(gym.error.ResetNeeded):
-        env.step(right[0])
+    for call in (lambda: env.step(right[0]), env.state_dict, lambda: env.load_state_dict({})):
+        with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+            call()
     with pytest.raises(InputError, match="one integer seed"):
         env.reset(seed=[1, 2])
     env.reset(seed=0)
@@ -288,11 +291,19 @@ def test_misuse_is_refused_and_changes_nothing(name):
     for wrong in (a[:-1], np.stack([a, a], -1), a + 99, -1 - a, a.astype(float), a > 0):
         with pytest.raises(InputError, match="actions"):
             env.step(wrong)
+    for wrong in ("left", None, [None, "left"]):
+        with pytest.raises(InputError, match="actions must be numbers of shape"):
+            env.step(wrong)
     same(env.step(right[1]), twin.step(right[1]))
     single = gym.make(name, **CASES[name]).unwrapped
+    with pytest.raises(gym.error.ResetNeeded, match="before step"):
+        single.step(a[0])
     single.reset(seed=0)
     with pytest.raises(InputError, match="actions"):
         single.step(a[0] + 77)
+    shape = re.escape(str(single.action_space.shape))  # of one action, not of a batch of one
+    with pytest.raises(InputError, match=rf"must have shape {shape}, not"):
+        single.step(a)
 
 
 def test_reset_without_a_seed_goes_on():
@@ -315,6 +326,7 @@ def test_a_classifier_that_does_not_fit_the_data_is_refused_at_reset(digits):
             torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Softmax(1)),
             "softmax",
         ),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(63, 10)), r"\(1, 8, 8\)"),
     ):
         env = StrategySelectionVectorEnv(4, data=digits.train, defender=Defender(module))
         with pytest.raises(InputError, match=words):
@@ -374,7 +386,12 @@ def test_terms_add_up_to_the_reward():
     ("settings", "words"),
     [
         ({"defender": torch.nn.Linear(1, 1)}, r"Defender\(module, lr=0.1\), not a Linear"),
-        ({"num_envs": 0}, "num_envs"),
+        ({"num_envs": 0}, "num_envs must be a whole number of 1 or above, not 0"),
+        ({"num_envs": 2.0}, "num_envs"),
+        ({"data": "digits"}, r"advgame.ImageSet.*not a str"),
+        ({"data": load_data("digits")}, "not a Splits"),
+        ({"space": StrategySpace(8 / 255)}, "space's ε₀ is 0.03137, that of the rules 0.15"),
+        ({"space": StrategySpace(0.15, betas=(5, 6))}, "LasAt has no β"),
         ({"reward_interval": -1}, "reward_interval"),
         ({"credit": "mine"}, "credit"),
     ],

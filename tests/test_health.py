@@ -14,6 +14,7 @@ from torch.distributions import Categorical
 from advgame import health
 from advgame.classifiers import SmallCNN
 from advgame.defender import Defender
+from advgame.errors import InputError
 from advgame.evaluation.judge import judge_run
 from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.mixture import Mixture
@@ -221,6 +222,12 @@ def test_a_report_flags_a_dead_player(tmp_path, digits):
     flags = {flag["name"]: flag["meaning"] for flag in content["flags"]}
     assert "since epoch 1" in flags["dead_attacker_saturated"]
     assert "`dead_attacker_spread`" in (run.path / "report.md").read_text()
+
+
+def test_a_run_without_weights_is_not_judged(tmp_path, digits):
+    run = RunFolder.create(tmp_path / "run", {}, "cpu")
+    with pytest.raises(InputError, match=r"has no weights.*judge_classifier"):
+        judge_run(run, nn.Linear(1, 1), digits.test.first(20), EPS, dataset="digits")
 
 
 def test_the_docs_have_every_sign_with_its_threshold():

@@ -10,6 +10,7 @@ from torch import nn
 
 from advgame.attacks import Attack, attacked, pgd
 from advgame.data import ImageSet
+from advgame.errors import InputError
 from advgame.evaluation.flags import find_flags
 from advgame.evaluation.measure import evaluate
 from advgame.evaluation.overfitting import catastrophic_overfitting
@@ -134,7 +135,15 @@ def judge_run(
 
     Returns:
         The content of ``report.json``.
+
+    Raises:
+        InputError: the run has no weights yet, or those of another network.
     """
+    if not (run.path / "checkpoints" / "last.safetensors").exists():
+        raise InputError(
+            f"{run.path} has no weights of a finished training, which Trainer leaves: to judge a "
+            "classifier as it is, use advgame.evaluate or judge_classifier"
+        )
     other: Literal["best", "last"] = "last" if which == "best" else "best"
     load_best(run, module, other)
     rng = stream(seed, "last", test.images.device)
