@@ -8,12 +8,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import Wrapper
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from typing_extensions import override
 
 from advgame.errors import InputError
 from envs.adapters import as_arrays
+from envs.pictures import PicturedVectorEnv
 
 
 class SB3VecEnv(VecEnv):
@@ -30,10 +31,13 @@ class SB3VecEnv(VecEnv):
             these rows than their own reset.
 
     Raises:
-        InputError: cores of different spaces, or one that does not pay at every step.
+        InputError: cores of different spaces, one that does not pay at every step, or something
+            else than a vector environment of this package without wrappers.
     """
 
     def __init__(self, *cores: VectorEnv[Any, Any, Any]) -> None:
+        for core in cores or (None,):
+            _check_core(core)
         spaces = [(core.single_observation_space, core.single_action_space) for core in cores]
         if any(one != spaces[0] for one in spaces):
             raise InputError("SB3 sees all environments as one: give them equal spaces")
@@ -132,10 +136,29 @@ def make_sb3(
         env: an id, a vector environment of tensors, or several with equal spaces.
         num_envs: rows of an id's environment.
         settings: of an id's environment.
+
+    Raises:
+        InputError: as `SB3VecEnv`, or ``num_envs`` or settings beside an environment.
     """
     if isinstance(env, str):
         env = gym.make_vec(env, num_envs, **settings)
+    elif settings or num_envs != 1:
+        raise InputError("num_envs and settings are an id's: give them to gymnasium.make_vec here")
     return SB3VecEnv(*(env if isinstance(env, Sequence) else [env]))
+
+
+def _check_core(core: object) -> None:
+    """Refuse what does not reset its rows within a step as SB3 wants it."""
+    if isinstance(core, VectorWrapper):
+        raise InputError(
+            f"make_sb3 takes an environment without wrappers, not {core}: Stable-Baselines3's own, "
+            "such as VecNormalize, go around what it returns"
+        )
+    if not isinstance(core, PicturedVectorEnv):
+        raise InputError(
+            "make_sb3 takes an id of advgame or its vector environments, as gymnasium.make_vec "
+            f"gives them, not {core}"
+        )
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -60,7 +60,7 @@ def test_too_many_combinations_are_refused():
     many = tuple(range(1, 60))
     with pytest.raises(InputError, match=r"1180 x 3 x 4 x 2 x 3 .* shorten the lists"):
         AttackVectorEnv(2, menu=Menu(step_sizes=many * 20), flatten_actions=True)
-    space = StrategySpace(0.1, steps=many, step_size_units=tuple(range(1, 100)))
+    space = StrategySpace(0.15, steps=many, step_size_units=tuple(range(1, 100)))
     with pytest.raises(InputError, match="more than 65536"):
         StrategySelectionVectorEnv(2, space=space, flatten_actions=True)
     with pytest.raises(InputError, match="leave out flatten_actions"):

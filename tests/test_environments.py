@@ -401,6 +401,22 @@ def test_other_settings_are_refused(settings, words):
         StrategySelectionVectorEnv(**settings)
 
 
+@pytest.mark.parametrize(
+    ("env", "settings", "words"),
+    [
+        (lambda: gym.make(STRATEGY), {}, "id of advgame or its vector environments.*not <Order"),
+        (lambda: "CartPole-v1", {}, "id of advgame"),
+        (list, {}, "id of advgame.*not None"),
+        (lambda: envs.to_numpy(vector(STRATEGY)), {}, "without wrappers.*VecNormalize"),
+        (lambda: vector(STRATEGY), {"num_envs": 5}, "give them to gymnasium.make_vec"),
+        (lambda: vector(STRATEGY), {"credit": "batch"}, "give them to gymnasium.make_vec"),
+    ],
+)
+def test_sb3_is_given_an_environment_that_it_can_reset(env, settings, words):
+    with pytest.raises(InputError, match=words):
+        envs.make_sb3(env(), **settings)
+
+
 def test_sb3_needs_a_reward_at_every_step():
     with pytest.raises(InputError, match="SB3"):
         envs.make_sb3(StrategySelectionVectorEnv(4, reward_interval=5))
