@@ -33,6 +33,17 @@ def made(tmp_path, env_id, horizon="fixed", hidden=(8, 8)):
     return env, imitator
 
 
+def test_equal_weights_are_equal_bytes(tmp_path):
+    _, imitator = made(tmp_path, "CartPole-v1")
+    written = set()
+    for _ in range(8):  # safetensors has a file's words in another order each time
+        save_weights(imitator.module, tmp_path / "w.safetensors")
+        written.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(written) == 1
+    held = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(held[name], one) for name, one in imitator.policy.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("env_id", "horizon", "hidden"),
     [

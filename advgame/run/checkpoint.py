@@ -38,7 +38,17 @@ def save_weights(module: nn.Module, path: Path) -> None:
             `advgame.classifiers.foreign.check_savable`.
     """
     metadata: dict[str, str] | None = getattr(module, "file_metadata", None)
-    write_atomically(path, safetensors.torch.save(weights(module), metadata))
+    packed = safetensors.torch.save(weights(module), metadata)
+    write_atomically(path, packed if metadata is None else _in_order(packed, metadata))
+
+
+def _in_order(packed: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The same file with its words in one order, as safetensors has them in any: same bits."""
+    size = int.from_bytes(packed[:8], "little")
+    header = {**json.loads(packed[8 : 8 + size]), "__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+    return len(text).to_bytes(8, "little") + text + packed[8 + size :]
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
