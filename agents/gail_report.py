@@ -13,14 +13,16 @@ from advgame.run import table
 Rows = Sequence[Mapping[str, float]]
 
 
-def steadiness(rows: Rows, random: float, expert: float) -> dict[str, Any]:
+def steadiness(rows: Rows, random: float, expert: float | None) -> dict[str, Any]:
     """Score of the last evaluation and how steady the run was; nothing where there is no scale.
 
     Args:
         rows: of metrics.csv, with ``step`` and ``eval/return``.
         random: mean return of random actions, score 0.
-        expert: of the demonstrations, score 1.
+        expert: of the demonstrations, score 1; None where they have no rewards.
     """
+    if expert is None:
+        return {}
     try:
         scores = [score(row["eval/return"], random, expert) for row in rows]
     except InputError:  # an expert that is no better than chance
@@ -61,9 +63,10 @@ def as_markdown(report: Mapping[str, Any], command: str) -> str:
 
 def _returns(report: Mapping[str, Any]) -> str:
     chance, expert = report["random"], report["expert"]
+    known = "unknown" if expert["mean"] is None else f"{expert['mean']:.1f}"
     lines = [
         ["random actions", _mean(chance["mean"], chance["standard_error"]), chance["episodes"], ""],
-        ["the expert, as demonstrated", f"{expert['mean']:.1f}", expert["episodes"], ""],
+        ["the expert, as demonstrated", known, expert["episodes"], ""],
         [
             "**the policy, last weights**",
             f"**{_mean(report['eval/return'], report['eval/standard_error'])}**",
@@ -83,6 +86,8 @@ def _mean(value: float, error: float) -> str:
 def _steady(report: Mapping[str, Any]) -> list[str]:
     """Score and falls, in sentences."""
     if "score" not in report:
+        if report["expert"]["mean"] is None:
+            return ["The demonstrations have no rewards: there is no score."]
         if report["expert"]["mean"] > report["random"]["mean"]:
             return []
         return ["The expert is no better than random actions: there is no score between the two."]
@@ -103,7 +108,7 @@ def _steady(report: Mapping[str, Any]) -> list[str]:
             )
         settled = found["settled"]
         when = f"by iteration {settled}" if settled else "never"
-        lines.append(f"{IN_A_ROW} such evaluations in a row: {when}.")
+        lines.append(f"{IN_A_ROW} evaluations of {REACHED} or more in a row: {when}.")
     return [" ".join(lines)]
 
 

@@ -6,6 +6,7 @@ environment is stepped one by one behind the same face.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -205,7 +206,8 @@ class GymnasiumTask(Task):
                 self._envs = [make() for _ in range(rows)]
             spec = gym.spec(registered(env_id))
         except (gym.error.Error, ImportError) as error:
-            raise InputError(f"cannot make {env_id!r}: {error}") from error
+            hint = _hint(env_id, str(error))
+            raise InputError(f"cannot make {env_id!r}: {error}{hint}") from error
         except Exception as error:  # a stranger's task may raise anything
             raise InputError(f"cannot make {env_id!r}: {in_words(error)}") from error
         if spec.max_episode_steps is None:
@@ -290,6 +292,20 @@ class GymnasiumTask(Task):
 
 
 NATIVE = {"CartPole-v1": CartPole, "MountainCar-v0": MountainCar}
+
+
+def _hint(env_id: str, said: str) -> str:
+    """What a name that Gymnasium does not know may mean, where Gymnasium has not ``said`` so."""
+    module, _, task = env_id.rpartition(":")
+    if module.endswith(".py"):
+        return f" Name the module without .py: {module.removesuffix('.py')}:{task}"
+    versions = sorted(name for name in gym.registry if name.rpartition("-v")[0] == task)
+    if versions:
+        name = f"{module}:{versions[-1]}" if module else versions[-1]
+        return f" Its name has a version: {name}"
+    if not module and re.fullmatch(r"Environment `\w+` doesn't exist\.", said):
+        return f" A task of your own is named with its module: my_task:{task}"
+    return ""
 
 
 def registered(env_id: str) -> str:

@@ -219,7 +219,10 @@ def check(config: Config) -> None:
     unknown = [name for name in config.tasks if name not in EXPERTS]
     if unknown or not config.tasks:
         asked = ", ".join(unknown) or "none"
-        raise InputError(f"there are settings for {', '.join(EXPERTS)}, not for {asked}")
+        raise InputError(
+            f"there are settings for {', '.join(EXPERTS)}, not for {asked}: "
+            "record a policy of your own by advgame.imitation.record, docs/imitation.md"
+        )
     for name in ("trajectories", "episodes", "attempts"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} must be 1 or above, not {getattr(config, name)}")

@@ -252,8 +252,22 @@ def level(returns: Tensor) -> dict[str, float]:
     return {"mean": float(returns.mean()), "standard_error": error, "episodes": len(returns)}
 
 
+def expert_level(expert: Demonstrations) -> dict[str, Any]:
+    """`level` of the demonstrations; None for what is not known."""
+    if not expert.paid:
+        return {"mean": None, "standard_error": None, "episodes": len(expert)}
+    return level(expert.returns)
+
+
 def warn_of_no_expert(random: Mapping[str, float], expert: Demonstrations) -> None:
     """Say so where the demonstrations are at the level of random actions."""
+    if not expert.paid:
+        print(
+            "note: the demonstrations have no rewards: the report has no return of the expert, and "
+            "no score",
+            file=sys.stderr,
+        )
+        return
     reached, noise = float(expert.returns.mean()), 2 * random["standard_error"]
     if reached <= random["mean"] + noise:
         print(
@@ -338,8 +352,8 @@ def imitate(config: Config, run: RunFolder, parts: Parts, *, resume: bool) -> di
     about: dict[str, Any] = {
         "title": title(config),
         "pairs": parts.pairs,
-        "expert_return": float(expert.returns.mean()),
-        "expert": level(expert.returns),
+        "expert_return": expert_level(expert)["mean"],
+        "expert": expert_level(expert),
         "random": parts.random,
         "episodes": config.episodes,
         "settings": in_words(config, parts),
@@ -486,10 +500,12 @@ class Job(jobs.Job[Config, Parts]):
         report = run.report()
         died = report["diverged"]
         end = f"; diverged at iteration {died['iteration']}" if died else ""
+        reached = report["expert_return"]
+        expert = "unknown" if reached is None else f"{reached:.1f}"
         flags = [f"\nflag {one['name']}: {one['meaning']}" for one in report.get("flags", [])]
         return (
             f"true return {report['eval/return']:.1f} ± {report['eval/standard_error']:.1f} "
-            f"(expert {report['expert_return']:.1f}){end}; more in {run.path}/report.md"
+            f"(expert {expert}){end}; more in {run.path}/report.md"
             f"{''.join(flags)}"
         )
 

@@ -69,6 +69,26 @@ def test_imitations_keys_give_the_same_episodes_and_no_pickle_is_opened(arrays, 
     assert_same(found, episodes())
 
 
+def without(name, arrays):
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [without("rewards", d4rl()), without("rews", imitations()), without("rews", transitions())],
+    ids=["d4rl", "whole", "flat"],
+)
+def test_an_expert_need_not_have_been_paid(arrays, tmp_path):
+    found = loaded(tmp_path, arrays)
+    assert not found.paid
+    assert found.returns.isnan().all()
+    assert found.lengths.tolist() == LENGTHS.tolist()
+    found.save(str(tmp_path / "b.npz"))  # a path may be a string
+    again = Demonstrations.load(tmp_path / "b.npz", action_space=CHOICES)
+    assert not again.subset(2).paid
+    assert torch.equal(again.actions, found.actions)
+
+
 def test_one_trajectory_of_imitation_needs_no_indices(tmp_path):
     arrays = imitations(indices=np.zeros(0), obs=np.zeros((7, 4)), terminal=np.array(True))
     assert loaded(tmp_path, arrays).lengths.tolist() == [6]
@@ -106,9 +126,11 @@ def test_actions_of_a_box_may_be_flat_and_are_brought_into_it(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "space", "words"),
     [
-        ({"states": SEEN, "acts": ACTED}, CHOICES, r"its keys are acts, states, wanted are ours"),
+        ({"states": SEEN, "acts": ACTED}, CHOICES, r"its keys are acts, states\. Wanted are ours"),
         ({}, CHOICES, "its keys are none"),
-        ({k: v for k, v in d4rl().items() if k != "rewards"}, CHOICES, "holds no demonstrations"),
+        (without("terminals", d4rl()), CHOICES, "for D4RL's terminals is missing"),
+        (without("acts", imitations()), CHOICES, "for imitation's acts is missing"),
+        (d4rl(rewards=np.array([np.nan, *PAID[1:]])), CHOICES, "returns contain NaN"),
         (d4rl(terminals=0 * OVER, timeouts=0 * CUT), CHOICES, "no episode ends in it"),
         (d4rl(actions=ACTED[1:]), CHOICES, "6 observations and 5 actions do not fit"),
         (d4rl(rewards=PAID[:4]), CHOICES, "6 observations and 4 rewards"),
@@ -120,12 +142,20 @@ def test_actions_of_a_box_may_be_flat_and_are_brought_into_it(tmp_path):
         (d4rl(actions=np.zeros((6, 2))), FORCES, "actions have size 2, the task's have 1"),
         (d4rl(observations=SEEN * np.nan), CHOICES, "NaN or infinity"),
         (d4rl(observations=np.zeros((6, 2, 2))), CHOICES, r"observations must be numbers"),
-        (d4rl(observations=np.array([Bomb()] * 6)), CHOICES, "cannot be read"),
+        (
+            d4rl(observations=np.array([Bomb()] * 6)),
+            CHOICES,
+            "holds Python objects, a pickle: save",
+        ),
         (d4rl(rewards=np.array(["x"] * 6)), CHOICES, "a.npz"),
         (imitations(obs=SEEN), CHOICES, "a trajectory of n acts has n . 1 obs"),
         (imitations(indices=np.array([3, 2])), CHOICES, "do not fit"),
         (imitations(indices=np.array([2, 9])), CHOICES, "do not fit"),
-        (imitations(terminal=np.zeros(3, bool)), CHOICES, "terminal is False for all"),
+        (
+            imitations(terminal=np.zeros(3, bool)),
+            CHOICES,
+            "terminal is False for all.*also by its time limit",
+        ),
         (transitions(dones=OVER[:4]), CHOICES, "6 observations and 4 ends"),
     ],
 )

@@ -40,6 +40,8 @@ def here(tmp_path, monkeypatch):
     np.savez("reach.npz", **keys, timeouts=ends)
     np.savez("far.npz", **{**keys, "actions": 2 * keys["actions"]}, timeouts=ends)
     np.savez("wide.npz", **{**keys, "observations": np.zeros((500, 3))}, timeouts=ends)
+    unpaid = {name: array for name, array in keys.items() if name != "rewards"}
+    np.savez("unpaid.npz", **unpaid, timeouts=ends)
     np.savez("poor.npz", **{**keys, "rewards": np.full(500, -100.0)}, timeouts=ends)
     yield tmp_path
     gymnasium.registry.pop("Reach-v0", None)
@@ -58,6 +60,21 @@ def test_an_own_task_is_imitated_and_the_policy_loads_without_it(here, monkeypat
     assert load_policy("runs/a").act(np.zeros(2)).shape == (1,)
 
 
+def test_an_expert_without_rewards_is_imitated_without_a_score(here, monkeypatch, capsys):
+    monkeypatch.setattr(train_gail, "resembles", lambda *_: {})
+    words = [*REACH[:2], "--demonstrations", "unpaid.npz", *QUICK, "--name", "a"]
+    run(words, monkeypatch)
+    told = capsys.readouterr()
+    assert "note: the demonstrations have no rewards" in told.err
+    assert "(expert unknown)" in told.out
+    text = (here / "runs/a/report.md").read_text()
+    assert "| the expert, as demonstrated | unknown | 10 |" in text
+    assert "there is no score" in text
+    report = json.loads((here / "runs/a/report.json").read_text())
+    assert report["expert_return"] is None
+    assert "score" not in report
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
@@ -69,6 +86,10 @@ def test_an_own_task_is_imitated_and_the_policy_loads_without_it(here, monkeypat
         ([*REACH[:2], "--demonstrations", "none.npz"], "no demonstrations file none.npz"),
         (["--env", "my_task:Reach-v9", *REACH[2:]], "cannot make 'my_task:Reach-v9'"),
         (["--env", "my_tusk:Reach-v0", *REACH[2:]], "No module named 'my_tusk'"),
+        (["--env", "Bridge-v0", *REACH[2:]], "is named with its module: my_task:Bridge-v0"),
+        (["--env", "my_task.py:Reach-v0", *REACH[2:]], "without .py: my_task:Reach-v0"),
+        (["--env", "my_task:Reach", *REACH[2:]], "name has a version: my_task:Reach-v0"),
+        (["--env", "Acrobot", *REACH[2:]], "name has a version: Acrobot-v1"),
         (REACH[:2], "no demonstrations of 'my_task:Reach-v0' come with the package"),
     ],
 )
@@ -87,6 +108,7 @@ def test_what_does_not_fit_is_refused_before_any_work(words, answer, here, monke
         ({"updaters": ("lion",)}, "unknown updater 'lion'"),
         ({"updaters": ("nowhere:Signum",)}, "there is no module 'nowhere'"),
         ({"updaters": ("my_updaters:Signam",)}, "has no attribute 'Signam'"),
+        ({"demonstrations": "unpaid.npz"}, "unpaid.npz has no rewards: the study measures by"),
         ({"demonstrations": "poor.npz"}, "is not above the random policy's"),
         ({"demonstrations": None}, "no demonstrations of"),
         ({"env": "Pendulum-v1"}, "they belong to another task|actions go from|of size"),

@@ -39,7 +39,7 @@ class Demonstrations:
         observations: float32 (N, d), what the expert saw before each of its N actions.
         actions: int64 (N,) of a discrete task, float32 (N, k) of a continuous one.
         lengths: int64 (T,), transitions of each trajectory, 1 or more; they sum to N.
-        returns: float64 (T,), the true returns without discount.
+        returns: float64 (T,), the true returns without discount; all NaN where none is known.
         terminated: bool (T,), whether the task ended the trajectory; its time limit did otherwise.
         env_id: Gymnasium's name of the task.
 
@@ -60,7 +60,8 @@ class Demonstrations:
         _check("observations", self.observations, torch.float32, 2)
         _check("actions", self.actions, *((torch.float32, 2) if continuous else (torch.int64, 1)))
         _check("lengths", self.lengths, torch.int64, 1)
-        _check("returns", self.returns, torch.float64, 1)
+        numbers = self.returns if self.paid else torch.zeros_like(self.returns)
+        _check("returns", numbers, torch.float64, 1)
         _check("terminated", self.terminated, torch.bool, 1)
         if self.returns.shape != trajectories or self.terminated.shape != trajectories:
             raise InputError(
@@ -84,6 +85,11 @@ class Demonstrations:
     def __len__(self) -> int:
         """T, how many trajectories there are."""
         return len(self.lengths)
+
+    @property
+    def paid(self) -> bool:
+        """Whether the returns are known."""
+        return not bool(self.returns.isnan().all())
 
     def trajectory(self, index: int) -> tuple[Tensor, Tensor]:
         """Observations (n, d) and actions (n,) or (n, k) of one trajectory.
@@ -118,13 +124,14 @@ class Demonstrations:
             self.env_id,
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write a NumPy archive, atomically; equal demonstrations become equal bytes.
 
         Raises:
             InputError: a name that does not end in .npz.
             OSError: disk full or not writable.
         """
+        path = Path(path)
         if path.suffix != ".npz":
             raise InputError(f"demonstrations go into .npz files, not {path.name}")
         arrays = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
@@ -143,8 +150,9 @@ class Demonstrations:
         Args:
             path: an .npz file. Besides our own keys those of D4RL (``observations``, ``actions``,
                 ``rewards``, ``terminals``, ``timeouts``) and of `imitation` (``obs``, ``acts``,
-                ``rews``, ``terminal``, ``indices``, or transitions with ``dones``) are read. Where
-                h5py is installed an .hdf5 of D4RL or Minari, too.
+                ``rews``, ``terminal``, ``indices``, or transitions with ``dones``) are read;
+                without rewards the returns are NaN. Where h5py is installed an .hdf5 of D4RL or
+                Minari, too.
             env_id: the task, which the others' files do not name.
             action_space: the task's. Actions must be in it; numbers such as 1.0 are choices where
                 it is discrete. Without it integers are choices.
@@ -259,6 +267,11 @@ def _read(path: Path) -> Episodes | dict[str, Any]:
                 if np.lib.format.read_magic(file) != (1, 0):
                     raise ValueError(f"{one.filename} is no plain array")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if dtype.hasobject:
+                    raise ValueError(
+                        f"{one.filename} holds Python objects, a pickle: save numbers, "
+                        "e.g. numpy.asarray(values, numpy.float32)"
+                    )
                 if file.tell() + math.prod(shape) * dtype.itemsize != one.file_size:
                     raise ValueError(f"{one.filename} does not hold the {shape} that it says")
         arrays = {

@@ -29,7 +29,7 @@ class Episodes:
         observations: (N, d), before each action.
         actions: (N,) or (N, k).
         lengths: (T,), transitions of each.
-        returns: (T,), sums of the rewards.
+        returns: (T,), sums of the rewards; NaN where the file has none.
         terminated: bool (T,), ended by the task and not by its time limit.
         left_out: transitions of episodes that do not end in the file.
     """
@@ -60,9 +60,11 @@ class Layout:
 
 
 def _steps(
-    observations: Array, actions: Array, rewards: Array, over: Array, cut: Array
+    observations: Array, actions: Array, rewards: Array | None, over: Array, cut: Array
 ) -> Episodes:
     """Of one row per transition: an episode ends where the task is over, or is cut off."""
+    if rewards is None:  # `imitation` and experts in the field often have none
+        rewards = np.full(len(observations), np.nan)
     numbers = {"actions": actions, "rewards": rewards, "ends": over, "time limits": cut}
     for name, one in numbers.items():
         if one.shape[:1] != observations.shape[:1] or one.size == 0:
@@ -90,17 +92,17 @@ def _steps(
 def _d4rl(arrays: Arrays) -> Episodes:
     over = arrays["terminals"]
     cut = arrays.get("timeouts", np.zeros_like(over))
-    return _steps(arrays["observations"], arrays["actions"], arrays["rewards"], over, cut)
+    return _steps(arrays["observations"], arrays["actions"], arrays.get("rewards"), over, cut)
 
 
 def _transitions(arrays: Arrays) -> Episodes:
     over = arrays["dones"]
-    return _steps(arrays["obs"], arrays["acts"], arrays["rews"], over, np.zeros_like(over))
+    return _steps(arrays["obs"], arrays["acts"], arrays.get("rews"), over, np.zeros_like(over))
 
 
 def _trajectories(arrays: Arrays) -> Episodes:
     """Of `imitation`: one observation more than actions in each, ``indices`` cut the actions."""
-    seen, acted, paid = arrays["obs"], arrays["acts"], arrays["rews"]
+    seen, acted, paid = arrays["obs"], arrays["acts"], arrays.get("rews")
     whole = np.atleast_1d(arrays["terminal"]).astype(bool)
     cuts = np.atleast_1d(arrays.get("indices", np.zeros(0))).astype(np.int64)
     bounds = np.concatenate([[0], cuts, [len(acted)]])
@@ -117,7 +119,10 @@ def _trajectories(arrays: Arrays) -> Episodes:
     ends[bounds[1:] - 1] = True
     found = _steps(before, acted, paid, ends, np.zeros_like(ends))
     if not whole.any():
-        raise InputError("no trajectory ends in it: terminal is False for all of them")
+        raise InputError(
+            "no trajectory ends in it: terminal is False for all of them; `imitation` sets it to "
+            "True where an episode is over, also by its time limit"
+        )
     rows = np.repeat(whole, lengths)
     return Episodes(
         found.observations[rows],
@@ -129,11 +134,11 @@ def _trajectories(arrays: Arrays) -> Episodes:
     )
 
 
-D4RL = Layout("D4RL's", ("observations", "actions", "rewards", "terminals"), ("timeouts",), _d4rl)
+D4RL = Layout("D4RL's", ("observations", "actions", "terminals"), ("rewards", "timeouts"), _d4rl)
 LAYOUTS = (
     D4RL,
-    Layout("imitation's", ("obs", "acts", "rews", "terminal"), ("indices",), _trajectories),
-    Layout("imitation's transitions", ("obs", "acts", "rews", "dones"), (), _transitions),
+    Layout("imitation's", ("obs", "acts", "terminal"), ("rews", "indices"), _trajectories),
+    Layout("imitation's transitions", ("obs", "acts", "dones"), ("rews",), _transitions),
 )
 
 
@@ -157,9 +162,12 @@ def layout_of(names: Sequence[str], own: Sequence[str]) -> Layout | None:
         f"{one.whose} {', '.join(one.keys)}" + "".join(f" ({name})" for name in one.more)
         for one in LAYOUTS
     )
+    nearest = min(LAYOUTS, key=lambda one: len(set(one.keys) - held))
+    missing = [name for name in nearest.keys if name not in held]
+    hint = f"; for {nearest.whose} {missing[0]} is missing" if len(missing) == 1 else ""
     raise InputError(
-        f"holds no demonstrations: its keys are {', '.join(sorted(held)) or 'none'}, wanted are "
-        f"ours, {', '.join(own)}; or {wanted}"
+        f"holds no demonstrations: its keys are {', '.join(sorted(held)) or 'none'}{hint}. Wanted "
+        f"are ours, {', '.join(own)}; or {wanted}"
     )
 
 
@@ -196,7 +204,8 @@ def read_hdf5(path: Path, most: int) -> Episodes:
     if missing:
         raise InputError(
             f"{path} holds no demonstrations: its keys are {', '.join(arrays) or 'none'}, wanted "
-            f"are {', '.join(D4RL.keys)} (timeouts), or groups episode_0, episode_1, … as Minari's"
+            f"are {', '.join((*D4RL.keys, *D4RL.more))}, or groups episode_0, episode_1, … as "
+            "Minari's"
         )
     return D4RL.split(arrays)
 

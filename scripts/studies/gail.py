@@ -115,9 +115,11 @@ class Config(StudyConfig):
     demonstrations: str | None = None
     """an .npz of ours, D4RL's or imitation's; those that ship with the package when not given"""
     setting: Literal["paper", "fixed"] = "paper"
-    """see above"""
+    """paper: the task's own ends, and a reward whose sign can solve the task alone; fixed: episodes
+    of one length with absorbing states, and the neutral reward"""
     updaters: tuple[str, ...] = ("adam", "adam-sn", "coordinatewise")
-    """which of the table below, or your own, module:factory(0.1)"""
+    """adam, adam-sn, coordinatewise, … (a wrong name is answered by all of them), or your own,
+    module:factory(0.1)"""
     controls: tuple[str, ...] = tuple(name for name in CONTROLS if name != "true-lockstep")
     """which controls"""
     seeds: Count = 5
@@ -179,6 +181,11 @@ class Gail(TrainingStudy[Config]):
                 own_code(name).find()
         super().check()
         self.demonstrations.subset(self.config.trajectories)
+        if not self.demonstrations.paid:
+            raise InputError(
+                f"{self.config.demonstrations} has no rewards: the study measures by the expert's "
+                "return, train_gail.py alone imitates without"
+            )
         score(0.0, **self.ends)  # refuses an expert at the level of chance
 
     @override
