@@ -135,5 +135,6 @@ def _resemblance(report: Mapping[str, Any]) -> list[str]:
 
 def _flags(report: Mapping[str, Any]) -> list[str]:
     if not report.get("flags"):
-        return ["No flag was raised."]
+        died = report["diverged"]
+        return ["No flag but the divergence above." if died else "No flag was raised."]
     return ["\n".join(f"- `{flag['name']}`: {flag['meaning']}" for flag in report["flags"])]

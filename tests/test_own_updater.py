@@ -156,7 +156,9 @@ def test_what_is_no_updater_is_refused_in_one_line(name, words, here, monkeypatc
 
 def test_nan_is_a_result(here, monkeypatch):
     run(["--updater", "wrong_updaters:Worse", *QUICK, "--name", "a"], monkeypatch)
-    assert "**It diverged after 0 iterations**" in (here / "runs/a/report.md").read_text()
+    text = (here / "runs/a/report.md").read_text()
+    assert "**It diverged after 0 iterations**" in text
+    assert "No flag but the divergence above." in text
     assert load_policy("runs/a").act(torch.zeros(4)).shape == ()
 
 
