@@ -91,7 +91,7 @@ def from_run(path: Path, model: str = "") -> Target:
     shape, classes = _images(run)
     own = "" if knows(run.about()) else model
     module = run_classifier(run, shape, classes, model=own)
-    norm = config.get("norm", "Linf")  # runs of versions before L2 have none
+    norm = run.norm()
     ball = THREATS[norm](parse_radius(config["eps"], norm))
     module.requires_grad_(False)
     return Target(path.name, module, config["dataset"], ball, config.get("image_size"))

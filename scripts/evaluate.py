@@ -266,8 +266,9 @@ class Job(jobs.Job[Config, Materials]):
         config = super().check(config)
         check_networks(config)
         if config.what and Path(config.what).is_dir():
-            own = RunFolder.open(Path(config.what)).about()["config"]
-            its = own.get("norm", "Linf")  # runs of versions before L2 have none
+            folder = RunFolder.open(Path(config.what))
+            own = folder.about()["config"]
+            its = folder.norm()
             norm = config.norm or its
             # a radius of one norm says nothing of the other
             known = str(own.get("eps", "")) if norm == its else ""
@@ -325,7 +326,9 @@ class Job(jobs.Job[Config, Materials]):
     def work(self, config: Config, run: RunFolder, made: Materials, *, resume: bool) -> None:
         """Attack, look for flags, write the report."""
         others = made.held_out
-        with telling(f"{run.path}: {len(made.data)} images") as tell:
+        with telling(
+            f"{run.path}: {len(made.data)} images, {config.norm} ε = {config.eps}"
+        ) as tell:
             evaluation.judge_classifier(
                 run,
                 made.module,

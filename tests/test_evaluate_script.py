@@ -91,7 +91,9 @@ QUICK = ["--attacks", "clean,fgsm,pgd20", "--n", "50"]
 def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     answer(["run", *QUICK, "--name", "a"], root, monkeypatch)
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "runs/a: 50 images", "what --resume takes stands there from the beginning"
+    assert told[0] == "runs/a: 50 images, Linf ε = 0.1", (
+        "what --resume takes stands there from the beginning"
+    )
     assert "pgd20 on images 0 to 49" in told, "a line each where stderr is no terminal"
     report = json.loads((root / "runs" / "a" / "report.json").read_text())
     assert report["threat"] == {"norm": "Linf", "eps": 0.1}, "the run knows its own ε"

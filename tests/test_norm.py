@@ -16,12 +16,17 @@ import train_minimax
 from conftest import seeded
 from equal_runs import SMALL
 
-from advgame.classifiers import SmallCNN
+from advgame.classifiers import SmallCNN, make_classifier
 from advgame.data import load_data
 from advgame.defender import Defender
+from advgame.evaluation import judge_run
+from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.costs import perturbation_stats
 from advgame.games.free import Free
 from advgame.games.las_at import LasAt
+from advgame.games.training import DefenderTraining
+from advgame.run.folder import RunFolder
+from advgame.run.loop import Trainer, TrainingPlan
 from advgame.run.table import radius
 from advgame.targets import from_run
 from advgame.threat import L2, Linf
@@ -92,6 +97,20 @@ def test_a_run_in_l2_is_judged_there_and_says_so(tmp_path):
     with pytest.raises(Exception, match="how far an attack may go in Linf"):
         evaluate.job.check(replace(other, eps=""))
     assert from_run(Path(run.path)).threat == L2(0.5)
+
+
+def test_a_run_made_from_python_is_judged_in_the_ball_of_its_report(tmp_path):
+    made = make_classifier("small_cnn", (1, 8, 8), 10)
+    data = load_data("digits")
+    game = DefenderTraining(
+        AdversarialTraining(L2(0.5)), Defender(made), data.train.first(64), 64, 0
+    )
+    settings = {"eps": "0.5", "dataset": "digits", "model": "small_cnn"}
+    run = RunFolder.create(tmp_path / "run", settings, "cpu")
+    Trainer(game, run, TrainingPlan(epochs=1), lambda _: {"eval/robust": 1.0}).fit()
+    judge_run(run, made, data.test.first(10), L2(0.5), dataset="digits", attacks=("fgsm",))
+    settled = evaluate.job.check(evaluate.Config(what=str(run.path)))
+    assert evaluate.threat(settled) == from_run(run.path).threat == L2(0.5)
 
 
 def test_free_in_l2_steps_along_the_gradient_and_stays_in_the_ball():

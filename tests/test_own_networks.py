@@ -122,6 +122,10 @@ def test_an_own_network_trains_resumes_and_is_judged_where_it_is_typed(here, mon
         patch.setattr(AdversarialTraining, "step", stopped)
         with pytest.raises(SystemExit):
             run(train, ["--model", "my_net:Net(12)", *TINY, "--name", "stopped"], patch)
+    assert "go on with --resume runs/stopped --model 'my_net:Net(12)'\n" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(train, ["--resume", "runs/stopped", "--model", "my_net:Net(width=12)"], monkeypatch)
+    assert "type --model 'my_net:Net(12)', or start" in capsys.readouterr().err
     (here / "it ran").unlink(missing_ok=True)
     for script, words in (
         (train, ["--resume", "runs/stopped"]),
@@ -236,6 +240,16 @@ def test_weights_to_start_from_bring_their_own_normalisation(tmp_path, monkeypat
         (train, ["--model", "my_net:pairs"], "not a tuple"),
         (train, ["--model", "my_net:convolutions"], "images of this shape, (1, 8, 8)"),
         (train, ["--model", "my_net:Net(classes=3)"], "has 3 outputs, so that labels"),
+        (
+            train,
+            ["--model", "my_net:Net(classes=12)"],
+            "12 outputs, and the images have 10 classes",
+        ),
+        (
+            evaluate,
+            ["hundred.pth", "--model", "my_net:Net(12, classes=100)", *DIGITS],
+            "100 outputs, and the images have 10 classes",
+        ),
         (train_cat_and_mouse, ["--model", "my_net:softmax"], "remove the final softmax"),
         (
             train,

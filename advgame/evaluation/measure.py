@@ -231,6 +231,11 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
         ) from error
     classes = check_logits(logits, data.labels[:8])
     check_labels(data.labels, len(data), classes)
+    if classes > data.classes:
+        raise InputError(
+            f"the classifier has {classes} outputs, and the images have {data.classes} classes: it "
+            "is made for others"
+        )
     return classes
 
 

@@ -88,7 +88,7 @@ def write_sweeps(
     for g, m in one_each.items():
         rng = stream(seed, "plane", near.labels.device)
         planes[g] = landscape(m, near.floats(), near.labels, threat, rng, reach=REACH)
-    title = f"mean cross-entropy over {len(near)} test images; dashed: the ball, {size}"
+    title = f"mean cross-entropy over {len(near)} test images\ndashed: the ball, {size}"
     save_figure(landscapes_figure(planes, REACH, title, threat.norm), out / "landscape.png")
     if (out / "sweeps.json").exists():  # an earlier sweep's, of other classifiers
         for old in out.glob("examples-*.png"):

@@ -162,7 +162,8 @@ class DefenderTraining:
         if not isinstance(rules, Rules):
             raise InputError(
                 "rules are an instance of a subclass of advgame.games.Rules, such as "
-                f"AdversarialTraining(threat), not {rules!r}"
+                f"AdversarialTraining(threat), not {type(rules).__name__}; rules of LAS-AT are "
+                "played by agents.las_at.StrategyGame"
             )
         self.rules, self.defender, self.ramp_steps = rules, defender, ramp_steps
         self.learner = defender

@@ -95,7 +95,8 @@ def game_figure(
     for axis, (name, (unit, columns)) in zip(axes[0], shown.items(), strict=True):
         for column, label in columns.items():
             points = [(row[x[0]], row[column]) for row in rows if column in row]
-            axis.plot(*zip(*points, strict=True), label=label, lw=1.5)
+            alone = "o" if len(points) == 1 else None  # a line of one point is invisible
+            axis.plot(*zip(*points, strict=True), label=label, lw=1.5, marker=alone)
         axis.set(title=name, xlabel=x[1], ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from typing_extensions import override
 
 from advgame.classifiers.names import check_model, is_built_in
-from advgame.data.names import flips, recipe, short_name
+from advgame.data.names import flips, is_own, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.accelerators import on_cpu
 from advgame.run.files import digest
@@ -29,6 +29,7 @@ from advgame.run.settings import (
     idle_settings,
     odd_radius,
     on_a_cpu,
+    short_for_average,
 )
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         repo = changes.get("preset") == "repo"
         if changes.get("model") == LARGE and on_cpu(changes["accelerator"]) and not repo:
             changes |= self.on_a_cpu()
+        if is_own(changes["dataset"]) and "ema" in changes:
+            changes["ema"] = None  # they may be few: an average would hold the weights it began at
         if repo:
             changes |= {**self.repo, **self.repo_recipes.get(whose, {})}
         if changes.get("norm") == "L2":
@@ -281,7 +284,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             return {**score(module), **watch(module)}
 
         tag, _ = SCORES[config.select]  # type: ignore[index]  # `check` settled it
-        Trainer(game, run, training_plan(config), validate, select=tag).fit(resume=resume)
+        trainer = Trainer(game, run, training_plan(config), validate, select=tag)
+        if (warning := short_for_average(config.ema, trainer.total)) and trainer.chief:
+            print(f"warning: {warning}", file=sys.stderr)
+        trainer.fit(resume=resume)
         if game.learner.fabric.global_rank == 0:
             self.report(config, run, game, data, threat)
 

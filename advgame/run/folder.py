@@ -348,6 +348,20 @@ class RunFolder:
         content: dict[str, Any] = read_json(path, again)
         return content
 
+    def norm(self) -> str:
+        """Of the ball that a classifier's run is about.
+
+        A run made from Python may say it in its report alone; one of before there was L2 says
+        nothing.
+
+        Raises:
+            InputError: its files are damaged.
+        """
+        if said := self.about()["config"].get("norm"):
+            return str(said)
+        reported = self.report() if (self.path / "report.json").is_file() else {}
+        return str(reported.get("threat", {}).get("norm", "Linf"))
+
     def write_json(self, name: str, content: Any) -> None:
         """Write JSON to the file ``name``, whole or not at all."""
         write_atomically(self.path / name, json.dumps(content, indent=2) + "\n")

@@ -6,6 +6,7 @@ Nothing here imports torch before a command line is read, so that a typo is answ
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -21,12 +22,14 @@ from advgame.errors import InputError
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
 from advgame.run.options import (
+    CODE,
     aliases,
     as_typed,
     check_types,
     peek,
     refuse_idle,
     refuse_unasked,
+    typed_again,
     typed_options,
 )
 from advgame.run.program import prog
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 
 _FREE = ("resume", "data_dir", "download", "init")  # may differ when a run goes on
 # settings that may name a function, which is then run
-_CODE = ("model", "dataset", "game", "reward", "attacks", "attack", "updater")
 
 
 class Settings(Protocol):
@@ -115,7 +117,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """
         if config.resume is None or (Path(config.resume) / "report.json").exists():
             return  # nothing is run
-        for name in _CODE:
+        for name in CODE:
             if name not in typed:
                 refuse_unasked(config.resume, name, getattr(config, name, None))
 
@@ -250,9 +252,12 @@ def resume_settings(
         want, had = getattr(asked, name), getattr(saved, name)
         moved_data = name == "dataset" and had is not None and is_own(want) and is_own(had)
         if name not in _FREE and want != had and not moved_data:  # the images are compared later
+            again = typed_again({name: had})  # code cannot be left away
+            advice = (
+                f"type {shlex.join(again)}" if again else f"leave --{name.replace('_', '-')} away"
+            )
             raise InputError(
-                f"{path} was started with {name}={had}, not {want}: leave "
-                f"--{name.replace('_', '-')} away, or start a new run"
+                f"{path} was started with {name}={had}, not {want}: {advice}, or start a new run"
             )
     if not (path / "report.json").exists():
         import torch

@@ -24,6 +24,7 @@ from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step
 from advgame.run.curves import Curves, means
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.interrupt import Interrupt
+from advgame.run.options import typed_again
 from advgame.run.program import going_on
 from advgame.run.progress import TrainingProgress
 
@@ -218,9 +219,7 @@ class Trainer:
         except OSError as error:
             if getattr(error, "__notes__", None):  # a callback's own
                 raise
-            advice = (
-                f"whole checkpoints are intact: free some space, then {going_on(self.run.path)}"
-            )
+            advice = f"whole checkpoints are intact: free some space, then {self._going_on()}"
             raise OSError(f"{error}; {advice}") from error
         finally:
             if self.curves is not None:
@@ -400,12 +399,15 @@ class Trainer:
         found = cast(Tensor, self.fabric.all_reduce(mine, reduce_op="max")).tolist()
         return int(found[0]), bool(found[1])
 
+    def _going_on(self) -> str:
+        return going_on(self.run.path, typed_again(self.run.about()["config"]))
+
     def _stop(self, number: int, *, saved: bool) -> None:
         if not saved:
             self._save()
         name = signal.Signals(number).name
         advice = (
-            f"go on with {going_on(self.run.path)}"
+            f"go on with {self._going_on()}"
             if self.resumable
             else "it cannot go on, since its environment cannot be saved: start a new run"
         )

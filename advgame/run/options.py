@@ -17,6 +17,9 @@ from advgame.choices import PAPERS
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
 
+# options of all scripts that may name code of somebody's own
+CODE = ("model", "dataset", "game", "reward", "attacks", "attack", "updater")
+
 
 @dataclass(frozen=True)
 class Must:
@@ -110,14 +113,36 @@ def refuse_unasked(place: object, option: str, value: object) -> None:
     Raises:
         InputError: what to type.
     """
-    words = value if isinstance(value, tuple) else (value,)
-    known = PAPERS if option.startswith("attack") else ()
-    code = [one for one in words if isinstance(one, str) and is_own_code(one)]
-    if asked := [one for one in code if one.split(":")[0] not in known]:
+    if asked := _code(option, value):
         raise InputError(
-            f"{place} runs your code {asked[0]}: to go on, type --{option} "
-            f"{shlex.join(words)} again (nothing that a folder names is run unasked)"
+            f"{place} runs your code {asked[0]}: to go on, type "
+            f"{shlex.join(typed_again({option: value}))} again (nothing that a folder names is "
+            "run unasked)"
         )
+
+
+def typed_again(config: Mapping[str, Any]) -> list[str]:
+    """The options of a run that name code, as words to type again where it goes on.
+
+    Args:
+        config: option -> value, one word or several.
+    """
+    found: list[str] = []
+    for name in CODE:
+        if _code(name, value := config.get(name)):
+            found += [f"--{name}", *_words(value)]
+    return found
+
+
+def _code(option: str, value: object) -> list[str]:
+    """The words of an option's value that name code of somebody's own."""
+    known = PAPERS if option.startswith("attack") else ()
+    code = [one for one in _words(value) if isinstance(one, str) and is_own_code(one)]
+    return [one for one in code if one.split(":")[0] not in known]
+
+
+def _words(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
 
 
 def aliases(kind: type) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,9 +49,14 @@ def prog() -> str:
     return " ".join(program())
 
 
-def going_on(path: Path) -> str:
-    """The command that resumes a run; its option alone in a program that is none of the jobs."""
-    words = ["--resume", str(path)]
+def going_on(path: Path, again: Sequence[str] = ()) -> str:
+    """The command that resumes a run; its options alone in a program that is none of the jobs.
+
+    Args:
+        path: the run folder.
+        again: options that must be typed again, see `advgame.run.options.typed_again`.
+    """
+    words = ["--resume", str(path), *again]
     ours = Path(sys.argv[0]).resolve() in {script.resolve() for script in jobs().values()}
     return shlex.join([*program(), *words] if ours else words)
 

@@ -175,6 +175,22 @@ def odd_radius(dataset: str, norm: str, eps: float) -> str:
     )
 
 
+def short_for_average(ema: float | None, steps: int) -> str:
+    """A warning where a moving average still holds much of the weights it began at, else "".
+
+    Args:
+        ema: its decay; None is no average.
+        steps: how many the whole training has.
+    """
+    left = 0.0 if ema is None else ema**steps
+    if left < 0.1:
+        return ""
+    return (
+        f"--ema {ema} judges an average that is to {left:.0%} the weights before the first step, "
+        f"since the training has {steps} steps: --ema None judges what was trained"
+    )
+
+
 def idle_settings(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Why -> options of every training that then change nothing."""
     found: dict[str, tuple[str, ...]] = {}
