@@ -195,7 +195,7 @@ def test_an_error_in_a_thread_is_the_callers(net, images):
 
 def test_passes_are_counted_whatever_thread_makes_them(net, digits, monkeypatch):
     counts = []
-    for threads in (1, 4):
+    for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         found = evaluate(net, digits.test.first(20), Linf(0.15), ("aa:apgd-ce",))
         counts.append((found.forwards["aa:apgd-ce"], found.backwards["aa:apgd-ce"]))

@@ -121,7 +121,8 @@ def test_every_place_for_own_code_has_an_example_of_at_most_thirty_lines():
     links = re.findall(r"^\| \[.*?\]\((.*?)\)", PAGE, re.MULTILINE)
     assert len(links) == len(set(links)) >= 8
     for link in links:
-        if link != "environments.md":
+        # an agent's has the whole run, to its report
+        if link not in ("environments.md", "las_at.md#your-own-agent"):
             assert example(link), link
             assert all(len(block.splitlines()) <= 30 for block in example(link)), link
     assert FILES.keys() == {"my_attack", "my_game"}

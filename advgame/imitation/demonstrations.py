@@ -88,7 +88,7 @@ class Demonstrations:
 
     @property
     def paid(self) -> bool:
-        """Whether the returns are known."""
+        """Whether the recording holds rewards, so that returns are known."""
         return not bool(self.returns.isnan().all())
 
     def trajectory(self, index: int) -> tuple[Tensor, Tensor]:
