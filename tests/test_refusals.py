@@ -187,7 +187,7 @@ REFUSED = {
         "--classifier /nowhere": "not a run folder",
     },
     train_cat_and_mouse: {
-        "--eps-ramp 1": "Unrecognized options",
+        "--eps-ramp 1": "--eps-ramp",
         "--attack strong": "unknown attack",
         "--attack transfer": "needs another classifier",
         "--attack autoattack": "plays one attack",
