@@ -202,7 +202,7 @@ def try_updater(updater: Updater, params: Tensor) -> None:
         new = updater.update(params, lambda theta: theta.square().sum()).params
         torch.save(updater.state_dict(), memory)
         memory.seek(0)
-        updater.load_state_dict(torch.load(memory, weights_only=True))
+        updater.load_state_dict(torch.load(memory, map_location="cpu", weights_only=True))
         updater.update(new, lambda theta: theta.square().sum())
     except InputError:
         raise

@@ -226,7 +226,7 @@ def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
     assert again["summary"]["adam"] == about["summary"]["adam"]
     with pytest.raises(InputError, match="choose another --out"):
         gail_stability.main(replace(study, extra="--episodes 9"))
-    with pytest.raises(InputError, match="unknown method"):
+    with pytest.raises(InputError, match="unknown updater"):
         gail_stability.main(replace(study, updaters=("lion",)))
 
 

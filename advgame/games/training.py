@@ -113,7 +113,7 @@ def _check_state(rules: Rules, state: dict[str, Any]) -> None:
     try:
         torch.save(state, memory)
         memory.seek(0)
-        torch.load(memory, weights_only=True)
+        torch.load(memory, map_location="cpu", weights_only=True)
     except Exception as error:  # somebody's objects may raise anything
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"a {found[1]}" if found else str(error).splitlines()[0]

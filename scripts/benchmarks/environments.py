@@ -153,6 +153,7 @@ def measure_imitation(fabric: Fabric, repeats: int, env_id: str) -> Case:
         num_envs=env.num_envs,
         single_observation_space=copies.observation_space,
         single_action_space=copies.action_space,
+        **{name: getattr(env, name) for name in ("env_id", "code", "task")},
     )
     assert isinstance(player, Imitator)
     equal = Imitator(theirs, SEED, player.settings).algorithm
