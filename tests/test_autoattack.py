@@ -35,6 +35,14 @@ def images(digits):
     return few.floats(), few.labels
 
 
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, which is put back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 def theirs(kind, net, norm, eps, **more):
     return kind(net, norm=norm, eps=eps, seed=SEED, device="cpu", **more)
 
@@ -88,11 +96,11 @@ def test_the_same_images_fall_as_by_pyautoattack(name, net, images):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_threads_change_no_verdict_and_two_runs_are_equal(name, net, images, monkeypatch):
+def test_threads_change_no_verdict_and_two_runs_are_equal(name, net, images, threads):
     x, y = images
     found = []
-    for threads in (1, 3, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for count in (1, 3, 3):
+        threads(count)
         rng = torch.Generator().manual_seed(SEED)
         found.append(CASES[name][0](0.15).run(net, x, y, rng=rng))
     alone, shared, again = found
@@ -171,10 +179,8 @@ class Single(Busy):
 
 
 @pytest.mark.parametrize(("kind", "more"), [(Busy, True), (Single, False)])
-def test_every_thread_has_a_classifier_of_its_own_or_there_is_one(
-    kind, more, net, images, monkeypatch
-):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_every_thread_has_a_classifier_of_its_own_or_there_is_one(kind, more, net, images, threads):
+    threads(2)
     kind.threads = set()
     (x, y), rng = images, torch.Generator().manual_seed(SEED)
     made = Square(Linf(0.15), 60).run(kind(net).eval(), x, y, rng=rng)
@@ -183,20 +189,44 @@ def test_every_thread_has_a_classifier_of_its_own_or_there_is_one(
     assert (len(kind.threads) > 1) is more
 
 
-def test_an_error_in_a_thread_is_the_callers(net, images):
+class Noisy(nn.Module):
+    """Adds noise to its logits, as randomised defences do."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) + torch.randn(len(x), 10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_classifier_that_draws_does_so_in_the_same_order_every_time(name, net, images, threads):
+    x, y = images
+    threads(3)
+    found = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        rng = torch.Generator().manual_seed(SEED)
+        found.append(CASES[name][0](0.15).run(Noisy(net).eval(), x[:40], y[:40], rng=rng))
+    assert all(torch.equal(one.x_adv, found[0].x_adv) for one in found)
+    assert len({(one.forwards, one.backwards) for one in found}) == 1
+
+
+def test_an_error_in_a_thread_is_the_callers(net, images, threads):
     def broken(model, rows):
         raise RuntimeError(f"{len(rows)} rows")
 
-    before = torch.get_num_threads()
+    threads(3)
     with pytest.raises(RuntimeError, match="45 rows"):
-        Shards(net, torch.device("cpu"), 2).run(broken, images[0])
-    assert torch.get_num_threads() == before
+        Shards(net, 2).run(broken, images[0])
+    assert torch.get_num_threads() == 3
 
 
-def test_passes_are_counted_whatever_thread_makes_them(net, digits, monkeypatch):
+def test_passes_are_counted_whatever_thread_makes_them(net, digits, threads):
     counts = []
-    for threads in (1, 2):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+    for count in (1, 2):
+        threads(count)
         found = evaluate(net, digits.test.first(20), Linf(0.15), ("aa:apgd-ce",))
         counts.append((found.forwards["aa:apgd-ce"], found.backwards["aa:apgd-ce"]))
     # near-ties fall a step sooner or later

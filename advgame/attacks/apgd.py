@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from advgame.attacks.attack import Attack, AttackResult
-from advgame.attacks.boundary import attacked
+from advgame.attacks.attack import AttackResult
 from advgame.attacks.input_gradients import input_gradient
-from advgame.attacks.shards import Shards
-from advgame.checks import check_logits
+from advgame.attacks.shards import ShardedAttack, Shards, logits_of
 from advgame.errors import InputError
 from advgame.losses import cross_entropy
 from advgame.threat import Threat, per_image
@@ -27,7 +26,7 @@ _LEAST_CLASSES = 4
 
 
 @dataclass(frozen=True)
-class APGD(Attack):
+class APGD(ShardedAttack):
     """Auto-PGD on the cross-entropy, or on the targeted DLR loss towards several classes.
 
     The settings are AutoAttack's. Images that are misclassified leave the batch at once, and the
@@ -59,45 +58,34 @@ class APGD(Attack):
     def _draws(self) -> str:
         return "a random start"
 
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    @override
+    def _on_shards(
+        self, shards: Shards, x: Tensor, y: Tensor, logits: Tensor, rng: torch.Generator | None
     ) -> AttackResult:
         assert rng is not None
-        with attacked(model):
-            logits = logits_of(model, x)
-            if check:
-                check_logits(logits, y)
-            if self.targets and logits.shape[1] < _LEAST_CLASSES:
-                raise InputError(
-                    f"the targeted DLR loss takes {_LEAST_CLASSES} classes or more, not "
-                    f"{logits.shape[1]}"
-                )
-            shards, x_adv = Shards(model, x.device), x.clone()
-            fooled, asked, formed = logits.argmax(1) != y, len(x), 0
-            for rank in range(2, 2 + self.targets) if self.targets else (1,):
-                rows = (~fooled).nonzero()[:, 0]
-                if not len(rows):
-                    break
-                aim = y[rows]
-                if self.targets:
-                    aim = logits_of(model, x[rows]).sort(dim=1).indices[:, -rank]
-                    asked += len(rows)
-                start = _on_the_face(self.threat, x[rows], rng)
-                found, fell, passes = shards.run(self._ascend, x[rows], y[rows], aim, start)
-                x_adv[rows[fell]], fooled[rows] = found[fell], fell
-                asked, formed = asked + int(passes.sum()), formed + int(passes.sum())
+        if self.targets and logits.shape[1] < _LEAST_CLASSES:
+            raise InputError(
+                f"the targeted DLR loss takes {_LEAST_CLASSES} classes or more, not "
+                f"{logits.shape[1]}"
+            )
+        x_adv, fooled, asked, formed = x.clone(), logits.argmax(1) != y, len(x), 0
+        for rank in range(2, 2 + self.targets) if self.targets else (1,):
+            rows = (~fooled).nonzero()[:, 0]
+            if not len(rows):
+                break
+            aim = y[rows]
+            if self.targets:
+                aim = logits_of(shards.models[0], x[rows]).sort(dim=1).indices[:, -rank]
+                asked += len(rows)
+            start = _on_the_face(self.threat, x[rows], rng)
+            found, fell, passes = shards.run(self._ascend, x[rows], y[rows], aim, start)
+            x_adv[rows[fell]], fooled[rows] = found[fell], fell
+            asked, formed = asked + int(passes.sum()), formed + int(passes.sum())
         return AttackResult(x_adv, None, fooled, asked, formed)
 
     def _ascend(self, model: nn.Module, *given: Tensor) -> tuple[Tensor, ...]:
         loss = _targeted_dlr if self.targets else _untargeted
         return _Ascent(model, self.threat, loss, self.steps, given).run()
-
-
-def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """fp32 logits (B, K) without a graph."""
-    with torch.no_grad():
-        logits: Tensor = model(x)
-    return logits.float()
 
 
 def _untargeted(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:

@@ -12,13 +12,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from advgame.attacks.apgd import logits_of
-from advgame.attacks.attack import Attack, AttackResult
-from advgame.attacks.boundary import attacked
+from advgame.attacks.attack import AttackResult
 from advgame.attacks.input_gradients import input_gradient
-from advgame.attacks.shards import Shards
-from advgame.checks import check_logits
+from advgame.attacks.shards import ShardedAttack, Shards, logits_of
 from advgame.errors import InputError
 from advgame.threat import Linf, per_image
 
@@ -26,7 +24,7 @@ _ALPHA_MAX, _ETA, _BETA = 0.1, 1.05, 0.9  # of the paper: bias, overshoot, step 
 
 
 @dataclass(frozen=True)
-class FAB(Attack):
+class FAB(ShardedAttack):
     """FAB towards several classes, from the clean image, in L∞.
 
     Settings are those of AutoAttack standard. It draws nothing. Images that are misclassified
@@ -51,24 +49,20 @@ class FAB(Attack):
         if min(self.iterations, self.targets) < 1:
             raise InputError("iterations and targets must be 1 or above")
 
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    @override
+    def _on_shards(
+        self, shards: Shards, x: Tensor, y: Tensor, logits: Tensor, rng: torch.Generator | None
     ) -> AttackResult:
-        with attacked(model):
-            logits = logits_of(model, x)
-            if check:
-                check_logits(logits, y)
-            shards, x_adv = Shards(model, x.device), x.clone()
-            fooled, asked, formed = logits.argmax(1) != y, len(x), 0
-            for rank in range(2, 2 + min(self.targets, logits.shape[1] - 1)):
-                rows = (~fooled).nonzero()[:, 0]
-                if not len(rows):
-                    break
-                target = logits_of(model, x[rows]).sort(dim=1).indices[:, -rank]
-                found, fell, steps = shards.run(self._search, x[rows], y[rows], target)
-                x_adv[rows[fell]], fooled[rows] = found[fell], fell
-                formed += int(steps.sum())
-                asked += 2 * int(steps.sum()) + len(rows)
+        x_adv, fooled, asked, formed = x.clone(), logits.argmax(1) != y, len(x), 0
+        for rank in range(2, 2 + min(self.targets, logits.shape[1] - 1)):
+            rows = (~fooled).nonzero()[:, 0]
+            if not len(rows):
+                break
+            target = logits_of(shards.models[0], x[rows]).sort(dim=1).indices[:, -rank]
+            found, fell, steps = shards.run(self._search, x[rows], y[rows], target)
+            x_adv[rows[fell]], fooled[rows] = found[fell], fell
+            formed += int(steps.sum())
+            asked += 2 * int(steps.sum()) + len(rows)
         return AttackResult(x_adv, None, fooled, asked, formed)
 
     def _search(self, model: nn.Module, *given: Tensor) -> tuple[Tensor, ...]:
@@ -106,7 +100,8 @@ class _Search:
 
     def _towards_the_boundary(self) -> None:
         """Go to (1 - α)(x + η Π(x)) + α (x₀ + η Π(x₀)), clipped to [0, 1]."""
-        leaf, rows = self.x_adv.detach().requires_grad_(), torch.arange(len(self.y))
+        leaf = self.x_adv.detach().requires_grad_()
+        rows = torch.arange(len(self.y), device=leaf.device)
         with torch.enable_grad():
             logits = self.model(leaf).float()
             gap = logits[rows, self.target] - logits[rows, self.y]

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from advgame.attacks.apgd import logits_of
-from advgame.attacks.attack import Attack, AttackResult
-from advgame.attacks.boundary import attacked
-from advgame.attacks.shards import Shards
-from advgame.checks import check_logits
+from advgame.attacks.attack import AttackResult
+from advgame.attacks.shards import ShardedAttack, Shards
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.threat import Linf
@@ -26,7 +24,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @dataclass(frozen=True)
-class Square(Attack):
+class Square(ShardedAttack):
     """The Square attack with the margin loss; settings are those of AutoAttack standard.
 
     Images that are misclassified leave the batch, and the others are shared out among torch's
@@ -54,29 +52,26 @@ class Square(Attack):
     def _draws(self) -> str:
         return "a random search"
 
-    def _attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    @override
+    def _on_shards(
+        self, shards: Shards, x: Tensor, y: Tensor, logits: Tensor, rng: torch.Generator | None
     ) -> AttackResult:
         assert rng is not None
-        with attacked(model):
-            logits = logits_of(model, x)
-            if check:
-                check_logits(logits, y)
-            fooled, x_adv = logits.argmax(1) != y, x.clone()
-            rows, channels = (~fooled).nonzero()[:, 0], x.shape[1]
-            if not len(rows):
-                return AttackResult(x, None, fooled, len(x), 0)
-            # drawn for all images before they are shared out: stripes to begin with, then squares
-            stripes = _uniform((len(rows), channels, 1, x.shape[3]), rng).to(x)
-            squares = _uniform((self.queries, 2 + channels), rng).to(x)
+        fooled, x_adv = logits.argmax(1) != y, x.clone()
+        rows, channels = (~fooled).nonzero()[:, 0], x.shape[1]
+        if not len(rows):
+            return AttackResult(x, None, fooled, len(x), 0)
+        # drawn for all images before they are shared out: stripes to begin with, then squares
+        stripes = _uniform((len(rows), channels, 1, x.shape[3]), rng).to(x)
+        squares = _uniform((self.queries, 2 + channels), rng).to(x)
 
-            def search(model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, ...]:
-                with torch.no_grad():
-                    return self._search(model, x, y, start, squares)
+        def search(model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return self._search(model, x, y, start, squares)
 
-            start = (x[rows] + self.threat.eps * (2 * stripes - 1).sign()).clamp(0, 1)
-            found, fell, asked = Shards(model, x.device).run(search, x[rows], y[rows], start)
-            x_adv[rows[fell]], fooled[rows] = found[fell], fell
+        start = (x[rows] + self.threat.eps * (2 * stripes - 1).sign()).clamp(0, 1)
+        found, fell, asked = shards.run(search, x[rows], y[rows], start)
+        x_adv[rows[fell]], fooled[rows] = found[fell], fell
         return AttackResult(x_adv, None, fooled, len(x) + int(asked.sum()), 0)
 
     def _search(

@@ -113,7 +113,7 @@ def _of_zip(path: Path) -> Any:
                 raise ValueError("a zip file, but no checkpoint of torch.save")
             if broken := archive.testzip():
                 raise ValueError(f"{broken} in it has another checksum than it was written with")
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # what zipfile cannot unpack
         raise ValueError(str(error)) from error
     odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     with torch.serialization.safe_globals([(_StandIn, name) for name in odd]):
