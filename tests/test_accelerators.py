@@ -2,7 +2,9 @@
 
 import ctypes
 
+import numpy as np
 import pytest
+import torch
 import train
 import train_las_at
 import train_minimax
@@ -51,6 +53,33 @@ def test_a_cpu_without_bf16_stays_in_full_precision(machine):
     assert train.job.parse(CIFAR).precision == "32-true"
     machine(gpu=False)
     assert train_minimax.job.parse(CIFAR).precision == "32-true", "it takes nothing else"
+
+
+def test_colour_images_train_in_bf16_and_are_judged_in_full_precision(machine, tmp_path):
+    machine(gpu=False)
+    rng = np.random.default_rng(0)
+    parts = {"train": 64, "val": 16, "test": 16}
+    images = {
+        f"{name}_images": rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+        for name, n in parts.items()
+    }
+    labels = {f"{name}_labels": np.arange(n) % 4 for name, n in parts.items()}
+    np.savez(tmp_path / "own.npz", **images, **labels)
+    words = f"--game fgsm-at --data {tmp_path}/own.npz --epochs 1 --batch-size 32 --attacks fgsm"
+    config = train.job.parse([*words.split(), "--runs-dir", str(tmp_path / "runs")])
+    seen = []
+
+    class Job(type(train.job)):
+        def classifier(self, *args, **more):
+            module = super().classifier(*args, **more)
+            module.stem.register_forward_hook(lambda _, x, out: seen.append(out.dtype))
+            return module
+
+    run = Job().run(config)
+    about = run.about()["config"]
+    assert (about["model"], about["precision"]) == ("lean_resnet", "bf16-mixed")
+    assert {torch.bfloat16, torch.float32} == set(seen), "training, then validation and report"
+    assert run.report()["n"] == 16
 
 
 class Driver:

@@ -17,9 +17,10 @@ from advgame.errors import InputError
         ("wrn-28-10", (3, 32, 32), 36.48),
         ("wrn-34-10", (3, 32, 32), 46.16),
         ("minimax_cnn", (1, 28, 28), 1.66),
+        ("lean_resnet", (3, 32, 32), 1.23),
     ],
 )
-def test_parameter_counts_are_the_papers(name, shape, millions):
+def test_parameter_counts_are_those_that_pages_and_papers_name(name, shape, millions):
     with torch.device("meta"):
         model = make_classifier(name, shape, 10)
     count = sum(p.numel() for p in model.parameters()) / 1e6
@@ -82,3 +83,20 @@ def test_minimax_cnn_drops_out_in_training_only(rng):
 def test_unknown_names_are_refused(name):
     with pytest.raises(InputError):
         make_classifier(name, (3, 32, 32), 10)
+
+
+def test_the_lean_network_multiplies_a_tenth_of_preact_resnet18():
+    def multiplications(name):
+        model, found = make_classifier(name, (3, 32, 32), 10), []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                size = module.weight[0].numel()
+                module.register_forward_hook(
+                    lambda _, x, out, size=size: found.append(size * out.numel())
+                )
+        with torch.no_grad():
+            model.eval()(torch.rand(1, 3, 32, 32))
+        return sum(found) / 1e6
+
+    assert round(multiplications("lean_resnet")) == 49
+    assert round(multiplications("preact_resnet18")) == 555

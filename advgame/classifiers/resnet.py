@@ -240,8 +240,7 @@ def lean_resnet(
 ) -> ResidualNet:
     """A network for 32x32 images on a CPU: 1.23 M parameters, 49 M multiplications per image.
 
-    One block per stage and a stem of stride 2, so that no layer sees the images at full size. A
-    CIFAR-10 epoch of N-FGSM takes about a minute of one thread in bf16.
+    One block per stage and a stem of stride 2, so that only the stem sees the images at full size.
     """
     stages, strides = ((32, 1), (64, 1), (128, 1), (256, 1)), (2, 1, 1, 2, 2)
     return ResidualNet(PreActBlock, 32, stages, classes, channels, normalise, strides=strides)

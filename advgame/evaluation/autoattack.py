@@ -31,7 +31,7 @@ VERSIONS: dict[Version, tuple[str, ...]] = {
 }
 """Their attacks in order; each sees the images that the ones before it left.
 
-``"lite"`` is not AutoAttack's: the first half of the standard version, at a quarter of its cost.
+``"lite"`` is not AutoAttack's: the first half of the standard version.
 """
 
 _SQUARE_SIDE = 5  # five windows stand side by side at the start

@@ -59,8 +59,8 @@ def run_script(
 def _keep_freed_memory() -> None:
     """Have glibc keep what is freed: it would hand a layer's activations back after each pass.
 
-    The kernel would then map and clear the same pages again for the next pass, which takes up to a
-    fifth of the time of a residual network. No arithmetic changes, nor the largest amount in use.
+    The kernel would then map and clear the same pages again for the next pass. No arithmetic
+    changes.
     """
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
