@@ -13,22 +13,25 @@ from advgame.run import table
 Rows = Sequence[Mapping[str, float]]
 
 
-def steadiness(rows: Rows, random: float, expert: float | None) -> dict[str, Any]:
-    """Score of the last evaluation and how steady the run was; nothing where there is no scale.
+def steadiness(rows: Rows, reached: float, random: float, expert: float | None) -> dict[str, Any]:
+    """Score of the last weights and how steady the run was; nothing where there is no scale.
 
     Args:
         rows: of metrics.csv, with ``step`` and ``eval/return``.
+        reached: mean return of the last weights.
         random: mean return of random actions, score 0.
         expert: of the demonstrations, score 1; None where they have no rewards.
     """
     if expert is None:
         return {}
     try:
-        scores = [score(row["eval/return"], random, expert) for row in rows]
+        last, *scores = (
+            score(one, random, expert) for one in (reached, *(row["eval/return"] for row in rows))
+        )
     except InputError:  # an expert that is no better than chance
         return {}
     found = stability([int(row["step"]) for row in rows], scores)
-    return {"score": scores[-1], "stability": found}
+    return {"score": last, "stability": found}
 
 
 def as_markdown(report: Mapping[str, Any], command: str) -> str:
@@ -40,10 +43,7 @@ def as_markdown(report: Mapping[str, Any], command: str) -> str:
     """
     parts = [f"# {report['title']}"]
     if died := report["diverged"]:
-        parts.append(
-            f"**It diverged after {died['iteration']} iterations** ({died['reason']}). The returns "
-            "below are of the last evaluation before."
-        )
+        parts.append(f"**It diverged after {died['iteration']} iterations** ({died['reason']}).")
     parts += ["## True return", _returns(report), *_steady(report)]
     if "bc/validation_loss" in report:
         parts.append(

@@ -387,14 +387,17 @@ def imitate(config: Config, run: RunFolder, parts: Parts, *, resume: bool) -> di
     except FloatingPointError as problem:  # a result, and a frequent one of learned updaters
         about["diverged"] = {"iteration": trainer.step, "reason": str(problem)}
         save_weights(player.module, last)
-        if not (run.path / "metrics.csv").exists():  # before anything was measured
-            return about | validate(training.learner.module)
+        about |= validate(player.module)  # the evaluations so far were of other weights
+        if not (run.path / "metrics.csv").exists():
+            return about
     rows = Metrics.read(run.path / "metrics.csv")
     heading = f"{config.env}, {config.updater}, {config.source}, seed {config.seed}"
     figure = game_figure(rows, heading, PANELS, x=("step", "iteration"))
     save_figure(figure, run.path / "curves.png")
-    about |= {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
-    about |= steadiness(rows, about["random"]["mean"], about["expert"]["mean"])
+    if about["diverged"] is None:
+        about |= {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
+    ends = about["random"]["mean"], about["expert"]["mean"]
+    about |= steadiness(rows, about["eval/return"], *ends)
     about["flags"] = [one.as_dict() for one in deaths(rows)]
     return about | resembles(config, parts)
 

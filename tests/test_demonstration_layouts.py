@@ -177,6 +177,9 @@ def test_our_own_files_are_held_to_the_task_too(tmp_path):
     assert_same(Demonstrations.load(tmp_path / "a.npz", action_space=CHOICES), episodes())
     with pytest.raises(InputError, match="the task has 0 to 1"):
         Demonstrations.load(tmp_path / "a.npz", action_space=spaces.Discrete(2))
+    assert_same(Demonstrations.load(tmp_path / "a.npz", f"its.module:{TASK}"), episodes())
+    with pytest.raises(InputError, match=f"holds demonstrations of {TASK}, not of CartPole-v1"):
+        Demonstrations.load(tmp_path / "a.npz", "CartPole-v1")
 
 
 def test_hdf5_without_h5py_says_how_to_convert(tmp_path, monkeypatch):

@@ -17,11 +17,16 @@ from studies import gail as gail_stability
 from test_scripts import run
 
 from advgame.errors import InputError
+from advgame.games.gail import Gail
 from advgame.imitation import resemblance
+from advgame.imitation.stability import score
 from advgame.run.folder import Metrics
 from advgame.run.loop import Trainer
+from advgame.seeding import stream
+from agents import load_policy
 from agents.gail import GailTraining, dummy_expert, random_returns
 from envs.imitation import ImitationVectorEnv
+from envs.tasks import play
 
 GAIL = [sys.executable, "scripts/train_gail.py"]
 TINY = {"iterations": 4, "evaluate_every": 2, "episodes": 8, "envs": 4, "n_steps": 16}
@@ -167,6 +172,36 @@ def test_divergence_is_a_result(tmp_path):
     words = {"updater": "mlp-narrow", "updater_lr": 1e30, "iterations": 8}
     folder = train_gail.job.run(config(tmp_path, **words)).path
     assert json.loads((folder / "report.json").read_text())["diverged"]["iteration"] < 8
+
+
+def test_a_diverged_run_reports_the_weights_that_it_saves(tmp_path, monkeypatch):
+    part, calls = Gail.step, []
+
+    def diverging(*given):
+        calls.append(given)
+        if len(calls) == 4:  # the policy has learned once more since the evaluation
+            raise FloatingPointError("it diverged")
+        return part(*given)
+
+    monkeypatch.setattr(Gail, "step", diverging)
+    folder = train_gail.job.run(config(tmp_path, horizon="task", n_steps=64, max_kl=0.5)).path
+    report = json.loads((folder / "report.json").read_text())
+    assert report["diverged"]["iteration"] == 3
+    policy, starts = load_policy(folder), stream(0, "evaluation")
+    returns = play("CartPole-v1", lambda seen: policy.act(seen, deterministic=True), 8, starts)
+    reached = float(returns["returns"].mean())
+    assert report["eval/return"] == reached
+    assert reached != Metrics.read(folder / "metrics.csv")[-1]["eval/return"]
+    assert report["score"] == score(reached, report["random"]["mean"], report["expert"]["mean"])
+
+
+@pytest.mark.parametrize("names", [("my:S(0.1)", "my:S(-0.1)"), ("adam:sn",)])
+def test_updaters_that_would_share_a_name_are_refused(names, tmp_path, monkeypatch):
+    for module in ("my", "adam"):
+        (tmp_path / f"{module}.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"would call both .*another name"):
+        gail_stability.Gail(gail_stability.Config(updaters=names)).check()
 
 
 def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):

@@ -153,7 +153,7 @@ class Demonstrations:
                 ``rews``, ``terminal``, ``indices``, or transitions with ``dones``) are read;
                 without rewards the returns are NaN. Where h5py is installed an .hdf5 of D4RL or
                 Minari, too.
-            env_id: the task, which the others' files do not name.
+            env_id: the task, which the others' files do not name; ours must be of it.
             action_space: the task's. Actions must be in it; numbers such as 1.0 are choices where
                 it is discrete. Without it integers are choices.
 
@@ -187,7 +187,11 @@ class Demonstrations:
             written = arrays.pop("env_id")
             if written.dtype.kind != "U" or written.ndim:
                 raise InputError(f"{path}: env_id must be one string, not {written.dtype}")
-            env_id = str(written)
+            named = str(written)
+            # the module that Gymnasium imports before a task is no part of its name
+            if env_id is not None and env_id.rpartition(":")[2] != named.rpartition(":")[2]:
+                raise InputError(f"{path} holds demonstrations of {named}, not of {env_id}")
+            env_id = named
         try:
             if isinstance(held, Episodes) or action_space is not None:
                 both = arrays["observations"], arrays["actions"]

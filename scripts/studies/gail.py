@@ -174,11 +174,18 @@ class Gail(TrainingStudy[Config]):
 
     @override
     def check(self) -> None:
+        called = {name: name for name in METHODS}
         for name in self.config.updaters:
             if name not in UPDATERS:
                 if ":" not in name:
                     raise unknown("updater", name, UPDATERS)
                 own_code(name).find()
+            other = called.setdefault(named(name), name)
+            if other != name:
+                raise InputError(
+                    f"the study would call both {other} and {name} {named(name)}: give one of them "
+                    "a factory of another name"
+                )
         super().check()
         self.demonstrations.subset(self.config.trajectories)
         if not self.demonstrations.paid:
