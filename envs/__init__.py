@@ -24,22 +24,13 @@ if not TYPE_CHECKING:  # of anything else a type checker says that it is not the
 # A threshold is the mean return of the best fixed attack that was tried, without arguments: steps
 # of ε along the CE gradient with momentum 0.25; random squares of 35 % of the image's side. The
 # budget of queries ends those episodes, and is no time limit. The others are paid by a learner.
+# Imitation keeps the time limit itself: a registered one would also cut any other `env_id` off.
 for _name, _module, _form, _more in (
     ("StrategySelection", "strategy_selection", "StrategySelection", {}),
     ("Attack", "attack", "Attack", {"reward_threshold": 0.49}),
     ("BlackBoxAttack", "patches", "BlackBoxAttack", {"reward_threshold": -0.07}),
-    (
-        "GAILCartPole",
-        "imitation",
-        "Imitation",
-        {"max_episode_steps": 500, "kwargs": {"env_id": "CartPole-v1"}},
-    ),
-    (
-        "GAILMountainCar",
-        "imitation",
-        "Imitation",
-        {"max_episode_steps": 200, "kwargs": {"env_id": "MountainCar-v0"}},
-    ),
+    ("GAILCartPole", "imitation", "Imitation", {"kwargs": {"env_id": "CartPole-v1"}}),
+    ("GAILMountainCar", "imitation", "Imitation", {"kwargs": {"env_id": "MountainCar-v0"}}),
 ):
     gymnasium.register(
         id=f"advgame/{_name}-v0",

@@ -122,6 +122,19 @@ def test_divergence_is_said(sides):
         played(game, policy, Exploding(0.01), 1)
 
 
+def test_what_an_updater_says_replaces_nothing_of_the_games(sides):
+    class Talking(AdamUpdater):
+        def step(self, params, grad, objective):
+            said = {"discriminator/loss": -1, "health/updater/step": -1, "updater/mine": -1}
+            return super().step(params, grad, objective)[0], said
+
+    policy, expert = sides
+    game = Gail(Discriminator(3, (8,)), expert)
+    updaters = Talking(0.01), AdamUpdater(0.01)
+    (stats,), (silent,) = (played(game, policy, one, 1)[1] for one in updaters)
+    assert stats == {**silent, "updater/mine": -1}
+
+
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"penalty": -1.0}])
 def test_refusals(sides, wrong):
     with pytest.raises(InputError, match=r"steps must be 1 .* penalty.* 0 or above"):

@@ -66,6 +66,16 @@ def test_a_time_limit_of_gymnasiums_and_stable_baselines_own_maker(name):
     env.close()
 
 
+@pytest.mark.parametrize("name", [name for name in IDS if "GAIL" in name])
+def test_another_task_through_an_id_has_its_own_time_limit(name):
+    settings = {"env_id": "MountainCarContinuous-v0", "horizon": "task"}
+    assert gym.make_vec(name, 2, **settings).task.horizon == 999
+    env = gym.make(name, **settings)
+    env.reset(seed=0)
+    lengths = itertools.takewhile(lambda _: not env.step(np.zeros(1, np.float32))[3], range(2000))
+    assert len(list(lengths)) + 1 == 999
+
+
 def test_single_strategy_environments_side_by_side_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

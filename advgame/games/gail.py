@@ -100,7 +100,7 @@ class Gail:
         Returns:
             the new θ_D and, before the first step: loss without regularisers, accuracy on both
             sides, mean logits; after the last: ‖θ_D‖, the length of the step, signs of life of
-            discriminator and updater, and what the updater itself says.
+            discriminator and updater, and what the updater itself says under other names.
 
         Raises:
             FloatingPointError: the norm of θ_D or its logits are no longer finite.
@@ -135,5 +135,6 @@ class Gail:
         stats |= tagged("updater", {"step": stats["discriminator/step"] / max(float(norm), _TINY)})
         # a learned updater may overflow in a number of its own while θ_D is still finite
         own = {name: float(value) for name, value in update.stats.items()}
-        stats |= {name: value for name, value in own.items() if math.isfinite(value)}
+        finite = {name: value for name, value in own.items() if math.isfinite(value)}
+        stats |= {name: value for name, value in finite.items() if name not in stats}
         return new, stats
