@@ -29,6 +29,7 @@ from advgame import evaluation
 from advgame.classifiers.names import check_model, is_built_in, model_of, statistics
 from advgame.data.names import short_name
 from advgame.errors import InputError
+from advgame.own_code import is_own_code
 from advgame.run import job as jobs
 from advgame.run.folder import RunFolder
 from advgame.run.options import (
@@ -273,7 +274,9 @@ class Job(jobs.Job[Config, Materials]):
             # a radius of one norm says nothing of the other
             known = str(own.get("eps", "")) if norm == its else ""
             dataset, eps = config.dataset or own.get("dataset"), config.eps or known
-            size = config.image_size or own.get("image_size")
+            size = config.image_size
+            if size is None and not is_own_code(str(dataset)):  # code makes its images itself
+                size = own.get("image_size")
             found: dict[str, Any] = {
                 "dataset": dataset,
                 "image_size": size,

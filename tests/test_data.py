@@ -254,6 +254,10 @@ def test_a_training_on_what_own_code_returns_asks_for_it_again(own, monkeypatch)
         evaluate, monkeypatch, "runs/one", "--dataset", "own_data:images", "--attacks", "fgsm"
     )
     assert judged.report()["n"] == 60
+    words = ["--resume", str(judged.path), "--dataset", "None"]
+    (judged.path / "report.json").unlink()
+    with pytest.raises(InputError, match="was started with dataset=own_data:images, not None"):
+        typed(evaluate, monkeypatch, *words)
     (run.path / "report.json").unlink()
     with pytest.raises(InputError, match="--dataset own_data:splits again"):
         typed(train, monkeypatch, "--resume", "runs/one")
@@ -278,9 +282,25 @@ def test_the_first_layer_has_the_mean_and_deviation_of_own_colour_images(own):
     assert channel_statistics("cifar10", one) == STATISTICS["cifar10"]
 
 
+def test_the_size_of_a_run_is_not_that_of_what_code_returns(own, monkeypatch):
+    arrays = {"x": np.arange(7290, dtype=np.uint8).reshape(30, 9, 9, 3), "y": np.arange(30) % 3}
+    parts = ("train", "test")
+    np.savez("a.npz", **{f"{k}_{part}": v for k, v in arrays.items() for part in parts})
+    words = ["--data", "a.npz", "--image-size", "8", "--name", "one", *TINY[:-4]]
+    typed(train, monkeypatch, *words, "--batch-size", "20", "--attacks", "fgsm")
+    judged = typed(
+        evaluate, monkeypatch, "runs/one", "--dataset", "own_data:images", "--attacks", "fgsm"
+    )
+    assert judged.report()["n"] == 60
+
+
 def test_a_run_does_not_go_on_with_other_images(own, monkeypatch):
     words = ["--data", "own_data:splits"]
     run = typed(train, monkeypatch, *words, "--name", "one", *TINY)
+    about = run.about()
+    run.write_json("config.json", {**about, "data": {**about["data"], "notes": ["other words"]}})
+    (run.path / "report.json").unlink()
+    typed(train, monkeypatch, "--resume", "runs/one", *words)
     (run.path / "report.json").unlink()
     (own / "own_data.py").write_text(OWN.replace("manual_seed(0)", "manual_seed(1)"))
     monkeypatch.delitem(sys.modules, "own_data")

@@ -25,6 +25,7 @@ from advgame.games.costs import perturbation_stats
 from advgame.games.free import Free
 from advgame.games.las_at import LasAt
 from advgame.games.training import DefenderTraining
+from advgame.run.defender_job import check_run
 from advgame.run.folder import RunFolder
 from advgame.run.loop import Trainer, TrainingPlan
 from advgame.run.table import radius
@@ -52,6 +53,16 @@ def test_the_recipes_radius_is_a_length(script, dataset, eps, word):
     assert script.job.parse(["--norm", "linf", "--dataset", dataset]) == script.job.defaults(
         dataset=dataset
     )
+
+
+@pytest.mark.parametrize(
+    ("eps", "usual"), [("0.3", "2.0, which is usual in L2 on mnist"), ("1", "")]
+)
+def test_a_length_that_is_small_on_like_data_is_warned_of(eps, usual, capsys):
+    check_run(replace(train.job.defaults(dataset="kmnist", norm="L2"), eps=eps))
+    said = capsys.readouterr().err
+    assert usual in said
+    assert bool(said) == bool(usual)
 
 
 @pytest.mark.parametrize(

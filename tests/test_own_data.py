@@ -284,6 +284,24 @@ def test_keras_names_and_floats_are_taken(tmp_path):
     assert load_data(path).notes[0].startswith("x_train lay between 256 levels")
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int64"])
+@pytest.mark.parametrize(("most", "dark"), [(1, True), (16, True), (17, False)])
+def test_whole_numbers_that_are_nearly_black_are_told(kind, most, dark, tmp_path, capsys):
+    images = np.full((30, 8, 8), most, kind)
+    images[0] = 0
+    path = saved(tmp_path / "a.npz", train_images=images)
+    data = load_data(path)
+    said = f"train_images is {kind} from 0 to {most}, where 255 is white: nearly black"
+    assert ((said in data.notes), (said in capsys.readouterr().err)) == (dark, dark)
+
+
+def test_small_colour_images_are_not_cropped(tmp_path):
+    config = train.job.defaults()
+    for side, crop in ((15, False), (16, True)):
+        data = load_data(tree(tmp_path / str(side), size=(side, 20))).train
+        assert train.job.augmentation(config, data)["crop"] == crop
+
+
 OBJECTS = np.array([{"a": 1}, None, 3], dtype=object)
 ARRAYS = {
     "multi-label": ({"train_labels": np.zeros((30, 14), int)}, "has 14 labels per image"),

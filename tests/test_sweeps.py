@@ -19,6 +19,7 @@ from advgame.attacks import fgsm, pgd
 from advgame.classifiers.saved import run_classifier
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.evaluation import write_sweeps
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
 from advgame.evaluation.sweep_report import STEPS
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
@@ -153,6 +154,14 @@ def test_landscapes_and_examples_are_drawn_from_what_they_are_given():
     assert (shown[5].mean(), shown[7].mean()) == pytest.approx(
         (1, 0), abs=1e-6
     )  # +ε white, -ε black
+
+
+def test_no_picture_of_an_earlier_sweep_stays(line, tmp_path):
+    model, data = line
+    for names in (("a",), ("a", "b"), ("b",)):
+        write_sweeps(tmp_path, dict.fromkeys(names, model), data.subset(slice(8)), Linf(0.1))
+        drawn = ["examples.png"] if len(names) == 1 else [f"examples-{name}.png" for name in names]
+        assert sorted(path.name for path in tmp_path.glob("examples*")) == drawn
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import argparse
 import pickle
 import warnings
 import zipfile
+from collections import deque
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import Bomb
 from safetensors.torch import save_file
 from torch import nn
 
-from advgame.classifiers import SmallCNN, make_classifier
+from advgame.classifiers import Normalise, SmallCNN, load_into, make_classifier
 from advgame.classifiers.files import read_states
 from advgame.classifiers.names import check_model, is_built_in
 from advgame.classifiers.saved import load_classifier
@@ -26,6 +27,10 @@ DIGITS = ((1, 8, 8), 10)
 def net():
     with seeded_init(0):
         return make_classifier("small_cnn", *DIGITS).eval()
+
+
+class Settings(dict):
+    """As EasyDict and its like."""
 
 
 def old(value, path):
@@ -71,6 +76,35 @@ def test_files_that_people_have_are_read(name, save, net, tmp_path, rng):
     x = torch.rand(4, 1, 8, 8, generator=rng)
     with torch.no_grad():
         assert torch.equal(load_classifier(tmp_path / name, "small_cnn", *DIGITS)(x), net(x))
+
+
+class Gate(nn.Module):
+    """A layer of one's own that learns a number called mean; `std` is a setting."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3))
+        self.mean = nn.Parameter(torch.rand(3))
+        self.register_buffer("std", torch.ones(3))
+
+
+def test_only_a_normalisation_that_the_file_has_nothing_of_stays_as_it_is(net, tmp_path):
+    save_file({"weight": torch.ones(3)}, tmp_path / "gate.safetensors")
+    with pytest.raises(InputError, match="the file lacks mean"):
+        load_into(Gate(), tmp_path / "gate.safetensors")
+    layer = Normalise((0.5,), (0.2,))
+    save_file({"mean": torch.zeros(1, 1, 1, 1)}, tmp_path / "half.safetensors")
+    with pytest.raises(InputError, match="the file lacks std"):
+        load_into(layer, tmp_path / "half.safetensors")
+    wide = make_classifier("wrn-10-1", (3, 8, 8), 10, Normalise((0.5,) * 3, (0.2,) * 3))
+    for name in ("mean", "std"):
+        half = {k: v for k, v in wide.state_dict().items() if k != f"normalise.{name}"}
+        save_file(half, tmp_path / "w.safetensors")
+        with pytest.raises(InputError, match=f"the file lacks normalise.{name}"):
+            load_classifier(tmp_path / "w.safetensors", "wrn-10-1", (3, 8, 8), 10)
+    save_file({**net.state_dict(), "normalise.mean": torch.zeros(1)}, tmp_path / "grey.safetensors")
+    with pytest.raises(InputError, match=r"the file has normalise\.mean"):
+        load_classifier(tmp_path / "grey.safetensors", "small_cnn", *DIGITS)
 
 
 def test_what_fits_best_is_taken_and_told(net, tmp_path, capsys):
@@ -135,6 +169,13 @@ def flipped(net, path):
         (lambda net, path: path.write_bytes(b""), "is not a safetensors file"),
         (lambda net, path: path.write_text("accuracy: 93"), "is not a safetensors file"),
         (torch.save, "holds a whole pickled object, which would run code"),
+        *(
+            (
+                lambda net, path, more=more: torch.save({"net": net.state_dict(), **more}, path),
+                "an object of a class of its own beside the weights, e.g. a dict's subclass",
+            )
+            for more in ({"args": Settings(lr=0.1)}, {"last": deque([1, 2])})
+        ),
         (old, "holds a whole pickled object, which would run code"),
         (scripted, "TorchScript program: save its weights once"),
         (zipped, "a zip file, but no checkpoint"),

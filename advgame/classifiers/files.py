@@ -11,7 +11,7 @@ import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ State = dict[str, Tensor]
 # where checkpoints keep a network's weights, the first of them that fit best
 _PLACES = ("state_dict", "model_state_dict", "net", "model", "network", "ema", "best", "last")
 _NEAR = 5
+_NORMALISING = ("mean", "std", "mu", "sigma", "new_mean", "new_std")
 
 
 class _StandIn:
@@ -98,6 +99,12 @@ def _refusal(error: Exception) -> str:
     if "is blocked" in said or "Unsupported global" in said:
         name = said.split("GLOBAL ", 1)[-1].split()[0]
         return f"{_WHOLE} (it names {name})"
+    if _StandIn.__name__ in said:
+        return (
+            "holds an object of a class of its own beside the weights, e.g. a dict's subclass with "
+            "settings, which is not made: where you trust it, save the weights alone once, e.g. "
+            'torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
+        )
     line = (said.splitlines() or [type(error).__name__])[0].split(". ")[0]
     return f"cannot be read as weights, it is damaged or of another kind ({line[:150]})"
 
@@ -155,7 +162,8 @@ def load_into(module: nn.Module, path: str | Path, name: str = "") -> None:
         InputError: the file cannot be read, or is of another network.
     """
     path = Path(path)
-    state = fitting(read_states(path), shapes(module), path, name or type(module).__name__)
+    named = name or type(module).__name__
+    state = fitting(read_states(path), shapes(module), path, named, learned(module))
     fill(module, state)
 
 
@@ -174,8 +182,18 @@ def shapes(module: nn.Module) -> dict[str, Shape]:
     }
 
 
+def learned(module: nn.Module) -> set[str]:
+    """Names of the weights that a training changes."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, weight in named if weight.requires_grad}
+
+
 def fitting(
-    states: Mapping[str, State], wanted: Mapping[str, Shape], path: Path, name: str
+    states: Mapping[str, State],
+    wanted: Mapping[str, Shape],
+    path: Path,
+    name: str,
+    learned: Collection[str],
 ) -> State:
     """The weights of a network, by its own names.
 
@@ -184,6 +202,7 @@ def fitting(
         wanted: the network's names and shapes.
         path: the file, for messages.
         name: the network's name, for messages.
+        learned: those of ``wanted`` that a training changes: the file must have them.
 
     Raises:
         InputError: what does not fit, in one line, with the nearest names.
@@ -200,12 +219,14 @@ def fitting(
         print(f"note: {path}: the weights in {best[0]} are taken, not {others}", file=sys.stderr)
     found = {
         key: value.reshape(wanted[key])
-        if key.startswith("normalise.") and value.numel() == _size(wanted.get(key, ()))
+        if key.startswith("normalise.") and key in wanted and value.numel() == _size(wanted[key])
         else value
         for key, value in best[1].items()
     }
     found = {key: value for key, value in found.items() if key in wanted or not _spare(key)}
-    missing = [key for key in wanted if key not in found and not _own(key)]
+    missing = [
+        key for key in wanted if key not in found and (key in learned or not _own(key, found))
+    ]
     odd = [key for key in found if key not in wanted]
     other = [key for key in found if key in wanted and tuple(found[key].shape) != wanted[key]]
     if not missing and not odd and not other:
@@ -271,10 +292,12 @@ def _fits(found: Mapping[str, Tensor], wanted: Mapping[str, Shape]) -> tuple[int
     return right + named, -len(found)
 
 
-def _own(key: str) -> bool:
-    """Whether a network's own number may stay where the file has none."""
-    last = key.rpartition(".")[2]
-    return last in ("num_batches_tracked", "mean", "std", "mu", "sigma", "new_mean", "new_std")
+def _own(key: str, found: Collection[str]) -> bool:
+    """Whether a network's own number may stay: a normalisation of which the file has nothing."""
+    layer, dot, last = key.rpartition(".")
+    if last in _NORMALISING:
+        return not any(layer + dot + other in found for other in _NORMALISING)
+    return last == "num_batches_tracked"
 
 
 def _spare(key: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advgame.classifiers import Normalise, make_classifier
-from advgame.classifiers.files import fill, fitting, load_into, read_states, shapes
+from advgame.classifiers.files import fill, fitting, learned, load_into, read_states, shapes
 from advgame.classifiers.names import check_model, is_built_in, model_of, statistics
 from advgame.data import STATISTICS
 from advgame.errors import InputError
@@ -70,8 +70,8 @@ def load_classifier(
         return make_classifier(model, shape, classes, Normalise(zeros, ones) if layer else None)
 
     with torch.device("meta"):  # shapes without memory: the name may stand for gigabytes
-        wanted = shapes(made(layer=True))
-    state = fitting(states, wanted, path, model)
+        whole = made(layer=True)
+    state = fitting(states, shapes(whole), path, model, learned(whole))
     module = made(layer="normalise.mean" in state)
     fill(module, state)
     return module.eval()

@@ -22,6 +22,7 @@ _KEYS = {
 _WANTED = (
     "train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test"
 )
+_DARK = 16  # the highest of 0..16 digits; binary images have 1
 _CHUNK = 4096  # images that are converted at a time
 
 Header = tuple[tuple[int, ...], np.dtype[Any]]
@@ -58,10 +59,10 @@ def _read(path: Path, heads: Mapping[str, Header], pairs: Mapping[str, tuple[str
     parts, notes = {}, list[str]()
     with np.load(path, allow_pickle=False) as file:
         for split, (images, labels) in pairs.items():
-            levels, rounded = _levels(images, file[images])
+            levels, note = _levels(images, file[images])
             parts[split] = (_channels_first(levels), file[labels].reshape(-1).astype(np.int64))
-            if rounded:
-                notes.append(f"{images} lay between 256 levels and were rounded to them")
+            if note:
+                notes.append(note)
     return Raw(parts, (), _classes(pairs, parts), tuple(notes))
 
 
@@ -159,11 +160,9 @@ def _check_labels(name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> Non
         raise InputError(f"{name} is {kind}: labels are whole numbers 0, 1, …, K-1")
 
 
-def _levels(name: str, images: Array) -> tuple[Array, bool]:
-    """Images as uint8, and whether they had to be rounded."""
+def _levels(name: str, images: Array) -> tuple[Array, str]:
+    """Images as uint8, and what is to be said of them, "" where nothing is."""
     kind = images.dtype
-    if kind == np.uint8:
-        return images, False
     if kind.kind not in "iuf":
         raise InputError(f"{name} is {kind}: images are uint8, or floats in [0, 1]")
     if not len(images):
@@ -177,14 +176,15 @@ def _levels(name: str, images: Array) -> tuple[Array, bool]:
             f"{'[0, 1]' if most == 1 else '0..255'}{hint}"
         )
     if kind.kind != "f":
-        return images.astype(np.uint8), False
+        dark = f"{name} is {kind} from {low:g} to {high:g}, where 255 is white: nearly black"
+        return images.astype(np.uint8, copy=False), dark if high <= _DARK else ""
     found, rounded = np.empty(images.shape, np.uint8), False
     for start in range(0, len(images), _CHUNK):
         part = images[start : start + _CHUNK].astype(np.float64) * 255
         near = part.round()
         rounded = rounded or bool(abs(part - near).max() > 255 * float(np.finfo(kind).eps))
         found[start : start + _CHUNK] = near
-    return found, rounded
+    return found, f"{name} lay between 256 levels and were rounded to them" if rounded else ""
 
 
 def _classes(pairs: Mapping[str, tuple[str, str]], parts: Mapping[str, tuple[Array, Array]]) -> int:

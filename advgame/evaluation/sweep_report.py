@@ -91,8 +91,8 @@ def write_sweeps(
     title = f"mean cross-entropy over {len(near)} test images\ndashed: the ball, {size}"
     save_figure(landscapes_figure(planes, REACH, title, threat.norm), out / "landscape.png")
     if (out / "sweeps.json").exists():  # an earlier sweep's, of other classifiers
-        for old in out.glob("examples-*.png"):
-            old.unlink()
+        for old in (out / "examples.png", *out.glob("examples-*.png")):
+            old.unlink(missing_ok=True)
     for g, model in one_each.items():
         x, made, words = _examples(model, data, attacks, seed)
         shades = "-ε to ε" if threat.norm == "Linf" else "± the largest change"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from typing_extensions import override
 
 from advgame.classifiers.names import check_model, is_built_in
-from advgame.data.names import flips, is_own, recipe, short_name
+from advgame.data.names import SMALL, flips, is_own, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.accelerators import on_cpu
 from advgame.run.files import digest
@@ -106,8 +106,12 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         return getattr(config, "preset", None) != "repo"
 
     def augmentation(self, config: RunConfigT, data: ImageSet) -> dict[str, bool]:
-        """Random crops of colour images; flips where they are known to change no class."""
-        return {"crop": data.shape[0] == 3, "flip": flips(config.dataset)}
+        """Random crops of colour images; flips where they are known to change no class.
+
+        A crop shifts by up to 4 pixels, which is half of an image of 8.
+        """
+        channels, *sides = data.shape
+        return {"crop": channels == 3 and min(sides) >= SMALL, "flip": flips(config.dataset)}
 
     def on_a_cpu(self) -> Mapping[str, Any]:
         """What the large networks' recipes change where there is no GPU."""
@@ -354,7 +358,7 @@ def check_run(config: RunConfig) -> None:
     check_devices(config.accelerator, config.devices)
     derive_seed(config.seed, "check")
     training_plan(config)
-    if odd := odd_radius(config.dataset, config.norm, eps):
+    if odd := odd_radius(recipe(config.dataset), config.norm, eps):
         print(f"warning: {odd}", file=sys.stderr)
 
 

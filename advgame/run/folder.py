@@ -330,12 +330,26 @@ class RunFolder:
         Raises:
             InputError: they differ.
         """
-        had = self.about().get("data")  # older runs note none
-        if had is not None and data is not None and had != dict(data):
+        if data is not None and (other := self.differing(data)):
             raise InputError(
-                f"{self.path} began with other images ({_differing(had, data)}): restore them, or "
-                "start a new run"
+                f"{self.path} began with other images ({other}): restore them, or start a new run"
             )
+
+    def differing(self, data: Mapping[str, Any]) -> str:
+        """How images differ from those that the run began with, in words; "" where they do not.
+
+        What was done to them is told in sentences, which may have other words in a later version.
+
+        Args:
+            data: what `advgame.data.Splits.about` says of those of now.
+
+        Raises:
+            InputError: a damaged ``config.json``.
+        """
+        had = self.about().get("data")  # older runs note none
+        if had is None or (isinstance(had, dict) and _facts(had) == _facts(data)):
+            return ""
+        return _differing(had, _facts(data))
 
     def report(self) -> dict[str, Any]:
         """What ``report.json`` says.
@@ -369,6 +383,10 @@ class RunFolder:
     def write_text(self, name: str, content: str) -> None:
         """Write text to the file ``name``, whole or not at all."""
         write_atomically(self.path / name, content)
+
+
+def _facts(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "notes"}
 
 
 def _differing(had: Any, now: Mapping[str, Any]) -> str:

@@ -250,7 +250,7 @@ def resume_settings(
     saved = _rebuild(type(asked), run)
     for name in typed:
         want, had = getattr(asked, name), getattr(saved, name)
-        moved_data = name == "dataset" and had is not None and is_own(want) and is_own(had)
+        moved_data = name == "dataset" and None not in (want, had) and is_own(want) and is_own(had)
         if name not in _FREE and want != had and not moved_data:  # the images are compared later
             again = typed_again({name: had})  # code cannot be left away
             advice = (

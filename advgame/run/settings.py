@@ -161,16 +161,21 @@ L2_EPS: Mapping[str, str] = {
 }
 
 
-def odd_radius(dataset: str, norm: str, eps: float) -> str:
+def odd_radius(whose: str, norm: str, eps: float) -> str:
     """A warning where an L2 radius is far below what is usual, "" elsewhere.
 
     An L∞ radius typed as a length holds next to nothing: every classifier is robust in it.
+
+    Args:
+        whose: the data set's recipe, see `advgame.data.names.recipe`.
+        norm: of the ball.
+        eps: its radius.
     """
-    usual = L2_EPS.get(dataset)
+    usual = L2_EPS.get(whose)
     if norm != "L2" or usual is None or eps >= parse_number(usual) / 3:
         return ""
     return (
-        f"ε = {eps:.3g} is small beside {usual}, which is usual in L2 on {dataset}: a length "
+        f"ε = {eps:.3g} is small beside {usual}, which is usual in L2 on {whose}: a length "
         "is meant, not the change of a pixel"
     )
 
