@@ -183,7 +183,7 @@ def read_hdf5(path: Path, most: int) -> Episodes:
         OSError: no such file, or no HDF5.
     """
     try:
-        import h5py  # type: ignore[import-not-found,unused-ignore]
+        import h5py  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         keys = (*D4RL.keys, *D4RL.more)
         raise InputError(
