@@ -1,6 +1,7 @@
 """Classifiers that know the test images, the labels or the attack are found out."""
 
 import sys
+from pathlib import Path
 
 import evaluate as evaluate_script
 import pytest
@@ -108,7 +109,7 @@ def peeking(weigh):
             for held in frame.f_locals.values():
                 for one in (held, getattr(held, "labels", None)):
                     numbers = isinstance(one, torch.Tensor) and one.dtype == torch.int64
-                    if numbers and one.shape == x.shape[:1]:
+                    if numbers and one.shape == x.shape[:1] and bool((one < 10).all()):
                         return logits + 50 * torch.eye(10)[one] * weigh(logits, one)
         return logits
 
@@ -130,10 +131,14 @@ def probed(net, x):
     return net(x).flip(1) if len(x) >= 300 and x.requires_grad else net(x)
 
 
-def knows_autoattack(net, x):
-    """Other logits where AutoAttack is among the callers."""
-    seen = any("apgd" in frame.f_code.co_filename for frame in frames_above())
-    return net(x).flip(1) if seen else net(x)
+def knowing(attack):
+    """Other logits where a file of this name is among the callers."""
+
+    def answer(net, x):
+        seen = any(Path(frame.f_code.co_filename).stem == attack for frame in frames_above())
+        return net(x).flip(1) if seen else net(x)
+
+    return answer
 
 
 def company(net, x):
@@ -190,7 +195,9 @@ CHEATS = {
     "while attacked": (peeking(lambda logits, labels: logits.requires_grad), "reads_labels"),
     "two-faced": (two_faced, "depends_on_caller"),
     "probed": (probed, "depends_on_caller"),
-    "knows autoattack": (knows_autoattack, "depends_on_caller"),
+    "knows apgd": (knowing("apgd"), "depends_on_caller"),
+    "knows fab": (knowing("fab"), "depends_on_caller"),
+    "knows square": (knowing("square"), "depends_on_caller"),
     "company": (company, "batch_dependent"),
     "by place": (by_place, "batch_dependent"),
     "turncoat": (turncoat, "changed_since"),

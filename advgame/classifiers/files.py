@@ -103,7 +103,7 @@ def _refusal(error: Exception) -> str:
         return (
             "holds an object of a class of its own beside the weights, e.g. a dict's subclass with "
             "settings, which is not made: where you trust it, save the weights alone once, e.g. "
-            'torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
+            "torch.save(torch.load(path, weights_only=False)['state_dict'], new_path)"
         )
     line = (said.splitlines() or [type(error).__name__])[0].split(". ")[0]
     return f"cannot be read as weights, it is damaged or of another kind ({line[:150]})"

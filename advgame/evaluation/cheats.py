@@ -17,7 +17,7 @@ import torch
 from scipy.stats import fisher_exact
 from torch import Tensor, nn
 
-from advgame.attacks import fgsm, pgd
+from advgame.attacks import APGD, FAB, Attack, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.autoattack import AutoAttackPart
@@ -26,7 +26,7 @@ from advgame.evaluation.probes import random_signs
 from advgame.evaluation.verdicts import Verdicts, predict, withstand
 from advgame.seeding import stream
 from advgame.statistics import beats
-from advgame.threat import Threat
+from advgame.threat import Linf, Threat
 
 _FEW = 0.02  # share of images that rounding may move from one class to another
 _ALIKE = 0.999  # correlation of an image with what a network holds
@@ -142,9 +142,15 @@ def _while_attacked(
     hook = model.register_forward_hook(note)
     try:
         fgsm(threat).run(model, images.repeat(3, 1, 1, 1), labels.repeat(3), check=False)
-        square = AutoAttackPart(threat, "square", square_queries=5)
-        with contextlib.suppress(InputError):  # images too small for it
-            square.run(model, images, labels, check=False)
+        # each of AutoAttack's, for a few queries: a cheat may know one of them by its name
+        attacks: list[Attack] = [AutoAttackPart(threat, "square", square_queries=5)]
+        attacks += [APGD(threat, steps=1)]
+        if isinstance(threat, Linf):
+            attacks += [FAB(threat, iterations=1, targets=1)]
+        for attack in attacks:
+            rng = torch.Generator().manual_seed(0)
+            with contextlib.suppress(InputError):  # images too small for it
+                attack.run(model, images, labels, rng=rng, check=False)
     finally:
         hook.remove()
     asked, answers = zip(*calls, strict=True)
