@@ -14,6 +14,7 @@ from advgame.games import AdversarialTraining, DefenderTraining
 from advgame.seeding import seeded_init
 
 EPOCHS, STEPS = 3, 4  # steps of an epoch
+PLAN = TrainingPlan(EPOCHS, ema=0.9)
 
 
 class Told(Callback):
@@ -49,14 +50,13 @@ class Other(Callback):
     """Has no hook of its own, and no state."""
 
 
-def trainer(folder, digits, *callbacks):
+def trainer(folder, digits, *callbacks, plan=PLAN):
     with seeded_init(0):
         module = SmallCNN((1, 8, 8), 10, width=2)
     data = digits.train.first(16 * STEPS)
     rules = AdversarialTraining(Linf(0.1), fgsm)
     game = DefenderTraining(rules, Defender(module, lr=0.1), data, 16, 0)
     run = RunFolder(folder) if folder.exists() else RunFolder.create(folder, {}, "cpu")
-    plan = TrainingPlan(EPOCHS, ema=0.9)
     return Trainer(game, run, plan, lambda module: {"eval/robust": 0.5}, callbacks=callbacks)
 
 

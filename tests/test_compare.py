@@ -4,7 +4,6 @@ import csv
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import tyro
 from studies import compare, minimax
@@ -54,18 +53,6 @@ def test_equal_epochs_and_equal_terms(tmp_path):
     judged = asked.evaluations(asked.cells())
     assert flags(judged["trades-seed0"], "--surrogate").endswith("pgd-at-seed1000")
     assert tyro.cli(compare.Config, args=["--games", "mart"]).methods == ("mart",)
-
-
-def test_own_images_are_compared_without_an_average(tmp_path):
-    np.savez(
-        tmp_path / "d.npz",
-        **{f"{part}_images": np.zeros((40, 16, 16, 3), np.uint8) for part in ("train", "test")},
-        **{f"{part}_labels": np.arange(40) % 2 for part in ("train", "test")},
-    )
-    data = str(tmp_path / "d.npz")
-    assert flags(study(tmp_path, dataset=data).cells()["trades-seed0"], "--ema") == "None"
-    asked = study(tmp_path, dataset=data, extra="--ema 0.99").cells()
-    assert flags(asked["trades-seed0"], "--ema") == "0.99"
 
 
 def test_games_are_compared_on_an_own_network(tmp_path):

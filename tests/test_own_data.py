@@ -16,7 +16,6 @@ from advgame.data import load_data, load_test
 from advgame.data.names import check_dataset, colour, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.folder import RunFolder
-from advgame.run.settings import short_for_average
 from advgame.targets import from_run
 
 CLASSES = ("ant", "bee", "cat")
@@ -372,22 +371,6 @@ def test_own_data_take_no_folder_of_published_ones(tmp_path):
         check_dataset(str(tree(tmp_path / "d", each=1)), "elsewhere")
     assert short_name(f"{tmp_path}/d/") == "d"
     assert recipe("no/such/folder") == ""
-
-
-def test_own_images_are_judged_by_the_weights_that_were_trained(tmp_path):
-    """They may be few, and a long average of few steps is what the training began with."""
-    root = str(tree(tmp_path / "d", each=1))
-    assert train.job.defaults(dataset=root).ema is None
-    assert train.job.defaults(dataset="cifar10").ema == 0.999
-
-
-@pytest.mark.parametrize(
-    ("ema", "steps", "warned"), [(0.999, 24, "98%"), (0.999, 10_000, ""), (None, 24, "")]
-)
-def test_an_average_that_is_the_start_is_warned_of(ema, steps, warned):
-    told = short_for_average(ema, steps)
-    assert warned in told
-    assert bool(told) == bool(warned)
 
 
 def typed(script, monkeypatch, *words):

@@ -10,8 +10,10 @@ import pytest
 import torch
 from equal_runs import SMALL, assert_equal_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_callbacks import trainer
 from train_las_at import Config, job
 
+from advgame import Callback
 from advgame.classifiers import SmallCNN
 from advgame.errors import InputError
 from advgame.run.checkpoint import load_weights
@@ -19,7 +21,7 @@ from advgame.run.folder import Metrics
 from advgame.run.job import resume_settings
 from advgame.run.loop import TrainingPlan
 from advgame.run.progress import telling
-from advgame.seeding import derive_seed, seeded_init, stream
+from advgame.seeding import derive_seed, stream
 from agents.las_at import StrategyGame
 
 
@@ -202,21 +204,24 @@ def test_schedules_follow_their_definitions():
     assert set(rates(TrainingPlan(1, "constant"), 10)) == {0.1}
 
 
-def test_averaged_weights_are_the_moving_average(tmp_path):
-    """decay 0.5: the last weights count half, those before a quarter, …: between the extremes."""
-    plain = job.run(small(tmp_path, "plain", epochs=1, agent="fixed"))
-    ema = job.run(small(tmp_path, "ema", epochs=1, agent="fixed", ema=0.5))
-    names = ("plain", "ema")
-    heads = {}
-    for name, run in zip(names, (plain, ema), strict=True):
-        module = SmallCNN((1, 8, 8), 10)
-        load_weights(module, run.path / "checkpoints" / "last.safetensors")
-        heads[name] = module.head.weight.detach()
-    with seeded_init(0, "defender"):
-        start = SmallCNN((1, 8, 8), 10).head.weight.detach()
-    moved = (heads["plain"] - start).norm()
-    assert 0 < (heads["ema"] - start).norm() < moved
-    assert (heads["plain"] - heads["ema"]).norm() < moved
+def test_averaged_weights_are_the_moving_average(tmp_path, digits):
+    """The first weights; then the decay is (1 + t) / (10 + t) until that exceeds 0.3, at t = 2."""
+    seen = []
+
+    class Watch(Callback):
+        def on_step(self, trainer, stats):
+            seen.append(trainer.module.head.weight.detach().clone())
+
+    made = trainer(tmp_path / "run", digits, Watch(), plan=TrainingPlan(2, ema=0.3))
+    made.fit(resume=False)
+    expected = seen[0]
+    for t, weights in enumerate(seen[1:], 1):
+        decay = 2 / 11 if t == 1 else 3 / 12 if t == 2 else 0.3
+        expected = decay * expected + (1 - decay) * weights
+    judged = SmallCNN((1, 8, 8), 10, width=2)
+    load_weights(judged, tmp_path / "run" / "checkpoints" / "last.safetensors")
+    torch.testing.assert_close(judged.head.weight.detach(), expected)
+    assert not torch.equal(expected, seen[-1])
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,16 @@ def has_cuda() -> bool:
 
 @functools.cache
 def has_bf16() -> bool:
-    """Whether the CPU multiplies matrices in bf16; others only emulate it, slowly."""
+    """Whether the CPU computes faster in bf16 than in fp32.
+
+    With AVX512-BF16 AMD's do, in 0.45 of the time on lean_resnet (Zen 4); Intel's take 1.4 times as
+    long unless they have AMX (Sapphire Rapids with AMX masked). Others only emulate bf16.
+    """
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:  # not Linux
         return False
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
+    return "amx_bf16" in flags or {"avx512_bf16", "AuthenticAMD"} <= flags
 
 
 def on_cpu(accelerator: str) -> bool:

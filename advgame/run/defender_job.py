@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 from typing_extensions import override
 
 from advgame.classifiers.names import check_model, is_built_in
-from advgame.data.names import SMALL, flips, is_own, recipe, short_name
+from advgame.data.names import SMALL, flips, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.accelerators import on_cpu
 from advgame.run.files import digest
@@ -29,7 +29,6 @@ from advgame.run.settings import (
     idle_settings,
     odd_radius,
     on_a_cpu,
-    short_for_average,
 )
 
 if TYPE_CHECKING:
@@ -127,8 +126,6 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         repo = changes.get("preset") == "repo"
         if changes.get("model") == LARGE and on_cpu(changes["accelerator"]) and not repo:
             changes |= self.on_a_cpu()
-        if is_own(changes["dataset"]) and "ema" in changes:
-            changes["ema"] = None  # they may be few: an average would hold the weights it began at
         if repo:
             changes |= {**self.repo, **self.repo_recipes.get(whose, {})}
         if changes.get("norm") == "L2":
@@ -248,7 +245,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
                 module = new_classifier(config.model, data.shape, data.classes, layer)
         if not is_built_in(config.model):
             check_classifier(module.to(fabric.device), data)
-        if fabric.device.type == "cuda" or config.precision == "bf16-mixed":
+        if fabric.device.type == "cuda" or data.shape[0] > 1:  # a sixth less time on CPUs, too
             module = module.to(memory_format=torch.channels_last)
         if config.compile:
             module.compile()
@@ -289,8 +286,6 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
         tag, _ = SCORES[config.select]  # type: ignore[index]  # `check` settled it
         trainer = Trainer(game, run, training_plan(config), validate, select=tag)
-        if (warning := short_for_average(config.ema, trainer.total)) and trainer.chief:
-            print(f"warning: {warning}", file=sys.stderr)
         trainer.fit(resume=resume)
         if game.learner.fabric.global_rank == 0:
             self.report(config, run, game, data, threat)

@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from advgame.classifiers.foreign import built_as, check_savable, copying
 from advgame.errors import InputError
@@ -77,6 +77,9 @@ class Game(Protocol):
         ...
 
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """How long and with what schedule the learner learns.
@@ -87,8 +90,10 @@ class TrainingPlan:
             (times ``gamma`` at each of ``milestones``) or ``"constant"``; per step.
         milestones: shares of all steps.
         gamma: factor at a milestone.
-        ema: decay of the exponential moving average of the weights; None keeps no average. Where
-            there is one, it is what is validated, selected and reported.
+        ema: decay of the exponential moving average of the weights; None keeps no average. After t
+            steps it is at most (1 + t) / (10 + t), as in TensorFlow, so that a short training does
+            not judge the weights that it began at. The average is what is validated, selected
+            and reported.
         validate_every: epochs between validations; the last epoch is always validated.
         save_every: epochs between checkpoints; there is always one at the end and on a signal.
     """
@@ -159,9 +164,10 @@ class Trainer:
         self.scheduler = plan.scheduler(game.learner.optimizer, self.total)
         self.average: AveragedModel | None = None
         if plan.ema is not None:
-            averaging = get_ema_multi_avg_fn(plan.ema)
             with copying(self.module, "ema averages a copy of the weights"):
-                self.average = AveragedModel(self.module, multi_avg_fn=averaging, use_buffers=True)
+                self.average = AveragedModel(
+                    self.module, multi_avg_fn=self._towards, use_buffers=True
+                )
         self.step = 0
         self.best = float("-inf")
         self.sums: dict[str, Tensor] = {}
@@ -272,6 +278,15 @@ class Trainer:
             self.counts[tag] = self.counts.get(tag, 0) + 1
         self.step += 1
         return stats
+
+    def _towards(self, averages: Tensors, weights: Tensors, _: object) -> None:
+        """One step of the moving average; its decay rises to `TrainingPlan.ema`."""
+        assert self.plan.ema is not None
+        decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        else:  # batch norm's counters
+            torch._foreach_copy_(averages, weights)
 
     @contextmanager
     def _divergence_named(self) -> Iterator[None]:

@@ -67,7 +67,8 @@ class RunConfig:
     eps_ramp: Share = 0.0
     """share of the training over which ε grows from 0"""
     ema: float | None = None
-    """decay of a moving average of the weights, which is then validated and reported"""
+    """decay, once it has risen to it, of a moving average of the weights, which is then validated
+    and reported"""
     grad_clip: Positive | None = None
     """largest gradient norm of the defender"""
     validate_every: Count = 1
@@ -177,22 +178,6 @@ def odd_radius(whose: str, norm: str, eps: float) -> str:
     return (
         f"ε = {eps:.3g} is small beside {usual}, which is usual in L2 on {whose}: a length "
         "is meant, not the change of a pixel"
-    )
-
-
-def short_for_average(ema: float | None, steps: int) -> str:
-    """A warning where a moving average still holds much of the weights it began at, else "".
-
-    Args:
-        ema: its decay; None is no average.
-        steps: how many the whole training has.
-    """
-    left = 0.0 if ema is None else ema**steps
-    if left < 0.1:
-        return ""
-    return (
-        f"--ema {ema} judges an average that is to {left:.0%} the weights before the first step, "
-        f"since the training has {steps} steps: --ema None judges what was trained"
     )
 
 
