@@ -39,28 +39,31 @@ class Passes:
         attacker_backwards: of the attacker network, with weight gradients.
     """
 
-    forwards: int = 0
-    backwards: int = 0
-    input_backwards: int = 0
-    attacker_forwards: int = 0
-    attacker_backwards: int = 0
+    forwards: float = 0
+    backwards: float = 0
+    input_backwards: float = 0
+    attacker_forwards: float = 0
+    attacker_backwards: float = 0
 
     def add_attack(self, made: AttackResult) -> None:
         """Add the forward and backward passes per image that an attack needed."""
-        self.forwards += made.forwards // len(made.x_adv)
-        self.input_backwards += made.backwards // len(made.x_adv)
+        self.forwards += made.forwards / len(made.x_adv)
+        self.input_backwards += made.backwards / len(made.x_adv)
 
     def add_descent(self, defender: Defender, batches: int = 1) -> None:
         """What `Defender.descend` spends on a loss of so many batches."""
         self.forwards += batches * defender.descents
         self.backwards += batches * defender.descents
 
-    def worth(self) -> int:
-        """The defender's share, in forwards of the defender."""
+    def worth(self) -> float:
+        """The defender's share, in forwards of the defender: F = B_x = 1 and B = 2.
+
+        What they take differs by network: `scripts/benchmark.py --only games` measures it.
+        """
         return self.forwards + self.input_backwards + 2 * self.backwards
 
     def stats(self, device: torch.device) -> dict[str, Tensor]:
-        """Everything as scalars, ``attacker/forwards_per_image`` as LAS-AT counts it."""
+        """Everything as scalars, ``attacker/forwards_per_image`` what they are worth."""
         scalars = {f"cost/{name}": count for name, count in asdict(self).items()}
         scalars["attacker/forwards_per_image"] = self.worth()
         return {name: torch.full((), float(n), device=device) for name, n in scalars.items()}

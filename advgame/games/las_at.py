@@ -21,11 +21,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from advgame.attacks import Attack, AttackResult, GradientAttack, LabelFree, attacked, pgd
+from advgame.attacks import Attack, GradientAttack, LabelFree, attacked, pgd
 from advgame.choices import BatchNormMode, Credit
 from advgame.defender import Defender
 from advgame.errors import InputError
-from advgame.games.costs import DefenderStep
+from advgame.games.costs import DefenderStep, Passes
 from advgame.games.pairing import Trades
 from advgame.games.strategy import Strategies
 from advgame.losses import Loss, cross_entropy
@@ -208,28 +208,28 @@ class LasAt:
             credit: how the reward is shared out; None pays nothing, which spares the costly part.
 
         Returns:
-            ``stats["attacker/forwards_per_image"]`` is what the step is worth in forwards of the
-            defender (F = 1, input-backward 1, backward with weights 2).
+            ``stats`` holds the step's `Passes`, too.
         """
         autocast = defender.fabric.autocast
         # x' = x + δ: PGD with each image's own ε, T, α
         with autocast():
             made = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
-        x_adv, cost = made.x_adv, _passes(made)
+        x_adv, passes = made.x_adv, Passes()
+        passes.add_attack(made)
 
         # R1: the loss L(f_θ(x'), y), before θ learns from x'
         if credit is not None:
             defender.module.eval()
             with torch.no_grad(), autocast():
                 loss = self.objective(defender.module, x, x_adv, y, strategies, self.loss)
-            cost += self.batches
+            passes.forwards += self.batches
 
         # g = ∇_θ of the training loss on x'
         x_adv = self.threat.project(x_adv, x) if self.clamp else x_adv
         losses = defender.descend(
             lambda model: self.objective(model, x, x_adv, y, strategies, defender.loss)
         )
-        cost += 3 * self.batches * defender.descents
+        passes.add_descent(defender, self.batches)
 
         # R2, R3: is f_θ̂ right under PGD-10, and on the clean image, where θ̂ = θ - λ g
         payoffs = None
@@ -242,7 +242,8 @@ class LasAt:
                     robust = (
                         f_ahead(held.x_adv).argmax(1) == y if held.fooled is None else ~held.fooled
                     )
-            cost += _passes(held) + 1 + (held.fooled is None)
+            passes.add_attack(held)
+            passes.forwards += 1 + (held.fooled is None)
             payoffs = self.pay(loss, robust.float(), clean.float(), credit)
             if self.reward is not None:
                 told = (loss, robust.float(), clean.float(), payoffs)
@@ -251,8 +252,7 @@ class LasAt:
 
         # θ ← θ - λ g, by the defender's own optimiser, with its momentum
         defender.step()
-        stats = self._stats(losses, payoffs, strategies)
-        stats["attacker/forwards_per_image"] = torch.tensor(cost, device=x.device)
+        stats = self._stats(losses, payoffs, strategies) | passes.stats(x.device)
         return StepResult(x_adv, losses, stats, payoffs)
 
     def pay(self, loss: Tensor, robust: Tensor, clean: Tensor, credit: Credit) -> Payoffs:
@@ -334,11 +334,6 @@ class LasAt:
                 "game/attacker_reward": payoffs.reward.mean(),
             }
         return stats
-
-
-def _passes(made: AttackResult) -> float:
-    """Forwards and input-backwards of an attack, per image."""
-    return (made.forwards + made.backwards) / len(made.x_adv)
 
 
 @dataclass(frozen=True)

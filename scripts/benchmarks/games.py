@@ -181,7 +181,7 @@ def predict(passes: Passes, times: dict[str, float], naive: bool) -> float:
 
 def counted(stats: Mapping[str, Tensor]) -> Passes:
     """What a step says of its own passes."""
-    return Passes(**{name: int(stats[f"cost/{name}"]) for name in asdict(Passes())})
+    return Passes(**{name: float(stats[f"cost/{name}"]) for name in asdict(Passes())})
 
 
 def measure_games(fabric: Fabric, repeats: int, config: Games) -> Case:
@@ -232,8 +232,10 @@ def as_markdown(case: Mapping[str, Any], about: Mapping[str, Any]) -> str:
             continue
         cells = [name, *["–"] * 4]
         if count:
-            cells[1:] = [str(count[kind]) for kind in ("forwards", "input_backwards", "backwards")]
-            cells.append(f"{count['attacker_forwards']}, {count['attacker_backwards']}")
+            cells[1:] = [
+                f"{count[kind]:g}" for kind in ("forwards", "input_backwards", "backwards")
+            ]
+            cells.append(f"{count['attacker_forwards']:g}, {count['attacker_backwards']:g}")
         cells.append(f"{row['median_s']:.3g} ({row['min_s']:.3g} – {row['max_s']:.3g})")
         cells.append(f"{row['measured_over_predicted']:.2f}" if count else "–")
         cells.append(f"{row['times_ours']:.2f}")

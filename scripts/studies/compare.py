@@ -33,7 +33,7 @@ import tyro
 from typing_extensions import override
 
 from advgame.classifiers.names import is_built_in
-from advgame.data.names import DATASETS, check_dataset, is_own, recipe, short_name
+from advgame.data.names import DATASETS, check_dataset, recipe, short_name
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
@@ -170,8 +170,7 @@ class Compare(MethodsStudy[Config]):
         # a training's own report is not looked at
         report = ["--attacks", "fgsm", "--eval-n", "20"]
         dataset, extra = self.config.dataset, self.config.extra
-        plain = "--ema None" if is_own(dataset) else ""  # as the trainings' own defaults
-        shared = split_flags(f"{RECIPES[recipe(dataset)]} {plain} {extra}")
+        shared = split_flags(f"{RECIPES[recipe(dataset)]} {extra}")
         return [*self.images(), *report, *shared]
 
     @override
