@@ -80,6 +80,12 @@ SIGNS: dict[str, Sign] = {
     "step": Sign(
         "length of the step over the norm of what is moved", "has stopped moving", below=1e-7
     ),
+    "unexplained": Sign(
+        "mean square error of its predictions over the variance of what is predicted",
+        "predicts far worse than a constant",
+        above=1.5,  # the images that it keeps are alike: among them 1 may be all that can be had
+        whole=True,
+    ),
     "phase": Sign(
         "mean resultant length of the rows' places in their episodes: 1 where all rows are at one "
         "place, near 0 where they are spread over the whole of an episode"

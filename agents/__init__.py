@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from agents.imitation_policy import ImitationPolicy, load_policy
     from agents.imitator import Imitator
     from agents.l2l import L2LNetwork
-    from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame, make_player
+    from agents.las_at import (
+        FixedStrategy,
+        RandomStrategy,
+        StoppingStrategy,
+        StrategyGame,
+        make_player,
+    )
     from agents.policies import FeaturePolicy, StrategyPolicy
     from agents.reinforce import EpisodicReinforce, Reinforce
     from agents.sb3 import PPOAttacker, PPOPlayer
@@ -55,6 +61,7 @@ __all__ = [
     "RandomStrategy",
     "Reinforce",
     "ReinforceConfig",
+    "StoppingStrategy",
     "StrategyGame",
     "StrategyPolicy",
     "best_defences",

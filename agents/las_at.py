@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from typing_extensions import override
 
+from advgame.attacks.stopping import StoppingRule
 from advgame.errors import InputError
+from advgame.games.las_at import StepResult
+from advgame.games.stopping import LearnedStop, StopAtError
 from advgame.games.strategy import CHOICES, StrategySpace
 from advgame.games.training import PANELS as TRAINING_PANELS
 from advgame.games.training import defender_health
@@ -19,7 +23,7 @@ from advgame.seeding import derive_seed, seeded_init, stream
 from agents.policies import StrategyPolicy, ValueNet
 from agents.reinforce import Reinforce, averaging
 from agents.sb3 import PPOPlayer
-from agents.settings import Agent, ReinforceConfig
+from agents.settings import STOPPING, Agent, ReinforceConfig
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 PANELS: Panels = {
@@ -38,6 +42,15 @@ PANELS: Panels = {
             "strategy/eps_ratio": "ε / ε₀",
             "strategy/steps_ratio": "steps / 10",
             "strategy/step_size_ratio": "step size / (ε₀/4)",
+        },
+    ),
+    "Stopping": (
+        "share, and nats per step",
+        {
+            "strategy/stopped": "share stopped before the last step",
+            "strategy/threshold": "threshold of the gain",
+            "strategy/gain": "gain of a step",
+            "strategy/prediction_error": "error of its prediction (root mean square)",
         },
     ),
     "Strategy entropy": (
@@ -66,7 +79,7 @@ class StrategyGame:
         self.defender = self.learner = env.defender
         self.steps_per_epoch = env.steps_per_epoch
         self.images, _ = env.reset(seed=seed)
-        self._chosen: list[Tensor] = []  # this epoch's actions
+        self._chosen: list[Tensor] = []  # this epoch's strategies, a column per choice
 
     def step(self) -> dict[str, Tensor]:
         """One decision per image, one step of the defender, one lesson for the player."""
@@ -74,22 +87,33 @@ class StrategyGame:
         actions = self.player.act(self.images, learn=due)
         self.images, reward, _, _, _ = self.env.step(actions)
         lesson = self.player.learn(reward) if due else {}
-        self._chosen.append(actions)
         assert self.env.result is not None
+        self._chosen.append(self._columns(actions, self.env.result))
         return {**self.env.result.stats, **lesson}
+
+    def _columns(self, actions: Tensor, result: StepResult) -> Tensor:
+        """What was chosen, before any ramp of ε, (B, choices); steps as they were made."""
+        chosen = self.env.space.decode(actions)
+        if self.env.rules.rule is not None and result.strategies is not None:
+            chosen = replace(chosen, steps=result.strategies.steps)
+        names = CHOICES[: len(self.env.space.sizes)]
+        return torch.stack([getattr(chosen, name).float() for name in names], 1)
 
     def end_epoch(self, curves: Curves | None, step: int) -> dict[str, float]:
         """How far the strategies are from PGD-10 at ε₀ (and β = 6); histograms of the choices."""
         if not self._chosen:
             return {}
         space, row = self.env.space, {}
-        strategies = space.decode(torch.cat(self._chosen))
+        chosen = torch.cat(self._chosen)
         control = {"eps": space.eps0, "steps": 10, "step_size": space.eps0 / 4, "beta": 6}
         for column, name in enumerate(CHOICES[: len(space.sizes)]):
-            values = getattr(strategies, name).float()
+            values = chosen[:, column]
             row[f"strategy/{name}_ratio"] = float(values.mean()) / control[name]
             if curves is not None:
-                curves.histogram(f"strategy/{name}_chosen", values, step, space.options(column))
+                options = space.options(column)
+                if name == "steps" and self.env.rules.rule is not None:
+                    options = torch.arange(int(options.max()) + 1)
+                curves.histogram(f"strategy/{name}_chosen", values, step, options)
         self._chosen = []
         row |= defender_health(self.defender, self.images)[1]
         if optimizer := getattr(self.player, "optimizer", None):  # controls have none
@@ -176,6 +200,49 @@ class RandomStrategy(StrategyPlayer):
         self.rng.set_state(state["rng"])
 
 
+class StoppingStrategy(RandomStrategy):
+    """ε and step size are uniform, the steps as many as the space has: a rule ends them.
+
+    Args:
+        sizes: number of options of each choice.
+        rng: stream of the draws, on the images' device.
+        rule: of the game, whose state is this player's.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], rng: torch.Generator, rule: StoppingRule) -> None:
+        super().__init__(sizes, rng)
+        self.rule = rule
+
+    @override
+    def act(self, images: Tensor, *, learn: bool) -> Tensor:
+        actions = super().act(images, learn=learn)
+        column = CHOICES.index("steps")
+        actions[:, column] = self.sizes[column] - 1
+        return actions
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "rule": self.rule.state_dict()}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.rule.load_state_dict(state["rule"])
+
+
+def stopping_rule(agent: Agent, eps0: float, mean_steps: float) -> StoppingRule | None:
+    """What ends the attacks of an agent; None where its strategies do.
+
+    Args:
+        agent: which one.
+        eps0: ε₀.
+        mean_steps: of the learned rule.
+    """
+    if agent == "fat":
+        return StopAtError()
+    return LearnedStop(eps0, mean_steps) if agent in STOPPING else None
+
+
 def make_player(
     agent: Agent,
     space: StrategySpace,
@@ -187,6 +254,7 @@ def make_player(
     fabric: Fabric,
     uniform: bool = True,
     fixed: tuple[float, ...] = (8, 10, 2),
+    rule: StoppingRule | None = None,
 ) -> StrategyPlayer:
     """A learner or a control for a strategy space.
 
@@ -201,12 +269,15 @@ def make_player(
         uniform: start REINFORCE from the uniform policy.
         fixed: the strategy of ``"fixed"``: ε in units of ε₀/8, steps, step size in the same units,
             and β where the space has it.
+        rule: of the game, where the agent's attacks are ended by one.
 
     Raises:
         InputError: PPO on several processes.
     """
     rng = stream(seed, f"policy{fabric.global_rank}", fabric.device)
-    if agent == "random":
+    if rule is not None:
+        return StoppingStrategy(space.sizes, rng, rule)
+    if agent in ("random", "short"):
         return RandomStrategy(space.sizes, rng)
     if agent == "fixed":
         return FixedStrategy(space.index(*fixed))

@@ -7,8 +7,11 @@ from typing import Literal
 
 from advgame.errors import InputError
 
-Agent = Literal["reinforce", "ppo", "random", "fixed"]
+Agent = Literal["reinforce", "ppo", "stopper", "random", "short", "shuffled", "fat", "fixed"]
 LEARNERS = ("reinforce", "ppo")
+"""Agents that are paid."""
+STOPPING = ("stopper", "shuffled", "fat")
+"""Agents whose attacks a rule ends."""
 Baseline = Literal["none", "loo", "running", "value"]
 Algorithm = Literal["trpo", "ppo"]
 Width = Literal["wide", "wide-repo", "slim", "two-block", "small"]

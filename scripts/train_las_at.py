@@ -2,6 +2,7 @@
 
     python scripts/train_las_at.py                                   # digits, minutes on 2 cores
     python scripts/train_las_at.py --agent fixed                     # the control: plain PGD-AT
+    python scripts/train_las_at.py --agent stopper                   # learned: when attacks end
     python scripts/train_las_at.py --objective trades                # LAS-TRADES, β chosen too
     python scripts/train_las_at.py --awp 0.01                        # LAS-AWP
     python scripts/train_las_at.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
@@ -27,7 +28,7 @@ from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, Words
 from advgame.run.settings import PerturbedConfig, recipes
-from agents.settings import LEARNERS, PRESETS, Agent, Baseline
+from agents.settings import LEARNERS, PRESETS, STOPPING, Agent, Baseline
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -48,13 +49,19 @@ class Config(PerturbedConfig):
     preset: Preset = "default"
     """default: ours; repo: the published code's settings"""
     agent: Agent = "reinforce"
-    """who picks the strategies; random and fixed (PGD-10 at ε₀) are the controls"""
+    """who picks the strategies. reinforce, ppo: policies; stopper: ends an attack where a further
+    step is predicted to gain too little. Controls: random; fixed (PGD-10 at ε₀); fat: ends an
+    attack at the first error; shuffled: the stopper's numbers of steps, dealt to other images;
+    short: random with 1 to 2m - 1 steps, m being --mean-steps. stopper, fat and shuffled take ε and
+    step sizes at random, and at most the steps of --space"""
     objective: Literal["pgd", "trades"] = "pgd"
     """what attack and defender play for: pgd (cross-entropy), or trades with a β per image"""
     clamp: bool = False
     """the defender learns within ε₀ whatever ε was chosen, as LAS-AWP is published"""
     fixed: tuple[float, int, float] = (8, 10, 2)
     """strategy of --agent fixed: ε in units of ε₀/8, steps, step size in units of ε₀/8"""
+    mean_steps: float = 3.5
+    """mean number of steps of --agent stopper, shuffled and short"""
     fixed_beta: float = 6.0
     """β of --agent fixed in --objective trades"""
     credit: Credit = "mixed"
@@ -116,6 +123,35 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+MEAN_STEPS = ("stopper", "shuffled", "short")
+"""Agents whose mean number of steps is asked for."""
+
+
+def check_stopping(config: Config, most: int) -> None:
+    """Refuse stopping rules in games that they cannot be played in, and impossible means.
+
+    Args:
+        config: all settings.
+        most: the longest attack of the space.
+
+    Raises:
+        InputError: what is wrong, in one line.
+    """
+    if config.agent in STOPPING and config.objective == "trades":
+        raise InputError(
+            f"--agent {config.agent} needs labels, which the attack of --objective trades has not"
+        )
+    if config.agent in STOPPING and config.preset == "repo":
+        raise InputError(f"--preset repo has no --agent {config.agent}: it is none of LAS-AT's")
+    mean = config.mean_steps
+    if config.agent == "short" and (mean < 1 or 2 * mean != round(2 * mean)):
+        raise InputError(f"--mean-steps of --agent short are halves from 1 on, not {mean:g}")
+    if config.agent in ("stopper", "shuffled") and not 1 < mean < most:
+        raise InputError(
+            f"--mean-steps {mean:g}: it must lie between 1 and {most}, the most steps of --space"
+        )
+
+
 class Job(DefenderJob[Config, "StrategyGame"]):
     """The job that trains a classifier by LAS-AT and judges it."""
 
@@ -150,6 +186,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             )
         if config.awp is not None and config.awp >= 1:
             raise InputError(f"awp must lie between 0 and 1, not {config.awp}")
+        check_stopping(config, max(lists.steps))
         if config.preset == "repo" and (config.objective == "trades" or config.awp is not None):
             raise InputError(
                 "--preset repo is LAS-PGD-AT's: leave it away with --objective trades or --awp"
@@ -161,9 +198,10 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval", "reward")
-        others = {"reinforce": (), "ppo": ("baseline",), "random": learners, "fixed": learners}
+        unused = {"reinforce": (), "ppo": ("baseline",)}.get(config.agent, learners)
         fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
-        found = {f"--agent {config.agent}": (*fixed, *others[config.agent])}
+        mean = () if config.agent in MEAN_STEPS else ("mean_steps",)
+        found = {f"--agent {config.agent}": (*fixed, *mean, *unused)}
         if config.reward:
             found["--reward"] = ("credit",)
         if config.objective != "trades":
@@ -174,29 +212,35 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         """The environment, which owns defender and rules, and the player."""
         from advgame.games.las_at import LasAt, LasTrades
         from advgame.games.strategy import strategy_space
-        from agents.las_at import StrategyGame, make_player
+        from agents.las_at import StrategyGame, make_player, stopping_rule
         from envs.strategy_selection import StrategySelectionVectorEnv
 
         repo, trades = config.preset == "repo", config.objective == "trades"
         augmented, threat = self.augmentation(config, data.train), ball(config)
+        rule = stopping_rule(config.agent, float(threat.eps), config.mean_steps)
+        space = strategy_space(
+            config.space,
+            float(threat.eps),
+            BETAS if trades else (),
+            threat.whole(math.prod(data.train.shape)) / 2,
+        )
+        if config.agent == "short":
+            space = replace(space, steps=tuple(range(1, round(2 * config.mean_steps))))
         rules = (LasTrades if trades else LasAt)(
             threat,
             start="eps0" if repo else "own",
             look_ahead_mode="train" if repo else "eval",
             clamp=config.clamp,
             reward=cast("Reward", own_code(config.reward)) if config.reward else None,
+            rule=rule,
+            deal=config.agent == "shuffled",
         )
         env = StrategySelectionVectorEnv(
             config.batch_size,
             data=data.train,
             defender=self.defender(config, data, fabric),
             rules=rules,
-            space=strategy_space(
-                config.space,
-                float(threat.eps),
-                BETAS if trades else (),
-                threat.whole(math.prod(data.train.shape)) / 2,
-            ),
+            space=space,
             credit=config.credit,
             reward_interval=config.reward_interval
             if config.agent in LEARNERS
@@ -222,6 +266,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             fabric=fabric,
             uniform=not repo,
             fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
+            rule=rule,
         )
         return StrategyGame(env, player, config.seed)
 

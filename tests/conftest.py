@@ -68,6 +68,16 @@ def rng():
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture
+def double_cnn(rng: torch.Generator) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A CNN in fp64, where a batch's size rounds nothing, and random images and labels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SmallCNN((1, 8, 8), 10).double()
+    x = torch.rand(12, 1, 8, 8, generator=rng, dtype=torch.float64)
+    return model, x, torch.randint(0, 10, (12,), generator=rng)
+
+
 @pytest.fixture(scope="module")
 def victim() -> nn.Module:
     """The classifier that ships with the package."""

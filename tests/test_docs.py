@@ -15,6 +15,7 @@ import tyro
 from conftest import ROOT
 
 from advgame.attacks import gradient_steps, patches
+from advgame.games import stopping
 from advgame.health import SIGNS
 from envs.queries import Shared
 
@@ -44,6 +45,7 @@ CLAIMS = {
     ("imitation", 1): lambda n, said: -150 < n[0] < 0,
     ("imitation", 2): lambda n, said: -10 < n[0] < 0,  # doing nothing gets far less
     ("imitation", 3): lambda n, said: said.count("25") == 4,
+    ("strategies", 0): lambda n, said: 1 <= n[1] < n[0] < n[2] <= 10,
     ("las_at", 0): lambda n, said: n[0] < n[1],  # a price has been taken off R1
     ("environments", 4): lambda n, said: said.strip() == "True",
     ("las_at", 2): lambda n, said: n[0] > n[1] > 10,  # more than a guess
@@ -95,6 +97,13 @@ def test_the_tables_of_features_are_the_codes(page, module):
     text = (ROOT / "docs" / "envs" / f"{page}_v0.md").read_text()
     for name, words in module.FEATURES.items():
         shown = re.sub(r"\|([a-z ]+)\|", r"abs(\1)", words)
+        assert f"| `{name}` | {shown} |" in text
+
+
+def test_the_stoppers_features_are_the_codes():
+    text = (ROOT / "docs" / "strategies.md").read_text()
+    for name, words in stopping.FEATURES.items():
+        shown = re.sub(r"\|(δ)\|", r"abs(\1)", words)
         assert f"| `{name}` | {shown} |" in text
 
 

@@ -22,15 +22,6 @@ def two_classes(rng):
     return model, x, torch.arange(8) % 2
 
 
-@pytest.fixture
-def double_cnn(rng):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = SmallCNN((1, 8, 8), 10).double()
-    x = torch.rand(12, 1, 8, 8, generator=rng, dtype=torch.float64)
-    return model, x, torch.randint(0, 10, (12,), generator=rng)
-
-
 def weight_against(model, y):
     """d(loss)/dx of the binary problem points along w_other - w_true."""
     return (model.weight[1 - y] - model.weight[y]).detach().view(-1, 1, 4, 4)

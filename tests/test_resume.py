@@ -38,6 +38,8 @@ TRAININGS = {
             "reinforce": {},
             "ppo": {"agent": "ppo"},
             "random": {"agent": "random"},
+            "stopper": {"agent": "stopper"},
+            "shuffled": {"agent": "shuffled"},
             "ema": {"ema": 0.9, "schedule": "multistep"},
             "interval": {"reward_interval": 4, "validate_every": 2, "eps_ramp": 0.5},
             "dropout": {"model": "minimax_cnn", "agent": "fixed", "epochs": 2},

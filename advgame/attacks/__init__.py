@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from advgame.attacks.named import by_name
     from advgame.attacks.spsa import SPSA
     from advgame.attacks.square import Square
+    from advgame.attacks.stopping import Seen, StoppingRule
     from advgame.attacks.transfer import EoT, Transfer
     from advgame.choices import BatchNormMode, Transport
 
@@ -50,7 +51,9 @@ __all__ = [
     "InputGradient",
     "LabelFree",
     "Sampler",
+    "Seen",
     "Square",
+    "StoppingRule",
     "Transfer",
     "Transport",
     "at_boundary",

@@ -24,6 +24,7 @@ class AttackResult:
         fooled: (B,) whether the attack succeeded, where it looked, else None.
         forwards: number of image forwards made, summed over the batch.
         backwards: number of image input-backwards made.
+        steps: (B,) int64 that each image made, where a rule stopped them, else None.
     """
 
     x_adv: Tensor
@@ -31,6 +32,7 @@ class AttackResult:
     fooled: Tensor | None
     forwards: int
     backwards: int
+    steps: Tensor | None = None
 
 
 class Attack(ABC):

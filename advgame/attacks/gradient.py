@@ -10,7 +10,8 @@ model's ball. The papers differ in its settings only:
 - LAS-AT's attacker (Jia et al. 2022): PGD with ε, steps and step size chosen per image.
 
 An image whose steps are done leaves the batch: images are sorted by their number of steps, and
-each step works on the prefix that still moves. Nothing is computed only to be masked.
+each step works on the prefix that still moves. A `StoppingRule` takes images out earlier. Nothing
+is computed only to be masked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.boundary import attacked
 from advgame.attacks.input_gradients import finite, input_gradient
+from advgame.attacks.stopping import Seen, StoppingRule
 from advgame.checks import check_labels, check_logits
 from advgame.choices import BatchNormMode
 from advgame.errors import InputError
@@ -52,6 +54,8 @@ class GradientAttack(Attack):
         stop_when_fooled: an image that is misclassified (targeted: classified as the target)
             leaves the batch at once, for good: for verdicts. Costs a host synchronisation per
             step; the result holds ``fooled`` instead of ``loss``.
+        rule: ends the attack on each image, after ``steps`` steps at the latest: for trainings.
+            Costs a host synchronisation per step; the result holds ``steps``.
         mode: batch norm and dropout while attacking, `advgame.attacks.boundary`.
 
     Raises:
@@ -68,6 +72,7 @@ class GradientAttack(Attack):
     momentum: float | None = None
     targeted: bool = False
     stop_when_fooled: bool = False
+    rule: StoppingRule | None = None
     mode: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
@@ -90,6 +95,11 @@ class GradientAttack(Attack):
             raise InputError(f"keep must be 'last' or 'best', not {self.keep!r}")
         if self.keep == "best" and self.stop_when_fooled:
             raise InputError("stop_when_fooled keeps the image that fooled: use keep='last'")
+        if self.rule and (self.stop_when_fooled or self.restarts > 1 or self.keep == "best"):
+            raise InputError(
+                "a rule ends one run at its last iterate: leave stop_when_fooled, restarts and "
+                "keep='best' away"
+            )
 
     def _draws(self) -> str | None:
         return "a random start" if self.start is not None else None
@@ -116,7 +126,7 @@ class _Ascent:
     """One attack on one batch; images stand sorted by their number of steps, most first.
 
     ``rows`` names the images that still move: a prefix, or a list of positions in it when
-    images also leave because they are fooled.
+    images also leave because they are fooled, or by a rule.
     """
 
     def __init__(
@@ -141,7 +151,9 @@ class _Ascent:
         self.project = self.threat.projector(self.x)
         size = attack.step_size
         self.step_size = self._sorted(size.to(self.x)) if isinstance(size, Tensor) else size
-        self.standing = torch.arange(len(x), device=x.device)  # positions not fooled yet
+        # positions that neither were fooled nor were stopped yet
+        self.standing = torch.arange(len(x), device=x.device)
+        self.early = self.stops or attack.rule is not None
         self.forwards = self.backwards = 0
 
     def _sorted(self, values: Tensor) -> Tensor:
@@ -153,18 +165,25 @@ class _Ascent:
         return torch.empty_like(values).index_copy_(0, self.order, values)
 
     def run(self, rng: torch.Generator | None) -> AttackResult:
+        if self.attack.rule is not None:
+            self.attack.rule.begin(len(self.x))
+            self.steps = torch.zeros_like(self.standing)
         x_adv, objective = self._restart(rng)
         for _ in range(1, self.attack.restarts):
             candidate, reached = self._restart(rng)
             better = reached > objective
             x_adv = torch.where(per_image(better, x_adv), candidate, x_adv)
             objective = torch.where(better, reached, objective)
-        fooled = loss = None
-        if self.stops:
+        fooled = loss = steps = None
+        if self.attack.rule is not None:
+            self.attack.rule.end(self.steps)
+            steps = self._as_given(self.steps)
+        elif self.stops:
             fooled = self._as_given(torch.isinf(objective))
         elif self.attack.restarts > 1 or self.attack.keep == "best":
             loss = self._as_given(-objective if self.attack.targeted else objective)
-        return AttackResult(self._as_given(x_adv), loss, fooled, self.forwards, self.backwards)
+        made = self._as_given(x_adv)
+        return AttackResult(made, loss, fooled, self.forwards, self.backwards, steps)
 
     def _restart(self, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """One run from one start: its candidates, and what they reach (+inf where they fool)."""
@@ -175,10 +194,10 @@ class _Ascent:
         objective = torch.full((len(x_adv),), -torch.inf, device=x_adv.device)
         best = x_adv.clone() if self.attack.keep == "best" else x_adv
         self.gathered = torch.zeros_like(x_adv) if self.attack.momentum is not None else None
-        for n in self.moving:
-            # positions ascend: those below n that are not fooled yet
+        for done, n in enumerate(self.moving):
+            # positions ascend: those below n that still stand
             rows: Index = (
-                self.standing[: int((self.standing < n).sum())] if self.stops else slice(n)
+                self.standing[: int((self.standing < n).sum())] if self.early else slice(n)
             )
             leaf = x_adv[rows].detach().requires_grad_()
             if not len(leaf):
@@ -192,6 +211,10 @@ class _Ascent:
             if self.stops:
                 kept = self._drop_fooled(logits, rows, objective)
                 rows, leaf, grad = rows[kept], leaf[kept], grad[kept]  # type: ignore[index]
+            elif self.attack.rule is not None:
+                moved = self._ask(self.attack.rule, rows, (leaf, logits, reached), done)
+                rows, leaf, grad = rows[moved], leaf[moved], grad[moved]  # type: ignore[index]
+                self.steps[rows] += 1
             elif best is not x_adv:
                 _keep_better(best, objective, leaf, reached.detach(), rows)
             x_adv[rows] = self._step(leaf, grad, rows)
@@ -224,19 +247,35 @@ class _Ascent:
         direction = self.threat.steepest(grad)
         return self.project(direction.mul_(per_image(size, grad)).add_(x_adv), rows)
 
-    def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
-        """Retire the rows that are fooled; returns which of ``rows`` stay, as places in it.
+    def _ask(
+        self, rule: StoppingRule, rows: Index, at: tuple[Tensor, Tensor, Tensor], done: int
+    ) -> Index:
+        """Retire the rows that a rule ends; returns which of ``rows`` take this step."""
+        assert isinstance(rows, Tensor)
+        leaf, logits, reached = (one.detach() for one in at)
+        delta, ball, y = leaf - self.x[rows], self.threat.select(rows), self.y[rows]
+        limit = len(self.moving)
+        stopped = rule.stop(Seen(rows, delta, ball, logits, reached, y, done, limit))
+        kept = self._retire(rows, stopped)
+        return slice(None) if rule.last_step else kept
+
+    def _retire(self, rows: Tensor, leaving: Tensor) -> Tensor:
+        """Take rows out for good; returns which of ``rows`` stay, as places in it.
 
         ``rows`` are the first of those that stand. Integers in place of masks: each mask that
         picks rows makes the host wait for the device.
         """
+        kept = (~leaving).nonzero()[:, 0]
+        self.standing = torch.cat([rows[kept], self.standing[len(rows) :]])
+        return kept
+
+    def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
+        """Retire the rows that are fooled; returns which of ``rows`` stay, as places in it."""
         assert isinstance(rows, Tensor)
         hit = logits.detach().argmax(1) == self.y[rows]
         fooled = hit if self.attack.targeted else ~hit
         objective[rows] = objective[rows].masked_fill(fooled, torch.inf)
-        kept = (~fooled).nonzero()[:, 0]
-        self.standing = torch.cat([rows[kept], self.standing[len(rows) :]])
-        return kept
+        return self._retire(rows, fooled)
 
     def _score_last(self, x_adv: Tensor, best: Tensor, objective: Tensor) -> None:
         """One more forward, at the last iterates."""

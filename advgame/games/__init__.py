@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from advgame.games.minimax import Minimax, SensitivityTraining
     from advgame.games.mixture import Mixture
     from advgame.games.pairing import LogitPairing, Mart, Trades
+    from advgame.games.stopping import LearnedStop, StopAtError
     from advgame.games.strategy import Strategies, StrategySpace, strategy_space
     from advgame.games.training import DefenderTraining, Rules
 
@@ -40,6 +41,7 @@ __all__ = [
     "Gail",
     "LasAt",
     "LasTrades",
+    "LearnedStop",
     "LogitPairing",
     "Mart",
     "Minimax",
@@ -49,6 +51,7 @@ __all__ = [
     "Payoffs",
     "Rules",
     "SensitivityTraining",
+    "StopAtError",
     "Strategies",
     "StrategySpace",
     "Trades",

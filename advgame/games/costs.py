@@ -69,18 +69,26 @@ class Passes:
         return {name: torch.full((), float(n), device=device) for name, n in scalars.items()}
 
 
+def relative_size(delta: Tensor, threat: Threat) -> Tensor:
+    """Perturbations (B, C, H, W) in units in which no mean |δ| is above 1.
+
+    The unit is what each pixel changes by where all change alike and the ball's face is reached: ε
+    in L∞, ε/√(C·H·W) in L2.
+    """
+    return delta / per_image(threat.eps / threat.whole(delta[0].numel()), delta)
+
+
 def perturbation_stats(delta: Tensor, threat: Threat) -> dict[str, Tensor]:
     """Size, smoothness and saturation of perturbations (B, C, H, W).
 
-    The unit is what each pixel changes by where all change alike and the ball's face is reached: ε
-    in L∞, ε/√(C·H·W) in L2. No mean |δ| is larger.
+    In the unit of `relative_size`:
 
-    - ``attacker/size``: mean |δ| in that unit;
-    - ``attacker/variation``: mean |difference of neighbouring pixels| in it: 0 for a constant,
+    - ``attacker/size``: mean |δ|;
+    - ``attacker/variation``: mean |difference of neighbouring pixels|: 0 for a constant,
       1 for independent signs at ±ε, 2 for a chessboard;
     - ``attacker/on_face``: share of the pixels that the ball's face holds.
     """
-    scaled = delta / per_image(threat.eps / threat.whole(delta[0].numel()), delta)
+    scaled = relative_size(delta, threat)
     # a side of one pixel has no neighbours
     sides = [one.mean() for dim in (2, 3) if (one := scaled.diff(dim=dim).abs()).numel()]
     return {

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, GradientAttack, LabelFree, attacked, pgd
+from advgame.attacks.stopping import StoppingRule
 from advgame.choices import BatchNormMode, Credit
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes
 from advgame.games.pairing import Trades
+from advgame.games.stopping import DealtSteps
 from advgame.games.strategy import Strategies
 from advgame.losses import Loss, cross_entropy
 from advgame.threat import GaussianStart, Threat
@@ -87,9 +89,15 @@ Reward = Callable[[Outcome], Tensor]
 
 @dataclass(frozen=True)
 class StepResult(DefenderStep):
-    """What one step did; ``payoffs`` are the attacker's, or None where it was not paid."""
+    """What one step did.
+
+    Args:
+        payoffs: the attacker's, or None where it was not paid.
+        strategies: that were played, with the steps that were made.
+    """
 
     payoffs: Payoffs | None = None
+    strategies: Strategies | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,9 @@ class LasAt:
         cap: R1 lies in [0, cap], R2 and R3 in [-cap, cap]; published: 10, LAS-TRADES 20.
         reward: a reward of your own, a function of `Outcome` that returns (B,); None is R. The
             terms R1, R2, R3 are then logged as they are without it.
+        rule: ends the attack on each image, after the strategy's steps at the latest
+            (`advgame.games.stopping`); the strategies told of have the steps that were made.
+        deal: deal the numbers of steps that the rule finds to other images.
         clamp: pull what the defender learns from back into the ball of ε₀, so that a larger ε
             changes the attack's path only (LAS-AWP); R1 is paid before that.
 
@@ -136,10 +147,14 @@ class LasAt:
     cap: float = 10.0
     clamp: bool = False
     reward: Reward | None = None
+    rule: StoppingRule | None = None
+    deal: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.threat.eps, Tensor):
             raise InputError("the game is judged at one eps: give the threat a float")
+        if self.deal and self.rule is None:
+            raise InputError("steps are dealt as a rule finds them: give the game its rule")
 
     def objective(
         self,
@@ -165,13 +180,15 @@ class LasAt:
     def attack(self, strategies: Strategies) -> Attack:
         """PGD with each image's own strategy."""
         ball = self.threat.with_radii(strategies.eps)
-        return GradientAttack(
+        made = GradientAttack(
             ball,
             strategies.steps,
             strategies.step_size,
             start=self.threat if self.start == "eps0" else ball,
             loss=self.loss,
+            rule=self.rule,
         )
+        return DealtSteps(made) if self.deal else made
 
     def look_ahead_attack(self) -> GradientAttack:
         """PGD-10 at ε₀ with 2 restarts.
@@ -216,6 +233,8 @@ class LasAt:
             made = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
         x_adv, passes = made.x_adv, Passes()
         passes.add_attack(made)
+        if made.steps is not None:
+            strategies = replace(strategies, steps=made.steps)
 
         # R1: the loss L(f_θ(x'), y), before θ learns from x'
         if credit is not None:
@@ -253,7 +272,7 @@ class LasAt:
         # θ ← θ - λ g, by the defender's own optimiser, with its momentum
         defender.step()
         stats = self._stats(losses, payoffs, strategies) | passes.stats(x.device)
-        return StepResult(x_adv, losses, stats, payoffs)
+        return StepResult(x_adv, losses, stats, payoffs, strategies)
 
     def pay(self, loss: Tensor, robust: Tensor, clean: Tensor, credit: Credit) -> Payoffs:
         """The reward R = a·R1 + b·R2 + c·R3 of each image's strategy, as published.
@@ -326,6 +345,8 @@ class LasAt:
         }
         if strategies.beta is not None:
             stats["strategy/beta"] = strategies.beta.mean()
+        if self.rule is not None:
+            stats |= self.rule.stats()
         if payoffs is not None:
             stats |= {
                 "game/r1_loss": payoffs.r1.mean(),
@@ -349,6 +370,11 @@ class LasTrades(LasAt):
     batches: ClassVar[int] = 2  # clean images and adversarial examples
 
     cap: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule is not None:
+            raise InputError("a rule needs labels, which LAS-TRADES' attack has not: take LasAt")
 
     def attack(self, strategies: Strategies) -> Attack:
         """KL-PGD with each image's own strategy."""
