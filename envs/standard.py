@@ -1,13 +1,19 @@
-"""Checks of Gymnasium's own arguments (`render_mode`, `seed`, `options`), alike for every id."""
+"""Checks of the environments' arguments, Gymnasium's own among them, and the default defender."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
+from advgame.attacks import attacked
+from advgame.checks import check_labels, check_logits
+from advgame.classifiers import make_classifier
 from advgame.data import ImageSet
+from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.seeding import seeded_init
 
 RENDER_MODES = ["rgb_array"]
 
@@ -47,6 +53,44 @@ def check_data(data: object) -> None:
         'data is an advgame.ImageSet, such as load_data("digits").train or '
         f"ImageSet.from_floats(images, labels, classes), not a {type(data).__name__}"
     )
+
+
+def check_defender(defender: object) -> None:
+    """Refuse what does not learn; None stands for the default one.
+
+    Raises:
+        InputError: something else, such as a classifier without an optimiser.
+    """
+    if defender is not None and not isinstance(defender, Defender):
+        raise InputError(
+            "defender is a classifier with its optimiser, Defender(module, lr=0.1), not a "
+            f"{type(defender).__name__}"
+        )
+
+
+def check_fit(defender: Defender, data: ImageSet) -> None:
+    """Refuse images that the defender's classifier cannot take, or labels that it does not have.
+
+    Raises:
+        InputError: shapes, classes or logits that do not fit.
+    """
+    try:
+        with attacked(defender.module), torch.no_grad():
+            logits = defender.module(data.floats(slice(2)))
+    except RuntimeError as error:  # as PyTorch words it when shapes do not fit
+        raise InputError(
+            f"the defender's classifier cannot take the data's images, {data.shape}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    check_logits(logits, data.labels[:2])
+    check_labels(data.labels, len(data), logits.shape[1])
+
+
+def default_defender(data: ImageSet) -> Defender:
+    """A small CNN with SGD, the same one at every call."""
+    with seeded_init(0):
+        module = make_classifier("small_cnn", data.shape, data.classes)
+    return Defender(module, lr=0.05)
 
 
 def check_no_time_limit(max_episode_steps: int | None, length: str) -> None:

@@ -21,16 +21,13 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from typing_extensions import override
 
-from advgame.attacks import attacked
-from advgame.checks import check_labels, check_logits
 from advgame.choices import Credit
-from advgame.classifiers import make_classifier
 from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt, StepResult
 from advgame.games.strategy import CHOICES, StrategySpace
-from advgame.seeding import PrivateRNG, derive_seed, seeded_init, stream
+from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Linf
 from envs.actions import as_numbers, choice_space, unflatten
 from envs.adapters import SingleEnv
@@ -38,10 +35,13 @@ from envs.pictures import PicturedVectorEnv, strategy_picture
 from envs.standard import (
     RENDER_MODES,
     check_data,
+    check_defender,
+    check_fit,
     check_no_time_limit,
     check_num_envs,
     check_render_mode,
     check_reset,
+    default_defender,
 )
 
 
@@ -130,18 +130,14 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
             raise InputError("reward_interval and ramp_steps must be 0 or above")
         if credit not in ("mixed", "sample", "batch"):
             raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
-        if defender is not None and not isinstance(defender, Defender):
-            raise InputError(
-                "defender is a classifier with its optimiser, Defender(module, lr=0.1), not a "
-                f"{type(defender).__name__}"
-            )
+        check_defender(defender)
         data = data if data is not None else load_data("digits").train
         self.rules = rules or LasAt(Linf(0.15))
         ball = self.rules.threat
         cap = ball.whole(math.prod(data.shape)) / 2
         self.space = space or StrategySpace(float(ball.eps), eps_cap=cap)
         _check_space(self.space, self.rules)
-        self.defender = defender or _default_defender(data)
+        self.defender = defender or default_defender(data)
         self.data = data.to(self.defender.device)
         self.credit: Credit = credit
         self.reward_interval, self.crop, self.flip = reward_interval, crop, flip
@@ -179,16 +175,7 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
     def _begin(self, seed: int) -> None:
         fabric = self.defender.fabric
         self.defender.module.load_state_dict(self._initial_weights)
-        try:
-            with attacked(self.defender.module), torch.no_grad():
-                logits = self.defender.module(self.data.floats(slice(2)))
-        except RuntimeError as error:  # as PyTorch words it when shapes do not fit
-            raise InputError(
-                f"the defender's classifier cannot take the data's images, {self.data.shape}: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        check_logits(logits, self.data.labels[:2])
-        check_labels(self.data.labels, len(self.data), logits.shape[1])
+        check_fit(self.defender, self.data)
         self.defender.load_state_dict(copy.deepcopy(self._initial_state))
         self._batches = Batches(
             self.data,
@@ -397,9 +384,3 @@ def _check_space(space: StrategySpace, rules: LasAt) -> None:
         )
     if space.betas and type(rules) is LasAt:
         raise InputError("LasAt has no β: leave the list out, or take LasTrades")
-
-
-def _default_defender(data: ImageSet) -> Defender:
-    with seeded_init(0):
-        module = make_classifier("small_cnn", data.shape, data.classes)
-    return Defender(module, lr=0.05)

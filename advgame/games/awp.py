@@ -10,6 +10,7 @@ cancels out: γ is the only knob. It makes the optimiser's step at θ + v and su
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,42 @@ from torch import Tensor, nn
 from advgame.defender import Defender, DefenderLoss
 from advgame.errors import InputError
 from advgame.run.options import parse_number
+
+
+def descend_at_worst(
+    descend: Callable[[DefenderLoss], Tensor], module: nn.Module, loss: DefenderLoss, gamma: float
+) -> Tensor:
+    """Form the gradient at θ + v, and leave θ as it was, to the bit; returns the loss there (B,).
+
+    Args:
+        descend: `Defender.descend`, which is called twice.
+        module: the classifier, whose weights are θ.
+        loss: of the classifier.
+        gamma: γ.
+    """
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    descend(loss)
+    weights = [p for p in module.parameters() if p.dim() > 1 and p.grad is not None]
+    kept = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for buffer, value in zip(module.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        for weight in weights:
+            weight.add_(_shift(weight, gamma))
+    losses = descend(loss)
+    with torch.no_grad():
+        for weight, value in zip(weights, kept, strict=True):
+            weight.copy_(value)
+    return losses
+
+
+def _shift(weight: Tensor, gamma: float) -> Tensor:
+    """The layer's v, 0 where its gradient is 0."""
+    assert weight.grad is not None
+    tiny = torch.finfo(weight.dtype).tiny
+    direction = weight.grad / weight.grad.abs().max().clamp_min(tiny)  # squares may underflow
+    ratio: Tensor = gamma * weight.norm() / direction.norm().clamp_min(tiny)
+    return direction * ratio
 
 
 class AWPDefender(Defender):
@@ -54,28 +91,7 @@ class AWPDefender(Defender):
         self.descents = 1 if self.made <= self.warm_up else 2
         if self.descents == 1:
             return super().descend(loss)
-        buffers = [buffer.clone() for buffer in self.module.buffers()]
-        super().descend(loss)
-        weights = [p for p in self.module.parameters() if p.dim() > 1 and p.grad is not None]
-        kept = [weight.detach().clone() for weight in weights]
-        with torch.no_grad():
-            for buffer, value in zip(self.module.buffers(), buffers, strict=True):
-                buffer.copy_(value)
-            for weight in weights:
-                weight.add_(self._shift(weight))
-        losses = super().descend(loss)
-        with torch.no_grad():
-            for weight, value in zip(weights, kept, strict=True):
-                weight.copy_(value)
-        return losses
-
-    def _shift(self, weight: Tensor) -> Tensor:
-        """The layer's v, 0 where its gradient is 0."""
-        assert weight.grad is not None
-        tiny = torch.finfo(weight.dtype).tiny
-        direction = weight.grad / weight.grad.abs().max().clamp_min(tiny)  # squares may underflow
-        ratio: Tensor = self.gamma * weight.norm() / direction.norm().clamp_min(tiny)
-        return direction * ratio
+        return descend_at_worst(super().descend, self.module, loss, self.gamma)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser state, and how far the warm-up is."""
