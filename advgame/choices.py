@@ -18,6 +18,10 @@ Horizon = Literal["task", "fixed"]
 """Episodes of an imitation: as the task's, or all as long, with absorbing states."""
 Preset = Literal["default", "repo"]
 """Our settings, or the published code's."""
+Stake = Literal["robust", "loss"]
+"""What a duel is about: robust accuracy on held-out images, or the loss there."""
+Order = Literal["simultaneous", "alternating"]
+"""Both sides of a duel learn after each match, or one of them for a turn."""
 MOVES = ("on", "best", "random")
 """Where a learned attacker's next query begins: the last point, the best one, a random one."""
 COLOUR = ("cifar10", "cifar100", "svhn")

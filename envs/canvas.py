@@ -157,6 +157,11 @@ class Chart:
         if len(points) > 1:
             self.canvas.line(points, colour, width)
 
+    def line(self, first: Point, last: Point, colour: Colour, width: float = 1.5) -> None:
+        """A straight line from one (x, value) to another."""
+        ends = [(self._x(x), self._y(value)) for x, value in (first, last)]
+        self.canvas.line(ends, colour, width)
+
     def dot(self, x: float, y: float, colour: Colour, radius: float = 4) -> None:
         """A single value, drawn as a dot."""
         self.canvas.dot((self._x(x), self._y(y)), radius, colour)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import gymnasium as gym
@@ -155,6 +156,69 @@ def strategy_picture(
     if rewards:
         chart.dot(len(rewards), rewards[-1], BLUE, 3)
     return canvas.array()
+
+
+def duel_picture(
+    *,
+    step: int,
+    steps: int,
+    about: str,
+    curve: Sequence[float],
+    every: int,
+    choices: Sequence[Sequence[float]],
+    names: Sequence[str],
+    images: tuple[Array, Array],
+    scale: float,
+) -> Array:
+    """The match so far: the standing, both sides' choices, three adversarial images.
+
+    Args:
+        step: steps played.
+        steps: of the match.
+        about: what is played for, in words.
+        curve: the standing before the first step, and every so many steps.
+        every: steps between two values of the curve.
+        choices: of each step, where each choice lies in its list, in [0, 1].
+        names: of the choices, the attacker's three first.
+        images: clean and attacked, each (n, C, H, W) in [0, 1].
+        scale: the perturbation that gets the full colour.
+    """
+    canvas = Canvas(WIDTH, HEIGHT)
+    paid = curve[-1] - curve[0]
+    canvas.text((16, 12), "duel_v0", bold=True, size=15)
+    said = f"step {step} of {steps}: attacker {0.0 - paid:+.3f}, defender {paid:+.3f}"
+    canvas.text((584, 12), said, colour=PALE, anchor="ra")
+    chart = Chart(canvas, (56, 66), (268, 136), (0, steps), curve, f"{about}: {curve[-1]:.3f}")
+    chart.ticks([0, steps])
+    for start, pair in enumerate(pairwise(curve)):
+        chart.line((start * every, pair[0]), ((start + 1) * every, pair[1]), BLUE)
+    chart.dot((len(curve) - 1) * every, curve[-1], BLUE, 3)
+    canvas.text((348, 48), f"adversarial examples, perturbations (±{scale:.3g})", size=12)
+    for i, (clean, point) in enumerate(zip(*images, strict=True)):
+        canvas.image((348 + 82 * i, 68), 72, _colours(point))
+        canvas.image((348 + 82 * i, 148), 72, _signed((point - clean) / scale))
+    for side, first, last in (("attacker", 0, 3), ("defender", 3, len(names))):
+        left = 16 if side == "attacker" else 308
+        canvas.text((left, 240), f"{side}'s choices", size=12, bold=True)
+        for row, name in enumerate(names[first:last]):
+            _track(
+                canvas, (left, 262 + 32 * row), name, [one[first + row] for one in choices], steps
+            )
+    return canvas.array()
+
+
+def _track(
+    canvas: Canvas, at: tuple[float, float], name: str, values: Sequence[float], steps: int
+) -> None:
+    """One choice over the match, from the first option at the bottom to the last at the top."""
+    left, top = at
+    canvas.text((left, top + 11), name, size=12, anchor="lm")
+    canvas.line([(left + 80, top + 22), (left + 276, top + 22)], GRID)
+    width = 196 / steps
+    for step, value in enumerate(values):
+        height = 2 + 20 * value
+        place = (left + 80 + width * step, top + 22 - height)
+        canvas.box(place, max(width - 1, 0.5), height, RED if step == len(values) - 1 else BLUE)
 
 
 def imitation_picture(

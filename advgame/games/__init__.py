@@ -2,7 +2,8 @@
 
 `DefenderTraining` and `CatAndMouse` are games: the training loop plays them. The others are rules,
 which say what one batch does: `DefenderTraining` plays them on a data set, but for LAS-AT's, which
-`envs.strategy_selection` plays with the actions of a policy, and GAIL's (`agents.gail`).
+`envs.strategy_selection` plays with the actions of a policy, GAIL's (`agents.gail`), and the duel's
+(`envs.duel`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from advgame.games.awp import AWPDefender
     from advgame.games.cat_and_mouse import CatAndMouse
     from advgame.games.costs import DefenderStep, Passes
+    from advgame.games.duel import Duel, Lesson, LessonSpace
     from advgame.games.free import Free
     from advgame.games.gail import Gail
     from advgame.games.l2l import L2L
@@ -37,11 +39,14 @@ __all__ = [
     "CatAndMouse",
     "DefenderStep",
     "DefenderTraining",
+    "Duel",
     "Free",
     "Gail",
     "LasAt",
     "LasTrades",
     "LearnedStop",
+    "Lesson",
+    "LessonSpace",
     "LogitPairing",
     "Mart",
     "Minimax",

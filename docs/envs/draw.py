@@ -19,6 +19,7 @@ from advgame.seeding import stream
 from advgame.threat import Linf
 from agents.updaters import make_updater
 from envs.canvas import BLUE, GREEN, INK, RED, WOOD
+from envs.duel import parallel_env
 from envs.imitation import ImitationVectorEnv
 
 Film = tuple[list[np.ndarray[Any, Any]], int]  # pictures, and how many a second
@@ -88,6 +89,19 @@ def learned_theta(task: str, steps: int) -> torch.Tensor:
     return env.theta
 
 
+def duel(steps: int) -> Film:
+    """A match of random players, or its beginning."""
+    env = parallel_env(render_mode="rgb_array")
+    for number, agent in enumerate(env.possible_agents):
+        env.action_space(agent).seed(number)
+    env.reset(seed=0)
+    frames: list[Any] = [env.render()]
+    for _ in range(steps):
+        env.step({agent: env.action_space(agent).sample() for agent in env.agents})
+        frames.append(env.render())
+    return frames, env.metadata["render_fps"]
+
+
 STEP = Menu().index(1, 0.25, "ce", "steepest", "on")
 # the page's name -> a film of so many steps, and how many
 FILMS: dict[str, tuple[Callable[[int], Film], int]] = {
@@ -96,6 +110,7 @@ FILMS: dict[str, tuple[Callable[[int], Film], int]] = {
     "black_box_attack_v0": (lambda n: play("BlackBoxAttack", n, threat=Linf(0.4)), 49),
     "gail_cart_pole_v0": (lambda n: imitate("CartPole-v1", n), 150),
     "gail_mountain_car_v0": (lambda n: imitate("MountainCar-v0", n), 200),
+    "duel_v0": (duel, 19),
 }
 
 
