@@ -11,6 +11,7 @@ import train
 import train_adt
 import train_attacker
 import train_cat_and_mouse
+import train_duel
 import train_gail
 import train_l2l
 import train_las_at
@@ -36,7 +37,7 @@ from agents.attnet import AttNet
 
 TRAININGS = (
     train, train_las_at, train_l2l, train_adt, train_minimax, train_gail, train_attacker,
-    train_cat_and_mouse, train_privacy_filter,
+    train_cat_and_mouse, train_privacy_filter, train_duel,
 )  # fmt: skip
 STUDIES = {
     study_l2l: {"methods": ("grad",)},

@@ -14,6 +14,7 @@ import torch
 import train
 import train_adt
 import train_attacker
+import train_duel
 import train_gail
 import train_l2l
 import train_las_at
@@ -33,7 +34,7 @@ from advgame.run.job import resume_settings
 from advgame.run.loop import Trainer, TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
-RESUMED = (*TRAINING, evaluate, train_privacy_filter, train_attacker, train_gail)
+RESUMED = (*TRAINING, evaluate, train_privacy_filter, train_attacker, train_gail, train_duel)
 
 
 @pytest.fixture

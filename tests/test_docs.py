@@ -15,8 +15,9 @@ import tyro
 from conftest import ROOT
 
 from advgame.attacks import gradient_steps, patches
-from advgame.games import stopping
+from advgame.games import Lesson, stopping
 from advgame.health import SIGNS
+from envs import duel
 from envs.queries import Shared
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -28,6 +29,8 @@ ENVS = {  # a page each
     "GAILMountainCar": "gail_mountain_car_v0",
 }
 
+DUEL = "duel_v0"  # of PettingZoo
+
 
 NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
 # what the words around a block say of what it prints: (numbers, text) -> whether it is so
@@ -38,6 +41,8 @@ CLAIMS = {
     ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers
     ("games", 0): lambda n, said: n[0] == 33,  # TRADES' 27 of the table, and 6 for AWP
     ("games", 1): lambda n, said: said.count("100.0 %") == 3 and "0 flag" in said,
+    ("duel_v0", 0): lambda n, said: n[0] == n[1],
+    ("duel_v0", 1): lambda n, said: said.count("per match after") == 4 and n[-1] == 40,
     ("environments", 0): lambda n, said: n[:2] == [600, 400] and 2 <= n[2] <= 10,
     ("environments", 3): lambda n, said: said.split()[-2:] == ["False", "False"],
     ("gail_cart_pole_v0", 1): lambda n, said: n[0] >= 8,  # a true return
@@ -79,9 +84,9 @@ def test_code_on_the_pages_runs_as_it_stands(page, number, capsys, tmp_path, mon
         assert claim([float(one) for one in re.findall(NUMBER, said)], said)
 
 
-@pytest.mark.parametrize("page", ENVS.values())
+@pytest.mark.parametrize("page", [*ENVS.values(), DUEL])
 def test_each_environments_page_has_a_short_ppo(page):
-    """README promises 15 lines."""
+    """README promises 15 lines, the duel's page as many of self-play."""
     ppo = next(code for code in blocks(ROOT / "docs" / "envs" / f"{page}.md") if "PPO" in code)
     assert len([line for line in ppo.splitlines() if line.strip()]) <= 15
 
@@ -132,6 +137,32 @@ def test_every_environment_has_a_page_of_its_own(name, page):
     assert {one for row in rows for one in re.findall(r"`(\w+)`", row)} == arguments
 
 
+def test_the_duels_page_is_the_codes():
+    text = (ROOT / "docs" / "envs" / f"{DUEL}.md").read_text()
+    assert (ROOT / "docs" / "envs" / f"{DUEL}.gif").stat().st_size < 300_000
+    heads = (*HEADS[:-2], "Self-play", HEADS[-1])
+    assert tuple(re.findall(r"^## (.*)$", text, re.MULTILINE)) == heads
+    env = duel.parallel_env()
+    assert text.startswith(f"# {env.metadata['name']}\n\n![")
+    for agent in env.possible_agents:
+        space = " ".join(str(env.action_space(agent)).split())
+        assert f"| {agent}'s action space | `{space}` |" in text
+    assert f"a `Box` of {env.observation_space('attacker').shape[0]} numbers" in text
+    for name, words in duel.FEATURES.items():
+        assert f"| `{name}` | {words} |" in text
+    table = text.split("## Arguments")[1].split("## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = {one for row in rows for one in re.findall(r"`(\w+)`", row)}
+    assert named == set(inspect.signature(duel.DuelEnv).parameters)
+    assert f"{env.max_cycles} on digits" in table
+    assert f"{len(env.held_out)} validation images" in table
+    lists = text.split("## Observation space")[0]
+    for values in env.lessons.lists[:3]:
+        assert f"| {', '.join(f'{value:g}' for value in values)} |" in lists
+    fixed = {"[5, 7, 1]": env.space.index(8, 10, 2), "[2, 0, 0, 0]": env.lessons.index(Lesson())}
+    assert all(f"`{shown}`" in lists and list(it) == eval(shown) for shown, it in fixed.items())
+
+
 def test_no_environment_is_without_a_page():
     assert {f"advgame/{name}-v0" for name in ENVS} == {
         name for name in gym.registry if name.startswith("advgame/")
@@ -155,7 +186,7 @@ def test_the_films_of_the_pages_are_drawn_by_their_command(tmp_path):
     """Their beginnings; what is drawn, tests/test_pictures.py says."""
     draw = runpy.run_path(str(ROOT / "docs" / "envs" / "draw.py"))
     draw["main"](tmp_path, 0.02)
-    assert {path.stem for path in tmp_path.glob("*.gif")} == set(ENVS.values())
+    assert {path.stem for path in tmp_path.glob("*.gif")} == {*ENVS.values(), DUEL}
 
 
 def anchors(page):
@@ -322,7 +353,8 @@ def test_commands_on_the_pages_are_understood(page, capsys):
 def test_the_changelog_names_every_script():
     """Its table is of all scripts that there were, and what they became is there."""
     table = (ROOT / "CHANGELOG.md").read_text().split("### Scripts, old and new")[1].split("###")[0]
-    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    shown = [line for line in table.splitlines() if line.startswith(("| `", "| new |"))]
+    rows = [line.split("|")[1:3] for line in shown]
     before = [name for old, _ in rows for name in re.findall(r"`(\w+\.py)`", old)]
     now = {
         name

@@ -7,6 +7,7 @@ import train
 import train_adt
 import train_attacker
 import train_cat_and_mouse
+import train_duel
 import train_gail
 import train_l2l
 import train_las_at
@@ -191,6 +192,19 @@ REFUSED = {
         "--lr 2.0": "lr",
         "--moves back": "moves",
         "--classifier /nowhere": "not a run folder",
+    },
+    train_duel: {
+        "--attacker pppo": "--attacker pppo: choose from ppo, fixed, random, or name a run folder",
+        "--defender /nowhere": "--defender /nowhere: choose from ppo",
+        "--matches 1": "matches must be 2 or above",
+        "--steps 0": "steps must be 1 or above",
+        "--turn 3": "--order simultaneous makes no use of --turn",
+        "--attacker fixed --order alternating": "one side learns makes no use of --order",
+        "--attacker fixed --defender random --epochs 3": "nobody learns makes no use of --epochs",
+        "--awp 1": "awp must lie between 0 and 1",
+        "--reward fame": "invalid choice",
+        "--model resnet19": "unknown model",
+        "--held-out 0": "held_out must be 1",
     },
     train_cat_and_mouse: {
         "--eps-ramp 1": "--eps-ramp",

@@ -12,6 +12,7 @@ import torch
 import train
 import train_adt
 import train_attacker
+import train_duel
 import train_gail
 import train_l2l
 import train_las_at
@@ -30,6 +31,8 @@ GAIL = {"iterations": 4, "evaluate_every": 2, "episodes": 8, "envs": 4, "n_steps
 GAIL |= {"save_every": 1}
 ATTACKER = {"envs": 16, "epochs": 3, "updates": 2, "queries": (3, 4), "hidden": 8}
 ATTACKER |= {"validation_n": 30}
+DUEL = {"steps": 3, "batch_size": 8, "held_out": 8, "duels": 2, "matches": 2, "epochs": 2}
+DUEL |= {"updates": 2, "hidden": 8}
 # script -> what is not usual, and variants, of which the default suite runs those in QUICK
 TRAININGS = {
     train_las_at: (
@@ -95,8 +98,16 @@ TRAININGS = {
         },
     ),
     train_attacker: (ATTACKER, {"reinforce": {}, "ppo": {"agent": "ppo"}}),
+    train_duel: (
+        DUEL,
+        {
+            "both": {},
+            "turns": {"order": "alternating", "turn": 1, "pay": "end"},
+            "alone": {"attacker": "random", "reward": "loss"},
+        },
+    ),
 }  # fmt: skip
-QUICK = {"reinforce", "free", "grad", "imp-am", "mixture", "coordinatewise"}
+QUICK = {"turns", "reinforce", "free", "grad", "imp-am", "mixture", "coordinatewise"}
 
 
 def settings(script, variant):
@@ -154,7 +165,7 @@ def test_stopped_twice_and_resumed_is_the_same_to_the_bit(
         assert not (tmp_path / "cut" / "report.json").exists()
         cut = script.Config(resume=str(tmp_path / "cut"))
     resumed = script.job.run(cut)
-    if script in (train_gail, train_attacker):
+    if script in (train_gail, train_attacker, train_duel):
         assert_equal_metrics(whole.path, resumed.path)
         one, two = weights(whole.path), weights(resumed.path)
         assert all(torch.equal(one[name], two[name]) for name in one)
@@ -223,6 +234,20 @@ def leaves_of_minimax(script, variant, run):
         assert set(report["life"]) == {"own", "curr"}
 
 
+def leaves_of_a_duel(script, variant, run):
+    report = json.loads((run / "report.json").read_text())
+    attacker = "random" if variant == "alone" else "ppo"
+    pairs = {(cell["attacker"], cell["defender"]) for cell in report["cells"]}
+    attackers = {"fixed", "random", attacker}
+    assert pairs == {(a, d) for a in attackers for d in ("fixed", "random", "ppo")}
+    assert (run / "defender_policy.safetensors").exists()
+    assert (run / "attacker_policy.safetensors").exists() == (variant != "alone")
+    rows = Metrics.read(run / "metrics.csv")
+    assert ("eval/attacker_gain" in rows[-1]) == (variant != "alone")
+    if variant == "turns":  # the attacker learns at odd steps, the defender at even ones
+        assert all({"attacker/kl", "defender/kl"} <= row.keys() for row in rows)
+
+
 LEAVES = {
     train_las_at: leaves_of_a_classifier,
     train: leaves_of_a_baseline,
@@ -231,4 +256,5 @@ LEAVES = {
     train_minimax: leaves_of_minimax,
     train_gail: lambda *_: None,
     train_attacker: lambda *_: None,
+    train_duel: leaves_of_a_duel,
 }
