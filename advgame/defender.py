@@ -20,6 +20,10 @@ DefenderLoss = Callable[[nn.Module], Tensor]
 """The classifier, as it is to be called, -> its loss per image (B,)."""
 
 
+TICKS = 10_000
+"""The unit of schedules where a training has a budget instead of epochs: so many are all of it."""
+
+
 class Defender:
     """A classifier that learns by SGD, or by Adam where the paper has it.
 
@@ -42,6 +46,9 @@ class Defender:
 
     descents = 1
     """gradients that the last `descend` formed, each by the passes of its loss"""
+
+    spent: float | None = None
+    """share of the budget that is spent, where the training has one instead of epochs"""
 
     def __init__(
         self,
@@ -75,6 +82,14 @@ class Defender:
         )
         self.module, self.optimizer = module, optimizer
         self._set_up()
+
+    def clock(self, made: int) -> int:
+        """How far the training is in the unit of its schedules: `TICKS` of a budget, or steps.
+
+        Args:
+            made: steps so far, as the schedule counts them.
+        """
+        return made if self.spent is None else round(self.spent * TICKS)
 
     def _set_up(self) -> None:
         wrapped, wrapped_optimizer = self.fabric.setup(self.module, self.optimizer)

@@ -224,8 +224,8 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         if self.flatten_actions:
             chosen = unflatten(chosen, self.space.sizes)
         strategies = self.space.decode(chosen)
-        if self.steps < self.ramp_steps:
-            strategies = strategies.scaled((self.steps + 1) / self.ramp_steps)
+        if (made := self.defender.clock(self.steps)) < self.ramp_steps:
+            strategies = strategies.scaled((made + 1) / self.ramp_steps)
         played, due = self.images, self.reward_due
         with self._chance:
             self.result = self.rules.step(

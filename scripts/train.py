@@ -263,8 +263,9 @@ class Job(DefenderJob[Config, Any]):
         return config.normalise
 
     def descents(self, config: Config, data: Splits, fabric: Fabric) -> int:
-        """Each batch is replayed in Free."""
-        return super().descents(config, data, fabric) * (config.replays or 1)
+        """Each batch is replayed in Free; a budget's clock counts no steps."""
+        replays = (config.replays or 1) if config.budget is None else 1
+        return super().descents(config, data, fabric) * replays
 
     @override
     def rules(self, config: Config, data: ImageSet, fabric: Fabric) -> Rules:

@@ -136,6 +136,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
 
     config = Config
     algorithm = "adam"
+    uncounted = "its length is --rounds and --round-steps"
     # pixels of the paper lie in [-1, 1], its η is 2ε
     recipes: ClassVar = {
         "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},

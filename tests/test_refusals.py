@@ -88,6 +88,8 @@ REFUSED = {
         "--fixed 15 10 2": "no use of --fixed",
         "--agent random --policy-lr 7": "no use of --policy-lr",
         "--agent ppo --baseline loo": "no use of --baseline",
+        "--budget 100 --epochs 7": "--budget makes no use of --epochs",
+        "--budget 0": "budget must be above 0",
         "--agent random --mean-steps 4": "no use of --mean-steps",
         "--agent stopper --mean-steps 14": "between 1 and 14",
         "--agent shuffled --mean-steps 1": "between 1 and 14",
@@ -133,6 +135,7 @@ REFUSED = {
     },
     train_minimax: {
         "--defence strong": "invalid choice",
+        "--budget 100": "--budget is not for this game",
         "--gamma -1": "gamma must be 0 or above",
         "--defence sens --penalty -1": "penalty must be 0 or above",
         "--ascent-steps 0": "ascent_steps must be 1 or above",

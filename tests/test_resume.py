@@ -43,6 +43,10 @@ TRAININGS = {
             "random": {"agent": "random"},
             "stopper": {"agent": "stopper"},
             "shuffled": {"agent": "shuffled"},
+            "budget": {
+                "agent": "fat", "epochs": 40, "budget": 25.0, "eps_ramp": 0.5, "awp": 0.01,
+                "awp_start": 0.5,
+            },
             "ema": {"ema": 0.9, "schedule": "multistep"},
             "interval": {"reward_interval": 4, "validate_every": 2, "eps_ramp": 0.5},
             "dropout": {"model": "minimax_cnn", "agent": "fixed", "epochs": 2},

@@ -68,7 +68,8 @@ class AWPDefender(Defender):
         module: the classifier.
         gamma: γ, size of a layer's perturbation over that of its weight; 0.01 in AT-AWP, 0.005
             in TRADES-AWP.
-        warm_up: descents before the perturbation begins, as TRADES-AWP has it. A network without
+        warm_up: descents before the perturbation begins, in the unit of `Defender.clock`, as
+            TRADES-AWP has it. A network without
             batch norm may otherwise stay a constant: there the worst weights nearby undo the
             little that a step gains.
         settings: of `Defender`.
@@ -88,7 +89,7 @@ class AWPDefender(Defender):
     def descend(self, loss: DefenderLoss) -> Tensor:
         """Form the gradient at the perturbed weights; returns the loss there (B,)."""
         self.made += 1
-        self.descents = 1 if self.made <= self.warm_up else 2
+        self.descents = 1 if self.clock(self.made) <= self.warm_up else 2
         if self.descents == 1:
             return super().descend(loss)
         return descend_at_worst(super().descend, self.module, loss, self.gamma)

@@ -142,7 +142,8 @@ class DefenderTraining:
         crop: random crops.
         flip: random flips; they come with ``crop`` only.
         ramp_steps: over the first steps ε grows linearly to its full size. MNIST at ε = 0.3 needs
-            it: at full strength from the start a network ends as a constant.
+            it: at full strength from the start a network ends as a constant. In the unit of
+            `Defender.clock`.
     """
 
     def __init__(
@@ -185,7 +186,8 @@ class DefenderTraining:
     def step(self) -> dict[str, Tensor]:
         """One training step on the next batch, by the rules; its statistics."""
         x, y = self.batches.next()
-        scale = min(1.0, (self.steps + 1) / self.ramp_steps) if self.ramp_steps else 1.0
+        made = self.defender.clock(self.steps)
+        scale = min(1.0, (made + 1) / self.ramp_steps) if self.ramp_steps else 1.0
         with self.chance:
             result = self.rules.step(self.defender, x, y, self.rng, scale=scale)
         _check_step(self.rules, result)

@@ -172,7 +172,7 @@ def _named(name: str, hook: str, trainer: Trainer) -> Iterator[None]:
         yield
     except Exception as error:
         error.add_note(
-            f"in {name}.{hook} after step {trainer.step} of {trainer.total}; the checkpoints in "
+            f"in {name}.{hook} after {trainer.place}; the checkpoints in "
             f"{trainer.run.path} are whole: fit(resume=True) goes on"
         )
         raise

@@ -63,6 +63,8 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     """data set -> what it changes under ``--preset repo``"""
     algorithm: ClassVar[str] = "sgd"
     """of the defender: sgd or adam"""
+    uncounted: ClassVar[str] = ""
+    """why --budget is not for this game, where it does not count a step's passes"""
     linf_only: ClassVar[str] = ""
     """why the game is played in L∞ balls only, where it is"""
 
@@ -141,6 +143,8 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             raise InputError(
                 f"--preset repo is of L∞: with --norm {config.norm} give each setting yourself"
             )
+        if config.budget is not None and self.uncounted:
+            raise InputError(f"--budget is not for this game: {self.uncounted}")
         refuse_idle(config, self.usual(config), idle_settings(config))
         check_run(config)
         if config.init is not None and trained(config) is None:
@@ -207,11 +211,15 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         return cast(GameT, made)
 
     def steps(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
-        """How many batches the whole training has, per process."""
+        """How long the whole training is in the unit of its schedules: batches per process."""
+        if config.budget is not None:
+            from advgame.defender import TICKS
+
+            return TICKS
         return config.epochs * (len(data.train) // (config.batch_size * fabric.world_size))
 
     def descents(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
-        """How many steps the defender makes in the whole training."""
+        """The same in steps of the defender, where a batch is several."""
         return self.steps(config, data, fabric)
 
     def classifier(
@@ -327,6 +335,7 @@ def training_plan(config: RunConfig) -> TrainingPlan:
         ema=config.ema,
         validate_every=config.validate_every,
         save_every=config.save_every,
+        budget=config.budget,
     )
 
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel
 
 from advgame.classifiers.foreign import built_as, check_savable, copying
+from advgame.defender import TICKS
 from advgame.errors import InputError
 from advgame.run.callback import Callback, Hooks
 from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
@@ -29,6 +30,8 @@ from advgame.run.program import going_on
 from advgame.run.progress import TrainingProgress
 
 Validate = Callable[[nn.Module], dict[str, float]]
+COST = "attacker/forwards_per_image"
+"""What a game logs of a step's cost, in forwards of the defender: a budget's unit."""
 
 
 class Learner(Protocol):
@@ -96,6 +99,10 @@ class TrainingPlan:
             and reported.
         validate_every: epochs between validations; the last epoch is always validated.
         save_every: epochs between checkpoints; there is always one at the end and on a signal.
+        budget: forwards of the defender per training image, as the game counts them
+            (`advgame.games.costs.Passes.worth`), that the training may cost. It ends at the step
+            that comes nearest, ``epochs`` say nothing, and every schedule follows the share that
+            is spent, so that players whose steps cost more make fewer. None goes by epochs.
     """
 
     epochs: int
@@ -105,10 +112,13 @@ class TrainingPlan:
     ema: float | None = None
     validate_every: int = 1
     save_every: int = 1
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.validate_every, self.save_every) < 1:
             raise InputError("epochs, validate_every and save_every must be 1 or above")
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise InputError(f"budget must be a number above 0, not {self.budget}")
         if self.schedule not in ("onecycle", "multistep", "constant"):
             raise InputError(f"unknown schedule {self.schedule!r}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -157,11 +167,11 @@ class Trainer:
         self.hooks = Hooks(callbacks)
         self.fabric = game.learner.fabric
         self.module = game.learner.module
-        self.total = plan.epochs * game.steps_per_epoch
-        if not self.total:
+        if not game.steps_per_epoch:
             raise InputError("the training split is smaller than one batch")
         check_savable(self.module)
-        self.scheduler = plan.scheduler(game.learner.optimizer, self.total)
+        self.total = plan.epochs * game.steps_per_epoch if plan.budget is None else None
+        self.scheduler = plan.scheduler(game.learner.optimizer, self.total or TICKS)
         self.average: AveragedModel | None = None
         if plan.ema is not None:
             with copying(self.module, "ema averages a copy of the weights"):
@@ -169,6 +179,8 @@ class Trainer:
                     self.module, multi_avg_fn=self._towards, use_buffers=True
                 )
         self.step = 0
+        self.spent = self._price = 0.0  # of a budget: so far, and by the last step
+        self._tell_spent()
         self.best = float("-inf")
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
@@ -185,6 +197,20 @@ class Trainer:
     def epoch(self) -> int:
         """How many epochs of the training are done."""
         return self.step // self.game.steps_per_epoch
+
+    @property
+    def over(self) -> bool:
+        """Whether the training has come to its end."""
+        if self.plan.budget is None:
+            return self.step == self.total
+        return self.plan.budget - self.spent < self._price / 2
+
+    @property
+    def place(self) -> str:
+        """How far the training is, in words."""
+        if self.plan.budget is None:
+            return f"step {self.step} of {self.total}"
+        return f"step {self.step}, at {self.spent / self.plan.budget:.0%} of its budget"
 
     @property
     def stopped_by(self) -> str | None:
@@ -235,23 +261,22 @@ class Trainer:
     def _end(self) -> None:
         if self.chief:
             save_weights(self.judged, self.run.path / "checkpoints" / "last.safetensors")
-            if self.step < self.total:
+            if not self.over:
                 by = self.stopped_by or "another process's callback"
-                print(
-                    f"{by} ended the training at step {self.step} of {self.total}", file=sys.stderr
-                )
+                print(f"{by} ended the training at {self.place}", file=sys.stderr)
         self.hooks.end(self)
 
     def _play(self) -> None:
         """Step by step until the end, a signal, or a callback that has had enough."""
         with Interrupt() as interrupt, self._progress() as progress:
-            while self.step < self.total:
+            while not self.over:
                 began = time.perf_counter()
                 stats = self._one_step()
                 self.seconds += time.perf_counter() - began
                 self.hooks.step(self, stats)
-                note = self._end_epoch() if self.step % self.game.steps_per_epoch == 0 else ""
-                progress.step(self.step, note)
+                whole = self.step % self.game.steps_per_epoch == 0
+                note = self._end_epoch() if whole or self.over else ""
+                progress.step(self._progress_made(), note)
                 due = bool(note) and self._save_due()
                 if due:
                     self._save()
@@ -265,12 +290,15 @@ class Trainer:
 
     def _save_due(self) -> bool:
         epoch = self.step // self.game.steps_per_epoch
-        return epoch % self.plan.save_every == 0 or self.step == self.total
+        return epoch % self.plan.save_every == 0 or self.over
 
     def _one_step(self) -> dict[str, Tensor]:
         with self._divergence_named():
             stats = self.game.step()
-        self.scheduler.step()
+        if self.plan.budget is None:
+            self.scheduler.step()
+        else:
+            self._spend(stats, self.plan.budget)
         if self.average is not None:
             self.average.update_parameters(self.module)
         for tag, value in stats.items():
@@ -278,6 +306,24 @@ class Trainer:
             self.counts[tag] = self.counts.get(tag, 0) + 1
         self.step += 1
         return stats
+
+    def _spend(self, stats: Mapping[str, Tensor], budget: float) -> None:
+        """Take a step's cost off the budget; the learning rate's schedule follows its share."""
+        if COST not in stats:
+            raise InputError(f"this game does not count what a step costs, {COST}: go by epochs")
+        cost = stats[COST]
+        if self.fabric.world_size > 1:  # all must end at the same step
+            cost = cast(Tensor, self.fabric.all_reduce(cost))
+        self._price = float(cost) / self.game.steps_per_epoch
+        self.spent += self._price
+        self._tell_spent()
+        for _ in range(round(min(self.spent / budget, 1) * TICKS) - self.scheduler.last_epoch):
+            self.scheduler.step()
+
+    def _tell_spent(self) -> None:
+        """The learner has schedules of its own, and so has its game."""
+        if self.plan.budget is not None:
+            cast(Any, self.game.learner).spent = min(self.spent / self.plan.budget, 1)
 
     def _towards(self, averages: Tensors, weights: Tensors, _: object) -> None:
         """One step of the moving average; its decay rises to `TrainingPlan.ema`."""
@@ -309,13 +355,15 @@ class Trainer:
             ) from error
 
     def _end_epoch(self) -> str:
-        epoch = self.step // self.game.steps_per_epoch
+        epoch = -(-self.step // self.game.steps_per_epoch)  # a budget may end within one
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
         with self._divergence_named():
             row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
         row[f"{self.role}/lr"] = float(self.scheduler.get_last_lr()[0])
+        if self.plan.budget is not None:
+            row["cost/spent"] = self.spent
         self.sums, self.counts = {}, {}
-        if epoch % self.plan.validate_every == 0 or epoch == self.plan.epochs:
+        if epoch % self.plan.validate_every == 0 or self.over:
             row |= self.validate(self.judged)
             if row[self.select] > self.best:
                 self.best = row[self.select]
@@ -341,11 +389,14 @@ class Trainer:
         return modules if self.average is None else {**modules, "average": self.average}
 
     def _save(self) -> None:
+        rows, left = divmod(self.step, self.game.steps_per_epoch)
         state = {
             "device": self.fabric.device.type,
             "step": self.step,
+            "spent": self.spent,
+            "price": self._price,
             "best": self.best,
-            "rows": self.step // self.game.steps_per_epoch,
+            "rows": rows + bool(left and self.over),
             "sums": self.sums,
             "counts": self.counts,
             "seconds": self.seconds,
@@ -393,6 +444,8 @@ class Trainer:
         self.game.load_state_dict(state["game"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.spent, self._price = state["spent"], state["price"]
+        self._tell_spent()
         self.hooks.load_state_dict(state.get("callbacks", {}))
         device = self.fabric.device
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
@@ -426,12 +479,19 @@ class Trainer:
             if self.resumable
             else "it cannot go on, since its environment cannot be saved: start a new run"
         )
-        place = f"at step {self.step} of {self.total}"
-        print(f"\nstopped by {name} {place}; {advice}", file=sys.stderr)
+        print(f"\nstopped by {name} at {self.place}; {advice}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     def _progress(self) -> TrainingProgress:
-        return TrainingProgress(self.run.path, self.total, self.step, self.chief)
+        unit, total = "step", self.total
+        if self.plan.budget is not None:
+            unit, total = "forwards per image:", round(self.plan.budget)
+        assert total is not None
+        made = self._progress_made()
+        return TrainingProgress(self.run.path, total, made, self.chief, unit)
+
+    def _progress_made(self) -> int:
+        return self.step if self.plan.budget is None else round(self.spent)
 
 
 def _not_finite(state: Any, name: str = "") -> Iterator[str]:

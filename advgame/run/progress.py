@@ -67,12 +67,13 @@ class TrainingProgress:
 
     Args:
         path: the run's folder.
-        total: its steps.
-        done: steps that were made before.
+        total: its steps, or what its budget is.
+        done: steps that were made before, or what was spent.
         shown: False keeps silent.
+        unit: of both numbers, in words.
     """
 
-    def __init__(self, path: Path, total: int, done: int, shown: bool) -> None:
+    def __init__(self, path: Path, total: int, done: int, shown: bool, unit: str = "step") -> None:
         console = Console(stderr=True)
         self._lines = console if shown and not console.is_terminal else None
         self._bar = Progress(
@@ -84,10 +85,10 @@ class TrainingProgress:
             console=console,
             disable=not (shown and console.is_terminal),
         )
-        self._total = total
+        self._total, self._unit = total, unit
         self._task = self._bar.add_task("", total=total, completed=done, note="")
         if shown:
-            console.print(f"{path}: step {done} of {total}", highlight=False, soft_wrap=True)
+            console.print(f"{path}: {unit} {done} of {total}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> TrainingProgress:
         self._bar.start()
@@ -103,7 +104,7 @@ class TrainingProgress:
             return
         self._bar.update(self._task, note=note)
         if self._lines is not None:
-            line = f"step {done} of {self._total}: {note}"
+            line = f"{self._unit} {done} of {self._total}: {note}"
             self._lines.print(line, highlight=False, soft_wrap=True)
 
 

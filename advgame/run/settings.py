@@ -52,6 +52,9 @@ class RunConfig:
     128/255"""
     epochs: Count = 40
     """passes over the training images"""
+    budget: Positive | None = None
+    """instead of --epochs: counted forwards of the defender per training image, e.g. 920 (40 epochs
+    of PGD-AT with 10 steps); all schedules follow the share that is spent"""
     batch_size: Count = 64
     """images per step and process"""
     lr: Positive = 0.1
@@ -184,6 +187,8 @@ def odd_radius(whose: str, norm: str, eps: float) -> str:
 def idle_settings(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Why -> options of every training that then change nothing."""
     found: dict[str, tuple[str, ...]] = {}
+    if config.budget is not None:
+        found["--budget"] = ("epochs",)
     if config.schedule != "multistep":
         found[f"--schedule {config.schedule}"] = ("milestones",)
     if isinstance(config, PerturbedConfig) and config.awp is None:
