@@ -31,14 +31,15 @@ def beats(stronger: Tensor, weaker: Tensor) -> bool:
     """Whether one attack breaks more images than another beyond chance.
 
     Args:
-        stronger: bool (N,), the images that survive the attack that is said to be stronger.
-        weaker: those that survive the other.
+        stronger: (N,), which images survive the attack that is said to be stronger: bool, or with
+            what probability.
+        weaker: the same of the other.
 
     Returns:
-        True where a one-sided sign test over the images that only one of them breaks has
+        True where a one-sided sign test over the images that one of them does more to has
         p < 0.01.
     """
-    mine, other = int((weaker & ~stronger).sum()), int((stronger & ~weaker).sum())
+    mine, other = int((stronger < weaker).sum()), int((weaker < stronger).sum())
     if mine <= other:
         return False
     return float(binomtest(mine, mine + other, alternative="greater").pvalue) < 0.01

@@ -6,6 +6,7 @@
     python scripts/evaluate.py --model my_code:build --dataset digits --eps 0.15  # as it is
     python scripts/evaluate.py runs/NAME --attacks clean,fgsm,pgd20,mim,cw,fea,autoattack --n 1000
     python scripts/evaluate.py runs/NAME --attackers runs/ATTACKER --queries 10
+    python scripts/evaluate.py mixture.json                           # one is drawn per query
     python scripts/evaluate.py --list                                 # every attack by name
     python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill
 
@@ -17,8 +18,9 @@ on to the same verdicts. Arithmetic is in fp32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -26,7 +28,8 @@ import tyro
 from typing_extensions import override
 
 from advgame import evaluation
-from advgame.classifiers.names import check_model, is_built_in, model_of, statistics
+from advgame.arena.mixture_file import MixtureFile, is_mixture, read_mixture
+from advgame.classifiers.names import check_model, is_built_in, knows, model_of, statistics
 from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch import nn
 
+    from advgame.arena import ClassifierMixture
     from advgame.attacks import Attack
     from advgame.data import ImageSet
     from advgame.threat import Threat
@@ -61,7 +65,8 @@ class Config:
     """Evaluate a classifier against a list of attacks."""
 
     what: Annotated[str, tyro.conf.Positional] = ""
-    """a run folder, or a file of weights (with --model): safetensors, or .pth, .pt of torch.save"""
+    """a run folder, or a file of weights (with --model): safetensors, or .pth, .pt of torch.save;
+    or a mixture of those, FILE.json with members (paths) and weights"""
     model: str = ""
     """network of a weights file: small_cnn, resnet18, wrn-28-10, …, or package.module:factory(…) of
     your own; the latter alone is judged as the function returns it"""
@@ -127,6 +132,8 @@ def names(config: Config) -> tuple[str, ...]:
 def weights_in_words(config: Config) -> str:
     """Whose weights were judged, and whether their run has ended."""
     path = Path(config.what)
+    if is_mixture(config.what):
+        return f"{config.weights} of each member of {config.what}"
     if not (config.what and path.is_dir()):
         return config.what or config.model
     by = f" {SCORES[criterion(RunFolder(path))][1]}" if config.weights == "best" else ""
@@ -194,6 +201,47 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     return normalised(made, config.normalise, data.shape[0]) if config.normalise else made
 
 
+def judged(config: Config, what: str) -> Config:
+    """The same settings for one of several classifiers; a run that knows its network needs none.
+
+    Args:
+        config: of all of them.
+        what: the path of this one.
+    """
+    if not Path(what).is_dir():
+        return replace(config, what=what, weights="best")
+    if knows(RunFolder.open(Path(what)).about()):
+        config = replace(config, model="", normalise="")
+    return replace(config, what=what)
+
+
+def asked_alike(asked: Sequence[Config]) -> Config:
+    """The first of several classifiers' settled settings, if all are of one data set and ball.
+
+    Raises:
+        InputError: they are not.
+    """
+    if len({(one.dataset, one.image_size, threat(one)) for one in asked}) > 1:
+        raise InputError(
+            "the classifiers are of different data sets, norms or radii: give --dataset, --norm "
+            "and --eps"
+        )
+    return asked[0]
+
+
+def mixture(config: Config, data: ImageSet) -> ClassifierMixture:
+    """The members of a mixture's file, with their weights.
+
+    Raises:
+        InputError: a member that cannot be loaded, or that is for other images.
+    """
+    from advgame.arena import ClassifierMixture
+
+    found = read_mixture(config.what)
+    members = [judged(config, str(path)) for path in found.members]
+    return ClassifierMixture([classifier(one, data, one.what) for one in members], found.weights)
+
+
 def check_networks(config: Config) -> None:
     """Refuse, before torch is imported, what names no classifier.
 
@@ -213,7 +261,8 @@ def check_networks(config: Config) -> None:
         )
     if config.normalise:
         statistics(config.normalise)
-    for path in filter(None, (config.what, config.surrogate)):
+    one_by_one = "" if is_mixture(config.what) else config.what  # members are checked each
+    for path in filter(None, (one_by_one, config.surrogate)):
         if not Path(path).exists():
             raise InputError(f"{path} does not exist")
         if Path(path).is_dir():
@@ -248,11 +297,15 @@ class Job(jobs.Job[Config, Materials]):
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
-        folder = bool(config.what) and Path(config.what).is_dir()
-        if not folder:
+        mixed = is_mixture(config.what)
+        paths = read_mixture(config.what).members if mixed else (Path(config.what),)
+        folders = [bool(config.what) and path.is_dir() for path in paths]
+        if not any(folders):
             found["a classifier that is no run folder"] = ("weights",)
-        elif not config.surrogate or Path(config.surrogate).is_dir():
+        elif all(folders) and (not config.surrogate or Path(config.surrogate).is_dir()):
             found["a run folder, which knows its own normalisation,"] = ("normalise",)
+        if mixed:
+            found["a mixture, which is judged in one process,"] = ("devices",)
         if not config.attackers:
             found["an evaluation without --attackers"] = ("queries",)
         if not any("transfer" in name for name in config.attacks):
@@ -266,7 +319,9 @@ class Job(jobs.Job[Config, Materials]):
 
         config = super().check(config)
         check_networks(config)
-        if config.what and Path(config.what).is_dir():
+        if is_mixture(config.what):
+            config = self.settled(config, read_mixture(config.what))
+        elif config.what and Path(config.what).is_dir():
             folder = RunFolder.open(Path(config.what))
             own = folder.about()["config"]
             its = folder.norm()
@@ -305,6 +360,19 @@ class Job(jobs.Job[Config, Materials]):
         derive_seed(config.seed, "check")
         return config
 
+    def settled(self, config: Config, members: MixtureFile) -> Config:
+        """The settings of a mixture; what its run folders know holds of files of weights, too."""
+        paths = map(str, members.members)
+        runs = [one for one in map(partial(judged, config), paths) if Path(one.what).is_dir()]
+        if runs:
+            one = asked_alike([self.check(run) for run in runs])
+            config = replace(config, dataset=one.dataset, image_size=one.image_size)
+            config = replace(config, norm=one.norm, eps=one.eps)
+        for path in members.members:
+            if not path.is_dir():
+                self.check(judged(config, str(path)))
+        return config
+
     @override
     def fabric(self, config: Config) -> Fabric:
         from advgame.run.devices import make_fabric
@@ -315,40 +383,56 @@ class Job(jobs.Job[Config, Materials]):
         """Classifiers, images and attacks, each tried on a few images."""
         extra, (data, held_out) = learned(config), images(config)
         threat(config).check_shape(data.shape)
-        module = classifier(config, data, config.what).to(fabric.device)
         surrogate, data = None, data.to(fabric.device)
         if config.surrogate:
             surrogate = classifier(config, data, config.surrogate).to(fabric.device)
+        members: list[nn.Module]
+        module: nn.Module
+        if is_mixture(config.what):
+            module = mixture(config, data).to(fabric.device)
+            members = list(module.members)
+        else:
+            module = classifier(config, data, config.what).to(fabric.device)
+            members = [module]
         seed, asked = config.seed, names(config)
-        evaluation.check_evaluation(
-            module, data, threat(config), asked, seed=seed, surrogate=surrogate
-        )
-        try_out(extra, module, data, seed)
+        for one in members:
+            evaluation.check_evaluation(
+                one, data, threat(config), asked, seed=seed, surrogate=surrogate
+            )
+            try_out(extra, one, data, seed)
         return Materials(data, held_out, module, surrogate, extra, fabric)
 
     def work(self, config: Config, run: RunFolder, made: Materials, *, resume: bool) -> None:
         """Attack, look for flags, write the report."""
         others = made.held_out
+        held_out = None if others is None else others.to(made.fabric.device)
         with telling(
             f"{run.path}: {len(made.data)} images, {config.norm} ε = {config.eps}"
         ) as tell:
-            evaluation.judge_classifier(
-                run,
-                made.module,
-                made.data,
-                threat(config),
-                names(config),
-                dataset=short_name(str(config.dataset)),
-                weights=weights_in_words(config),
-                tell=tell,
-                extra=made.extra,
-                also={"what": config.what or config.model, "batch_size": config.batch_size},
-                seed=config.seed,
-                batch_size=config.batch_size,
-                surrogate=made.surrogate,
-                held_out=None if others is None else others.to(made.fabric.device),
-                fabric=made.fabric,
-            )
+            common: dict[str, Any] = {
+                "dataset": short_name(str(config.dataset)),
+                "weights": weights_in_words(config),
+                "tell": tell,
+                "extra": made.extra,
+                "also": {"what": config.what or config.model, "batch_size": config.batch_size},
+                "seed": config.seed,
+                "batch_size": config.batch_size,
+                "surrogate": made.surrogate,
+                "held_out": held_out,
+            }
+            ball, asked = threat(config), names(config)
+            if is_mixture(config.what):
+                from advgame.arena import judge_mixture
+                from advgame.arena.best_response import as_mixture
+
+                members = [str(path) for path in read_mixture(config.what).members]
+                judge_mixture(
+                    run, as_mixture(made.module), made.data, ball, asked, names=members, **common
+                )
+            else:
+                evaluation.judge_classifier(
+                    run, made.module, made.data, ball, asked, fabric=made.fabric, **common
+                )
 
     @override
     def told(self, run: RunFolder) -> str:

@@ -15,18 +15,16 @@ numbers, diversity and smoothness of the adversarial examples among them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import evaluate
 import tyro
 from torch import nn
 
 from advgame.attacks import Attack
-from advgame.classifiers.names import knows
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_classifier, write_sweeps
@@ -87,12 +85,9 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
         for field in fields(evaluate.Config)
         if hasattr(config, field.name) and field.name != "what"
     }
-    asked = [evaluate.job.check(one) for one in map(partial(judged, given), config.what)]
-    first = asked[0]
-    if len({(one.dataset, one.image_size, evaluate.threat(one)) for one in asked}) > 1:
-        raise InputError(
-            "the classifiers are of different data sets, norms or radii: give --norm and --eps"
-        )
+    judged = partial(evaluate.judged, evaluate.Config(**given))
+    asked = [evaluate.job.check(one) for one in map(judged, config.what)]
+    first = evaluate.asked_alike(asked)
     names = [name_of(what) for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two classifiers are called {twice[0]}: rename one")
@@ -104,13 +99,6 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
         check_classifier(model, data)
         evaluate.try_out(learned, model, data, config.seed)
     return models, data, evaluate.threat(first), learned
-
-
-def judged(given: Mapping[str, Any], what: str) -> evaluate.Config:
-    """What evaluate.py would be asked; a run that knows its network needs none named."""
-    if Path(what).is_dir() and knows(RunFolder.open(Path(what)).about()):
-        given = {**given, "model": "", "normalise": ""}
-    return evaluate.Config(what=what, **given)
 
 
 def name_of(what: str) -> str:

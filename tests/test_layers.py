@@ -13,6 +13,7 @@ PLUMBING = {"advgame.run.files", "advgame.run.options"}
 WITH_RUNS = {
     "__init__.py",
     "__main__.py",
+    "arena/judge.py",
     "classifiers/saved.py",
     "evaluation/judge.py",
     "evaluation/report.py",

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
+    from advgame.arena.best_response import ARC, ExpectedLoss, OnMember
+    from advgame.arena.judge import (
+        MixtureVerdicts,
+        evaluate_mixture,
+        find_mixture_flags,
+        judge_mixture,
+    )
     from advgame.arena.matrix_games import (
         Equilibrium,
         exploitability,
@@ -14,13 +21,25 @@ if TYPE_CHECKING:
         solve,
         solve_per_image,
     )
+    from advgame.arena.mixture import ClassifierMixture
+    from advgame.arena.mixture_file import read_mixture, write_mixture
 
 __all__ = [
+    "ARC",
+    "ClassifierMixture",
     "Equilibrium",
+    "ExpectedLoss",
+    "MixtureVerdicts",
+    "OnMember",
+    "evaluate_mixture",
     "exploitability",
     "exploitability_per_image",
+    "find_mixture_flags",
+    "judge_mixture",
+    "read_mixture",
     "solve",
     "solve_per_image",
+    "write_mixture",
 ]
 
 if not TYPE_CHECKING:  # of anything else a type checker says that it is not there

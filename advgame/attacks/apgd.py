@@ -77,7 +77,7 @@ class APGD(ShardedAttack):
             if self.targets:
                 aim = logits_of(shards.models[0], x[rows]).sort(dim=1).indices[:, -rank]
                 asked += len(rows)
-            start = _on_the_face(self.threat, x[rows], rng)
+            start = on_the_face(self.threat, x[rows], rng)
             found, fell, passes = shards.run(self._ascend, x[rows], y[rows], aim, start)
             x_adv[rows[fell]], fooled[rows] = found[fell], fell
             asked, formed = asked + int(passes.sum()), formed + int(passes.sum())
@@ -85,7 +85,7 @@ class APGD(ShardedAttack):
 
     def _ascend(self, model: nn.Module, *given: Tensor) -> tuple[Tensor, ...]:
         loss = _targeted_dlr if self.targets else _untargeted
-        return _Ascent(model, self.threat, loss, self.steps, given).run()
+        return Ascent(model, self.threat, loss, self.steps, given).run()
 
 
 def _untargeted(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _targeted_dlr(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     return -(logits[rows, y] - logits[rows, aim]) / (spread + 1e-12)
 
 
-def _on_the_face(threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
+def on_the_face(threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
     """A random point whose largest entry (L∞), or length (L2), is ε, clipped to [0, 1]."""
     drawn = torch.empty(x.shape, dtype=torch.float32, device=rng.device)
     if threat.norm == "Linf":
@@ -110,8 +110,16 @@ def _on_the_face(threat: Threat, x: Tensor, rng: torch.Generator) -> Tensor:
     return (x + threat.eps * (drawn / per_image(threat.size(drawn) + 1e-12, x))).clamp(0, 1)
 
 
-class _Ascent:
-    """Images in the middle of their ascent; those that fall leave."""
+class Ascent:
+    """Images in the middle of their ascent; those that fall leave.
+
+    Args:
+        model: the classifier.
+        threat: the ball, with one radius.
+        loss: what is ascended.
+        steps: how many.
+        given: images, labels, targets and starts, (B, ...) each.
+    """
 
     STATE: ClassVar[tuple[str, ...]] = (
         "x", "y", "aim", "rows", "x_adv", "before", "best", "gradient", "best_gradient",
@@ -137,7 +145,7 @@ class _Ascent:
         self._leave(fell)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(where it was fooled, whether it was, forwards) of each image."""
+        """Where it was fooled, whether it was, and forwards, of each image."""
         every, since = max(int(_FIRST * self.steps), 1), 0
         for step in range(self.steps):
             if not len(self.rows):
@@ -171,7 +179,11 @@ class _Ascent:
             self.gradient = input_gradient(losses.sum(), leaf)
         self.loss = losses.detach()
         self.passes[self.rows] += 1
-        fell: Tensor = logits.detach().argmax(1) != self.y
+        return self._fell(logits.detach())
+
+    def _fell(self, logits: Tensor) -> Tensor:
+        """Which of the present images need no further step, (B,)."""
+        fell: Tensor = logits.argmax(1) != self.y
         return fell
 
     def _leave(self, fell: Tensor) -> None:

@@ -12,7 +12,9 @@ from advgame.losses import Loss, cross_entropy
 from advgame.threat import per_image
 
 
-def input_gradient(total: Tensor, *leaves: Tensor, create_graph: bool = False) -> Tensor:
+def input_gradient(
+    total: Tensor, *leaves: Tensor, create_graph: bool = False, retain_graph: bool = False
+) -> Tensor:
     """d(total)/d(leaf); zero where the classifier cuts the graph, which the flags then report.
 
     Args:
@@ -20,12 +22,18 @@ def input_gradient(total: Tensor, *leaves: Tensor, create_graph: bool = False) -
         leaves: images (B, C, H, W) that ``total`` was computed from; the gradients of several
             batches follow each other as rows.
         create_graph: keep what differentiating the gradient itself needs.
+        retain_graph: keep the graph, for another number's gradient.
     """
     if not total.requires_grad:
         found = tuple(torch.zeros_like(leaf) for leaf in leaves)
     else:
         found = torch.autograd.grad(
-            total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True
+            total,
+            leaves,
+            create_graph=create_graph,
+            retain_graph=create_graph or retain_graph,
+            allow_unused=True,
+            materialize_grads=True,
         )
     return found[0] if len(found) == 1 else torch.cat(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -107,6 +108,37 @@ class Cells:
         self._cells[name] = cell
         if self.folder is not None:
             write_atomically(self.folder / f"{name}.json", json.dumps(asdict(cell)))
+
+
+def cell_key(name: str, part: str, start: int) -> str:
+    """The name of a cell, which is that of its file, without ending.
+
+    Args:
+        name: of the attack.
+        part: of the suite that the attack may be.
+        start: the first image of the batch.
+    """
+    attack, part = file_name(name), file_name(part)
+    return f"{attack if part == attack else f'{attack}.{part}'}/{start:06d}"
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file; one of own code with arguments is told apart by a checksum."""
+    plain = name.replace(":", "-")
+    if re.fullmatch(r"[\w. -]+", plain):
+        return plain
+    short = re.sub(r"[^\w.]+", "-", plain)[:60]
+    return f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def as_bits(mask: Tensor) -> str:
+    """Which images survive (n,), as a cell holds it."""
+    return "".join("1" if bit else "0" for bit in mask.tolist())
+
+
+def as_mask(bits: str) -> Tensor:
+    """What `as_bits` wrote, as a bool tensor (n,)."""
+    return torch.tensor([bit == "1" for bit in bits])
 
 
 def fingerprint(

@@ -8,14 +8,15 @@ process, or how often the evaluation was interrupted.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -34,11 +35,21 @@ from advgame.evaluation.attacks import (
     make_suite,
 )
 from advgame.evaluation.autoattack import AutoAttackPart
-from advgame.evaluation.cells import Cell, Cells, describe, fingerprint
+from advgame.evaluation.cells import (
+    Cell,
+    Cells,
+    as_bits,
+    as_mask,
+    cell_key,
+    describe,
+    fingerprint,
+)
 from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
 from advgame.own_code import in_words
 from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Threat
+
+PieceT = TypeVar("PieceT")
 
 
 @torch.inference_mode(False)
@@ -94,7 +105,7 @@ def evaluate(
     plan = check_evaluation(
         model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
     )
-    plan = {"clean": [("clean", _Nothing())], **plan}
+    plan = {"clean": [("clean", Nothing())], **plan}
     more = [surrogate] if surrogate is not None else []
     rank = fabric.global_rank if fabric is not None else 0
 
@@ -256,13 +267,13 @@ class _Work:
         """One attack on one batch: only images that are right when clean, and still stand."""
         standing = torch.ones(min(self.batch_size, len(self.images) - start), dtype=torch.bool)
         if name != "clean":
-            standing = self._cell("clean", "clean", _Nothing(), start, standing)
+            standing = self._cell("clean", "clean", Nothing(), start, standing)
         for part, attack in suite:
             standing &= self._cell(name, part, attack, start, standing)
 
     def _cell(self, name: str, part: str, attack: Attack, start: int, standing: Tensor) -> Tensor:
         """Find or fill a cell; which images of the batch survive, bool (B,)."""
-        key = _key(name, part, start)
+        key = cell_key(name, part, start)
         cell = self.cells.get(key)
         if cell is None:
             self.progress(f"{part} on images {start} to {start + len(standing) - 1}")
@@ -273,44 +284,63 @@ class _Work:
                 f"{self.cells.folder}/{key}.json is of {len(cell.survive)} images instead of "
                 f"{len(standing)}: delete it and resume"
             )
-        return _mask(cell.survive)
+        return as_mask(cell.survive)
 
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
         rows = start + standing.nonzero()[:, 0].to(self.images.device)
-        survive, largest, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
+        survive, most, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
         own = PrivateRNG(derive_seed(self.seed, key), self.images.device)
         with counted(self.model) as calls, attacked(self.model), own:
-            pieces = self._judge(key, attack, rows) if len(rows) else []
+            pieces = in_halves(partial(self._judge, key, attack), rows)
         for piece, said, size in pieces:
             survive[(piece - start).cpu()] = (said == self.labels[piece]).cpu()
             silent += int((said < 0).sum())
-            largest = max(largest, size)
+            most = max(most, size)
         batch = self.batch_size if len(pieces) < 2 else max(len(piece[0]) for piece in pieces)
         seconds = time.perf_counter() - began
         spent = (calls.forwards, calls.backwards, seconds, batch)
-        return Cell(_bits(survive), largest, *spent, silent)
+        return Cell(as_bits(survive), most, *spent, silent)
 
-    def _judge(self, key: str, attack: Attack, rows: Tensor) -> list[tuple[Tensor, Tensor, float]]:
-        """(rows, classes said, largest perturbation), in halves where the memory is too small."""
+    def _judge(self, key: str, attack: Attack, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+        """(rows, classes said, largest perturbation)."""
         x, y = self.images[rows], self.labels[rows]
-        try:
-            rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
-            x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
-            check_finite(key.split("/")[0], x_adv)
-            said = predict(self.model, x_adv, len(x))
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if len(rows) == 1:
-                raise InputError(f"too little memory for one image at a time: {error}") from error
-        else:
-            inside = float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1
-            return [(rows, said, float(self.threat.size(x_adv - x).max()) if inside else inf)]
-        # outside the handler: what the traceback held is free by now
-        return [piece for half in rows.tensor_split(2) for piece in self._judge(key, attack, half)]
+        rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
+        x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
+        check_finite(key.split("/")[0], x_adv)
+        return rows, predict(self.model, x_adv, len(x)), largest(self.threat, x_adv, x)
 
 
-class _Nothing(Attack):
+def in_halves(work: Callable[[Tensor], PieceT], rows: Tensor) -> list[PieceT]:
+    """What ``work`` makes of the rows, in halves of them where the memory is too small.
+
+    Args:
+        work: takes rows (n,).
+        rows: all of them; where there are none nothing is called.
+
+    Raises:
+        InputError: one row alone is too much.
+    """
+    if not len(rows):
+        return []
+    try:
+        return [work(rows)]
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise InputError(f"too little memory for one image at a time: {error}") from error
+    # outside the handler: what the traceback held is free by now
+    return [piece for half in rows.tensor_split(2) for piece in in_halves(work, half)]
+
+
+def largest(threat: Threat, x_adv: Tensor, x: Tensor) -> float:
+    """The size of the largest perturbation; inf where a pixel lies outside [0, 1]."""
+    if float(x_adv.min()) < 0 or float(x_adv.max()) > 1:
+        return inf
+    return float(threat.size(x_adv - x).max())
+
+
+class Nothing(Attack):
     """The attack that leaves every image as it is."""
 
     def _attack(
@@ -350,28 +380,6 @@ def counted(model: nn.Module) -> Iterator[Calls]:
         hook.remove()
 
 
-def _key(name: str, part: str, start: int) -> str:
-    attack, part = _file_name(name), _file_name(part)
-    return f"{attack if part == attack else f'{attack}.{part}'}/{start:06d}"
-
-
-def _file_name(name: str) -> str:
-    """A name as that of a file; one of own code with arguments is told apart by a checksum."""
-    plain = name.replace(":", "-")
-    if re.fullmatch(r"[\w. -]+", plain):
-        return plain
-    short = re.sub(r"[^\w.]+", "-", plain)[:60]
-    return f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _bits(mask: Tensor) -> str:
-    return "".join("1" if bit else "0" for bit in mask.tolist())
-
-
-def _mask(bits: str) -> Tensor:
-    return torch.tensor([bit == "1" for bit in bits])
-
-
 def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int) -> Verdicts:
     """The verdicts of the whole evaluation from its finished cells."""
     verdicts = Verdicts({}, {}, {})
@@ -380,11 +388,11 @@ def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int
     for name, suite in plan.items():
         found: list[list[Cell]] = []  # part x batch
         for part, _ in suite:
-            row = [cells.get(_key(name, part, start)) for start in starts]
+            row = [cells.get(cell_key(name, part, start)) for start in starts]
             found.append([cell for cell in row if cell is not None])
             assert len(found[-1]) == len(starts), "another process left a cell unfilled"
         every = [cell for row in found for cell in row]
-        masks = [torch.cat([_mask(cell.survive) for cell in row]) for row in found]
+        masks = [torch.cat([as_mask(cell.survive) for cell in row]) for row in found]
         verdicts.correct[name] = torch.stack(masks).all(0)
         verdicts.largest[name] = max(cell.largest for cell in every)
         verdicts.no_answer[name] = sum(cell.no_answer for cell in every)

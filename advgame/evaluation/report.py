@@ -101,8 +101,14 @@ def as_line(content: dict[str, Any]) -> str:
 
 
 def as_matrix(verdicts: Verdicts, labels: Tensor) -> str:
-    """``verdicts.csv``: a row per image, 1 under each attack that it survives."""
-    columns = {name: ok.int().tolist() for name, ok in verdicts.correct.items()}
+    """``verdicts.csv``: a row per image, 1 under each attack that it survives.
+
+    Of a mixture of classifiers it is the probability that it does.
+    """
+    columns = {
+        name: [f"{one:.6g}" for one in ok.double().tolist()]
+        for name, ok in verdicts.correct.items()
+    }
     head = io.StringIO()  # the name of an own attack may have commas
     csv.writer(head, lineterminator="").writerow(["image", "label", *columns])
     lines = [head.getvalue()]
@@ -143,6 +149,8 @@ def as_markdown(content: dict[str, Any]) -> str:
     if names := content.get("classes"):
         shown = ", ".join(f"{k} {name}" for k, name in enumerate(names[:_NAMED]))
         lines += [f"Classes: {shown}{', …' if len(names) > _NAMED else ''}.", ""]
+    if mixture := content.get("mixture"):
+        lines += _mixture_lines(mixture, n)
     for other, words in {"last": "The last weights", "best": "The best by validation"}.items():
         if other in content:
             scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in content[other].items())
@@ -163,3 +171,28 @@ def as_markdown(content: dict[str, Any]) -> str:
         lines += ["", f"The best weights of a run are those of the best {by}."]
     lines += ["", f"Command: `{content['command']}`", ""]
     return "\n".join(lines)
+
+
+def _mixture_lines(mixture: dict[str, Any], n: int) -> list[str]:
+    """What is to be said of a mixture: its members alone, and what adaptive PGD alone would say."""
+
+    def interval(share: float) -> str:
+        low, high = wilson(share, n)
+        return f"{100 * share:.1f} ({100 * low:.1f} – {100 * high:.1f})"
+
+    return [
+        "One member answers each query, drawn with its weight. Accuracies above are expectations "
+        "over the draw, under an attacker that knows members and weights and not the draw; their "
+        "intervals are wide rather than narrow.",
+        "",
+        "| member | weight | clean alone, % | worst case alone, % (95 % interval) |",
+        "|---|---|---|---|",
+        *(
+            f"| {one['name']} | {one['weight']:.4g} | {100 * one['accuracy']['clean']:.1f} "
+            f"| {interval(one['worst_case'])} |"
+            for one in mixture["members"]
+        ),
+        "",
+        f"Under gradient ascent on the expected loss alone: {interval(mixture['adaptive_alone'])}.",
+        "",
+    ]

@@ -21,8 +21,8 @@ class Verdicts:
     """What an evaluation found, image by image.
 
     Args:
-        correct: name -> bool (N,), whether the image is still classified correctly; ``"clean"``
-            comes first.
+        correct: name -> (N,), whether the image is still classified correctly, bool; of a mixture
+            of classifiers with what probability, a float. ``"clean"`` comes first.
         largest: name -> the largest perturbation found, in the threat's norm.
         seconds: name -> wall-clock seconds, summed over processes.
         forwards: name -> images passed through the classifier.
@@ -43,11 +43,14 @@ class Verdicts:
     def accuracy(self) -> dict[str, float]:
         """Share of images that are correct on the clean image and under each attack."""
         clean = self.correct["clean"]
-        return {name: float((clean & ok).float().mean()) for name, ok in self.correct.items()}
+        return {
+            name: float(torch.minimum(clean, ok).float().mean())
+            for name, ok in self.correct.items()
+        }
 
     def worst_case(self) -> float:
-        """Share of images that survive everything."""
-        return float(torch.stack(list(self.correct.values())).all(0).float().mean())
+        """Share of images that survive everything, each under what does most to it."""
+        return float(torch.stack(list(self.correct.values())).amin(0).float().mean())
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tensor:
