@@ -18,6 +18,7 @@ from advgame.errors import InputError
         ("wrn-34-10", (3, 32, 32), 46.16),
         ("minimax_cnn", (1, 28, 28), 1.66),
         ("lean_resnet", (3, 32, 32), 1.23),
+        ("lean_resnet-half", (3, 32, 32), 0.31),
     ],
 )
 def test_parameter_counts_are_those_that_pages_and_papers_name(name, shape, millions):

@@ -195,7 +195,10 @@ def test_a_cell_has_the_dead_players_of_its_training(tmp_path):
     settings = {"seed": 0, "epochs": 1, "train_n": None}
     about = {"config": settings, "commit": "c", "device": "cpu"}
     (run / "config.json").write_text(json.dumps(about))
-    (run / "metrics.csv").write_text("time/seconds,attacker/forwards_per_image\n1,7\n")
+    (run / "metrics.csv").write_text(
+        "time/seconds,attacker/forwards_per_image,cost/forwards,cost/input_backwards,cost/backwards\n"
+        "1,7,2,1,1\n"
+    )
     found = study(tmp_path, judged=str(tmp_path / "judged")).read(run)
     assert found["flags"] == ["dead_attacker_saturated"]
     assert found["gap"] == pytest.approx(0.1), "what AutoAttack takes from what PGD-20 leaves"

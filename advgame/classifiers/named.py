@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from advgame.classifiers.names import CLASSIFIERS, WIDE
 from advgame.classifiers.resnet import (
     Published,
+    ResidualNet,
     lean_resnet,
     preact_resnet18,
     resnet18,
@@ -17,8 +21,9 @@ from advgame.classifiers.resnet import (
 from advgame.classifiers.small import MinimaxCNN, SmallCNN
 from advgame.errors import InputError, unknown
 
-RESNETS = {
+RESNETS: dict[str, Callable[..., ResidualNet]] = {
     "lean_resnet": lean_resnet,
+    "lean_resnet-half": partial(lean_resnet, width=16),
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,

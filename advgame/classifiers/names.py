@@ -15,6 +15,7 @@ CLASSIFIERS = (
     "small_cnn",
     "minimax_cnn",
     "lean_resnet",
+    "lean_resnet-half",
     "resnet18",
     "resnet34",
     "resnet50",

@@ -11,7 +11,12 @@ the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAtta
 ones resumed: the command can be given again. With --budget compute a game's epochs are PGD-AT's
 times the ratio of what a step costs, forwards as counted in the runs of equal epochs, which must be
 there. A learned attack's cost depends on how long it has learned: the column "passes" tells what
-came out, and `--counted` takes the costs from another file, e.g. a first try's.
+came out, and `--counted` takes the costs from another file, e.g. a first try's. `--forwards` says
+how many passes all make, instead of PGD-AT's, and `--cost` what passes of each kind took on this
+network, instead of 1, 2 and 3 forwards:
+
+    python scripts/benchmark.py --only games --family baselines --network lean_resnet-half \
+        --batch 128 --threads 1 --out results/cifar10/cost.json
 
 Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; earlier cells in them stay.
 """
@@ -23,6 +28,7 @@ import io
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
@@ -42,7 +48,7 @@ from advgame.run import table
 from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
-from advgame.run.options import Count, Names
+from advgame.run.options import Count, Names, Positive
 from advgame.run.selection import selected_by
 from advgame.run.study import (
     Finished,
@@ -52,7 +58,7 @@ from advgame.run.study import (
     selection,
     training_images,
 )
-from advgame.run.table import Columns, Row, Runs
+from advgame.run.table import Columns, Row, Run, Runs
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _SCATTER = "train.py --game feature-scatter --true-probability 0.5"
@@ -66,6 +72,9 @@ GAMES = {
     "n-fgsm": "train.py --game n-fgsm",
     "free": "train.py --game free",
     CONTROL: "train.py --game pgd-at",
+    "pgd-at-2": "train.py --game pgd-at --attack-steps 2 --step-size 0.625",
+    "pgd-at-4": "train.py --game pgd-at --attack-steps 4 --step-size 0.375",
+    "pgd-at-7": "train.py --game pgd-at --attack-steps 7 --step-size 0.25",
     "alp": "train.py --game alp",
     "feature-scatter": _SCATTER,
     "feature-scatter-repo": f"{_SCATTER} --transport repo",
@@ -119,6 +128,7 @@ POSTER = """\
 | adt-exp | 86.89 | 60.41 | 52.18 | 51.69 | 53.27 | 52.49 | 52.38 | 50.56 |
 | adt-exp-am | 87.82 | 62.42 | 51.95 | 51.26 | 52.99 | 51.75 | 52.04 | 50.04 |
 | adt-imp-am | 88 | 64.89 | 52.28 | 51.23 | 52.64 | 52.65 | 51.89 | 49.81 |"""
+KINDS = ("forwards", "input_backwards", "backwards")
 PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 
 
@@ -132,6 +142,12 @@ class Config(MethodsConfig):
     """what is equal: passes over the training images, or passes through the classifier"""
     counted: str | None = None
     """of equal compute: results whose runs say what a step costs (<out>/<dataset>-epochs.json)"""
+    forwards: Positive | None = None
+    """of equal compute: how many forwards a whole training is worth, per training image; None is
+    what pgd-at's epochs are"""
+    cost: str | None = None
+    """what F, F + B_x and F + B take on this network, a file of `benchmark.py --only games`; None
+    is 1, 2 and 3 forwards"""
     attacks: Names = COLUMNS
     """of the evaluations, see `evaluate --list`"""
     eval_n: Count = 360
@@ -179,8 +195,10 @@ class Compare(MethodsStudy[Config]):
         super().check()
         if len(set(config.methods)) < len(config.methods):
             raise InputError(f"a game is asked for twice: {', '.join(config.methods)}")
-        if config.counted and config.budget == "epochs":
-            raise InputError("--counted is for --budget compute")
+        compute = {"--counted": config.counted, "--forwards": config.forwards}
+        given = [option for option, value in compute.items() if value is not None]
+        if given and config.budget == "epochs":
+            raise InputError(f"{given[0]} is for --budget compute")
         check_attacks(config.attacks)
         if not config.attacks:
             raise InputError("--attacks names none: a table needs one")
@@ -206,13 +224,50 @@ class Compare(MethodsStudy[Config]):
         )
         if not path.exists():
             raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
-        cost: dict[str, list[float]] = {}
+        spent: dict[str, list[float]] = {}
         for run in read_json(path).get("runs", ()):
-            cost.setdefault(run["method"], []).append(run["forwards_per_image"])
-        if missing := [game for game in (CONTROL, *config.methods) if game not in cost]:
+            spent.setdefault(run["method"], []).append(self.price(run))
+        needed = config.methods if config.forwards else (CONTROL, *config.methods)
+        if missing := [game for game in needed if game not in spent]:
             raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
-        step = mean(cost[CONTROL])
-        return {game: max(1, round(whole * step / mean(cost[game]))) for game in config.methods}
+        budget = config.forwards or whole * mean(spent[CONTROL])
+        return {game: max(1, round(budget / mean(spent[game]))) for game in config.methods}
+
+    @cached_property
+    def prices(self) -> tuple[float, float, float]:
+        """What F, B_x and B take, in forwards.
+
+        Raises:
+            InputError: a file that does not say it of this network.
+        """
+        if self.config.cost is None:
+            return 1.0, 1.0, 2.0
+        path = Path(self.config.cost)
+        network = self.script_of(CONTROL).job.parse(self.flags(CONTROL)).model
+        for case in read_json(path).get("groups", {}).get("games", ()):
+            if case["network"] == network:
+                took = {name: row["median_s"] for name, row in case["contestants"].items()}
+                alone = took["F"]
+                return 1.0, took["F + B_x"] / alone - 1, took["F + B"] / alone - 1
+        raise InputError(
+            f"{path} does not hold {network}: benchmark.py --only games --network {network} writes "
+            "what its passes take"
+        )
+
+    def price(self, run: Run) -> float:
+        """What a step of a run costs per image, in forwards.
+
+        Raises:
+            InputError: a run of before passes were noted by their kind.
+        """
+        if self.config.cost is None:
+            return float(run["forwards_per_image"])
+        if any(kind not in run for kind in KINDS):
+            raise InputError(
+                f"{run['method']} was run before passes were noted by kind: run it again, or leave "
+                "--cost away"
+            )
+        return sum(float(run[kind]) * price for kind, price in zip(KINDS, self.prices, strict=True))
 
     def script_of(self, cell: str) -> ModuleType:
         """The training script of a cell."""
@@ -237,8 +292,9 @@ class Compare(MethodsStudy[Config]):
 
     def surrogate(self) -> dict[str, list[str]]:
         """The training of the classifier whose adversarial examples are transferred."""
-        equal = replace(self.config, budget="epochs", methods=(CONTROL,), counted=None)
-        alone = replace(equal, seeds=1, first_seed=SURROGATE_SEED)
+        alone = replace(self.config, methods=(CONTROL,), seeds=1, first_seed=SURROGATE_SEED)
+        if self.config.forwards is None:
+            alone = replace(alone, budget="epochs", counted=None)
         return Compare(alone).cells()
 
     def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
@@ -289,6 +345,7 @@ class Compare(MethodsStudy[Config]):
         judged = {f"accuracy_{attack}": value for attack, value in report["accuracy"].items()}
         if {PGD, AUTOATTACK} <= judged.keys():  # what AutoAttack takes from what PGD-20 leaves
             judged["gap"] = judged[PGD] - judged[AUTOATTACK]
+        passes = {kind: mean(row[f"cost/{kind}"] for row in cell.rows) for kind in KINDS}
         # of the training's own report only signs of life count: it saw few images
         dead = [name for name in cell.facts()["flags"] if name.startswith("dead_")]
         return {
@@ -300,8 +357,11 @@ class Compare(MethodsStudy[Config]):
             **judged,
             "worst_case": report["worst_case"],
             "selected_by": selected_by(cell.report),
+            "seconds": cell.rows[-1]["time/seconds"],
             "seconds_per_epoch": cell.rows[-1]["time/seconds"] / cell.settings["epochs"],
             "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in cell.rows),
+            **passes,
+            **({"price": self.price(passes)} if self.config.cost else {}),
             "flags": [flag["name"] for flag in report["flags"]]
             + dead
             + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in cell.report),
@@ -309,7 +369,12 @@ class Compare(MethodsStudy[Config]):
 
     def found(self, runs: Runs) -> dict[str, Any]:
         """How many cells shared the machine, for their seconds."""
-        return {"jobs": self.config.jobs, **super().found(runs)}
+        found = {"jobs": self.config.jobs, **super().found(runs)}
+        if self.config.cost:
+            found["prices"] = self.prices
+        if self.config.forwards:
+            found["forwards"] = self.config.forwards
+        return found
 
     def table(self, runs: Runs) -> list[list[str]]:
         """Header and rows, everything in % but cost; "–" where a number is missing."""
@@ -329,6 +394,13 @@ class Compare(MethodsStudy[Config]):
             "F per image and step": table.Mean("forwards_per_image", 1),
             f"passes, {CONTROL} = 1": passes,
         }
+        if any("price" in run for run in runs):  # weighted by what they took on this network
+            spent = [
+                {**run, "spent": run["epochs"] * run["price"]} if "price" in run else run
+                for run in runs
+            ]
+            more = {"forwards": table.Mean("spent", 0), "s in all": table.Mean("seconds", 0)}
+            return table.cells({**columns, **more}, table.rows(spent))
         return table.cells(columns, table.rows(runs))
 
     @override
@@ -336,7 +408,8 @@ class Compare(MethodsStudy[Config]):
         first = runs[0]
         equal = {
             "epochs": "equal epochs",
-            "compute": f"epochs such that all make as many passes as {CONTROL}",
+            "compute": "epochs such that all make as many passes"
+            + (f" as {CONTROL}" if about.get("forwards") is None else ""),
         }[self.config.budget]
         head, *body = self.table(runs)
         flagged = [[*line, flags_of(line[0], runs)] for line in body]
@@ -347,7 +420,8 @@ class Compare(MethodsStudy[Config]):
             "Worst case: over all attacks of the table, per image. F: forwards "
             "of the classifier (input-backward 1, backward with weights 2), without networks of "
             f"the attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on "
-            "another PGD-AT classifier. `fea` aims at 20 images, the poster's FeaAttack at 200.",
+            "another PGD-AT classifier. `fea` aims at 20 images, the poster's FeaAttack at 200."
+            + _weights(about),
             table.markdown([*head, "flags"], flagged),
             "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
             POSTER,
@@ -361,6 +435,18 @@ class Compare(MethodsStudy[Config]):
         title = f"{short_name(self.config.dataset)}, equal {self.config.budget}"
         figure = comparison_figure(about["summary"], ("accuracy_clean", PGD), title)
         save_figure(figure, self.path.with_suffix(".png"))
+
+
+def _weights(about: Mapping[str, Any]) -> str:
+    """What a pass of each kind was counted as; "" where it is as usual."""
+    if "prices" not in about:
+        return ""
+    _, to_input, with_weights = about["prices"]
+    return (
+        " Forwards: epochs × passes, each weighted by what it took on this network, measured: "
+        f"F 1, B_x {to_input:.2f}, B {with_weights:.2f}. S in all: seconds of the training's "
+        "steps, beside other work."
+    )
 
 
 def _passes(row: Mapping[str, Any]) -> float:
