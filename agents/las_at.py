@@ -255,6 +255,7 @@ def make_player(
     uniform: bool = True,
     fixed: tuple[float, ...] = (8, 10, 2),
     rule: StoppingRule | None = None,
+    network: str | None = None,
 ) -> StrategyPlayer:
     """A learner or a control for a strategy space.
 
@@ -270,6 +271,7 @@ def make_player(
         fixed: the strategy of ``"fixed"``: ε in units of ε₀/8, steps, step size in the same units,
             and β where the space has it.
         rule: of the game, where the agent's attacks are ended by one.
+        network: of the learners' policies, see `StrategyPolicy`.
 
     Raises:
         InputError: PPO on several processes.
@@ -292,8 +294,10 @@ def make_player(
             fabric.device,
             lr=settings.lr,
             entropy_coef=settings.entropy_coef,
+            network=network,
         )
     with seeded_init(seed, "policy"):
-        policy = StrategyPolicy(shape, space.sizes, uniform=uniform).to(fabric.device)
+        policy = StrategyPolicy(shape, space.sizes, network=network, uniform=uniform)
+        policy = policy.to(fabric.device)
         value = ValueNet(shape).to(fabric.device) if settings.baseline == "value" else None
     return Reinforce(policy, settings, rng, value, averaging(fabric))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from advgame.classifiers import SmallCNN, resnet18
+from advgame.classifiers import SmallCNN, make_classifier
 from advgame.errors import InputError
 from advgame.health import entropy_sign
 
@@ -16,24 +17,34 @@ from advgame.health import entropy_sign
 class StrategyPolicy(nn.Module):
     """π(a | x): a trunk, one linear head per choice, and a value head for a baseline.
 
-    The trunk is LAS-AT's ResNet-18 for images of 16 pixels or more with three channels, the
-    small CNN for digits and MNIST; the input is the clean image alone, as published.
+    The input is the clean image alone, as published.
 
     Args:
         shape: (C, H, W) of the images.
         sizes: number of options of each choice.
+        network: the trunk, a name of `CLASSIFIERS`; None is LAS-AT's ResNet-18 for images of 16
+            pixels or more with three channels, a narrow small CNN for digits and MNIST.
         uniform: start with heads of zero, that is with the uniform policy; else with torch's
             default initialisation, as the published code.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], sizes: tuple[int, ...], *, uniform: bool = True
+        self,
+        shape: tuple[int, int, int],
+        sizes: tuple[int, ...],
+        *,
+        network: str | None = None,
+        uniform: bool = True,
     ) -> None:
         super().__init__()
         large = shape[0] == 3 and min(shape[1:]) >= 16
-        trunk = resnet18() if large else SmallCNN(shape, 1, width=16)
-        width = trunk.width
-        trunk.head = nn.Identity()  # type: ignore[assignment]
+        trunk: Any = (
+            make_classifier(network or "resnet18", shape, 1)
+            if network or large
+            else SmallCNN(shape, 1, width=16)
+        )
+        width: int = trunk.width
+        trunk.head = nn.Identity()
         self.trunk, self.width = trunk, width
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
         if uniform:

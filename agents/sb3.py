@@ -143,9 +143,9 @@ def set_up(
 class TrunkExtractor(BaseFeaturesExtractor):
     """The strategy policy's trunk as SB3's features extractor: (B, C, H, W) -> (B, width)."""
 
-    def __init__(self, observation_space: spaces.Box) -> None:
+    def __init__(self, observation_space: spaces.Box, network: str | None = None) -> None:
         channels, height, width = observation_space.shape
-        policy = StrategyPolicy((channels, height, width), ())
+        policy = StrategyPolicy((channels, height, width), (), network=network)
         super().__init__(observation_space, features_dim=policy.width)
         self.trunk = policy.trunk
 
@@ -199,6 +199,7 @@ class PPOPlayer(SB3Learner):
         n_steps: decisions per image slot between two updates.
         lr: learning rate.
         entropy_coef: weight of the entropy bonus.
+        network: the trunk, see `agents.StrategyPolicy`.
     """
 
     def __init__(
@@ -212,6 +213,7 @@ class PPOPlayer(SB3Learner):
         n_steps: int = 4,
         lr: float = 1e-3,
         entropy_coef: float = 0.01,
+        network: str | None = None,
     ) -> None:
         def make() -> OnPolicyAlgorithm:
             ppo = PPO(
@@ -222,7 +224,10 @@ class PPOPlayer(SB3Learner):
                 batch_size=num_envs,
                 n_epochs=4,
                 ent_coef=entropy_coef,
-                policy_kwargs=policy_kwargs(),
+                policy_kwargs={
+                    **policy_kwargs(),
+                    "features_extractor_kwargs": {"network": network},
+                },
                 device=device,
                 _init_setup_model=False,
             )

@@ -16,12 +16,14 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from typing_extensions import override
 
 from advgame.choices import Credit, Preset
+from advgame.classifiers.names import check_model, is_built_in
 from advgame.errors import InputError
 from advgame.games.spaces import BETAS, parse_space
 from advgame.own_code import own_code
@@ -70,6 +72,9 @@ class Config(PerturbedConfig):
     """what REINFORCE takes off the reward (PPO has its own)"""
     entropy_coef: NotNegative = PRESETS["default"].entropy_coef
     """weight of the policy's entropy bonus"""
+    policy_network: str | None = None
+    """the policy's trunk, a name as --model has them; None is ResNet-18 for colour images of 16
+    pixels or more, a narrow small CNN for others"""
     policy_lr: Positive = PRESETS["default"].lr
     """learning rate of the policy"""
     reward_interval: Count = 1
@@ -162,6 +167,11 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     repo_recipes = REPO_RECIPES
 
     @override
+    def on_a_cpu(self) -> Mapping[str, Any]:
+        """ResNet-18 would ask for 45 times what the defender does."""
+        return {**super().on_a_cpu(), "policy_network": "lean_resnet-half"}
+
+    @override
     def title(self, config: Config) -> str:
         return f"LAS-AT, {config.agent},"
 
@@ -178,6 +188,12 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             raise InputError("--space has a list of beta, which --objective trades alone has")
         if config.reward:
             own_code(config.reward).find()
+        if config.policy_network is not None:
+            check_model(config.policy_network)
+            if not is_built_in(config.policy_network):
+                raise InputError(
+                    f"--policy-network takes a network of the package, not {config.policy_network}"
+                )
         config = super().check(config)
         if config.agent == "reinforce" and (config.credit, config.baseline) == ("batch", "loo"):
             raise InputError(
@@ -197,7 +213,8 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        learners = ("credit", "baseline", "entropy_coef", "policy_lr", "reward_interval", "reward")
+        policy = ("policy_lr", "policy_network")
+        learners = ("credit", "baseline", "entropy_coef", *policy, "reward_interval", "reward")
         unused = {"reinforce": (), "ppo": ("baseline",)}.get(config.agent, learners)
         fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
         mean = () if config.agent in MEAN_STEPS else ("mean_steps",)
@@ -267,6 +284,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             uniform=not repo,
             fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
             rule=rule,
+            network=config.policy_network,
         )
         return StrategyGame(env, player, config.seed)
 

@@ -57,6 +57,14 @@ def play_bandit(player, steps):
     return rewards
 
 
+def test_a_policy_has_the_trunk_that_it_is_asked_for():
+    usual = StrategyPolicy((3, 32, 32), SIZES)
+    lean = StrategyPolicy((3, 32, 32), SIZES, network="lean_resnet-half")
+    params = [sum(p.numel() for p in one.parameters()) / 1e6 for one in (usual, lean)]
+    assert [round(n, 1) for n in params] == [11.2, 0.3]
+    assert [one.shape[1] for one in lean(torch.rand(2, 3, 32, 32))] == list(SIZES)
+
+
 def test_a_new_policy_is_uniform_and_draws_from_its_stream(rng):
     policy = StrategyPolicy(SHAPE, SIZES)
     logits = policy(torch.rand(5, *SHAPE, generator=rng))
