@@ -117,6 +117,11 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     linf_only = "L2L's network ends in ε·tanh, which fills an L∞ ball; train.py plays PGD-AT in L2"
 
     @override
+    def on_a_cpu(self) -> Mapping[str, Any]:
+        """The slim attacker would take a hundred times as long as the defender."""
+        return {**super().on_a_cpu(), "width": "small"}
+
+    @override
     def title(self, config: Config) -> str:
         return f"L2L, {config.attacker},"
 

@@ -84,6 +84,10 @@ GAMES = {
     "trades-awp": "train.py --game trades --awp 0.005",
     "las-at": "train_las_at.py",
     "las-at-random": "train_las_at.py --agent random",
+    **{
+        agent: f"train_las_at.py --agent {agent}"
+        for agent in ("stopper", "shuffled", "fat", "short")
+    },
     "las-trades": _LAS_TRADES,
     "las-trades-random": f"{_LAS_TRADES} --agent random",
     "las-awp": _LAS_AWP,
@@ -152,6 +156,8 @@ class Config(MethodsConfig):
     """of the evaluations, see `evaluate --list`"""
     eval_n: Count = 360
     """test images"""
+    weights: str | None = None
+    """a folder for the weights of every cell that were judged"""
     judged: str = "judged"
     """folder of the evaluations within the runs': other attacks or images need another"""
     runs_dir: str = "runs/compare"
@@ -291,7 +297,9 @@ class Compare(MethodsStudy[Config]):
         }
 
     def surrogate(self) -> dict[str, list[str]]:
-        """The training of the classifier whose adversarial examples are transferred."""
+        """The training of the classifier whose adversarial examples are transferred, if any are."""
+        if not any("transfer" in attack for attack in self.config.attacks):
+            return {}
         alone = replace(self.config, methods=(CONTROL,), seeds=1, first_seed=SURROGATE_SEED)
         if self.config.forwards is None:
             alone = replace(alone, budget="epochs", counted=None)
@@ -300,8 +308,8 @@ class Compare(MethodsStudy[Config]):
     def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
         words = [*self.images(), *self.judging()]
-        if any("transfer" in attack for attack in self.config.attacks):
-            words += ["--surrogate", str(self.root / next(iter(self.surrogate())))]
+        for name in self.surrogate():
+            words += ["--surrogate", str(self.root / name)]
         models = {
             name: self.script_of(name).job.parse(flags).model for name, flags in cells.items()
         }
@@ -334,6 +342,10 @@ class Compare(MethodsStudy[Config]):
             run_cells(Path(str(script.__file__)), self.root, mine, self.config.jobs)
         judge = Path(__file__).parents[1] / "evaluate.py"
         run_cells(judge, self.judged, self.evaluations(cells), self.config.jobs)
+        for name in cells if self.config.weights else ():
+            best = self.root / name / "checkpoints" / "best.safetensors"
+            kept = Path(str(self.config.weights)) / self.stem / best.with_stem(name).name
+            write_atomically(kept, best.read_bytes())
 
     @override
     def finished(self, name: str) -> bool:
