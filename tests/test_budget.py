@@ -14,7 +14,7 @@ from advgame.classifiers import SmallCNN
 from advgame.defender import TICKS
 from advgame.games import AdversarialTraining, AWPDefender, DefenderTraining
 from advgame.run.folder import Metrics
-from advgame.run.loop import COST
+from advgame.run.loop import COSTS
 
 PRICE = 5 / STEPS  # FGSM-AT costs 5 forwards per image and epoch
 
@@ -28,7 +28,8 @@ class Costly:
         def step():
             self.shares.append(one.game.defender.spent)
             self.rates.append(one.game.defender.optimizer.param_groups[0]["lr"])
-            return {**real(), COST: torch.tensor(float(next(left)))}
+            made = dict(zip(COSTS, (next(left), 0, 0), strict=True))
+            return {**real(), **{kind: torch.tensor(float(n)) for kind, n in made.items()}}
 
         monkeypatch.setattr(one.game, "step", step)
 
@@ -47,6 +48,14 @@ def test_a_budget_of_whole_epochs_is_that_many_epochs(tmp_path, digits):
     ]
     # one shape, but for where a step's length puts its peak
     assert rates[0] == pytest.approx(rates[1], rel=0.2, abs=1e-3)
+
+
+def test_passes_cost_what_they_are_said_to(tmp_path, digits):
+    """FGSM-AT: two forwards, an input-backward, a backward with weights."""
+    plan = TrainingPlan(1, budget=2 + 1.5 + 4, prices=(1.5, 4))
+    one = trainer(tmp_path / "run", digits, plan=plan)
+    one.fit()
+    assert (one.step, one.spent) == (STEPS, pytest.approx(7.5))
 
 
 @pytest.mark.parametrize(("budget", "steps"), [(PRICE, 1), (1.4 * PRICE, 1), (5.6 * PRICE, 6)])

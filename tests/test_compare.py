@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import train
 import tyro
 from studies import compare, minimax
 from studies.compare import AUTOATTACK, PGD, flags_of
@@ -196,13 +197,32 @@ def test_a_cell_has_the_dead_players_of_its_training(tmp_path):
     about = {"config": settings, "commit": "c", "device": "cpu"}
     (run / "config.json").write_text(json.dumps(about))
     (run / "metrics.csv").write_text(
-        "time/seconds,attacker/forwards_per_image,cost/forwards,cost/input_backwards,cost/backwards\n"
-        "1,7,2,1,1\n"
+        "step,time/seconds,attacker/forwards_per_image,cost/spent\n4,1,7,7\n8,2,7,14\n10,2.5,7,17.5\n"
     )
     found = study(tmp_path, judged=str(tmp_path / "judged")).read(run)
     assert found["flags"] == ["dead_attacker_saturated"]
     assert found["gap"] == pytest.approx(0.1), "what AutoAttack takes from what PGD-20 leaves"
     assert found["selected_by"] == SCORES["robust"][1]
+    assert (found["epochs"], found["seconds_per_epoch"], found["spent"]) == (2.5, 1, 17.5)
+
+
+def test_a_budget_has_the_prices_that_were_measured(tmp_path):
+    took = {"F": 2.0, "F + B_x": 5.0, "F + B": 7.0}
+    rows = {name: {"median_s": seconds} for name, seconds in took.items()}
+    case = {"network": "small_cnn", "contestants": rows}
+    cost = tmp_path / "cost.json"
+    cost.write_text(json.dumps({"groups": {"games": [case]}}))
+    asked = {"budget": "compute", "forwards": 90.0, "cost": str(cost), "methods": ("trades",)}
+    cells = study(tmp_path, **asked).cells()
+    for words in cells.values():
+        config = train.job.parse(words)
+        assert (config.budget, config.prices) == (90, (1.5, 2.5))
+        assert train.job.check(config), "no --epochs beside a budget"
+    with pytest.raises(InputError, match="does not hold wrn-16-4"):
+        study(tmp_path, **asked, extra="--model wrn-16-4").cells()
+    for wrong in ({"budget": "epochs"}, {"forwards": None}, {"counted": "x"}):
+        with pytest.raises(InputError, match="is for"):
+            study(tmp_path, **{**asked, **wrong}).check()
 
 
 @pytest.mark.slow

@@ -336,6 +336,7 @@ def training_plan(config: RunConfig) -> TrainingPlan:
         validate_every=config.validate_every,
         save_every=config.save_every,
         budget=config.budget,
+        prices=config.prices,
     )
 
 

@@ -30,8 +30,8 @@ from advgame.run.program import going_on
 from advgame.run.progress import TrainingProgress
 
 Validate = Callable[[nn.Module], dict[str, float]]
-COST = "attacker/forwards_per_image"
-"""What a game logs of a step's cost, in forwards of the defender: a budget's unit."""
+COSTS = ("cost/forwards", "cost/input_backwards", "cost/backwards")
+"""What a game logs of a step's passes, per image, of which a budget is spent."""
 
 
 class Learner(Protocol):
@@ -100,9 +100,10 @@ class TrainingPlan:
         validate_every: epochs between validations; the last epoch is always validated.
         save_every: epochs between checkpoints; there is always one at the end and on a signal.
         budget: forwards of the defender per training image, as the game counts them
-            (`advgame.games.costs.Passes.worth`), that the training may cost. It ends at the step
+            (`advgame.games.costs.Passes`), that the training may cost. It ends at the step
             that comes nearest, ``epochs`` say nothing, and every schedule follows the share that
             is spent, so that players whose steps cost more make fewer. None goes by epochs.
+        prices: of a budget: what an input-backward and a backward with weights cost, in forwards.
     """
 
     epochs: int
@@ -113,6 +114,7 @@ class TrainingPlan:
     validate_every: int = 1
     save_every: int = 1
     budget: float | None = None
+    prices: tuple[float, float] = (1.0, 2.0)
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.validate_every, self.save_every) < 1:
@@ -309,11 +311,12 @@ class Trainer:
 
     def _spend(self, stats: Mapping[str, Tensor], budget: float) -> None:
         """Take a step's cost off the budget; the learning rate's schedule follows its share."""
-        if COST not in stats:
-            raise InputError(f"this game does not count what a step costs, {COST}: go by epochs")
-        cost = stats[COST]
+        if any(kind not in stats for kind in COSTS):
+            raise InputError(f"this game does not count its passes, {COSTS[0]}: go by epochs")
+        prices = (1.0, *self.plan.prices)
+        cost = sum((price * stats[kind] for kind, price in zip(COSTS, prices, strict=True)))
         if self.fabric.world_size > 1:  # all must end at the same step
-            cost = cast(Tensor, self.fabric.all_reduce(cost))
+            cost = cast(Tensor, self.fabric.all_reduce(cast(Tensor, cost)))
         self._price = float(cost) / self.game.steps_per_epoch
         self.spent += self._price
         self._tell_spent()

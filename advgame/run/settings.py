@@ -55,6 +55,8 @@ class RunConfig:
     budget: Positive | None = None
     """instead of --epochs: counted forwards of the defender per training image, e.g. 920 (40 epochs
     of PGD-AT with 10 steps); all schedules follow the share that is spent"""
+    prices: tuple[Positive, Positive] = (1.0, 2.0)
+    """of --budget: what an input-backward and a backward with weights cost, in forwards"""
     batch_size: Count = 64
     """images per step and process"""
     lr: Positive = 0.1
@@ -187,7 +189,9 @@ def odd_radius(whose: str, norm: str, eps: float) -> str:
 def idle_settings(config: RunConfig) -> dict[str, tuple[str, ...]]:
     """Why -> options of every training that then change nothing."""
     found: dict[str, tuple[str, ...]] = {}
-    if config.budget is not None:
+    if config.budget is None:
+        found["a training without --budget"] = ("prices",)
+    else:
         found["--budget"] = ("epochs",)
     if config.schedule != "multistep":
         found[f"--schedule {config.schedule}"] = ("milestones",)

@@ -11,9 +11,9 @@ the columns of the ADT poster, transfer from another PGD-AT classifier, AutoAtta
 ones resumed: the command can be given again. With --budget compute a game's epochs are PGD-AT's
 times the ratio of what a step costs, forwards as counted in the runs of equal epochs, which must be
 there. A learned attack's cost depends on how long it has learned: the column "passes" tells what
-came out, and `--counted` takes the costs from another file, e.g. a first try's. `--forwards` says
-how many passes all make, instead of PGD-AT's, and `--cost` what passes of each kind took on this
-network, instead of 1, 2 and 3 forwards:
+came out, and `--counted` takes the costs from another file, e.g. a first try's. Or `--forwards`
+gives all the same budget, see `--budget` of the trainings, and `--cost` says what passes of each
+kind took on this network:
 
     python scripts/benchmark.py --only games --family baselines --network lean_resnet-half \
         --batch 128 --threads 1 --out results/cifar10/cost.json
@@ -28,7 +28,6 @@ import io
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from statistics import mean
@@ -45,7 +44,7 @@ from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
-from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
+from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable, without
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names, Positive
@@ -58,7 +57,7 @@ from advgame.run.study import (
     selection,
     training_images,
 )
-from advgame.run.table import Columns, Row, Run, Runs
+from advgame.run.table import Row, Runs
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _SCATTER = "train.py --game feature-scatter --true-probability 0.5"
@@ -132,7 +131,6 @@ POSTER = """\
 | adt-exp | 86.89 | 60.41 | 52.18 | 51.69 | 53.27 | 52.49 | 52.38 | 50.56 |
 | adt-exp-am | 87.82 | 62.42 | 51.95 | 51.26 | 52.99 | 51.75 | 52.04 | 50.04 |
 | adt-imp-am | 88 | 64.89 | 52.28 | 51.23 | 52.64 | 52.65 | 51.89 | 49.81 |"""
-KINDS = ("forwards", "input_backwards", "backwards")
 PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 
 
@@ -147,11 +145,11 @@ class Config(MethodsConfig):
     counted: str | None = None
     """of equal compute: results whose runs say what a step costs (<out>/<dataset>-epochs.json)"""
     forwards: Positive | None = None
-    """of equal compute: how many forwards a whole training is worth, per training image; None is
-    what pgd-at's epochs are"""
+    """of equal compute: the budget of a whole training, per training image; None is as many passes
+    as pgd-at's epochs make"""
     cost: str | None = None
-    """what F, F + B_x and F + B take on this network, a file of `benchmark.py --only games`; None
-    is 1, 2 and 3 forwards"""
+    """of --forwards: what F, F + B_x and F + B take on this network, a file of
+    `benchmark.py --only games`; None is 1, 2 and 3 forwards"""
     attacks: Names = COLUMNS
     """of the evaluations, see `evaluate --list`"""
     eval_n: Count = 360
@@ -201,10 +199,12 @@ class Compare(MethodsStudy[Config]):
         super().check()
         if len(set(config.methods)) < len(config.methods):
             raise InputError(f"a game is asked for twice: {', '.join(config.methods)}")
-        compute = {"--counted": config.counted, "--forwards": config.forwards}
-        given = [option for option, value in compute.items() if value is not None]
-        if given and config.budget == "epochs":
-            raise InputError(f"{given[0]} is for --budget compute")
+        if config.counted and (config.budget == "epochs" or config.forwards):
+            raise InputError("--counted is for --budget compute without --forwards")
+        if config.forwards and config.budget == "epochs":
+            raise InputError("--forwards is for --budget compute")
+        if config.cost and not config.forwards:
+            raise InputError("--cost is for --forwards")
         check_attacks(config.attacks)
         if not config.attacks:
             raise InputError("--attacks names none: a table needs one")
@@ -230,50 +230,39 @@ class Compare(MethodsStudy[Config]):
         )
         if not path.exists():
             raise InputError(f"{path} is missing: run --budget epochs first, it counts the passes")
-        spent: dict[str, list[float]] = {}
+        cost: dict[str, list[float]] = {}
         for run in read_json(path).get("runs", ()):
-            spent.setdefault(run["method"], []).append(self.price(run))
-        needed = config.methods if config.forwards else (CONTROL, *config.methods)
-        if missing := [game for game in needed if game not in spent]:
+            cost.setdefault(run["method"], []).append(run["forwards_per_image"])
+        if missing := [game for game in (CONTROL, *config.methods) if game not in cost]:
             raise InputError(f"{path} does not hold {missing[0]}: it must be run first")
-        budget = config.forwards or whole * mean(spent[CONTROL])
-        return {game: max(1, round(budget / mean(spent[game]))) for game in config.methods}
+        step = mean(cost[CONTROL])
+        return {game: max(1, round(whole * step / mean(cost[game]))) for game in config.methods}
 
-    @cached_property
-    def prices(self) -> tuple[float, float, float]:
-        """What F, B_x and B take, in forwards.
+    def lengths(self) -> dict[str, list[str]]:
+        """Flags that say how long a training is, by game."""
+        config = self.config
+        if config.forwards is None:
+            return {game: ["--epochs", str(length)] for game, length in self.epochs().items()}
+        budget = ["--budget", f"{config.forwards:g}"]
+        if config.cost is not None:
+            budget += ["--prices", *(f"{price:.3f}" for price in self.prices(config.cost))]
+        return dict.fromkeys(config.methods, budget)
+
+    def prices(self, cost: str) -> tuple[float, float]:
+        """What B_x and B take, in forwards.
 
         Raises:
             InputError: a file that does not say it of this network.
         """
-        if self.config.cost is None:
-            return 1.0, 1.0, 2.0
-        path = Path(self.config.cost)
         network = self.script_of(CONTROL).job.parse(self.flags(CONTROL)).model
-        for case in read_json(path).get("groups", {}).get("games", ()):
+        for case in read_json(Path(cost)).get("groups", {}).get("games", ()):
             if case["network"] == network:
                 took = {name: row["median_s"] for name, row in case["contestants"].items()}
-                alone = took["F"]
-                return 1.0, took["F + B_x"] / alone - 1, took["F + B"] / alone - 1
+                return took["F + B_x"] / took["F"] - 1, took["F + B"] / took["F"] - 1
         raise InputError(
-            f"{path} does not hold {network}: benchmark.py --only games --network {network} writes "
+            f"{cost} does not hold {network}: benchmark.py --only games --network {network} writes "
             "what its passes take"
         )
-
-    def price(self, run: Run) -> float:
-        """What a step of a run costs per image, in forwards.
-
-        Raises:
-            InputError: a run of before passes were noted by their kind.
-        """
-        if self.config.cost is None:
-            return float(run["forwards_per_image"])
-        if any(kind not in run for kind in KINDS):
-            raise InputError(
-                f"{run['method']} was run before passes were noted by kind: run it again, or leave "
-                "--cost away"
-            )
-        return sum(float(run[kind]) * price for kind, price in zip(KINDS, self.prices, strict=True))
 
     def script_of(self, cell: str) -> ModuleType:
         """The training script of a cell."""
@@ -284,15 +273,16 @@ class Compare(MethodsStudy[Config]):
     def flags(self, method: str) -> list[str]:
         script, *own = split_flags(GAMES[method])
         given = usable(self.shared(), own, self.script_of(method))
-        learns = script == "train_las_at.py" and "random" not in own
+        learns = script == "train_las_at.py" and "--agent" not in own
         more = ["--reward-interval", "10"] if learns and self.config.dataset == "cifar10" else []
         return [*given, *own, *more]
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every training."""
-        lengths = {game: ["--epochs", str(length)] for game, length in self.epochs().items()}
+        lengths = self.lengths()
+        idle = [] if self.config.forwards is None else ["epochs"]
         return {
-            name: [*words, *lengths[name.rsplit("-seed", 1)[0]]]
+            name: [*without(words, idle), *lengths[name.rsplit("-seed", 1)[0]]]
             for name, words in super().cells().items()
         }
 
@@ -320,7 +310,7 @@ class Compare(MethodsStudy[Config]):
         """Refuse cells that cannot work, or of other epochs than games are asked for now."""
         for name, words in (self.surrogate() | dict(cells)).items():
             check_cells(self.script_of(name), {name: words})
-        asked = self.epochs()
+        asked = self.epochs() if self.config.forwards is None else {}
         lengths = [(run["method"], run["epochs"]) for run in self.earlier()]
         for path in self.root.glob("*-seed*/config.json"):
             settings = read_json(path)["config"]
@@ -357,23 +347,24 @@ class Compare(MethodsStudy[Config]):
         judged = {f"accuracy_{attack}": value for attack, value in report["accuracy"].items()}
         if {PGD, AUTOATTACK} <= judged.keys():  # what AutoAttack takes from what PGD-20 leaves
             judged["gap"] = judged[PGD] - judged[AUTOATTACK]
-        passes = {kind: mean(row[f"cost/{kind}"] for row in cell.rows) for kind in KINDS}
+        steps, seconds = cell.rows[-1]["step"], cell.rows[-1]["time/seconds"]
+        epochs = steps / cell.rows[0]["step"] if len(cell.rows) > 1 else cell.settings["epochs"]
+        spent = {"spent": cell.rows[-1]["cost/spent"]} if "cost/spent" in cell.rows[-1] else {}
         # of the training's own report only signs of life count: it saw few images
         dead = [name for name in cell.facts()["flags"] if name.startswith("dead_")]
         return {
             **cell.facts(),
             "n": report["n"],
             **report["threat"],
-            "epochs": float(cell.settings["epochs"]),
+            "epochs": float(epochs),
             "train_n": cell.settings["train_n"],
             **judged,
             "worst_case": report["worst_case"],
             "selected_by": selected_by(cell.report),
-            "seconds": cell.rows[-1]["time/seconds"],
-            "seconds_per_epoch": cell.rows[-1]["time/seconds"] / cell.settings["epochs"],
+            "seconds": seconds,
+            "seconds_per_epoch": seconds / epochs,
             "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in cell.rows),
-            **passes,
-            **({"price": self.price(passes)} if self.config.cost else {}),
+            **spent,
             "flags": [flag["name"] for flag in report["flags"]]
             + dead
             + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in cell.report),
@@ -381,11 +372,10 @@ class Compare(MethodsStudy[Config]):
 
     def found(self, runs: Runs) -> dict[str, Any]:
         """How many cells shared the machine, for their seconds."""
-        found = {"jobs": self.config.jobs, **super().found(runs)}
-        if self.config.cost:
-            found["prices"] = self.prices
-        if self.config.forwards:
-            found["forwards"] = self.config.forwards
+        config, found = self.config, {"jobs": self.config.jobs, **super().found(runs)}
+        if config.forwards is not None:
+            found["budget"] = config.forwards
+            found["prices"] = self.prices(config.cost) if config.cost else (1.0, 2.0)
         return found
 
     def table(self, runs: Runs) -> list[list[str]]:
@@ -397,7 +387,7 @@ class Compare(MethodsStudy[Config]):
             return f"{_passes(summary[row.name]) / full:.2f}" if full else "–"
 
         held = [one for one in self.config.attacks if any(f"accuracy_{one}" in run for run in runs)]
-        columns: Columns = {
+        columns: dict[str, table.Column] = {
             **{"game": table.row_name, "seeds": table.seeds, "epochs": table.Mean("epochs", 0)},
             **table.accuracies(held),
             "PGD-20 − AutoAttack": table.Percent("gap"),
@@ -406,13 +396,9 @@ class Compare(MethodsStudy[Config]):
             "F per image and step": table.Mean("forwards_per_image", 1),
             f"passes, {CONTROL} = 1": passes,
         }
-        if any("price" in run for run in runs):  # weighted by what they took on this network
-            spent = [
-                {**run, "spent": run["epochs"] * run["price"]} if "price" in run else run
-                for run in runs
-            ]
-            more = {"forwards": table.Mean("spent", 0), "s in all": table.Mean("seconds", 0)}
-            return table.cells({**columns, **more}, table.rows(spent))
+        if any("spent" in run for run in runs):
+            columns["budget spent"] = table.Mean("spent", 1)
+            columns["s in all"] = table.Mean("seconds", 0)
         return table.cells(columns, table.rows(runs))
 
     @override
@@ -420,8 +406,9 @@ class Compare(MethodsStudy[Config]):
         first = runs[0]
         equal = {
             "epochs": "equal epochs",
-            "compute": "epochs such that all make as many passes"
-            + (f" as {CONTROL}" if about.get("forwards") is None else ""),
+            "compute": "equal passes"
+            if "budget" in about
+            else f"epochs such that all make as many passes as {CONTROL}",
         }[self.config.budget]
         head, *body = self.table(runs)
         flagged = [[*line, flags_of(line[0], runs)] for line in body]
@@ -433,7 +420,7 @@ class Compare(MethodsStudy[Config]):
             "of the classifier (input-backward 1, backward with weights 2), without networks of "
             f"the attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on "
             "another PGD-AT classifier. `fea` aims at 20 images, the poster's FeaAttack at 200."
-            + _weights(about),
+            + _budget(about),
             table.markdown([*head, "flags"], flagged),
             "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
             POSTER,
@@ -449,15 +436,15 @@ class Compare(MethodsStudy[Config]):
         save_figure(figure, self.path.with_suffix(".png"))
 
 
-def _weights(about: Mapping[str, Any]) -> str:
-    """What a pass of each kind was counted as; "" where it is as usual."""
-    if "prices" not in about:
+def _budget(about: Mapping[str, Any]) -> str:
+    """What a budget is of; "" where epochs are equal, or follow from counts."""
+    if "budget" not in about:
         return ""
-    _, to_input, with_weights = about["prices"]
+    to_input, with_weights = about["prices"]
     return (
-        " Forwards: epochs × passes, each weighted by what it took on this network, measured: "
-        f"F 1, B_x {to_input:.2f}, B {with_weights:.2f}. S in all: seconds of the training's "
-        "steps, beside other work."
+        f" Budget: {about['budget']:g} forwards per training image, of which an input-backward "
+        f"costs {to_input:.2f} and a backward with weights {with_weights:.2f}. S in all: seconds "
+        "of the training's steps, beside other work."
     )
 
 
