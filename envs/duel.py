@@ -322,13 +322,11 @@ class DuelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo h
             )
         self.steps += 1
         over = self.steps >= self.max_cycles
-        before = self.standing if self.pay == "step" else self.first
+        before = self.standing
         judged = over or self.pay == "step"
         if judged:
             self.standing = self._judge()
         paid = payoffs(before, self.standing, self.reward)
-        if not judged:
-            paid = (0.0, 0.0)
         self._last = [paid[1], made.loss, made.accuracy, made.entropy, *chosen]
         self._choices.append(chosen)
         self._played = (played[:3], made.x_adv[:3])

@@ -39,7 +39,7 @@ from advgame.run.program import prog
 class Config(games.Games):
     """Measure attacks, environments or games; prints tables and writes one JSON file."""
 
-    only: str = "pgd,strategies,env,attack,imitation"
+    only: str = "pgd,strategies,env,duel,attack,imitation"
     """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments; GAIL; games"""
     repeats: int | None = None
     """how often every contestant takes its turn, 15 if not told, games 5; environments ten times"""
@@ -65,6 +65,7 @@ def main(config: Config) -> None:
         "pgd": (attacks.measure_pgd, attacks.NETWORKS[:cases]),
         "strategies": (attacks.measure_strategies, attacks.NETWORKS[:cases]),
         "env": (environments.measure_env, environments.data_sets()[:cases]),
+        "duel": (environments.measure_duel, environments.data_sets()[:cases]),
         "attack": (environments.measure_attack, attacked),
         "imitation": (environments.measure_imitation, ["CartPole-v1", "MountainCar-v0"][:cases]),
         "games": (games.measure_games, [config]),

@@ -49,14 +49,16 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert content["threads"] == 1
     assert content["repeats"] == 2
     assert {"torch", *PEERS} <= set(content["versions"])
-    turns = {"pgd": 2, "strategies": 2, "env": 20, "attack": 20, "imitation": 2}
+    turns = {"pgd": 2, "strategies": 2, "env": 20, "duel": 20, "attack": 20, "imitation": 2}
     assert set(content["groups"]) == set(turns)
     for group, cases in content["groups"].items():
         for case in cases:
             for row in case["contestants"].values():
                 assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
                 assert row["n"] == turns[group]
-    (pgd,), (strategies,), (env,), (attack,), (gail,) = (content["groups"][n] for n in turns)
+    (pgd,), (strategies,), (env,), (duel,), (attack,), (gail,) = (
+        content["groups"][n] for n in turns
+    )
     assert {*pgd["contestants"], *pgd["not_installed"]} == {"floor", *OURS, *PEERS}
     assert all(content["versions"][name] == "not installed" for name in pgd["not_installed"])
     assert pgd["contestants"]["floor"]["floor_share"] == 1
@@ -73,6 +75,7 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert 0.05 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
     if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
         assert env["same_work"]
+        assert duel["same_work"]
 
 
 def test_masked_loop_gives_the_adversarial_examples_of_the_attack():

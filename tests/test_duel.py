@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import seeded, undefended
+from conftest import Around, seeded, undefended
 from smooth_parts import BALL, batch, flat, plain, smooth
 from torch.nn.functional import cross_entropy
 
@@ -99,6 +99,20 @@ def test_a_standing_is_what_trainings_validate_by(digits):
     assert all(
         torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True)
     )
+
+
+def test_an_image_counts_that_is_right_clean_and_attacked():
+    """Here the clean image alone is taken for the next class."""
+    x, y = batch()
+    known = torch.nn.functional.one_hot(y, 3).double()
+
+    def answer(net, seen):
+        same = (seen == x).flatten(1).all(1)[:, None]
+        return torch.where(same, known.roll(1, 1), known) + 0 * seen.sum()
+
+    standing = Duel(BALL).judge(Around(smooth(), answer), x, y, seeded())
+    assert (standing.robust, standing.clean) == (0.0, 0.0)
+    assert standing.loss < 1
 
 
 def test_a_classifier_that_has_diverged_stands_at_the_bottom():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 import train_gail
@@ -33,6 +35,7 @@ from benchmarks.attacks import NETWORKS, Network
 from benchmarks.timing import CLASSES, SEED, WARM_UP, Case, Play, compare, task
 from envs import make_sb3
 from envs.attack import AttackVectorEnv
+from envs.duel import DuelEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 ENVS = 64
@@ -89,6 +92,52 @@ def measure_env(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) ->
     facts: Case = {"network": "small_cnn", "shape": data.shape, "batch": ENVS, "eps": eps}
     facts["overhead_percent"] = 100 * (1 / rows["advgame"]["floor_share"] - 1)
     same_work = all(map(torch.equal, *(model.parameters() for model in models)))
+    return facts | {"same_work": same_work, "contestants": rows}
+
+
+def measure_duel(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) -> Case:
+    """The duel's step against its rules, on equal batches, streams and random moves.
+
+    The rules are the training step with its pay, which is the standing after it; the training step
+    of the rules alone stands beside it.
+    """
+    (data, eps), device = images, fabric.device
+    models = [task("small_cnn", data.shape, ENVS, device)[0] for _ in range(3)]
+    defender, twin, third = (Defender(model, lr=0.05, fabric=fabric) for model in models)
+    held_out, turns = data.first(ENVS), 13 * repeats
+    env = DuelEnv(
+        data=data, held_out=held_out, defender=defender, threat=Linf(eps), max_cycles=turns
+    )
+    env.reset(seed=SEED)
+    x, y = env.held_out.floats(), env.held_out.labels
+    rng = np.random.default_rng(SEED)
+    moves = [
+        {agent: rng.integers(env.action_space(agent).nvec) for agent in env.agents}
+        for _ in range(turns)
+    ]
+
+    def inputs() -> Iterator[Any]:
+        batches, attack = Batches(data.to(device), ENVS, SEED), stream(SEED, "attack", device)
+        for move in moves:
+            strategy, lesson = (torch.from_numpy(one).to(device) for one in move.values())
+            strategies = env.space.decode(strategy.expand(ENVS, -1))
+            yield *batches.next(), strategies, env.lessons.decode(lesson), attack
+
+    given, alone, played = inputs(), inputs(), iter(moves)
+
+    def bare() -> None:
+        env.rules.step(twin, *next(given))
+        env.rules.judge(twin.module, x, y, stream(SEED, "judge", device))
+
+    plays: dict[str, Play] = {
+        "floor": bare,
+        "advgame": lambda: env.step(next(played)),
+        "its training step alone": lambda: env.rules.step(third, *next(alone)),
+    }
+    rows = compare(plays, 10 * repeats, 3 * repeats, nullcontext)
+    facts: Case = {"network": "small_cnn", "shape": data.shape, "batch": ENVS, "eps": eps}
+    facts["held_out"] = len(held_out)
+    same_work = all(map(torch.equal, *(model.parameters() for model in models[:2])))
     return facts | {"same_work": same_work, "contestants": rows}
 
 
