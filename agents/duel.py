@@ -447,7 +447,7 @@ def read_las(
         )
     cap = threat.whole(math.prod(shape)) / 2
     space = strategy_space(config["space"], float(threat.eps), eps_cap=cap)
-    policy = StrategyPolicy(shape, space.sizes)
+    policy = StrategyPolicy(shape, space.sizes, network=config["policy_network"])
     try:
         state = run.checkpoints.load(newest, {})
         policy.load_state_dict(state["game"]["player"]["policy"])

@@ -151,9 +151,13 @@ def test_a_saved_side_plays_on_against_another(tmp_path):
 @pytest.fixture
 def las(tmp_path, digits):
     """A run of train_las_at.py that has been trained for no time."""
-    asked = train_las_at.Config(space="eps=4,8 steps=3 step_size=1,2", runs_dir=str(tmp_path))
+    asked = train_las_at.Config(
+        space="eps=4,8 steps=3 step_size=1,2",
+        policy_network="minimax_cnn",
+        runs_dir=str(tmp_path),
+    )
     run = RunFolder.create(tmp_path / "las", asdict(asked), "cpu")
-    policy = StrategyPolicy((1, 8, 8), (2, 1, 2))
+    policy = StrategyPolicy((1, 8, 8), (2, 1, 2), network="minimax_cnn").eval()
     with torch.no_grad():  # always the second ε, and by the image the step size
         policy.heads[0].bias.copy_(torch.tensor([-99.0, 99.0]))
         policy.heads[2].weight.normal_(generator=seeded()).mul_(50)
