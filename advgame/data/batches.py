@@ -83,11 +83,13 @@ class Batches:
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch: float images (B, C, H, W) in [0, 1] and labels (B,)."""
         if self._position >= len(self) or not len(self._order):
-            self._order = torch.randperm(len(self.data), generator=self._order_rng)
+            order = torch.randperm(len(self.data), generator=self._order_rng)
+            # once an epoch: each copy of a batch's own part would have the host wait for the device
+            self._order = order.to(self.data.images.device)
             self._position = 0
         start = (self._position * self.world + self.rank) * self.batch_size
         self._position += 1
-        index = self._order[start : start + self.batch_size].to(self.data.images.device)
+        index = self._order[start : start + self.batch_size]
         images = self.data.images[index]
         if self.crop:
             images = augment(images, self._crop_rng, flip=self.flip)
@@ -104,6 +106,7 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
-        self._order, self._position = state["order"], state["position"]
+        self._order = state["order"].to(self.data.images.device)
+        self._position = state["position"]
         self._order_rng.set_state(state["order_rng"])
         self._crop_rng.set_state(state["crop_rng"])

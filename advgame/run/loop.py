@@ -80,9 +80,6 @@ class Game(Protocol):
         ...
 
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
-
-
 @dataclass(frozen=True)
 class TrainingPlan:
     """How long and with what schedule the learner learns.
@@ -177,9 +174,7 @@ class Trainer:
         self.average: AveragedModel | None = None
         if plan.ema is not None:
             with copying(self.module, "ema averages a copy of the weights"):
-                self.average = AveragedModel(
-                    self.module, multi_avg_fn=self._towards, use_buffers=True
-                )
+                self.average = AveragedModel(self.module, use_buffers=True)
         self.step = 0
         self.spent = self._price = 0.0  # of a budget: so far, and by the last step
         self._tell_spent()
@@ -302,7 +297,7 @@ class Trainer:
         else:
             self._spend(stats, self.plan.budget)
         if self.average is not None:
-            self.average.update_parameters(self.module)
+            self._follow(self.average)
         for tag, value in stats.items():
             self.sums[tag] = self.sums.get(tag, torch.zeros_like(value)) + value.detach()
             self.counts[tag] = self.counts.get(tag, 0) + 1
@@ -328,14 +323,36 @@ class Trainer:
         if self.plan.budget is not None:
             cast(Any, self.game.learner).spent = min(self.spent / self.plan.budget, 1)
 
-    def _towards(self, averages: Tensors, weights: Tensors, _: object) -> None:
-        """One step of the moving average; its decay rises to `TrainingPlan.ema`."""
+    @torch.no_grad()
+    def _follow(self, average: AveragedModel) -> None:
+        """One step of the moving average; its decay rises to `TrainingPlan.ema`.
+
+        `AveragedModel` itself would have the host wait for the device at each step.
+        """
         assert self.plan.ema is not None
+        averages, weights = [], []
+        for there, here in self._averaged(average):
+            if here.is_floating_point():
+                averages.append(there)
+                weights.append(here)
         decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-        else:  # batch norm's counters
+        if int(average.n_averaged) == 0:  # it lies on the CPU
             torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        average.n_averaged += 1
+
+    @torch.no_grad()
+    def _count(self, average: AveragedModel) -> None:
+        """Take over what is no average, batch norm's counters, once an epoch."""
+        for there, here in self._averaged(average):
+            if not here.is_floating_point():
+                there.copy_(here)
+
+    def _averaged(self, average: AveragedModel) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of an average and what it is of: parameters, then buffers."""
+        yield from zip(average.module.parameters(), self.module.parameters(), strict=True)
+        yield from zip(average.module.buffers(), self.module.buffers(), strict=True)
 
     @contextmanager
     def _divergence_named(self) -> Iterator[None]:
@@ -366,6 +383,8 @@ class Trainer:
         if self.plan.budget is not None:
             row["cost/spent"] = self.spent
         self.sums, self.counts = {}, {}
+        if self.average is not None:
+            self._count(self.average)
         if epoch % self.plan.validate_every == 0 or self.over:
             row |= self.validate(self.judged)
             if row[self.select] > self.best:
