@@ -206,8 +206,15 @@ def judged(config: Config, what: str) -> Config:
 
     Args:
         config: of all of them.
-        what: the path of this one.
+        what: the path of this one, or its code.
+
+    Raises:
+        InputError: it is a mixture.
     """
+    if is_mixture(what):
+        raise InputError(f"{what} is a mixture of classifiers: evaluate.py judges it, alone")
+    if is_own_code(what) and not Path(what).exists():
+        return replace(config, what="", model=what, weights="best")
     if not Path(what).is_dir():
         return replace(config, what=what, weights="best")
     if knows(RunFolder.open(Path(what)).about()):

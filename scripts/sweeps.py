@@ -28,6 +28,7 @@ from advgame.attacks import Attack
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_classifier, write_sweeps
+from advgame.own_code import is_own_code
 from advgame.run.cli import run_script
 from advgame.run.devices import make_fabric
 from advgame.run.folder import RunFolder
@@ -42,7 +43,8 @@ class Config:
     """Vary the attack on one or more classifiers and draw what happens."""
 
     what: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """run folders of classifiers, or files of weights (with --model, --dataset and --eps)"""
+    """run folders of classifiers, files of weights (with --model, --dataset and --eps), or
+    package.module:factory of your own"""
     model: str = ""
     """network of weights files, and of runs whose network is somebody's own code: a built-in name,
     or package.module:factory(…)"""
@@ -94,7 +96,10 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     learned, (data, _) = evaluate.learned(first), evaluate.images(first)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
-    models = {name_of(a.what): evaluate.classifier(a, data, a.what).to(device) for a in asked}
+    models = {
+        name: evaluate.classifier(one, data, one.what).to(device)
+        for name, one in zip(names, asked, strict=True)
+    }
     for model in models.values():
         check_classifier(model, data)
         evaluate.try_out(learned, model, data, config.seed)
@@ -102,8 +107,10 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
 
 
 def name_of(what: str) -> str:
-    """What a classifier is called: its folder, or its file without ending."""
+    """What a classifier is called: its folder, its file without ending, or its factory."""
     path = Path(what)
+    if is_own_code(what) and not path.exists():
+        return what.partition("(")[0].replace(":", ".")
     return path.name if path.is_dir() else path.stem
 
 

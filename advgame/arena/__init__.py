@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from advgame.arena.mixture import ClassifierMixture
     from advgame.arena.mixture_file import read_mixture, write_mixture
+    from advgame.arena.tournament import hold_tournament, standings
 
 __all__ = [
     "ARC",
@@ -35,10 +36,12 @@ __all__ = [
     "exploitability",
     "exploitability_per_image",
     "find_mixture_flags",
+    "hold_tournament",
     "judge_mixture",
     "read_mixture",
     "solve",
     "solve_per_image",
+    "standings",
     "write_mixture",
 ]
 
