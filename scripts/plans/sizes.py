@@ -31,6 +31,7 @@ class Plan:
         part: of the images, judged together.
         start: seconds that a training takes to begin and to end, guessed.
         tests: seconds that the tests may take.
+        epochs: of a speedrun at most, however many fit.
     """
 
     network: str
@@ -47,6 +48,7 @@ class Plan:
     part: int = 250
     start: float = 45
     tests: float = 120
+    epochs: float = math.inf
 
 
 FULL = Plan(
@@ -76,15 +78,16 @@ MINIATURE = Plan(
     matrix=128,
     training="--dataset digits --train-n 96 --batch-size 32 --ema 0.9",
     speedruns={
-        2: "--game n-fgsm",
+        60: "--game n-fgsm",
         math.inf: "--game pgd-at --attack-steps 2 --step-size 0.5 --awp 0.005",
     },
-    limits=(1, 3),
+    limits=(60, 120),
     images=8,
     attack="autoattack-lite",
     part=4,
     start=0,
-    tests=60,
+    tests=600,
+    epochs=5,
 )
 """The same in a minute on a CPU: a rehearsal, of which no number means anything."""
 COLOUR = "--dataset cifar10 --model lean_resnet --train-n 96 --batch-size 32 --ema 0.9"
@@ -93,7 +96,7 @@ COLOUR = "--dataset cifar10 --model lean_resnet --train-n 96 --batch-size 32 --e
 
 def steps(plan: Plan) -> list[Step]:
     """All steps in order; a classifier is judged after it has been trained."""
-    least, most = min(10, plan.start), 3 * plan.start or 60
+    least, most = min(10, plan.start), 3 * plan.start or plan.tests
     found = [
         Step("data", _do("restore_images"), least, most),
         Step("environment", _do("environment"), least, most),
@@ -105,7 +108,7 @@ def steps(plan: Plan) -> list[Step]:
     ]
     for limit in plan.limits:
         name = f"speedrun-{limit:g}"
-        longest = 1.2 * limit + 3 * plan.start + 60
+        longest = 1.2 * limit + most + 60
         found.append(Step(name, _do("speedrun", limit), limit + plan.start, longest, ("data",)))
         found.append(Step(f"judge-{limit:g}", _do("judge", name), least, math.inf, (name,)))
     return found

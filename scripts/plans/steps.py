@@ -330,10 +330,11 @@ def speedrun(limit: float, work: Work) -> Facts:
     plan: Plan = work.plan
     recipe = next(words for most, words in plan.speedruns.items() if limit <= most)
     words = [*_training(work), *recipe.split(), "--eval-n", str(plan.images), "--attacks", "pgd20"]
-    epochs, timed = how_many_epochs(limit, words, plan.repeats)
+    fit, timed = how_many_epochs(limit, words, plan.repeats)
     work.note({"limit": limit, "timed": timed})
-    if not epochs:
+    if not fit:
         raise InputError(f"no epoch fits in {limit:g} s: one takes {timed['epoch']:.1f} s")
+    epochs = int(min(fit, plan.epochs))
     every = math.ceil(epochs / CHECKS)
     words += ["--epochs", str(epochs), "--validate-every", str(every), "--save-every", str(epochs)]
     words += ["--runs-dir", str(work.folder / "runs"), "--name", _free(work.folder, limit)]
