@@ -70,7 +70,7 @@ def test_images_that_changed_on_the_way_are_refused(cifar, tmp_path):
 
 @pytest.mark.slow
 def test_cifar_10_itself_comes_back_and_is_played_with(real_data, tmp_path):
-    """The whole rehearsal on real images; three minutes."""
+    """The whole rehearsal on real images; minutes."""
     folder = tmp_path / "plan"
     gpu_plan.main(
         gpu_plan.Config(

@@ -124,16 +124,18 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _seconds(play: Callable[[], object], device: torch.device, turns: int) -> float:
-    """The median of so many turns, after three that do not count."""
+def _seconds(
+    play: Callable[[], object], device: torch.device, turns: int, warm_up: int = 3
+) -> float:
+    """The median of so many turns, after some that do not count."""
     found = []
-    for _ in range(3 + turns):
+    for _ in range(warm_up + turns):
         _wait(device)
         began = time.perf_counter()
         play()
         _wait(device)
         found.append(time.perf_counter() - began)
-    return median(found[3:])
+    return median(found[warm_up:])
 
 
 def tests(work: Work) -> Facts:
@@ -361,7 +363,7 @@ def how_many_epochs(limit: float, words: list[str], repeats: int) -> tuple[int, 
     timed = step_of(made, config.batch_size, repeats, None)
     validate = validator(data.validation, ball(config), config.seed)
     device = game.learner.fabric.device
-    check = _seconds(lambda: validate(game.learner.module), device, 1)
+    check = _seconds(lambda: validate(game.learner.module), device, turns=1, warm_up=1)
     epoch = game.steps_per_epoch * timed["seconds"]
     timed |= {"epoch": epoch, "validation": check}
     return max(0, int((SHARE * limit - CHECKS * check) / epoch)), timed
