@@ -13,7 +13,7 @@ from advgame.threat import Threat
 class Seen(NamedTuple):
     """What a rule sees of the n images that still move, before a step.
 
-    Args:
+    Attributes:
         rows: (n,) their places in the batch; they keep it for the whole attack.
         delta: (n, C, H, W) their perturbations so far.
         threat: their balls; radii (n,) where they have their own.
