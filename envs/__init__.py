@@ -27,6 +27,7 @@ if not TYPE_CHECKING:  # of anything else a type checker says that it is not the
 # Imitation keeps the time limit itself: a registered one would also cut any other `env_id` off.
 for _name, _module, _form, _more in (
     ("StrategySelection", "strategy_selection", "StrategySelection", {}),
+    ("AdaptiveAttack", "adaptive_attack", "AdaptiveAttack", {}),
     ("Attack", "attack", "Attack", {"reward_threshold": 0.49}),
     ("BlackBoxAttack", "patches", "BlackBoxAttack", {"reward_threshold": -0.07}),
     ("GAILCartPole", "imitation", "Imitation", {"kwargs": {"env_id": "CartPole-v1"}}),

@@ -15,7 +15,7 @@ import tyro
 from conftest import ROOT
 
 from advgame.attacks import gradient_steps, patches
-from advgame.games import Lesson, stopping
+from advgame.games import Lesson, adaptive, stopping
 from advgame.health import SIGNS
 from envs import duel
 from envs.queries import Shared
@@ -23,6 +23,7 @@ from envs.queries import Shared
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ENVS = {  # a page each
     "StrategySelection": "strategy_selection_v0",
+    "AdaptiveAttack": "adaptive_attack_v0",
     "Attack": "attack_v0",
     "BlackBoxAttack": "black_box_attack_v0",
     "GAILCartPole": "gail_cart_pole_v0",
@@ -36,6 +37,7 @@ NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
 # what the words around a block say of what it prints: (numbers, text) -> whether it is so
 CLAIMS = {
     ("adt", 0): lambda n, said: n[1] < n[5],  # λ spreads the distribution
+    ("adaptive_attack_v0", 0): lambda n, said: 1 <= n[1] < 8,
     ("attack_v0", 1): lambda n, said: n[1] > 0.2,
     ("black_box_attack_v0", 1): lambda n, said: n[0] > 0,  # episodes
     ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers
@@ -106,10 +108,12 @@ def test_the_tables_of_features_are_the_codes(page, module):
 
 
 def test_the_stoppers_features_are_the_codes():
-    text = (ROOT / "docs" / "strategies.md").read_text()
-    for name, words in stopping.FEATURES.items():
-        shown = re.sub(r"\|(δ)\|", r"abs(\1)", words)
-        assert f"| `{name}` | {shown} |" in text
+    pages = {"strategies.md": stopping, "envs/adaptive_attack_v0.md": adaptive}
+    for page, module in pages.items():
+        text = (ROOT / "docs" / page).read_text()
+        for name, words in module.FEATURES.items():
+            shown = re.sub(r"\|(δ)\|", r"abs(\1)", words)
+            assert f"| `{name}` | {shown} |" in text
 
 
 # what Gymnasium's own pages are made of
@@ -130,7 +134,7 @@ def test_every_environment_has_a_page_of_its_own(name, page):
     assert f"| action space | `{' '.join(str(env.action_space).split())}` |" in text
     assert f"{env.observation_space.shape}, float32)`" in text
     arguments = set(inspect.signature(env.vector).parameters)
-    if "Attack" in name:
+    if name in ("Attack", "BlackBoxAttack"):
         arguments = (arguments - {"shared"}) | set(Shared.__annotations__)
     table = text.split("## Arguments")[1].split("## ")[0]
     rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)

@@ -20,6 +20,7 @@ import envs
 from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.games.adaptive import AdaptiveAttack
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
@@ -33,12 +34,13 @@ CASES = {
     STRATEGY: {},
     "advgame/Attack-v0": {"queries": 4, "threat": Linf(0.3)},
     "advgame/BlackBoxAttack-v0": {"queries": 6, "threat": Linf(0.8)},
+    "advgame/AdaptiveAttack-v0": {"rules": AdaptiveAttack(Linf(0.3), queries=4)},
     "advgame/GAILCartPole-v0": {"horizon": "task"},
     "advgame/GAILMountainCar-v0": {"stagger": True},
 }
 # actions for agents that know no MultiDiscrete
 FORMS = [
-    *((name, {"flatten_actions": True}) for name in list(CASES)[:3]),
+    *((name, {"flatten_actions": True}) for name in list(CASES)[:4]),
     ("advgame/Attack-v0", {"continuous": True}),
 ]
 every_id = pytest.mark.parametrize("name", CASES)
@@ -226,7 +228,8 @@ def test_gymnasiums_statistics_work_on_the_numpy_form(name):
         assert info["_r1"].all()
         assert sum(env.return_queue) == pytest.approx(total.sum(), rel=1e-5)
     if "Attack" in name:
-        assert max(env.length_queue) == CASES[name]["queries"] - 1
+        settings = CASES[name]
+        assert max(env.length_queue) == (settings.get("queries") or settings["rules"].queries) - 1
 
 
 @every_id
@@ -267,7 +270,7 @@ def test_saved_place_goes_on_to_the_same_bits(name):
         env.step(action)
     state = pickle.loads(pickle.dumps(env.state_dict()))
     twin.reset(seed=9)
-    if name == STRATEGY:
+    if hasattr(env, "defender"):
         twin.defender.module.load_state_dict(env.defender.module.state_dict())
     twin.load_state_dict(state)
     if env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:

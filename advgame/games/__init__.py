@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
+    from advgame.games.adaptive import AdaptiveAttack, Gain, LasReward, Progress, Regret
     from advgame.games.adt import AdtAmortised, AdtExp
     from advgame.games.adversarial_training import AdversarialTraining
     from advgame.games.awp import AWPDefender
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "L2L",
     "AWPDefender",
+    "AdaptiveAttack",
     "AdtAmortised",
     "AdtExp",
     "AdversarialTraining",
@@ -42,7 +44,9 @@ __all__ = [
     "Duel",
     "Free",
     "Gail",
+    "Gain",
     "LasAt",
+    "LasReward",
     "LasTrades",
     "LearnedStop",
     "Lesson",
@@ -54,6 +58,8 @@ __all__ = [
     "Outcome",
     "Passes",
     "Payoffs",
+    "Progress",
+    "Regret",
     "Rules",
     "SensitivityTraining",
     "StopAtError",

@@ -255,17 +255,13 @@ class LasAt:
         if credit is not None:
             f_ahead = defender.look_ahead()
             with autocast():
-                held = self.look_ahead_attack().run(f_ahead, x, y, rng=rng, check=False)
+                robust = self.robust(f_ahead, x, y, rng, passes)
                 with torch.no_grad():
-                    clean = f_ahead(x).argmax(1) == y
-                    robust = (
-                        f_ahead(held.x_adv).argmax(1) == y if held.fooled is None else ~held.fooled
-                    )
-            passes.add_attack(held)
-            passes.forwards += 1 + (held.fooled is None)
-            payoffs = self.pay(loss, robust.float(), clean.float(), credit)
+                    clean = (f_ahead(x).argmax(1) == y).float()
+            passes.forwards += 1
+            payoffs = self.pay(loss, robust, clean, credit)
             if self.reward is not None:
-                told = (loss, robust.float(), clean.float(), payoffs)
+                told = (loss, robust, clean, payoffs)
                 seen = Outcome(x, made.x_adv, y, strategies, *told, defender.module, f_ahead)
                 payoffs = replace(payoffs, reward=self._own_reward(seen))
 
@@ -273,6 +269,27 @@ class LasAt:
         defender.step()
         stats = self._stats(losses, payoffs, strategies) | passes.stats(x.device)
         return StepResult(x_adv, losses, stats, payoffs, strategies)
+
+    def robust(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, passes: Passes
+    ) -> Tensor:
+        """1 where a classifier, one step ahead, is right under PGD-10, 0 elsewhere, (B,).
+
+        Args:
+            model: the classifier.
+            x: clean images (B, C, H, W).
+            y: labels (B,).
+            rng: stream of the random starts.
+            passes: what it costs is added.
+        """
+        held = self.look_ahead_attack().run(model, x, y, rng=rng, check=False)
+        passes.add_attack(held)
+        if held.fooled is not None:
+            return (~held.fooled).float()
+        passes.forwards += 1
+        with torch.no_grad():
+            right: Tensor = model(held.x_adv).argmax(1) == y
+        return right.float()
 
     def pay(self, loss: Tensor, robust: Tensor, clean: Tensor, credit: Credit) -> Payoffs:
         """The reward R = a·R1 + b·R2 + c·R3 of each image's strategy, as published.

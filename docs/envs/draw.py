@@ -106,6 +106,7 @@ STEP = Menu().index(1, 0.25, "ce", "steepest", "on")
 # the page's name -> a film of so many steps, and how many
 FILMS: dict[str, tuple[Callable[[int], Film], int]] = {
     "strategy_selection_v0": (lambda n: play("StrategySelection", n, rows=32), 24),
+    "adaptive_attack_v0": (lambda n: play("AdaptiveAttack", n, rows=32), 40),
     "attack_v0": (lambda n: play("Attack", n, action=STEP, threat=Linf(0.25)), 29),
     "black_box_attack_v0": (lambda n: play("BlackBoxAttack", n, threat=Linf(0.4)), 49),
     "gail_cart_pole_v0": (lambda n: imitate("CartPole-v1", n), 150),

@@ -1,0 +1,382 @@
+"""The attack on a training image as a sequence of choices, and what it may be paid for.
+
+Every image of a batch is attacked query by query: go on with one of several step sizes, restart, or
+stop. When all have stopped, the defender learns from where they are. `AdaptiveAttack` holds the
+rules; `envs.adaptive_attack` plays them with actions and rewards.
+
+Families of rewards, L being the cross-entropy and F the forwards per image of the whole turn:
+
+- `Gain`:     L(x_{t+1}) - L(x_t) at each query; over an episode L(x_T) - L(x_0).
+- `Progress`: (L_held(θ) - L_held(θ')) / F, for all images of the batch, θ' being θ after its step.
+- `Regret`:   R2(θ̂) - R2(θ̂_b), θ̂ and θ̂_b being one step ahead along the gradient on these
+  examples, and on those of plain PGD from the same starts: a difference reward, as PAIRED's
+  (Dennis et al. 2020). R2 is LAS-AT's.
+- `LasReward`: LAS-AT's own a·R1 + b·R2 + c·R3 (Jia et al. 2022).
+
+Off each of them goes a price for every query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from advgame.attacks import GradientAttack, pgd
+from advgame.attacks.gradient_steps import GradientStepsState, Menu
+from advgame.attacks.stopping import Seen
+from advgame.choices import Credit
+from advgame.data import ImageSet
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.games.awp import AWPDefender
+from advgame.games.costs import DefenderStep, Passes
+from advgame.games.las_at import LasAt
+from advgame.games.stopping import FEATURES as STOPPING
+from advgame.games.stopping import features, true_probability
+from advgame.losses import cross_entropy
+from advgame.seeding import stream
+from advgame.threat import Threat
+
+# name -> what it is: the stopper's features, but for its constant, and three more
+FEATURES = {
+    **{name: words for name, words in STOPPING.items() if name != "one"},
+    "eps": "ε over the largest ε of the game",
+    "waiting": "1 where the image has stopped and waits for the others",
+    "defender": "moving mean of the true class's probability on what the defender learned from",
+    "age": "steps of the defender over 100 more than that",
+}
+
+
+@dataclass
+class Turn:
+    """A batch whose attacks are over, before the defender learns from it.
+
+    Args:
+        defender: learns; during `Reward.ahead` it has the gradient, but has not moved.
+        x: clean images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        start: where the attacks began, (B, C, H, W).
+        x_adv: where they ended.
+        loss: (B,) there, of the defender in evaluation mode.
+        eps: (B,) radii in pixel units.
+        rng: stream of further draws, on the images' device.
+        passes: per image, of the attacks; what a reward costs is added.
+    """
+
+    defender: Defender
+    x: Tensor
+    y: Tensor
+    start: Tensor
+    x_adv: Tensor
+    loss: Tensor
+    eps: Tensor
+    rng: torch.Generator
+    passes: Passes = field(default_factory=Passes)
+
+
+class Reward:
+    """Pays for queries, and for the batch when the defender learns from it; 0 unless overridden."""
+
+    def check(self, defender: Defender) -> None:
+        """Refuse a defender that this reward cannot be measured on, before any work."""
+        return
+
+    def query(self, before: Tensor, after: Tensor) -> Tensor:
+        """Of one more query, (n,): losses (n,) before it and after it."""
+        return torch.zeros_like(after)
+
+    def before(self, turn: Turn) -> None:
+        """Measure what is due before the defender's gradient is formed."""
+        return
+
+    def ahead(self, turn: Turn) -> Tensor:
+        """Of the batch, (B,), while the defender has its gradient and has not moved."""
+        return torch.zeros_like(turn.loss)
+
+    def after(self, turn: Turn) -> Tensor:
+        """Of the batch, (B,), after the defender's step."""
+        return torch.zeros_like(turn.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next reward depends on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved place."""
+        return
+
+
+class Gain(Reward):
+    """L(x_{t+1}) - L(x_t): the loss that a query has gained.
+
+    Args:
+        weight: of the gain, per nat.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    @override
+    def query(self, before: Tensor, after: Tensor) -> Tensor:
+        return self.weight * (after - before)
+
+
+class Progress(Reward):
+    """(L_held(θ) - L_held(θ')) / F: the fall of the held-out robust loss per forward.
+
+    L_held is the mean loss under PGD from the same starts every time. All images of a batch are
+    paid the same, as the arm of a bandit. It costs an attack on the held-out images per turn.
+
+    Args:
+        held_out: images that the defender does not learn from, and no test images either.
+        threat: the ball.
+        steps: of PGD at step size ε/4.
+        weight: of the fall, per nat and forward; a turn's is thousandths.
+    """
+
+    def __init__(
+        self, held_out: ImageSet, threat: Threat, steps: int = 10, weight: float = 1000.0
+    ) -> None:
+        if not isinstance(held_out, ImageSet) or not len(held_out):
+            raise InputError("Progress needs held-out images, such as load_data(...).validation")
+        self.held_out, self.attack, self.weight = held_out, pgd(threat, steps), weight
+        self._level: float | None = None
+
+    def level(self, turn: Turn) -> float:
+        """L_held of the defender as it is; its passes are counted."""
+        held = self.held_out.to(turn.x.device)
+        x, y = held.floats(), held.labels
+        rng = stream(0, "held out", x.device)
+        module = turn.defender.module
+        with turn.defender.fabric.autocast():
+            made = self.attack.run(module, x, y, rng=rng, check=False)
+            module.eval()
+            with torch.no_grad():
+                loss = cross_entropy(module(made.x_adv), y).mean()
+        share = len(x) / len(turn.x)
+        turn.passes.forwards += made.forwards / len(turn.x) + share
+        turn.passes.input_backwards += made.backwards / len(turn.x)
+        return float(loss)
+
+    @override
+    def before(self, turn: Turn) -> None:
+        if self._level is None:
+            self._level = self.level(turn)
+
+    @override
+    def after(self, turn: Turn) -> Tensor:
+        assert self._level is not None
+        forwards, old = turn.passes.worth(), self._level
+        self._level = self.level(turn)
+        return torch.full_like(turn.loss, self.weight * (old - self._level) / forwards)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"level": self._level}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._level = state["level"]
+
+
+class _From:
+    """A start that is known already, in place of a random one."""
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = points
+
+    def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        return self.points.clone()
+
+
+class Regret(Reward):
+    """R2(θ̂) - R2(θ̂_b): what PGD would have taught less of, shared by the batch.
+
+    R2 is LAS-AT's: 4 times the share of the batch that is right under PGD-10 one step ahead. Both
+    looks ahead draw the same starts. It costs PGD, a gradient of the defender, and two looks ahead
+    per turn.
+
+    Args:
+        rules: LAS-AT's, for R2 and its weight.
+        steps: of the baseline, PGD from the starts of the attacks judged.
+        step_size: of the baseline, in units of ε.
+    """
+
+    def __init__(self, rules: LasAt, steps: int = 10, step_size: float = 1 / 4) -> None:
+        self.rules, self.steps, self.step_size = rules, steps, step_size
+
+    @override
+    def check(self, defender: Defender) -> None:
+        if isinstance(defender, AWPDefender):
+            raise InputError(
+                "Regret forms a second gradient, which AWP's warm-up would count: use Defender"
+            )
+        defender.check_look_ahead()
+
+    @override
+    def before(self, turn: Turn) -> None:
+        defender, passes = turn.defender, turn.passes
+        ball = self.rules.threat.with_radii(turn.eps)
+        start: Any = _From(turn.start)
+        plain = GradientAttack(ball, self.steps, self.step_size * turn.eps, start=start)
+        with defender.fabric.autocast():
+            made = plain.run(defender.module, turn.x, turn.y, rng=turn.rng, check=False)
+        passes.add_attack(made)
+        # in training mode a pass moves batch norm's statistics
+        buffers = [buffer.clone() for buffer in defender.module.buffers()]
+        defender.backward(made.x_adv, turn.y)
+        passes.add_descent(defender)
+        self._starts = turn.rng.get_state()
+        self._baseline = self._r2(turn)
+        with torch.no_grad():
+            for buffer, value in zip(defender.module.buffers(), buffers, strict=True):
+                buffer.copy_(value)
+
+    def _r2(self, turn: Turn) -> Tensor:
+        ahead = turn.defender.look_ahead()
+        with turn.defender.fabric.autocast():
+            robust = self.rules.robust(ahead, turn.x, turn.y, turn.rng, turn.passes)
+        return self.rules.r2_weight * robust.mean()
+
+    @override
+    def ahead(self, turn: Turn) -> Tensor:
+        turn.rng.set_state(self._starts)
+        return (self._r2(turn) - self._baseline).expand_as(turn.loss).clone()
+
+
+class LasReward(Reward):
+    """LAS-AT's a·R1 + b·R2 + c·R3.
+
+    Args:
+        rules: LAS-AT's, with weights and look-ahead.
+        credit: who is paid for R2 and R3, see `LasAt.pay`.
+    """
+
+    def __init__(self, rules: LasAt, credit: Credit = "mixed") -> None:
+        self.rules, self.credit = rules, credit
+
+    @override
+    def check(self, defender: Defender) -> None:
+        defender.check_look_ahead()
+
+    @override
+    def ahead(self, turn: Turn) -> Tensor:
+        ahead = turn.defender.look_ahead()
+        with turn.defender.fabric.autocast():
+            robust = self.rules.robust(ahead, turn.x, turn.y, turn.rng, turn.passes)
+            with torch.no_grad():
+                clean = (ahead(turn.x).argmax(1) == turn.y).float()
+        turn.passes.forwards += 1
+        return self.rules.pay(turn.loss, robust, clean, self.credit).reward
+
+
+@dataclass(frozen=True)
+class AdaptiveAttack:
+    """The rules of the game.
+
+    Args:
+        threat: the ball of radius ε₀.
+        step_sizes: that an action goes on with, in units of the image's ε.
+        radii: ε in units of ε₀, of which each image draws one.
+        queries: most gradient queries of an image; the first is that of its random start.
+        price: of every further query, off the reward.
+        reward: what is paid for; `Gain` of its own where None.
+    """
+
+    threat: Threat
+    step_sizes: tuple[float, ...] = (1 / 2, 1 / 4, 1 / 8)
+    radii: tuple[float, ...] = (1.0,)
+    queries: int = 10
+    price: float = 0.05
+    reward: Reward = field(default_factory=Gain)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threat.eps, Tensor):
+            raise InputError("the game is judged at one eps: give the threat a float")
+        if not self.radii or min(self.radii) <= 0:
+            raise InputError(f"radii must be numbers above 0, not {self.radii}")
+        if not isinstance(self.queries, int) or self.queries < 2:
+            raise InputError(f"queries must be a whole number of 2 or above, not {self.queries}")
+        if not isinstance(self.reward, Reward):
+            raise InputError(f"reward is a Reward such as Gain(), not {self.reward!r:.40}")
+        self.menu  # noqa: B018  refuses step sizes
+
+    @property
+    def menu(self) -> Menu:
+        """What of the gradient-step attack can be chosen."""
+        moves = ("on", "random")
+        return Menu(tuple(self.step_sizes), (0,), ("ce",), ("steepest",), moves)
+
+    @property
+    def options(self) -> int:
+        """Number of actions: a step size each, then restart, then stop."""
+        return len(self.step_sizes) + 2
+
+    @property
+    def stop(self) -> int:
+        """The action that ends an image's attack."""
+        return self.options - 1
+
+    def in_menu(self, actions: Tensor) -> Tensor:
+        """Actions (n,) other than stop as the menu's, (n, 5)."""
+        restart = actions == len(self.step_sizes)
+        chosen = actions.new_zeros(len(actions), 5)
+        chosen[:, 0] = actions.masked_fill(restart, 0)
+        chosen[:, 4] = restart.long()
+        return chosen
+
+    def begin(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator
+    ) -> GradientStepsState:
+        """Attacks on a batch; makes the first query, at a random point of each image's ball.
+
+        Args:
+            model: the classifier in evaluation mode, without weight gradients.
+            x: clean images (B, C, H, W).
+            y: labels (B,).
+            rng: stream of radii and starts, on the images' device.
+        """
+        units = torch.tensor(self.radii, device=x.device)
+        drawn = torch.randint(len(units), (len(x),), generator=rng, device=x.device)
+        ball = self.threat.with_radii(units[drawn] * self.threat.eps)
+        budget = torch.full_like(y, self.queries)
+        return GradientStepsState(model, ball, self.menu, x, y, budget, start="random", rng=rng)
+
+    def seen(self, state: GradientStepsState, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stopper's features of images under attack (n, 8), and their p (n,).
+
+        Args:
+            state: the attacks.
+            before: (n,) p at the query before; None at the first.
+        """
+        used, loss = int(state.used[0]), state.losses[:, 0].detach()
+        ball = self.threat.with_radii(state.eps)
+        delta, rows = state.x_adv - state.x, torch.arange(len(state.y), device=loss.device)
+        limit = self.queries - 1
+        one = Seen(rows, delta, ball, state.logits.detach(), loss, state.y, used - 1, limit)
+        p = true_probability(one)
+        largest = max(self.radii) * float(self.threat.eps)
+        return features(one, p, p if before is None else before, largest)[:, 1:], p
+
+    def learn(self, turn: Turn) -> tuple[DefenderStep, Tensor]:
+        """The defender learns from a batch whose attacks are over; what that pays, (B,).
+
+        Args:
+            turn: the batch; its passes are completed here.
+        """
+        self.reward.before(turn)
+        losses = turn.defender.backward(turn.x_adv, turn.y)
+        turn.passes.add_descent(turn.defender)
+        reward = self.reward.ahead(turn)
+        turn.defender.step()
+        reward = reward + self.reward.after(turn)
+        stats = {
+            "game/adversarial_loss": losses.mean(),
+            "strategy/eps": turn.eps.mean(),
+            **turn.passes.stats(turn.x.device),
+        }
+        return DefenderStep(turn.x_adv, losses, stats), reward
