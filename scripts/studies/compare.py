@@ -13,10 +13,7 @@ times the ratio of what a step costs, forwards as counted in the runs of equal e
 there. A learned attack's cost depends on how long it has learned: the column "passes" tells what
 came out, and `--counted` takes the costs from another file, e.g. a first try's. Or `--forwards`
 gives all the same budget, see `--budget` of the trainings, and `--cost` says what passes of each
-kind took on this network:
-
-    python scripts/benchmark.py --only games --family baselines --network lean_resnet-half \
-        --batch 128 --threads 1 --out results/cifar10/cost.json
+kind took on this network (results/cifar10/README.md has the commands).
 
 Writes `<out>/<dataset>-<budget>.json`, `.csv`, `.md` and `.png`; earlier cells in them stay.
 """
