@@ -300,7 +300,6 @@ def test_pictures_show_the_match_and_change_nothing(small):
         ({"gamma": 0}, "gamma must lie"),
         ({"render_mode": "ansi"}, "render_mode must be"),
     ],
-    ids=str,
 )
 def test_settings_that_cannot_be_played_are_refused(settings, answer, small):
     with pytest.raises(InputError, match=answer):

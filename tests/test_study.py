@@ -24,6 +24,13 @@ POSTER = {
     )
 }
 COMPUTE = {**POSTER, "budget": "compute"}
+L2 = {"attacks": ("fgsm", "pgd20", "autoattack"), "extra": "--norm l2 --eps 0.5"}
+CIFAR = {
+    **{"dataset": "cifar10", "data_dir": "data", "budget": "compute", "forwards": 60.0},
+    "attacks": ("adt:fgsm", "adt:pgd20", "adt:mim20", "adt:cw30", "autoattack"),
+    "cost": str(ROOT / "results" / "cifar10" / "cost.json"),
+    "extra": "--model lean_resnet-half --precision 32-true --lr 0.2 --validate-every 4",
+}
 # study, folder of results, stem within it, settings
 COMMITTED = [
     ("l2l", "l2l", "digits", {}),
@@ -47,6 +54,8 @@ COMMITTED = [
     ("compare", "compare", "digits-compute", COMPUTE),
     ("compare", "compare/first", "digits-compute", COMPUTE),
     ("compare", "compare/spsa", "digits-epochs", SPSA),
+    ("compare", "compare/l2", "digits-epochs", L2),
+    ("compare", "cifar10", "cifar10-compute", CIFAR),
     ("gail", "gail", "cartpole_v1-paper/stability", {}),
     ("gail", "gail", "cartpole_v1-fixed/stability", {"setting": "fixed"}),
     ("gail", "gail", "cartpole_v1-fixed-1-every-1/stability", ONE),
