@@ -142,9 +142,9 @@ class _All(nn.Module):
 class ARC(Attack):
     """Attacking Randomised ensembles of Classifiers (Dbouk & Shanbhag 2022, algorithm 2).
 
-    Several times the members' boundaries are linearised at the present
-    point x̃. One member after the other, heaviest first, a local step δ of length η is bent towards
-    fooling it, by as much as its linear boundary at distance ζ asks for:
+    Several times, one member after the other, heaviest first, a local step δ of length η is bent
+    towards fooling it. The member's boundary is linearised where the step leads so far, as in the
+    authors' code, and the step is bent by as much as the boundary at distance ζ asks for:
 
         δ' = η (δ + β g) / ‖δ + β g‖,   β = η / (η - ζ) · |wᵀδ / ‖w‖_q + ζ| + ρ,
 
@@ -204,10 +204,8 @@ class ARC(Attack):
                 rows = (robust > _NEVER).nonzero()[:, 0]
                 if not len(rows):
                     break
-                here, labels = x_adv[rows], y[rows]
-                near = [_nearest(one, here, labels, self.classes, self.threat) for one in members]
                 x_adv[rows], robust[rows] = self._step(
-                    mixture, near, x[rows], labels, here, robust[rows]
+                    mixture, members, x[rows], y[rows], x_adv[rows], robust[rows]
                 )
                 asked += len(rows) * (1 + len(members))
                 formed += len(rows) * min(self.classes, logits.shape[1] - 1)
@@ -216,7 +214,7 @@ class ARC(Attack):
     def _step(
         self,
         mixture: ClassifierMixture,
-        near: Sequence[_Boundary],
+        members: Sequence[nn.Module],
         x: Tensor,
         y: Tensor,
         here: Tensor,
@@ -227,7 +225,8 @@ class ARC(Attack):
         eta, rho = self.share * eps, _RHO * eps
         tiny = torch.finfo(x.dtype).tiny
         local, point = torch.zeros_like(x), here
-        for number, (w, dual, distance) in enumerate(near):
+        for number, member in enumerate(members):
+            w, dual, distance = _nearest(member, point, y, self.classes, threat)
             along = (w * local).flatten(1).sum(1) / dual
             bend = eta / (eta - distance).clamp_min(tiny) * (along + distance).abs() + rho
             beta = torch.where((distance >= eta) | (number == 0), eta, bend)
