@@ -30,7 +30,8 @@ from advgame.threat import Linf
 
 BALL = Linf(0.15)
 NO_CUDA = "this machine has no CUDA"
-IDS = ("StrategySelection", "Attack", "BlackBoxAttack", "GAILCartPole", "GAILMountainCar")
+GAIL = ("GAILCartPole", "GAILMountainCar")
+IDS = ("StrategySelection", "AdaptiveAttack", "Attack", "BlackBoxAttack", *GAIL)
 
 
 @pytest.fixture(
@@ -105,7 +106,7 @@ def made(name, device):
     number = 8
     if "GAIL" in name:
         return gym.make_vec(f"advgame/{name}-v0", number, device=device)
-    if name == "StrategySelection":
+    if name in ("StrategySelection", "AdaptiveAttack"):
         fabric = make_fabric(device, 1, "auto")
         with seeded_init(0):
             module = make_classifier("small_cnn", (1, 8, 8), 10)
