@@ -108,6 +108,7 @@ def test_the_same_in_python_takes_at_most_25_lines(folder, monkeypatch, capsys):
     """The run that it leaves is one: the scripts take it."""
     assert len(PYTHON.strip().splitlines()) <= 25
     monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "my_net", raising=False)  # another test's, of that name
     monkeypatch.syspath_prepend(str(folder))
     exec(PYTHON, {"__name__": "__main__"})
     assert capsys.readouterr().out.startswith("clean ")
