@@ -42,7 +42,7 @@ from advgame.threat import Threat
 class Config:
     """Vary the attack on one or more classifiers and draw what happens."""
 
-    what: Annotated[tuple[str, ...], tyro.conf.Positional]
+    what: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """run folders of classifiers, files of weights (with --model, --dataset and --eps), or
     package.module:factory of your own"""
     model: str = ""

@@ -245,3 +245,13 @@ def test_what_names_no_network_is_refused_in_words(name, says):
     with pytest.raises(InputError, match=says) as refusal:
         check_model(name)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x4B50])
+def test_a_header_that_begins_as_another_kind_of_file_does(length, tmp_path):
+    """0x80 is how a pickle begins, and 0x4B50 reads PK, as a zip does."""
+    path = tmp_path / "w.safetensors"
+    header = b'{"weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
+    content = torch.tensor([1.5, -2.0]).numpy().tobytes()
+    path.write_bytes(length.to_bytes(8, "little") + header + content)
+    assert read_states(path)[""]["weight"].tolist() == [1.5, -2.0]

@@ -60,7 +60,10 @@ def read_states(path: Path) -> dict[str, State]:
     with path.open("rb") as file:
         head = file.read(9)
     try:
-        if head[:2] != b"PK" and head[:1] != b"\x80":
+        # a header's length may begin as a zip or a pickle does, which have no "{" behind it
+        length = int.from_bytes(head[:8], "little")
+        ours = head[8:] == b"{" and length < path.stat().st_size
+        if ours or (head[:2] != b"PK" and head[:1] != b"\x80"):
             return {"": safetensors.torch.load_file(path)}
         with warnings.catch_warnings():  # of files that are old or of another kind
             warnings.simplefilter("ignore")
