@@ -44,6 +44,12 @@ class _StandIn:
         pass
 
 
+_UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError),
+    TypeError,  # torch 2.8, of a stand-in that is used as a dict
+)
+
+
 def read_states(path: Path) -> dict[str, State]:
     """The state dicts of a file, by the place in which each lies; "" is the file itself.
 
@@ -72,7 +78,7 @@ def read_states(path: Path) -> dict[str, State]:
         raise InputError(
             f"{path} is not a safetensors file of weights, nor one of torch.save ({error})"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as e:
+    except _UNREADABLE as e:
         raise InputError(f"{path} {_refusal(e)}") from e
     if isinstance(found, _StandIn):
         raise InputError(f"{path} {_WHOLE}")
