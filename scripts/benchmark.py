@@ -88,7 +88,7 @@ def main(config: Config) -> None:
         "device": device_name(fabric.device),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
-        "precision": "bf16-mixed, channels_last" if cuda else "fp32",
+        "precision": "bf16-mixed, channels_last" if cuda else "fp32, colour channels_last",
         "repeats": repeats[asked[0]],
     }
     out = Path(config.out)

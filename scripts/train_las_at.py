@@ -62,7 +62,7 @@ class Config(PerturbedConfig):
     """the defender learns within ε₀ whatever ε was chosen, as LAS-AWP is published"""
     fixed: tuple[float, int, float] = (8, 10, 2)
     """strategy of --agent fixed: ε in units of ε₀/8, steps, step size in units of ε₀/8"""
-    mean_steps: float = 3.5
+    mean_steps: Positive = 3.5
     """mean number of steps of --agent stopper, shuffled and short"""
     fixed_beta: float = 6.0
     """β of --agent fixed in --objective trades"""
@@ -168,7 +168,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
     @override
     def on_a_cpu(self) -> Mapping[str, Any]:
-        """ResNet-18 would ask for 45 times what the defender does."""
+        """ResNet-18 would ask for eleven times what `lean_resnet` does, at each paid step."""
         return {**super().on_a_cpu(), "policy_network": "lean_resnet-half"}
 
     @override

@@ -108,3 +108,24 @@ def test_the_driver_is_asked_for_devices(driver, there, monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert accelerators.has_cuda.__wrapped__() is there
+
+
+@pytest.mark.parametrize(
+    ("cpu", "faster"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16", True),
+        ("vendor_id : AuthenticAMD\nflags : avx512f", False),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", False),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", True),
+        (None, False),
+    ],
+)
+def test_bf16_is_for_cpus_that_gain_by_it(cpu, faster, monkeypatch):
+    def read_text(path):
+        assert str(path) == "/proc/cpuinfo"
+        if cpu is None:
+            raise FileNotFoundError(path)
+        return cpu
+
+    monkeypatch.setattr(accelerators.Path, "read_text", read_text)
+    assert accelerators.has_bf16.__wrapped__() == faster

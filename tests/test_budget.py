@@ -135,3 +135,5 @@ def test_a_game_that_counts_nothing_is_told_so(tmp_path, digits, monkeypatch):
     for budget in (0, -1, float("inf"), float("nan")):
         with pytest.raises(InputError, match="budget"):
             replace(TrainingPlan(1), budget=budget)
+        with pytest.raises(InputError, match="prices"):
+            replace(TrainingPlan(1), prices=(1.0, budget))

@@ -100,4 +100,5 @@ def test_the_lean_network_multiplies_a_tenth_of_preact_resnet18():
         return sum(found) / 1e6
 
     assert round(multiplications("lean_resnet")) == 49
+    assert round(multiplications("lean_resnet-half"), 1) == 12.3
     assert round(multiplications("preact_resnet18")) == 555

@@ -41,9 +41,9 @@ def study(tmp_path, **changes):
 
 
 def test_equal_epochs_and_equal_terms(tmp_path):
-    asked = study(tmp_path, methods=tuple(compare.GAMES), seeds=2)
+    asked = study(tmp_path, methods=tuple(asked_for := compare.GAMES | compare.MORE), seeds=2)
     cells = {**asked.surrogate(), **asked.cells()}
-    assert len(cells) == 2 * len(compare.GAMES) + 1
+    assert len(cells) == 2 * len(asked_for) + 1
     for name, words in cells.items():
         assert flags(words, "--epochs") == ("1" if name.startswith("free") else "8"), name
         for flag, value in (("--lr", "0.1"), ("--weight-decay", "5e-4"), ("--model", "small_cnn")):
@@ -254,3 +254,11 @@ def test_the_whole_of_a_small_comparison(tmp_path):
     compare.main(replace(asked, budget="compute", methods=("standard", "pgd-at")))
     again = json.loads((tmp_path / "results" / "digits-compute.json").read_text())
     assert [run["epochs"] for run in again["runs"]] == [61, 8]
+    budget = {"budget": "compute", "forwards": 12.0, "weights": str(tmp_path / "kept")}
+    spent = {"out": str(tmp_path / "spent"), "runs_dir": str(tmp_path / "third")}
+    compare.main(replace(asked, **budget, **spent, methods=("standard", "n-fgsm")))
+    made = json.loads((tmp_path / "spent" / "digits-compute.json").read_text())
+    assert [run["spent"] for run in made["runs"]] == pytest.approx([12, 12], abs=0.2)
+    kept = tmp_path / "kept" / "digits-compute" / "n-fgsm-seed0.safetensors"
+    best = tmp_path / "third" / "digits-compute" / "n-fgsm-seed0" / "checkpoints"
+    assert kept.read_bytes() == (best / "best.safetensors").read_bytes()

@@ -94,6 +94,7 @@ REFUSED = {
         "--agent stopper --mean-steps 14": "between 1 and 14",
         "--agent shuffled --mean-steps 1": "between 1 and 14",
         "--agent short --mean-steps 3.3": "halves from 1 on",
+        "--agent short --mean-steps nan": "mean_steps must be above 0",
         "--agent fat --objective trades": "needs labels",
         "--agent stopper --preset repo": "no --agent stopper",
         "--ema 2": "ema",

@@ -247,7 +247,7 @@ def lean_resnet(
         channels: colour channels of the images.
         normalise: first layer; identity when None.
         width: channels of stem and first stage. 16 is ``lean_resnet-half``, 0.31 M parameters and
-            12.5 M multiplications.
+            12.3 M multiplications.
     """
     stages = tuple((width * factor, 1) for factor in (1, 2, 4, 8))
     return ResidualNet(

@@ -24,8 +24,8 @@ def has_cuda() -> bool:
 def has_bf16() -> bool:
     """Whether the CPU computes faster in bf16 than in fp32.
 
-    With AVX512-BF16 AMD's do, in 0.45 of the time on lean_resnet (Zen 4); Intel's take 1.4 times as
-    long unless they have AMX (Sapphire Rapids with AMX masked). Others only emulate bf16.
+    With AVX512-BF16 AMD's do (seen on Zen 4). Intel's need AMX: without it they take longer
+    (docs/gpu.md). Others only emulate bf16.
     """
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())

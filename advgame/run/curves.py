@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from advgame.run.files import write_atomically
 from advgame.threat import Threat
@@ -98,6 +99,7 @@ def game_figure(
             alone = "o" if len(points) == 1 else None  # a line of one point is invisible
             axis.plot(*zip(*points, strict=True), label=label, lw=1.5, marker=alone)
         axis.set(title=name, xlabel=x[1], ylabel=unit)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     figure.suptitle(title, fontsize=10)

@@ -118,6 +118,8 @@ class TrainingPlan:
             raise InputError("epochs, validate_every and save_every must be 1 or above")
         if self.budget is not None and not 0 < self.budget < math.inf:
             raise InputError(f"budget must be a number above 0, not {self.budget}")
+        if not all(0 < price < math.inf for price in self.prices):
+            raise InputError(f"prices must be numbers above 0, not {self.prices}")
         if self.schedule not in ("onecycle", "multistep", "constant"):
             raise InputError(f"unknown schedule {self.schedule!r}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -309,9 +311,10 @@ class Trainer:
         if any(kind not in stats for kind in COSTS):
             raise InputError(f"this game does not count its passes, {COSTS[0]}: go by epochs")
         prices = (1.0, *self.plan.prices)
-        cost = sum((price * stats[kind] for kind, price in zip(COSTS, prices, strict=True)))
+        cost = torch.stack([stats[kind] * price for kind, price in zip(COSTS, prices, strict=True)])
+        cost = cost.sum()
         if self.fabric.world_size > 1:  # all must end at the same step
-            cost = cast(Tensor, self.fabric.all_reduce(cast(Tensor, cost)))
+            cost = cast(Tensor, self.fabric.all_reduce(cost))
         self._price = float(cost) / self.game.steps_per_epoch
         self.spent += self._price
         self._tell_spent()

@@ -68,9 +68,6 @@ GAMES = {
     "n-fgsm": "train.py --game n-fgsm",
     "free": "train.py --game free",
     CONTROL: "train.py --game pgd-at",
-    "pgd-at-2": "train.py --game pgd-at --attack-steps 2 --step-size 0.625",
-    "pgd-at-4": "train.py --game pgd-at --attack-steps 4 --step-size 0.375",
-    "pgd-at-7": "train.py --game pgd-at --attack-steps 7 --step-size 0.25",
     "alp": "train.py --game alp",
     "feature-scatter": _SCATTER,
     "feature-scatter-repo": f"{_SCATTER} --transport repo",
@@ -80,10 +77,6 @@ GAMES = {
     "trades-awp": "train.py --game trades --awp 0.005",
     "las-at": "train_las_at.py",
     "las-at-random": "train_las_at.py --agent random",
-    **{
-        agent: f"train_las_at.py --agent {agent}"
-        for agent in ("stopper", "shuffled", "fat", "short")
-    },
     "las-trades": _LAS_TRADES,
     "las-trades-random": f"{_LAS_TRADES} --agent random",
     "las-awp": _LAS_AWP,
@@ -93,6 +86,16 @@ GAMES = {
     "adt-exp": "train_adt.py --method exp",
     "adt-exp-am": "train_adt.py --method exp-am",
     "adt-imp-am": "train_adt.py --method imp-am",
+}
+# further ones, compared where they are asked for
+MORE = {
+    "pgd-at-2": "train.py --game pgd-at --attack-steps 2 --step-size 0.625",
+    "pgd-at-4": "train.py --game pgd-at --attack-steps 4 --step-size 0.375",
+    "pgd-at-7": "train.py --game pgd-at --attack-steps 7 --step-size 0.25",
+    "stopper": "train_las_at.py --agent stopper",
+    "shuffled": "train_las_at.py --agent shuffled",
+    "fat": "train_las_at.py --agent fat",
+    "short": "train_las_at.py --agent short",
 }
 # what all games share on a data set, whatever their scripts' defaults
 _SHARED = "--schedule onecycle --weight-decay 5e-4 --true-probability 1"
@@ -128,6 +131,11 @@ POSTER = """\
 | adt-exp | 86.89 | 60.41 | 52.18 | 51.69 | 53.27 | 52.49 | 52.38 | 50.56 |
 | adt-exp-am | 87.82 | 62.42 | 51.95 | 51.26 | 52.99 | 51.75 | 52.04 | 50.04 |
 | adt-imp-am | 88 | 64.89 | 52.28 | 51.23 | 52.64 | 52.65 | 51.89 | 49.81 |"""
+# what a reader must know of a column
+TOLD = {
+    "transfer": "Transfer: PGD-20 made on another PGD-AT classifier.",
+    "fea": "`fea` aims at 20 images, the poster's FeaAttack at 200.",
+}
 PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 
 
@@ -136,7 +144,7 @@ class Config(MethodsConfig):
     """Compare games on the same data, network, schedule and seeds."""
 
     methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--games"])] = tuple(GAMES)
-    """which games"""
+    """which games; pgd-at-2, -4 and -7, stopper, shuffled, fat and short are left out by default"""
     budget: Literal["epochs", "compute"] = "epochs"
     """what is equal: passes over the training images, or passes through the classifier"""
     counted: str | None = None
@@ -167,7 +175,7 @@ class Compare(MethodsStudy[Config]):
         "Hardware: {devices}, {jobs} at a time. Cells made at commit {commits}.",
         "Command: `{command}`.",
     )
-    methods, control = GAMES, CONTROL
+    methods, control = GAMES | MORE, CONTROL
 
     @property
     def judged(self) -> Path:
@@ -263,12 +271,12 @@ class Compare(MethodsStudy[Config]):
 
     def script_of(self, cell: str) -> ModuleType:
         """The training script of a cell."""
-        script, *_ = GAMES[cell.rsplit("-seed", 1)[0]].split()
+        script, *_ = self.methods[cell.rsplit("-seed", 1)[0]].split()
         return import_module(script.removesuffix(".py"))
 
     @override
     def flags(self, method: str) -> list[str]:
-        script, *own = split_flags(GAMES[method])
+        script, *own = split_flags(self.methods[method])
         given = usable(self.shared(), own, self.script_of(method))
         learns = script == "train_las_at.py" and "--agent" not in own
         more = ["--reward-interval", "10"] if learns and self.config.dataset == "cifar10" else []
@@ -415,8 +423,8 @@ class Compare(MethodsStudy[Config]):
             f"mean ± sd over seeds, in %. {selection(runs)}. "
             "Worst case: over all attacks of the table, per image. F: forwards "
             "of the classifier (input-backward 1, backward with weights 2), without networks of "
-            f"the attacker; passes: epochs × F beside {CONTROL}'s. Transfer: PGD-20 made on "
-            "another PGD-AT classifier. `fea` aims at 20 images, the poster's FeaAttack at 200."
+            f"the attacker; passes: epochs × F beside {CONTROL}'s."
+            + "".join(f" {told}" for name, told in TOLD.items() if f"accuracy_{name}" in first)
             + _budget(about),
             table.markdown([*head, "flags"], flagged),
             "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
