@@ -63,6 +63,17 @@ def _spaces_draw_the_same(monkeypatch):
     monkeypatch.setattr(seeding, "np_random", lambda seed=None: drawn(0 if seed is None else seed))
 
 
+@pytest.fixture(autouse=True)
+def _strangers_code_is_forgotten(tmp_path_factory):
+    """Two tests' folders hold a `my_code.py` each: the next test must not import this one's."""
+    base, path = tmp_path_factory.getbasetemp(), list(sys.path)
+    yield
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(base):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
