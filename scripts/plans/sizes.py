@@ -48,7 +48,7 @@ class Plan:
     part: int = 250
     start: float = 45
     tests: float = 120
-    epochs: float = math.inf
+    epochs: int = 1000
 
 
 FULL = Plan(

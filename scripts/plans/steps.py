@@ -17,9 +17,9 @@ import time
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ import train
 import train_las_at
 from benchmarks.attacks import Network, measure_pgd
 from benchmarks.environments import measure_attack
-from benchmarks.timing import task
+from benchmarks.timing import compare, task
 from lightning_fabric import Fabric
 from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,6 +43,7 @@ from advgame.evaluation import evaluate, validator
 from advgame.run.defender_job import DefenderJob, ball, tested
 from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics, RunFolder, cpu_name, device_name, made_by
+from advgame.statistics import wilson
 from advgame.threat import Threat
 from plans.packing import ROOT, restore
 from plans.running import Facts, Work
@@ -105,37 +106,26 @@ def missing() -> list[str]:
 def matrix_rate(device: torch.device, kind: torch.dtype, side: int) -> float:
     """10^12 operations a second of a product of two square matrices of random numbers."""
     one, two = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
-    return 2 * side**3 / _seconds(lambda: one @ two, device, 10) / 1e12
+    seconds: float = _timed(lambda: one @ two, 10)["median_s"]
+    return 2 * side**3 / seconds / 1e12
 
 
 def copy_rate(device: torch.device, side: int) -> float:
     """10^9 bytes a second, read and written, of a copy within the device's memory."""
     source = torch.randn(4 * side, side, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device, 10) / 1e9
+    seconds: float = _timed(lambda: target.copy_(source), 10)["median_s"]
+    return 2 * source.nbytes / seconds / 1e9
 
 
 def _fabric() -> Fabric:
     return make_fabric("auto", 1, "auto")
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _seconds(
-    play: Callable[[], object], device: torch.device, turns: int, warm_up: int = 3
-) -> float:
-    """The median of so many turns, after some that do not count."""
-    found = []
-    for _ in range(warm_up + turns):
-        _wait(device)
-        began = time.perf_counter()
-        play()
-        _wait(device)
-        found.append(time.perf_counter() - began)
-    return median(found[warm_up:])
+def _timed(play: Callable[[], object], turns: int, warm_up: int = 3) -> Facts:
+    """Seconds of so many turns, after some that do not count: median, least, most, how many."""
+    row = compare({"it": play}, turns, warm_up, nullcontext, "it")["it"]
+    return {name: row[name] for name in ("median_s", "min_s", "max_s", "n")}
 
 
 def tests(work: Work) -> Facts:
@@ -285,11 +275,12 @@ def step_of(made: tuple[Any, Splits], batch: int, repeats: int, rate: float | No
         rate: see `against`.
     """
     game, _ = made
-    seconds = _seconds(game.step, game.learner.fabric.device, repeats)
+    row = _timed(game.step, repeats)
+    seconds = row["median_s"]
     if rate is None:
-        return {"seconds": seconds, "images_per_second": batch / seconds}
+        return {**row, "seconds": seconds, "images_per_second": batch / seconds}
     counts = [_counted(game.step) for _ in range(3)]  # LAS-AT's differ from step to step
-    return against(rate, seconds, batch, sum(counts) / len(counts))
+    return {**row, **against(rate, seconds, batch, sum(counts) / len(counts))}
 
 
 def _training(work: Work) -> list[str]:
@@ -336,7 +327,7 @@ def speedrun(limit: float, work: Work) -> Facts:
     work.note({"limit": limit, "timed": timed})
     if not fit:
         raise InputError(f"no epoch fits in {limit:g} s: one takes {timed['epoch']:.1f} s")
-    epochs = int(min(fit, plan.epochs))
+    epochs = min(fit, plan.epochs)
     every = math.ceil(epochs / CHECKS)
     words += ["--epochs", str(epochs), "--validate-every", str(every), "--save-every", str(epochs)]
     words += ["--runs-dir", str(work.folder / "runs"), "--name", _free(work.folder, limit)]
@@ -362,8 +353,7 @@ def how_many_epochs(limit: float, words: list[str], repeats: int) -> tuple[int, 
     game, data = made
     timed = step_of(made, config.batch_size, repeats, None)
     validate = validator(data.validation, ball(config), config.seed)
-    device = game.learner.fabric.device
-    check = _seconds(lambda: validate(game.learner.module), device, turns=1, warm_up=1)
+    check = _timed(lambda: validate(game.learner.module), turns=1, warm_up=1)["median_s"]
     epoch = game.steps_per_epoch * timed["seconds"]
     timed |= {"epoch": epoch, "validation": check}
     return max(0, int((SHARE * limit - CHECKS * check) / epoch)), timed
@@ -403,6 +393,6 @@ def judge(of: str, work: Work) -> Facts:
         left += int((verdicts.correct["clean"] & verdicts.correct[plan.attack]).sum())
         n = start + len(part)
         found = {"images": n, "clean": clean / n, plan.attack: left / n, "precision": "fp32"}
-        found["deviation"] = math.sqrt(left / n * (1 - left / n) / n)
+        found["interval"] = wilson(left / n, n)
         work.note(found | {"seconds": time.perf_counter() - began})
     return found | {"seconds": time.perf_counter() - began, "weights": "best"}
