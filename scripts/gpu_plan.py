@@ -25,8 +25,10 @@ from advgame.errors import InputError, unknown
 from advgame.run.cli import run_script
 from advgame.run.files import read_json
 from advgame.run.folder import made_by
-from advgame.run.options import Count, Names, Positive, check_types
+from advgame.run.options import Count, Names, Positive, check_types, refuse_idle
 from advgame.run.program import prog
+
+PACKING = ("data_dir", "max_mb", "packages")
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def main(config: Config) -> None:
             raise unknown("step", name, every)
     if (config.pack is None) == (config.run is None):
         raise InputError("say --pack DIR here, or --run DIR there, which start.py does for you")
+    idle = {"--pack": ("out", "began")} if config.run is None else {"--run": PACKING}
+    refuse_idle(config, Config(), idle)
     if config.run is not None:
         run(config, Path(config.run))
         return

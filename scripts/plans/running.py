@@ -177,8 +177,8 @@ class Worker:
             note: told what the step tells.
         """
         pipe = self._pipe or self._start()
-        pipe.send((do, replace(work, note=_silent)))
         try:
+            pipe.send((do, replace(work, note=_silent)))
             while pipe.poll(max(0.0, work.ends - time.time())):
                 kind, told = pipe.recv()
                 if kind == "note":
@@ -187,7 +187,7 @@ class Worker:
                 if kind == "failed":
                     self.stop()  # a device that has failed once may answer nothing any more
                 return kind, told
-        except EOFError:
+        except (EOFError, ConnectionError):
             code = self.stop()
             return "failed", f"its process died with exit code {code}"
         self.stop()
