@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from advgame.arena.best_response import ADAPTIVE, JOINT, OnMember
 from advgame.arena.mixture import ClassifierMixture
@@ -41,16 +41,14 @@ from advgame.evaluation.cells import (
 from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.measure import (
     Nothing,
+    Work,
     check_evaluation,
-    check_finite,
     counted,
-    in_halves,
-    largest,
 )
 from advgame.evaluation.report import write_report
 from advgame.evaluation.verdicts import Verdicts
 from advgame.run.folder import RunFolder
-from advgame.seeding import PrivateRNG, derive_seed, stream
+from advgame.seeding import PrivateRNG, derive_seed
 from advgame.statistics import beats
 from advgame.threat import Threat
 
@@ -193,7 +191,9 @@ def evaluate_mixture(
     about = fingerprint(mixture, data, threat, seed, batch_size, *more)
     told = {name: describe(one) for name, one in (extra or {}).items()}
     cells = Cells(None if folder is None else Path(folder), {**about, "extra": told})
-    work = _Work(mixture, data.floats(), data.labels, threat, seed, batch_size, cells, progress)
+    work = _MixtureWork(
+        mixture, data.floats(), data.labels, threat, seed, batch_size, cells, progress
+    )
     found = MixtureVerdicts(mixture)
     plan = {"clean": [("all", Nothing())], **plan}
     for name, parts in plan.items():
@@ -202,17 +202,10 @@ def evaluate_mixture(
 
 
 @dataclass
-class _Work:
+class _MixtureWork(Work):
     """The filling of a mixture's cells: a cell per member that answers, example and batch."""
 
-    mixture: ClassifierMixture
-    images: Tensor
-    labels: Tensor
-    threat: Threat
-    seed: int
-    batch_size: int
-    cells: Cells
-    progress: Callable[[str], None]
+    model: ClassifierMixture
 
     def gather(self, found: MixtureVerdicts, name: str, parts: Suite) -> None:
         """Fill what is missing of an attack, and add it to what is found."""
@@ -238,8 +231,7 @@ class _Work:
         """The cells of one example of each image of a batch, one per member."""
         size = min(self.batch_size, len(self.images) - start)
         keys = [
-            cell_key(name, f"{part}-seen-by{one}", start)
-            for one in range(len(self.mixture.members))
+            cell_key(name, f"{part}-seen-by{one}", start) for one in range(len(self.model.members))
         ]
         cells = [self.cells.get(key) for key in keys]
         if None in cells:
@@ -262,17 +254,16 @@ class _Work:
         most, began = 0.0, time.perf_counter()
         own = PrivateRNG(derive_seed(self.seed, key), self.images.device)
         with ExitStack() as held:
-            calls = [held.enter_context(counted(one)) for one in self.mixture.members]
-            held.enter_context(attacked(self.mixture))
+            calls = [held.enter_context(counted(one)) for one in self.model.members]
+            held.enter_context(attacked(self.model))
             held.enter_context(own)
-            right = self.mixture.right(self.images[every], self.labels[every])
-            pieces = in_halves(partial(self._judge, key, attack), every[right.any(1)])
+            right = self.model.right(self.images[every], self.labels[every])
+            pieces, batch = self.pieces(key, attack, every[right.any(1)])
         silent = torch.zeros(right.shape[1], dtype=torch.int64)
         for rows, said, reached in pieces:
             right[rows - start] = said == self.labels[rows][:, None]
             silent += (said < 0).sum(0).cpu()
             most = max(most, reached)
-        batch = self.batch_size if len(pieces) < 2 else max(len(piece[0]) for piece in pieces)
         seconds = time.perf_counter() - began
         return [
             Cell(
@@ -287,13 +278,10 @@ class _Work:
             for one in range(right.shape[1])
         ]
 
-    def _judge(self, key: str, attack: Attack, rows: Tensor) -> tuple[Tensor, Tensor, float]:
-        """(rows, what each member says (n, M), largest perturbation)."""
-        x, y = self.images[rows], self.labels[rows]
-        rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
-        x_adv = attack.run(self.mixture, x, y, rng=rng, check=False).x_adv
-        check_finite(key.split("/")[0], x_adv)
-        return rows, self.mixture.classes(x_adv), largest(self.threat, x_adv, x)
+    @override
+    def _said(self, x_adv: Tensor) -> Tensor:
+        """What each member takes them for, (n, M)."""
+        return self.model.classes(x_adv)
 
 
 def _together(cells: Sequence[Cell]) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias
 
 import torch
 from lightning_fabric import Fabric
@@ -49,7 +49,8 @@ from advgame.own_code import in_words
 from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Threat
 
-PieceT = TypeVar("PieceT")
+Piece: TypeAlias = tuple[Tensor, Tensor, float]
+"""Rows (n,), what their adversarial examples are taken for (n, ...), the largest perturbation."""
 
 
 @torch.inference_mode(False)
@@ -120,7 +121,9 @@ def evaluate(
     cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in own.items()}})
     if not rank:
         barrier()
-    work = _Work(model, data.floats(), data.labels, threat, seed, batch_size, cells, progress)
+    work = _ClassifierWork(
+        model, data.floats(), data.labels, threat, seed, batch_size, cells, progress
+    )
     starts = range(0, len(data), batch_size)
     for name, suite in plan.items():
         for start in starts[rank::world]:
@@ -251,8 +254,8 @@ def check_classifier(model: nn.Module, data: ImageSet) -> int:
 
 
 @dataclass
-class _Work:
-    """What an evaluation works with, and the filling of its cells, attack by attack."""
+class Work:
+    """What an evaluation works with, and how an attack is made and judged, in pieces."""
 
     model: nn.Module
     images: Tensor
@@ -262,6 +265,31 @@ class _Work:
     batch_size: int
     cells: Cells
     progress: Callable[[str], None]
+
+    def pieces(self, key: str, attack: Attack, rows: Tensor) -> tuple[list[Piece], int]:
+        """Attack some images (n,), in halves of them where the memory is too small.
+
+        Returns:
+            the pieces, none where there are no images; how many images were taken at a time.
+        """
+        found = _in_halves(partial(self._judge, key, attack), rows)
+        alone = len(found) < 2
+        return found, self.batch_size if alone else max(len(piece[0]) for piece in found)
+
+    def _judge(self, key: str, attack: Attack, rows: Tensor) -> Piece:
+        x, y = self.images[rows], self.labels[rows]
+        rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
+        x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
+        check_finite(key.split("/")[0], x_adv)
+        return rows, self._said(x_adv), _largest(self.threat, x_adv, x)
+
+    def _said(self, x_adv: Tensor) -> Tensor:
+        """What the images (n, C, H, W) are taken for, (n,); -1 for no class."""
+        return predict(self.model, x_adv, len(x_adv))
+
+
+class _ClassifierWork(Work):
+    """The filling of a classifier's cells, attack by attack."""
 
     def attack(self, name: str, suite: Suite, start: int) -> None:
         """One attack on one batch: only images that are right when clean, and still stand."""
@@ -291,26 +319,17 @@ class _Work:
         survive, most, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
         own = PrivateRNG(derive_seed(self.seed, key), self.images.device)
         with counted(self.model) as calls, attacked(self.model), own:
-            pieces = in_halves(partial(self._judge, key, attack), rows)
+            pieces, batch = self.pieces(key, attack, rows)
         for piece, said, size in pieces:
             survive[(piece - start).cpu()] = (said == self.labels[piece]).cpu()
             silent += int((said < 0).sum())
             most = max(most, size)
-        batch = self.batch_size if len(pieces) < 2 else max(len(piece[0]) for piece in pieces)
         seconds = time.perf_counter() - began
         spent = (calls.forwards, calls.backwards, seconds, batch)
         return Cell(as_bits(survive), most, *spent, silent)
 
-    def _judge(self, key: str, attack: Attack, rows: Tensor) -> tuple[Tensor, Tensor, float]:
-        """(rows, classes said, largest perturbation)."""
-        x, y = self.images[rows], self.labels[rows]
-        rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
-        x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
-        check_finite(key.split("/")[0], x_adv)
-        return rows, predict(self.model, x_adv, len(x)), largest(self.threat, x_adv, x)
 
-
-def in_halves(work: Callable[[Tensor], PieceT], rows: Tensor) -> list[PieceT]:
+def _in_halves(work: Callable[[Tensor], Piece], rows: Tensor) -> list[Piece]:
     """What ``work`` makes of the rows, in halves of them where the memory is too small.
 
     Args:
@@ -330,10 +349,10 @@ def in_halves(work: Callable[[Tensor], PieceT], rows: Tensor) -> list[PieceT]:
         if len(rows) == 1:
             raise InputError(f"too little memory for one image at a time: {error}") from error
     # outside the handler: what the traceback held is free by now
-    return [piece for half in rows.tensor_split(2) for piece in in_halves(work, half)]
+    return [piece for half in rows.tensor_split(2) for piece in _in_halves(work, half)]
 
 
-def largest(threat: Threat, x_adv: Tensor, x: Tensor) -> float:
+def _largest(threat: Threat, x_adv: Tensor, x: Tensor) -> float:
     """The size of the largest perturbation; inf where a pixel lies outside [0, 1]."""
     if float(x_adv.min()) < 0 or float(x_adv.max()) > 1:
         return inf
