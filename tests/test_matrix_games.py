@@ -165,7 +165,13 @@ def test_what_is_no_game_is_refused(costs):
         solve(costs)
 
 
-@pytest.mark.parametrize("defender", [[1.0], [0.5, 0.6], [1.5, -0.5], [np.nan, 1.0]], ids=str)
-def test_what_is_no_mixture_is_refused(defender):
+@pytest.mark.parametrize(
+    "mixed", [[1.0], [0.5, 0.6], [1.5, -0.5], [np.nan, 1.0], ["a", "b"], [[1.0], [0.5, 0.5]], None]
+)
+def test_what_is_no_mixture_is_refused(mixed):
     with pytest.raises(InputError, match="defender's mixture must be probabilities"):
-        exploitability(np.eye(2), defender, [0.5, 0.5])
+        exploitability(np.eye(2), mixed, [0.5, 0.5])
+    with pytest.raises(InputError, match="attacker's mixture must be probabilities"):
+        exploitability(np.eye(2), [0.5, 0.5], mixed)
+    with pytest.raises(InputError, match=r"attacker's mixture must be .* shape \(3, 2\)"):
+        exploitability_per_image(np.zeros((3, 2, 2)), [0.5, 0.5], [[0.5, 0.5]] * 2)

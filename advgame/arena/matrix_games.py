@@ -114,8 +114,9 @@ def exploitability(costs: ArrayLike, defender: ArrayLike, attacker: ArrayLike) -
     Raises:
         InputError: arrays that do not fit, or no probabilities.
     """
-    mixed = _numbers(attacker, "A")[None]
-    return exploitability_per_image(_numbers(costs, "DA")[None], defender, mixed)
+    costs = _numbers(costs, "DA")
+    mixed = _mixture(attacker, costs.shape[1:], "attacker")[None]
+    return exploitability_per_image(costs[None], defender, mixed)
 
 
 def exploitability_per_image(errors: ArrayLike, defender: ArrayLike, attacker: ArrayLike) -> float:
@@ -152,11 +153,15 @@ def _numbers(given: ArrayLike, axes: str) -> Floats:
 
 
 def _mixture(given: ArrayLike, shape: tuple[int, ...], whose: str) -> Floats:
-    found = np.asarray(given, dtype=np.float64)
+    wrong = InputError(
+        f"the {whose}'s mixture must be probabilities of shape {shape}: 0 or above, of sum 1"
+    )
+    try:
+        found = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise wrong from error
     if found.shape != shape or not (found >= 0).all() or (abs(found.sum(-1) - 1) > _OFF).any():
-        raise InputError(
-            f"the {whose}'s mixture must be probabilities of shape {shape}: 0 or above, of sum 1"
-        )
+        raise wrong
     return found
 
 
