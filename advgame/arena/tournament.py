@@ -283,8 +283,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
         return f"{100 * cell['share']:.1f} ({100 * cell['low']:.1f} – {100 * cell['high']:.1f})"
 
     def mixture(shares: Mapping[str, float]) -> str:
-        played = {name: share for name, share in shares.items() if share >= _SHOWN}
-        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in played.items())
+        return ", ".join(f"{name} {100 * p:.1f} %" for name, p in playable(shares).items())
 
     table = markdown(
         ["classifier", "clean", *columns],
