@@ -255,6 +255,15 @@ def test_the_script_takes_runs_files_and_own_code_and_leaves_a_mixture(
     assert grown["clean"]["my_code.build"] < 0.5
 
 
+def test_a_mixture_of_own_code_leaves_no_file(root, tmp_path):
+    """evaluate.py takes files and folders; that of a smaller tournament goes, too."""
+    paths = {"robust": root / "robust", "mine": root / "my_code:build"}
+    script.write_defender(tmp_path, paths, {"robust": 1.0, "mine": 1e-5})
+    assert [path.name for path in read_mixture(tmp_path / "mixture.json").members] == ["robust"]
+    script.write_defender(tmp_path, paths, {"robust": 0.5, "mine": 0.5})
+    assert not (tmp_path / "mixture.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
