@@ -198,18 +198,21 @@ def network_signs(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
         return output_signs(network(x, y), y)
 
 
-def entropy_sign(entropies: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
+def entropy_sign(
+    entropies: Tensor, sizes: Sequence[int], player: str = "strategy"
+) -> dict[str, Tensor]:
     """``entropy`` of a policy, for the step's statistics.
 
     Args:
         entropies: (choices,) mean entropy of each choice, nats.
         sizes: number of options of each; a choice among one is none.
+        player: whose.
     """
     real = [k for k, size in enumerate(sizes) if size > 1]
     if not real:
         return {}
     largest = torch.tensor([math.log(sizes[k]) for k in real], device=entropies.device)
-    return {f"{PREFIX}strategy/entropy": (entropies.detach()[real] / largest).mean()}
+    return {f"{PREFIX}{player}/entropy": (entropies.detach()[real] / largest).mean()}
 
 
 def gradient_sign(optimizer: torch.optim.Optimizer) -> dict[str, float]:

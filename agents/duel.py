@@ -22,15 +22,16 @@ from typing_extensions import override
 
 from advgame.choices import Order
 from advgame.errors import InputError
-from advgame.games.duel import LESSON, Lesson
+from advgame.games.duel import LESSON, Lesson, nearest
 from advgame.games.strategy import CHOICES, StrategySpace, strategy_space
-from advgame.health import PREFIX, entropy_sign, gradient_sign, tagged
+from advgame.health import gradient_sign, tagged
 from advgame.run.curves import Curves, Panels
 from advgame.run.folder import RunFolder
 from advgame.seeding import derive_seed, stream
+from advgame.statistics import spread
 from advgame.threat import Threat
 from agents.attacker_file import filled, read_file, reading, write_file
-from agents.policies import FeaturePolicy, StrategyPolicy, sample
+from agents.policies import FeaturePolicy, StrategyPolicy, entropy_stats, sample
 from agents.sb3 import SB3Learner, as_feature_policy, set_up
 from envs.duel import AGENTS, FEATURES, DuelEnv, Seen
 
@@ -214,12 +215,7 @@ class Learner(SB3Learner, Player):
         with torch.no_grad():
             heads: Sequence[Categorical] = self.policy.get_distribution(seen).distribution  # type: ignore[assignment]
         found = torch.stack([one.entropy().mean() for one in heads])
-        named = zip(NAMES[side], found, strict=True)
-        signs = entropy_sign(found, self.sizes).values()
-        return {
-            **{f"strategy/entropy_{name}": one for name, one in named},
-            **{f"{PREFIX}{side}/entropy": one for one in signs},
-        }
+        return entropy_stats(NAMES[side], [one.logits for one in heads], found, side)
 
     def frozen(self) -> FeaturePolicy:
         """A copy of the policy as it is now, without SB3."""
@@ -382,10 +378,7 @@ def controls(env: DuelEnv, side: str) -> dict[str, Named]:
     the nearest options that there are: together PGD-AT.
     """
     if side == "attacker":
-        lists, wanted = env.space.lists, (8, 10, 2)
-        pairs = zip(lists, wanted, strict=True)
-        action = tuple(min(range(len(of)), key=lambda i: abs(of[i] - one)) for of, one in pairs)
-        sizes = env.space.sizes
+        action, sizes = nearest(env.space.lists, (8, 10, 2)), env.space.sizes
     else:
         action, sizes = env.lessons.index(Lesson()), env.lessons.sizes
     return {
@@ -514,11 +507,8 @@ def against_all(
 
 def level(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error; NaN of one value."""
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    square = math.fsum((one - mean) ** 2 for one in values) / (len(values) - 1)
-    return mean, math.sqrt(square / len(values))
+    found = spread(values)
+    return found["mean"], found["sd"] / math.sqrt(len(values))
 
 
 def _vectors(seen: Sequence[Seen]) -> Array:

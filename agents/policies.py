@@ -105,17 +105,20 @@ def entropies(logits: list[Tensor]) -> Tensor:
     return torch.stack([Categorical(logits=one).entropy().mean() for one in logits])
 
 
-def entropy_stats(names: Sequence[str], logits: list[Tensor], entropy: Tensor) -> dict[str, Tensor]:
+def entropy_stats(
+    names: Sequence[str], logits: list[Tensor], entropy: Tensor, player: str = "strategy"
+) -> dict[str, Tensor]:
     """Scalars to log of a policy's entropy.
 
     Args:
         names: of the choices.
         logits: of each choice, (B, options).
         entropy: what `entropies` makes of them.
+        player: whose sign of life the share of the largest entropy is.
     """
     named = zip(names, entropy.detach(), strict=False)
     found = {f"strategy/entropy_{name}": one for name, one in named}
-    return found | entropy_sign(entropy, [one.shape[1] for one in logits])
+    return found | entropy_sign(entropy, [one.shape[1] for one in logits], player)
 
 
 class FeaturePolicy(nn.Module):

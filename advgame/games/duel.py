@@ -127,8 +127,7 @@ class LessonSpace:
 
     def index(self, lesson: Lesson) -> tuple[int, ...]:
         """Indices of a lesson, each of the value of its list that is nearest."""
-        pairs = zip(self.lists, (getattr(lesson, name) for name in LESSON), strict=True)
-        return tuple(min(range(len(of)), key=lambda i: abs(of[i] - one)) for of, one in pairs)
+        return nearest(self.lists, [getattr(lesson, name) for name in LESSON])
 
 
 @dataclass(frozen=True)
@@ -270,6 +269,12 @@ def payoffs(before: Standing, after: Standing, stake: Stake) -> tuple[float, flo
     """What a change of the standing pays the attacker and the defender; their sum is 0."""
     rise = after.value(stake) - before.value(stake)
     return 0.0 - rise, rise  # not −rise: no pay is 0.0, and not −0.0
+
+
+def nearest(lists: Sequence[Sequence[float]], wanted: Sequence[float]) -> tuple[int, ...]:
+    """Indices of the values of the lists that are nearest to those wanted, one of each list."""
+    pairs = zip(lists, wanted, strict=True)
+    return tuple(min(range(len(of)), key=lambda i: abs(of[i] - one)) for of, one in pairs)
 
 
 def places(chosen: Tensor, sizes: Sequence[int]) -> list[float]:
