@@ -42,7 +42,7 @@ from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Linf, Threat
 from envs.actions import as_numbers
 from envs.adapters import as_arrays
-from envs.pictures import duel_picture
+from envs.pictures import drawn, duel_picture
 from envs.standard import (
     RENDER_MODES,
     check_data,
@@ -342,8 +342,7 @@ class DuelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo h
 
     def _read(self, actions: dict[str, Any]) -> tuple[Strategies, Lesson, list[float]]:
         """The moves, and where they lie in their lists."""
-        if not isinstance(actions, dict) or actions.keys() != set(AGENTS):
-            raise InputError(f"actions are a dict of both agents, {' and '.join(AGENTS)}")
+        _check_agents(actions, AGENTS)
         strategy, taught = (
             as_numbers(actions[agent], self._action_spaces[agent], self.device) for agent in AGENTS
         )
@@ -387,11 +386,8 @@ class DuelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo h
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        if self.render_mode is None:
-            gym.logger.warn('render() draws nothing without render_mode="rgb_array"')
+        if not drawn(self.render_mode, self._seed is not None):
             return None
-        if self._seed is None:
-            raise gym.error.ResetNeeded("call reset() before render()")
         clean, point = self._played or (self.batch[:3], self.batch[:3])
         return duel_picture(
             step=self.steps,
@@ -447,6 +443,12 @@ class DuelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo h
         self._played = played and tuple(one.to(self.device) for one in played)
 
 
+def _check_agents(actions: object, agents: tuple[str, ...]) -> None:
+    """Refuse what are no actions of these agents, and of nobody else."""
+    if not isinstance(actions, dict) or actions.keys() != set(agents):
+        raise InputError(f"actions are a dict of {' and '.join(agents)}")
+
+
 _SHORT = ("learning rate", "clean weight", "smoothing", "AWP")
 
 
@@ -488,6 +490,7 @@ class OneSidedEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # as above
     def step(self, actions: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
         if not self.agents:
             raise gym.error.ResetNeeded("call reset(): no match is being played")
+        _check_agents(actions, (self.agent,))
         both = {**actions, self.other: self.opponent(self._seen)}
         told = self.core.step(both)
         self._seen = told[0][self.other]

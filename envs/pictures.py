@@ -19,6 +19,24 @@ WIDTH, HEIGHT = 600, 400
 _SEEN = TypeVar("_SEEN")
 
 
+def drawn(render_mode: str | None, begun: bool) -> bool:
+    """Whether render() draws; a warning where it does not.
+
+    Args:
+        render_mode: of the environment.
+        begun: whether it has been reset.
+
+    Raises:
+        gymnasium.error.ResetNeeded: before the first reset.
+    """
+    if render_mode is None:
+        gym.logger.warn('render() draws nothing without render_mode="rgb_array"')
+        return False
+    if not begun:
+        raise gym.error.ResetNeeded("call reset() before render()")
+    return True
+
+
 class PicturedVectorEnv(VectorEnv[_SEEN, Tensor, Tensor]):
     """A vector environment that draws its rows where it was made with ``render_mode``.
 
@@ -35,12 +53,9 @@ class PicturedVectorEnv(VectorEnv[_SEEN, Tensor, Tensor]):
         Raises:
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        if self.render_mode is None:
-            gym.logger.warn('render() draws nothing without render_mode="rgb_array"')
+        if not drawn(self.render_mode, self._ended is not None):
             return None
-        if self._ended is None:
-            raise gym.error.ResetNeeded("call reset() before render()")
-        ended, rows = self._ended, range(self.num_envs)
+        ended, rows = self._ended or {}, range(self.num_envs)
         return tuple((ended.get(row) or self._sketch(row))() for row in rows)
 
     def show_present(self) -> None:
@@ -193,7 +208,7 @@ def duel_picture(
     for start, pair in enumerate(pairwise(curve)):
         chart.line((start * every, pair[0]), ((start + 1) * every, pair[1]), BLUE)
     chart.dot((len(curve) - 1) * every, curve[-1], BLUE, 3)
-    canvas.text((348, 48), f"adversarial examples, perturbations (±{scale:.3g})", size=12)
+    canvas.text((348, 48), f"attacked images, perturbations (±{scale:.2g})", size=12)
     for i, (clean, point) in enumerate(zip(*images, strict=True)):
         canvas.image((348 + 82 * i, 68), 72, _colours(point))
         canvas.image((348 + 82 * i, 148), 72, _signed((point - clean) / scale))

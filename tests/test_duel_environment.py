@@ -255,6 +255,14 @@ def test_one_side_plays_what_both_sides_play(small):
         half.step({"attacker": [0, 0, 0]})
 
 
+@pytest.mark.parametrize("move", [{"attacker": [0, 0, 0], "defender": [2, 0, 0, 0]}, [0, 0, 0], {}])
+def test_one_side_moves_for_itself_only(move, small):
+    half = duel.against(lambda seen: [2, 0, 0, 0], agent="attacker", **small)
+    half.reset(seed=0)
+    with pytest.raises(InputError, match=r"a dict of attacker$"):
+        half.step(move)
+
+
 def test_pictures_show_the_match_and_change_nothing(small):
     plain, drawn = duel.parallel_env(**small), duel.parallel_env(**small, render_mode="rgb_array")
     moves = actions(plain, 3)
@@ -268,6 +276,7 @@ def test_pictures_show_the_match_and_change_nothing(small):
         frames.append(drawn.render())
     same(one, two)
     assert {frame.shape for frame in frames} == {(HEIGHT, WIDTH, 3)}
+    assert all((frame[:, -8:] == frame[0, 0]).all() for frame in frames), "nothing is cut off"
     low = np.array(frames[-1][:225, 50:330].astype(int))
     assert (np.abs(low - BLUE).max(-1) < 30).sum() > 100, "a curve"
 
@@ -316,8 +325,8 @@ def test_images_that_do_not_fit_are_refused(small):
 @pytest.mark.parametrize(
     ("move", "answer"),
     [
-        ({"attacker": [0, 0, 0]}, "a dict of both agents"),
-        ([0, 0, 0], "a dict of both agents"),
+        ({"attacker": [0, 0, 0]}, "a dict of attacker and defender"),
+        ([0, 0, 0], "a dict of attacker and defender"),
         ({"attacker": [0, 0], "defender": [0, 0, 0, 0]}, "must have shape"),
         ({"attacker": [13, 0, 0], "defender": [0, 0, 0, 0]}, "must lie in 0"),
         ({"attacker": [0, 0, 0], "defender": [0, 0, 0, 2]}, "must lie in 0"),

@@ -96,9 +96,9 @@ def test_pay_is_the_return_of_a_policy_on_the_same_matches():
     fixed = cells[0]  # ε₀ is the sixth of 13, a factor of 1 the third of 4
     assert np.allclose(fixed.paid, 4 * (2 / 3 - 5 / 12) / 8)
     assert np.allclose(fixed.robust, 0.5 + np.array(fixed.paid))
-    again = duel.against_all([Planted()], *named, 3, 0)
+    one_by_one = duel.against_all([Planted()], *named, 3, 0)
     assert len(set(cells[3].robust)) > 1
-    assert [one.attacker for one in again] == [one.attacker for one in cells]
+    assert one_by_one[0] == fixed
     assert env.seeds[0] == env.seeds[2], "every pair plays the same matches"
 
 
