@@ -108,7 +108,7 @@ class DuelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]  # PettingZoo h
         images: the attacker sees the batch that is next, too.
         reward: what is played for: ``"robust"`` accuracy or ``"loss"``.
         pay: ``"step"`` pays what each step changes; ``"end"`` pays once, after the last step, and
-            takes no standing in between, which saves most of a step's time.
+            takes no standing in between, which is about half of a step's time by default.
         gamma: γ of weight perturbation.
         crop: random crops of the training images.
         flip: random flips; they come with ``crop`` only.

@@ -208,7 +208,7 @@ def duel_picture(
     for start, pair in enumerate(pairwise(curve)):
         chart.line((start * every, pair[0]), ((start + 1) * every, pair[1]), BLUE)
     chart.dot((len(curve) - 1) * every, curve[-1], BLUE, 3)
-    canvas.text((348, 48), f"attacked images, perturbations (±{scale:.2g})", size=12)
+    canvas.text((348, 48), f"attacked images, perturbation (±{scale:.2g})", size=12)
     for i, (clean, point) in enumerate(zip(*images, strict=True)):
         canvas.image((348 + 82 * i, 68), 72, _colours(point))
         canvas.image((348 + 82 * i, 148), 72, _signed((point - clean) / scale))
@@ -228,11 +228,11 @@ def _track(
     """One choice over the match, from the first option at the bottom to the last at the top."""
     left, top = at
     canvas.text((left, top + 11), name, size=12, anchor="lm")
-    canvas.line([(left + 80, top + 22), (left + 276, top + 22)], GRID)
-    width = 196 / steps
+    canvas.line([(left + 88, top + 22), (left + 276, top + 22)], GRID)
+    width = 188 / steps
     for step, value in enumerate(values):
         height = 2 + 20 * value
-        place = (left + 80 + width * step, top + 22 - height)
+        place = (left + 88 + width * step, top + 22 - height)
         canvas.box(place, max(width - 1, 0.5), height, RED if step == len(values) - 1 else BLUE)
 
 
