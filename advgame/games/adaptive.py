@@ -8,6 +8,7 @@ Families of rewards, L being the cross-entropy and F the forwards per image of t
 
 - `Gain`:     L(x_{t+1}) - L(x_t) at each query; over an episode L(x_T) - L(x_0).
 - `Progress`: (L_held(θ) - L_held(θ')) / F, for all images of the batch, θ' being θ after its step.
+  What measuring L_held costs is not in F.
 - `Regret`:   R2(θ̂) - R2(θ̂_b), θ̂ and θ̂_b being one step ahead along the gradient on these
   examples, and on those of plain PGD from the same starts: a difference reward, as PAIRED's
   (Dennis et al. 2020). R2 is LAS-AT's.
@@ -164,13 +165,15 @@ class Progress(Reward):
 
     @override
     def before(self, turn: Turn) -> None:
+        unmeasured = turn.passes.worth()
         if self._level is None:
             self._level = self.level(turn)
+        self._measuring = turn.passes.worth() - unmeasured
 
     @override
     def after(self, turn: Turn) -> Tensor:
         assert self._level is not None
-        forwards, old = turn.passes.worth(), self._level
+        forwards, old = turn.passes.worth() - self._measuring, self._level
         self._level = self.level(turn)
         return torch.full_like(turn.loss, self.weight * (old - self._level) / forwards)
 
