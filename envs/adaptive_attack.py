@@ -343,10 +343,11 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
         For adapters whose other side resets within the step.
         """
         if self._over:
-            ended = {row: self._sketch(row) for row in range(self.num_envs)}
-            self._draw()
             if self.render_mode:
-                self._ended = ended
+                self._keep_ends(range(self.num_envs))
+            ended = self._ended
+            self._draw()
+            self._ended = ended
         return self._observe()
 
     def _observe(self) -> Tensor:
