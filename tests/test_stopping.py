@@ -199,30 +199,34 @@ def test_a_rule_that_is_dead_is_flagged():
     assert float(rule.stats()["health/strategy/entropy"]) == 0
 
 
-def planted(seed=0, n=512):
-    """Two classes that one pixel tells apart, under a linear classifier.
+def planted_images(gap=0.2):
+    """Two classes that the middle pixel tells apart, by so much to either side of grey."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (512,), generator=rng)
+    x = 0.5 + 0.02 * (torch.rand(512, 1, 3, 3, generator=rng) - 0.5)
+    x[:, 0, 1, 1] += gap * (2 * y - 1)
+    return ImageSet.from_floats(x, y, 2)
+
+
+def planted_defender(lr):
+    """A linear classifier that looks at that pixel.
 
     The loss rises with every step until the ball is exhausted, and never after: of a ball of one
     step's size that is so after the first or second step, of one of eight after up to sixteen.
     """
-    rng = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 2, (n,), generator=rng)
-    x = 0.5 + 0.02 * (torch.rand(n, 1, 3, 3, generator=rng) - 0.5)
-    x[:, 0, 1, 1] += 0.2 * (2 * y - 1)
-    return ImageSet.from_floats(x, y, 2)
+    weight = torch.zeros(2, 9)
+    weight[1, 4], weight[1, :4] = 4.0, 1.0
+    return Defender(Linear(weight, torch.tensor([2.0, -2.0])), lr=lr)
 
 
 def play(steps, deal=False, seed=0, game=None, rows=None):
     """Steps of the game on the planted images; (ε, numbers of steps) of the last 20."""
     if game is None:
-        weight = torch.zeros(2, 9)
-        weight[1, 4] = 4.0
-        weight[1, :4] = 1.0
         rule = LearnedStop(0.08, mean_steps=6.0)
         env = StrategySelectionVectorEnv(
             64,
-            data=planted(),
-            defender=Defender(Linear(weight, torch.tensor([2.0, -2.0])), lr=0.01),
+            data=planted_images(),
+            defender=planted_defender(0.01),
             rules=LasAt(Linf(0.08), rule=rule, deal=deal),
             space=StrategySpace(0.08, (1, 8), (12,), (1,)),
             reward_interval=0,
