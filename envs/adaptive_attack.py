@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -19,33 +18,32 @@ from typing_extensions import override
 
 from advgame.checks import check_indices
 from advgame.classifiers.foreign import frozen_copy
-from advgame.data import Batches, ImageSet, load_data
+from advgame.data import ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adaptive import FEATURES, AdaptiveAttack, Turn
 from advgame.games.costs import DefenderStep
-from advgame.seeding import PrivateRNG, derive_seed, stream
+from advgame.seeding import stream
 from advgame.threat import Linf
 from envs.actions import as_numbers, choice_space, unflatten
 from envs.adapters import SingleEnv
-from envs.pictures import PicturedVectorEnv, attack_picture
+from envs.pictures import attack_picture
 from envs.standard import (
     RENDER_MODES,
     check_data,
     check_defender,
-    check_fit,
     check_no_time_limit,
     check_num_envs,
     check_render_mode,
-    check_reset,
     default_defender,
 )
+from envs.training import TrainingVectorEnv
 
 Others = Callable[[Tensor], Tensor]
 """Plays the images that are not the agent's: features (m, n) -> actions (m,)."""
 
 
-class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
+class AdaptiveAttackVectorEnv(TrainingVectorEnv):
     """A batch of B images under attack, n of them the agent's; one defender learns from all.
 
     Description:
@@ -138,8 +136,7 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
         self.defender = defender or default_defender(data)
         self.rules.reward.check(self.defender)
         self.data, self.others = data.to(self.defender.device), others
-        self.num_envs, self.batch_size = num_envs, batch_size
-        self.crop, self.flip = crop, flip
+        self.num_envs = num_envs
         self.flatten_actions, self.render_mode = flatten_actions, render_mode
         self.single_observation_space = spaces.Box(-1, 1, (len(FEATURES),), np.float32)
         self.single_action_space = choice_space((self.rules.options,), flatten_actions)
@@ -148,11 +145,8 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
         self.defender.check_batch(self.data.floats(slice(batch_size)))
         # attacked in place of the defender, which is in training mode and has weight gradients
         self._model = frozen_copy(self.defender.module, "a frozen copy of it is attacked")
-        self._initial_weights = copy.deepcopy(self.defender.module.state_dict())
-        self._initial_states = copy.deepcopy(
-            (self.defender.state_dict(), self.rules.reward.state_dict())
-        )
-        self._batches: Batches | None = None
+        self._own(batch_size, crop=crop, flip=flip)
+        self._initial_reward = copy.deepcopy(self.rules.reward.state_dict())
         self.result: DefenderStep | None = None
         """The defender's last step: adversarial examples, losses, cost."""
 
@@ -162,39 +156,21 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The next images under attack; with a seed, the game from its beginning."""
-        seed = check_reset(seed, options, "the environments share one defender")
-        super().reset(seed=seed)
-        if seed is not None or self._batches is None:
-            self._begin(seed if seed is not None else int(self.np_random.integers(2**31)))
+        self._reset_training(seed, options)
         self._draw()
         return self._observe(), self._info()
 
+    @override
     def _begin(self, seed: int) -> None:
-        fabric, device = self.defender.fabric, self.defender.device
-        self.defender.module.load_state_dict(self._initial_weights)
-        check_fit(self.defender, self.data)
-        own, reward = copy.deepcopy(self._initial_states)
-        self.defender.load_state_dict(own)
-        self.rules.reward.load_state_dict(reward)
-        self._batches = Batches(
-            self.data,
-            self.batch_size,
-            seed,
-            crop=self.crop,
-            flip=self.flip,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
-        )
-        self._rng = stream(seed, f"attack{fabric.global_rank}", device)
-        self._others_rng = stream(seed, f"others{fabric.global_rank}", device)
-        dropout = derive_seed(seed, f"dropout{fabric.global_rank}")
-        self._chance = PrivateRNG(dropout, device)
-        self.steps, self._level = 0, 0.0
+        super()._begin(seed)
+        self.rules.reward.load_state_dict(copy.deepcopy(self._initial_reward))
+        rank = self.defender.fabric.global_rank
+        self._others_rng = stream(seed, f"others{rank}", self.defender.device)
+        self._level = 0.0
 
     def _draw(self) -> None:
         """The next images, and the first query of each."""
-        assert self._batches is not None
-        self._x, self._y = self._batches.next()
+        self._x, self._y = self._next_batch()
         self._model.load_state_dict(self.defender.module.state_dict())
         with self.defender.fabric.autocast():
             self.state = self.rules.begin(self._model, self._x, self._y, self._rng)
@@ -234,11 +210,6 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
         waiting[self._rows] = False
         return waiting
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one pass over the training images."""
-        return len(self.data) // (self.batch_size * self.defender.fabric.world_size)
-
     @torch.inference_mode(False)
     @torch.enable_grad()  # the defender learns in here, also while an agent collects without
     def step(
@@ -250,8 +221,7 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
             gymnasium.error.ResetNeeded: before the first reset.
             InputError: wrong shape or type, or indices outside the list.
         """
-        if self._batches is None:
-            raise gym.error.ResetNeeded("call reset() before step()")
+        self._check_begun("step")
         sizes = (self.rules.options,)
         chosen = as_numbers(actions, self.action_space, self.defender.device)
         chosen = unflatten(chosen, sizes) if self.flatten_actions else chosen
@@ -390,39 +360,23 @@ class AdaptiveAttackVectorEnv(PicturedVectorEnv[Tensor]):
             action="stopped" if bool(self._waiting[row]) else self._words[row],
         )
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The game's place: optimiser, data order, streams; not the attacks under way.
-
-        Not the classifier's weights: they are ``defender.module.state_dict()``.
-        """
-        self._check_begun("state_dict")
-        assert self._batches is not None
+        """The training's place, of the game too; not the attacks under way."""
         return {
-            "defender": self.defender.state_dict(),
+            **super().state_dict(),
             "reward": self.rules.reward.state_dict(),
-            "batches": self._batches.state_dict(),
-            "rng": self._rng.get_state(),
             "others": self._others_rng.get_state(),
-            "chance": self._chance.state_dict(),
-            "steps": self.steps,
             "level": self._level,
         }
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place, at the next reset; call ``reset()`` before, too."""
-        self._check_begun("load_state_dict")
-        assert self._batches is not None
-        self.defender.load_state_dict(state["defender"])
+        super().load_state_dict(state)
         self.rules.reward.load_state_dict(state["reward"])
-        self._batches.load_state_dict(state["batches"])
-        self._rng.set_state(state["rng"])
         self._others_rng.set_state(state["others"])
-        self._chance.load_state_dict(state["chance"])
-        self.steps, self._level = state["steps"], state["level"]
-
-    def _check_begun(self, name: str) -> None:
-        if self._batches is None:
-            raise gym.error.ResetNeeded(f"call reset() before {name}()")
+        self._level = state["level"]
 
 
 class AdaptiveAttackEnv(SingleEnv):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import multiprocessing
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -22,30 +20,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.choices import Credit
-from advgame.data import Batches, ImageSet, load_data
+from advgame.data import ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt, StepResult
 from advgame.games.strategy import CHOICES, StrategySpace
-from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Linf
 from envs.actions import as_numbers, choice_space, unflatten
 from envs.adapters import SingleEnv
-from envs.pictures import PicturedVectorEnv, strategy_picture
+from envs.pictures import strategy_picture
 from envs.standard import (
     RENDER_MODES,
     check_data,
     check_defender,
-    check_fit,
     check_no_time_limit,
     check_num_envs,
     check_render_mode,
-    check_reset,
     default_defender,
 )
+from envs.training import TrainingVectorEnv
 
 
-class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
+class StrategySelectionVectorEnv(TrainingVectorEnv):
     """A batch of B images = B environments that share one learning defender.
 
     Description:
@@ -140,7 +136,7 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         self.defender = defender or default_defender(data)
         self.data = data.to(self.defender.device)
         self.credit: Credit = credit
-        self.reward_interval, self.crop, self.flip = reward_interval, crop, flip
+        self.reward_interval = reward_interval
         self.num_envs, self.ramp_steps = num_envs, ramp_steps
         self.single_observation_space = spaces.Box(0, 1, data.shape, np.float32)
         self.flatten_actions, self.render_mode = flatten_actions, render_mode
@@ -154,9 +150,7 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
             few = self.data.floats(slice(len(some))), self.data.labels[: len(some)]
             chosen = self.space.decode(some.to(self.defender.device))
             self.rules.try_reward(self.defender.module, *few, chosen)
-        self._initial_weights = copy.deepcopy(self.defender.module.state_dict())
-        self._initial_state = copy.deepcopy(self.defender.state_dict())
-        self._batches: Batches | None = None
+        self._own(num_envs, crop=crop, flip=flip)
         self.result: StepResult | None = None
         """The last step in full: adversarial examples, losses, pay-offs, cost."""
 
@@ -165,42 +159,18 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """The images that are next to be played; with a seed, the game from its beginning."""
-        seed = check_reset(seed, options, "the environments share one defender")
-        super().reset(seed=seed)
-        if seed is not None or self._batches is None:
-            self._begin(seed if seed is not None else int(self.np_random.integers(2**31)))
+        self._reset_training(seed, options)
         self.show_present()
         return self.images.clone(), {}
 
+    @override
     def _begin(self, seed: int) -> None:
-        fabric = self.defender.fabric
-        self.defender.module.load_state_dict(self._initial_weights)
-        check_fit(self.defender, self.data)
-        self.defender.load_state_dict(copy.deepcopy(self._initial_state))
-        self._batches = Batches(
-            self.data,
-            self.num_envs,
-            seed,
-            crop=self.crop,
-            flip=self.flip,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
-        )
-        self._rng = stream(seed, f"attack{fabric.global_rank}", self.defender.device)
-        dropout = derive_seed(seed, f"dropout{fabric.global_rank}")
-        self._chance = PrivateRNG(dropout, self.defender.device)
-        self.steps = 0
+        super()._begin(seed)
         self._begin_pictures()
         self._draw()
 
     def _draw(self) -> None:
-        assert self._batches is not None
-        self.images, self.labels = self._batches.next()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one pass over the training images."""
-        return len(self.data) // (self.num_envs * self.defender.fabric.world_size)
+        self.images, self.labels = self._next_batch()
 
     @property
     def reward_due(self) -> bool:
@@ -218,8 +188,7 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
             gymnasium.error.ResetNeeded: before the first reset.
             InputError: wrong shape or type, or indices outside the lists.
         """
-        if self._batches is None:
-            raise gym.error.ResetNeeded("call reset() before step()")
+        self._check_begun("step")
         chosen = as_numbers(actions, self.action_space, self.defender.device)
         if self.flatten_actions:
             chosen = unflatten(chosen, self.space.sizes)
@@ -304,32 +273,15 @@ class StrategySelectionVectorEnv(PicturedVectorEnv[Tensor]):
             "_final_info": every,
         }
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The game's place: optimiser, data order, streams and the images now shown.
+        """The training's place, and the images now shown."""
+        shown = {"images": self.images.cpu(), "labels": self.labels.cpu()}
+        return {**super().state_dict(), **shown}
 
-        Not the classifier's weights: they are ``defender.module.state_dict()``.
-        """
-        if self._batches is None:
-            raise gym.error.ResetNeeded("call reset() before state_dict()")
-        return {
-            "defender": self.defender.state_dict(),
-            "batches": self._batches.state_dict(),
-            "rng": self._rng.get_state(),
-            "chance": self._chance.state_dict(),
-            "steps": self.steps,
-            "images": self.images.cpu(),
-            "labels": self.labels.cpu(),
-        }
-
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place; call ``reset(seed=…)`` first. Weights are loaded apart."""
-        if self._batches is None:
-            raise gym.error.ResetNeeded("call reset() before load_state_dict()")
-        self.defender.load_state_dict(state["defender"])
-        self._batches.load_state_dict(state["batches"])
-        self._rng.set_state(state["rng"])
-        self._chance.load_state_dict(state["chance"])
-        self.steps = state["steps"]
+        super().load_state_dict(state)
         self.images = state["images"].to(self.defender.device)
         self.labels = state["labels"].to(self.defender.device)
 
