@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advgame.classifiers.first_layer import FirstConv2d
+
 
 class SmallCNN(nn.Module):
     """Two convolutions, the second with stride 2, and one hidden layer.
@@ -29,7 +31,7 @@ class SmallCNN(nn.Module):
         large = min(height, side) >= 16
         width = width or (16 if large else 32)
         self.features = nn.Sequential(
-            nn.Conv2d(channels, width, 5, stride=2, padding=2)
+            FirstConv2d(channels, width, 5, stride=2, padding=2)
             if large
             else nn.Conv2d(channels, width, 3, padding=1),
             nn.ReLU(),
@@ -65,7 +67,7 @@ class MinimaxCNN(nn.Module):
         super().__init__()
         channels, height, side = shape
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 32, 5, padding=2),
+            FirstConv2d(channels, 32, 5, padding=2),
             nn.MaxPool2d(2),
             nn.ReLU(),
             nn.Conv2d(32, 64, 5, padding=2),
