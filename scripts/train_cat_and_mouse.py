@@ -153,8 +153,8 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             raise InputError(
                 f"half of a batch is clean: batch_size must be even, not {config.batch_size}"
             )
-        if config.devices > 1 or config.compile:
-            raise InputError("a round's attack is made on a copy: one device, without --compile")
+        if config.devices > 1:
+            raise InputError("a round's attack is made on a copy: one device")
         if config.init is not None and config.restart_weights:
             raise InputError(
                 "--restart-weights starts every retraining from scratch: leave --init away"

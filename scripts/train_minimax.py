@@ -215,11 +215,8 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         from advgame.games.mixture import check_mixture
 
         config = super().check(config)
-        if config.devices > 1 or config.compile or config.precision != "32-true":
-            raise InputError(
-                "these solvers differentiate gradients, which --compile cannot: one device only, "
-                "full precision only"
-            )
+        if config.devices > 1 or config.precision != "32-true":
+            raise InputError("these solvers: one device only, full precision only")
         if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
             raise InputError("solvers take their own steps: --grad-clip is not for them")
         if config.gap_steps and config.defence not in get_args(OneNetwork):

@@ -146,7 +146,6 @@ REFUSED = {
         "--hidden 0": "hidden must be 1",
         "--hidden 0 --defence sens": "hidden must be 1",
         "--precision bf16-mixed": "full precision only",
-        "--compile": "which --compile cannot",
         "--dropout 1": "dropout in [0, 1)",
         "--output-scale -1": "scale must be 0 or above",
         "--devices 2": "one device only",
@@ -222,7 +221,6 @@ REFUSED = {
         "--test-n 0": "test_n must be 1",
         "--epochs 3": "epochs",
         "--devices 2": "one device",
-        "--compile": "--compile",
         "--ema 0.9": "--ema",
     },
     train_privacy_filter: {

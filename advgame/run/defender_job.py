@@ -225,7 +225,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     def classifier(
         self, config: RunConfigT, data: ImageSet, fabric: Fabric, drawn: str = "defender"
     ) -> nn.Module:
-        """A new classifier in the memory layout of its device; compiled if asked for.
+        """A new classifier in the memory layout of its device.
 
         Args:
             config: names the network, and where its weights begin.
@@ -255,8 +255,6 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             check_classifier(module.to(fabric.device), data)
         if fabric.device.type == "cuda" or data.shape[0] > 1:  # faster on CPUs, too
             module = module.to(memory_format=torch.channels_last)
-        if config.compile:
-            module.compile()
         return module
 
     def defender(self, config: RunConfigT, data: Splits, fabric: Fabric) -> Defender:
