@@ -95,7 +95,7 @@ class RunConfig:
     devices: Count = 1
     """processes, one device each"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """auto is bf16-mixed on CUDA and, for colour images, on CPUs where it is faster; else 32-true"""
+    """auto is bf16-mixed on CUDA and, for colour images, on CPUs where it is faster"""
     runs_dir: str = "runs"
     """where run folders go"""
     name: str = ""
