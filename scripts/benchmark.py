@@ -5,6 +5,7 @@
     python scripts/benchmark.py --only games       # WRN-28-10, wide attacker; minutes
     python scripts/benchmark.py --only games --family baselines --network wrn-16-4
     python scripts/benchmark.py --only games --network small_cnn --shape 1 28 28 --width small
+    python scripts/benchmark.py --only autoattack --repeats 3 --runs runs/mine --data-dir D
 
 The contestants of a case take turns in shuffled order, so that a busy machine slows all of them;
 ratios are medians over turns of the ratio within one turn. ``floor`` is what cannot be left out:
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 import tyro
-from benchmarks import attacks, environments, games
+from benchmarks import attacks, autoattack, environments, games
 from benchmarks.timing import Case, show
 from lightning_fabric import Fabric
 
@@ -36,11 +37,12 @@ from advgame.run.program import prog
 
 
 @dataclass(frozen=True)
-class Config(games.Games):
+class Config(games.Games, autoattack.Judges):
     """Measure attacks, environments or games; prints tables and writes one JSON file."""
 
     only: str = "pgd,strategies,env,duel,attack,imitation"
-    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments; GAIL; games"""
+    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments; GAIL; games;
+    autoattack beside pyautoattack"""
     repeats: int | None = None
     """how often every contestant takes its turn, 15 if not told, games 5; environments ten times"""
     threads: int = 0
@@ -69,10 +71,13 @@ def main(config: Config) -> None:
         "attack": (environments.measure_attack, attacked),
         "imitation": (environments.measure_imitation, ["CartPole-v1", "MountainCar-v0"][:cases]),
         "games": (games.measure_games, [config]),
+        "autoattack": (autoattack.measure_autoattack, []),
     }
     asked = config.only.split(",")
     if unknown := set(asked) - set(measures):
         raise InputError(f"--only knows {','.join(measures)}, not {','.join(sorted(unknown))}")
+    if "autoattack" in asked:
+        measures["autoattack"][1].extend(autoattack.targets(config))
     repeats = dict.fromkeys(measures, 2 if config.quick else config.repeats or 15)
     repeats["games"] = config.repeats or 5
     groups = {

@@ -8,9 +8,10 @@ import benchmark
 import pytest
 import torch
 import tyro
-from benchmarks import attacks, games
+from benchmarks import attacks, autoattack, games
 from benchmarks.attacks import PEERS
 from conftest import ROOT
+from lightning_fabric import Fabric
 from torch import nn
 
 from advgame.attacks import GradientAttack
@@ -129,6 +130,7 @@ def test_a_peer_makes_ten_gradient_steps_in_the_ball(name):
         ({"repeats": 0}, "must be 1 or above"),
         ({"threads": -1}, "must be 1 or above"),
         ({"only": "games", "batch": 1}, "batch must be 2"),
+        ({"only": "autoattack", "runs": ("/nowhere",)}, "/nowhere"),
     ],
 )
 def test_what_measures_nothing_is_refused(settings, answer, tmp_path):
@@ -197,3 +199,34 @@ def test_the_published_loop_makes_the_step_of_our_pgd():
     rules["PGD-10"].step(defenders[1], x, y, torch.Generator().manual_seed(1))
     for one, other in zip(*(d.module.parameters() for d in defenders), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.slow
+def test_autoattack_is_timed_beside_pyautoattack_with_equal_verdicts(tmp_path):
+    out = tmp_path / "autoattack.json"
+    words = ["--only", "autoattack", "--images", "9", "--repeats", "2", "--out", str(out)]
+    benchmark.main(tyro.cli(benchmark.Config, args=words))
+    (case,) = json.loads(out.read_text())["groups"]["autoattack"]
+    assert case["differing"] == []
+    assert all(0 < count < 10 for count in case["robust"])
+    rows = case["contestants"]
+    assert rows["advgame"]["cpu_s"] < rows["pyautoattack"]["cpu_s"]
+
+
+def test_a_verdict_that_differs_is_listed_with_both_margins(monkeypatch):
+    """One image falls by one only; the numbers are those of its classifier."""
+    fallen = iter(((2, 5), (2,)))
+
+    def judge(target, x, y, seed):
+        found = x.clone()
+        for image in next(fallen):
+            found[image] = 1 - x[image]
+        return found
+
+    for name in ("ours", "theirs"):
+        monkeypatch.setattr(autoattack, name, judge)
+    (one,) = autoattack.targets(autoattack.Judges(images=8))
+    case = autoattack.measure_autoattack(Fabric(accelerator="cpu"), 1, one)
+    ((seed, image, margins),) = (tuple(each.values()) for each in case["differing"])
+    assert (seed, image) == (0, 5)
+    assert margins[0] > 0 > margins[1]

@@ -98,7 +98,8 @@ def show(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         facts = {key: value for key, value in case.items() if key != "contestants"}
         words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
         rows = case["contestants"]
-        columns = [*usual, *(["measured_over_predicted"] if group == "games" else [])]
+        more = {"games": ["measured_over_predicted"], "autoattack": ["cpu_s"]}
+        columns = [*usual, *more.get(group, ())]
         table = Table("", *columns, title=group, caption=", ".join(words))
         for name, row in rows.items():
             table.add_row(name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns))
