@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
-    from advgame import attacks, games
+    from advgame import attacks, games, zoo
     from advgame.classifiers import make_classifier
     from advgame.data import ImageSet, Splits, load_data
     from advgame.defender import Defender
@@ -47,6 +47,7 @@ __all__ = [
     "games",
     "load_data",
     "make_classifier",
+    "zoo",
 ]
 
 if not TYPE_CHECKING:  # of anything else a type checker says that it is not there

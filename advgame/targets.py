@@ -1,20 +1,20 @@
-"""Trained classifiers to attack: the one that ships with the package, and those of run folders."""
+"""Trained classifiers to attack: those that ship with the package, and those of run folders."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from advgame.classifiers.names import knows
-from advgame.classifiers.saved import load_classifier, run_classifier
+from advgame.classifiers.saved import run_classifier
 from advgame.errors import InputError
 from advgame.run.folder import RunFolder
 from advgame.run.options import parse_radius
 from advgame.seeding import seeded_init
-from advgame.threat import THREATS, Linf, Threat
+from advgame.threat import THREATS, Threat
+from advgame.zoo.entries import is_zoo, place
 
 # (C, H, W) and classes, so that a network can be rebuilt where its data do not lie
 SHAPES = {
@@ -24,7 +24,7 @@ SHAPES = {
     "cifar100": ((3, 32, 32), 100),
     "svhn": ((3, 32, 32), 10),
 }
-_SHIPPED = Path(__file__).parent / "classifiers" / "digits_pgd_at.json"
+_SHIPPED = "zoo:digits/pgd-at-small_cnn-seed0"
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,8 @@ class Target:
 
 
 def shipped() -> Target:
-    """A small CNN, PGD-AT on digits at L∞ 0.15; the JSON file beside the weights says how."""
-    about = json.loads(_SHIPPED.read_text())
-    shape, classes = tuple(about["shape"]), about["classes"]
-    with seeded_init(0):  # its first weights are overwritten: leave torch's stream alone
-        model = load_classifier(
-            _SHIPPED.with_suffix(".safetensors"), about["model"], shape, classes
-        )
-    return Target("shipped", model.requires_grad_(False), about["dataset"], Linf(about["eps"]))
+    """A small CNN, PGD-AT on digits at L∞ 0.15: the smallest classifier of `advgame.zoo`."""
+    return from_run(_SHIPPED)
 
 
 def _images(run: RunFolder) -> tuple[tuple[int, int, int], int]:
@@ -73,25 +67,27 @@ def _images(run: RunFolder) -> tuple[tuple[int, int, int], int]:
         ) from error
 
 
-def from_run(path: Path, model: str = "") -> Target:
+def from_run(path: str | Path, model: str = "") -> Target:
     """The classifier that a training run left and that its validation chose.
 
     Args:
-        path: the run's folder.
+        path: the run's folder, or ``zoo:NAME``.
         model: the network, where that is somebody's own: see
             `advgame.classifiers.names.model_of`.
 
     Raises:
         InputError: not a run folder of a classifier, or one without weights.
     """
-    run = RunFolder.open(path)
+    run = RunFolder.open(place(path))
     config = run.about()["config"]
     if not {"model", "dataset", "eps"} <= set(config):
         raise InputError(f"{path} is no run of a classifier")
     shape, classes = _images(run)
     own = "" if knows(run.about()) else model
-    module = run_classifier(run, shape, classes, model=own)
+    with seeded_init(0):  # its first weights are overwritten: leave torch's stream alone
+        module = run_classifier(run, shape, classes, model=own)
     norm = run.norm()
     ball = THREATS[norm](parse_radius(config["eps"], norm))
     module.requires_grad_(False)
-    return Target(path.name, module, config["dataset"], ball, config.get("image_size"))
+    name = str(path) if is_zoo(path) else run.path.name
+    return Target(name, module, config["dataset"], ball, config.get("image_size"))

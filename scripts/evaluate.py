@@ -6,6 +6,7 @@
     python scripts/evaluate.py --model my_code:build --dataset digits --eps 0.15  # as it is
     python scripts/evaluate.py runs/NAME --attacks clean,fgsm,pgd20,mim,cw,fea,autoattack --n 1000
     python scripts/evaluate.py runs/NAME --attackers runs/ATTACKER --queries 10
+    python scripts/evaluate.py zoo:digits/pgd-at-small_cnn-seed0      # ships with the package
     python scripts/evaluate.py mixture.json                           # one is drawn per query
     python scripts/evaluate.py --list                                 # every attack by name
     python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill
@@ -47,6 +48,7 @@ from advgame.run.options import (
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
 from advgame.run.settings import OptionalDataset
+from advgame.zoo.entries import place
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -65,8 +67,8 @@ class Config:
     """Evaluate a classifier against a list of attacks."""
 
     what: Annotated[str, tyro.conf.Positional] = ""
-    """a run folder, or a file of weights (with --model): safetensors, or .pth, .pt of torch.save;
-    or a mixture of those, FILE.json with members (paths) and weights"""
+    """a run folder, zoo:NAME, or a file of weights (with --model): safetensors, or .pth, .pt of
+    torch.save; or a mixture of those, FILE.json with members (paths) and weights"""
     model: str = ""
     """network of a weights file: small_cnn, resnet18, wrn-28-10, …, or package.module:factory(…) of
     your own; the latter alone is judged as the function returns it"""
@@ -131,7 +133,7 @@ def names(config: Config) -> tuple[str, ...]:
 
 def weights_in_words(config: Config) -> str:
     """Whose weights were judged, and whether their run has ended."""
-    path = Path(config.what)
+    path = place(config.what)
     if is_mixture(config.what):
         return f"{config.weights} of each member of {config.what}"
     if not (config.what and path.is_dir()):
@@ -179,8 +181,8 @@ def images(config: Config) -> tuple[ImageSet, ImageSet | None]:
 
 def network(config: Config, what: str) -> str:
     """How the network of a run folder is built; see `advgame.classifiers.names.model_of`."""
-    files = any(one and not Path(one).is_dir() for one in (config.what, config.surrogate))
-    return model_of(what, RunFolder.open(Path(what)).about(), config.model, other=files)
+    files = any(one and not place(one).is_dir() for one in (config.what, config.surrogate))
+    return model_of(what, RunFolder.open(place(what)).about(), config.model, other=files)
 
 
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
@@ -192,7 +194,7 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
         run_classifier,
     )
 
-    path, task = Path(what), (data.shape, data.classes)
+    path, task = place(what), (data.shape, data.classes)
     if what and path.is_dir():
         return run_classifier(RunFolder.open(path), *task, config.weights, network(config, what))
     made = (
@@ -213,11 +215,11 @@ def judged(config: Config, what: str) -> Config:
     """
     if is_mixture(what):
         raise InputError(f"{what} is a mixture of classifiers: evaluate.py judges it, alone")
-    if is_own_code(what) and not Path(what).exists():
+    if is_own_code(what) and not place(what).exists():
         return replace(config, what="", model=what, weights="best")
-    if not Path(what).is_dir():
+    if not place(what).is_dir():
         return replace(config, what=what, weights="best")
-    if knows(RunFolder.open(Path(what)).about()):
+    if knows(RunFolder.open(place(what)).about()):
         config = replace(config, model="", normalise="")
     return replace(config, what=what)
 
@@ -270,9 +272,9 @@ def check_networks(config: Config) -> None:
         statistics(config.normalise)
     one_by_one = "" if is_mixture(config.what) else config.what  # members are checked each
     for path in filter(None, (one_by_one, config.surrogate)):
-        if not Path(path).exists():
+        if not place(path).exists():
             raise InputError(f"{path} does not exist")
-        if Path(path).is_dir():
+        if place(path).is_dir():
             network(config, path)
         elif not config.model:
             raise InputError(
@@ -305,11 +307,11 @@ class Job(jobs.Job[Config, Materials]):
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
         mixed = is_mixture(config.what)
-        paths = read_mixture(config.what).members if mixed else (Path(config.what),)
-        folders = [bool(config.what) and path.is_dir() for path in paths]
+        whats = read_mixture(config.what).members if mixed else (config.what,)
+        folders = [bool(config.what) and place(one).is_dir() for one in whats]
         if not any(folders):
             found["a classifier that is no run folder"] = ("weights",)
-        elif all(folders) and (not config.surrogate or Path(config.surrogate).is_dir()):
+        elif all(folders) and (not config.surrogate or place(config.surrogate).is_dir()):
             found["a run folder, which knows its own normalisation,"] = ("normalise",)
         if mixed:
             found["a mixture, which is judged in one process,"] = ("devices",)
@@ -328,8 +330,8 @@ class Job(jobs.Job[Config, Materials]):
         check_networks(config)
         if is_mixture(config.what):
             config = self.settled(config, read_mixture(config.what))
-        elif config.what and Path(config.what).is_dir():
-            folder = RunFolder.open(Path(config.what))
+        elif config.what and place(config.what).is_dir():
+            folder = RunFolder.open(place(config.what))
             own = folder.about()["config"]
             its = folder.norm()
             norm = config.norm or its
@@ -370,13 +372,13 @@ class Job(jobs.Job[Config, Materials]):
     def settled(self, config: Config, members: MixtureFile) -> Config:
         """The settings of a mixture; what its run folders know holds of files of weights, too."""
         paths = map(str, members.members)
-        runs = [one for one in map(partial(judged, config), paths) if Path(one.what).is_dir()]
+        runs = [one for one in map(partial(judged, config), paths) if place(one.what).is_dir()]
         if runs:
             one = asked_alike([self.check(run) for run in runs])
             config = replace(config, dataset=one.dataset, image_size=one.image_size)
             config = replace(config, norm=one.norm, eps=one.eps)
         for path in members.members:
-            if not path.is_dir():
+            if not place(path).is_dir():
                 self.check(judged(config, str(path)))
         return config
 

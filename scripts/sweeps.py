@@ -36,6 +36,7 @@ from advgame.run.options import Names, Norm
 from advgame.run.program import prog
 from advgame.run.settings import OptionalDataset
 from advgame.threat import Threat
+from advgame.zoo.entries import is_zoo
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Config:
     """Vary the attack on one or more classifiers and draw what happens."""
 
     what: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """run folders of classifiers, files of weights (with --model, --dataset and --eps), or
-    package.module:factory of your own"""
+    """run folders of classifiers, zoo:NAME, files of weights (with --model, --dataset and --eps),
+    or package.module:factory of your own"""
     model: str = ""
     """network of weights files, and of runs whose network is somebody's own code: a built-in name,
     or package.module:factory(…)"""
@@ -108,6 +109,8 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
 
 def name_of(what: str) -> str:
     """What a classifier is called: its folder, its file without ending, or its factory."""
+    if is_zoo(what):
+        return what
     path = Path(what)
     if is_own_code(what) and not path.exists():
         return what.partition("(")[0].replace(":", ".")

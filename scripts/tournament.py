@@ -5,11 +5,11 @@
     python scripts/tournament.py runs/A my_code:build --attackers runs/ATTACKER --eps 0.1
     python scripts/tournament.py runs/A runs/B runs/D --attacks pgd20 --out runs/cup   # and again
 
-Rows are run folders, files of weights (with --model), and your own package.module:factory. Writes
-`<out>/`: tournament.json, tournament.md and tournament.png (error rates, and both mixtures of the
-game with and without a look at the image), errors.npz (every verdict), and mixture.json, the
-defender's mixture, which evaluate.py judges. The same command goes on after a kill; with a row or
-a column more it computes only what is new.
+Rows are run folders, zoo:NAME, files of weights (--model), and your own package.module:factory.
+Writes `<out>/`: tournament.json, tournament.md and tournament.png (error rates, and both mixtures
+of the game with and without a look at the image), errors.npz (every verdict), and mixture.json, the
+defender's mixture, which evaluate.py judges. The same command goes on after a kill; with a row or a
+column more it computes only what is new.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from advgame.run.folder import RunFolder
 from advgame.run.options import Count, Names, check_types
 from advgame.run.program import prog
 from advgame.run.progress import telling
+from advgame.zoo.entries import place
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def write_defender(out: Path, paths: Mapping[str, Path], shares: Mapping[str, fl
     """Write the mixture as evaluate.py takes it, where all that it plays are files or folders."""
     played = playable(shares)
     (out / "mixture.json").unlink(missing_ok=True)  # of a smaller tournament
-    if all(paths[name].exists() for name in played):
+    if all(place(paths[name]).exists() for name in played):
         write_mixture(out / "mixture.json", [paths[name] for name in played], list(played.values()))
 
 

@@ -15,7 +15,6 @@ validation selects by is cut from them; test images are not touched.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typing_extensions import override
@@ -48,7 +47,7 @@ class Config:
     """Train an attacker on frozen classifiers."""
 
     classifier: tuple[str, ...] = ()
-    """run folders of the classifiers to attack; the one that ships with the package when empty"""
+    """run folders or zoo:NAME of the classifiers to attack; the zoo's on digits when empty"""
     model: str = ""
     """network of those runs whose network is somebody's own code: package.module:factory(…)"""
     agent: Literal["reinforce", "ppo"] = "reinforce"
@@ -124,7 +123,7 @@ def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
     from advgame.targets import from_run, shipped
 
-    found = [from_run(Path(one), config.model) for one in config.classifier] or [shipped()]
+    found = [from_run(one, config.model) for one in config.classifier] or [shipped()]
     if config.dataset is not None:
         found = [replace(one, dataset=config.dataset) for one in found]
     else:

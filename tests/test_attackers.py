@@ -309,7 +309,7 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
     for name in ("curves.png", "schedule.png", "report.json", "metrics.csv", "config.json"):
         assert (run.path / name).stat().st_size
     report = json.loads((run.path / "report.json").read_text())
-    assert report["classifiers"] == ["shipped"]
+    assert report["classifiers"] == ["zoo:digits/pgd-at-small_cnn-seed0"]
     assert set(report["validation"]) >= {"eval/success", "eval/gain", "eval/return", "eval/pgd"}
     assert load_attacker(run.path).menu == Menu(moves=("on",))
     shown = train_attacker.job.run(replace(config, resume=str(run.path)))

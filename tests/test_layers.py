@@ -20,6 +20,8 @@ WITH_RUNS = {
     "evaluation/report.py",
     "evaluation/sweep_report.py",
     "targets.py",
+    "zoo/entries.py",
+    "zoo/shipping.py",
     "games/cat_and_mouse.py",
 }
 
@@ -81,7 +83,7 @@ def test_the_public_names_are_there_and_import_torch_only_when_used():
     run("""
 import sys, advgame, agents
 from importlib import import_module
-names = "arena", "attacks", "classifiers", "data", "evaluation", "games", "privacy"
+names = "arena", "attacks", "classifiers", "data", "evaluation", "games", "privacy", "zoo"
 packages = [advgame, agents, *(import_module(f"advgame.{name}") for name in names)]
 assert "torch" not in sys.modules
 assert advgame.__version__[0] == "0"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from advgame.errors import InputError
 from advgame.run.files import read_json, write_atomically
+from advgame.zoo.entries import is_zoo, place
 
 _OFF = 1e-6  # by how much weights may miss a sum of 1
 
@@ -20,7 +21,7 @@ class MixtureFile:
     """What such a file says.
 
     Args:
-        members: run folders or files of weights.
+        members: run folders, files of weights, or ``zoo:NAME``.
         weights: the probability of each, in the same order.
     """
 
@@ -70,9 +71,9 @@ def read_mixture(path: str | Path) -> MixtureFile:
         check_weights(weights, len(members))
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from problem
-    found = [path.parent / one for one in members]
+    found = [Path(one) if is_zoo(one) else path.parent / one for one in members]
     for one in found:
-        if not one.exists():
+        if not place(one).exists():
             raise InputError(f"{path}: its member {one} does not exist")
         if is_mixture(str(one)):
             raise InputError(f"{path}: its member {one} is a mixture, too: name its members")
@@ -87,6 +88,6 @@ def write_mixture(path: Path, members: Sequence[Path], weights: Sequence[float])
         InputError: weights that are no probabilities.
     """
     check_weights(weights, len(members))
-    paths = [os.path.relpath(one, path.parent) for one in members]
+    paths = [str(one) if is_zoo(one) else os.path.relpath(one, path.parent) for one in members]
     said = {"members": paths, "weights": list(weights)}
     write_atomically(path, json.dumps(said, indent=1) + "\n")

@@ -30,6 +30,7 @@ from advgame.run.settings import (
     odd_radius,
     on_a_cpu,
 )
+from advgame.zoo.entries import place
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -369,12 +370,12 @@ def start(init: str) -> Path:
     """The file of weights that a training begins with.
 
     Args:
-        init: the file, or a run folder, of which the best.
+        init: the file, or a run folder or ``zoo:NAME``, of which the best.
 
     Raises:
         InputError: there is none.
     """
-    path = Path(init)
+    path = place(init)
     if path.is_dir():
         return RunFolder.open(path).weights()
     if not path.is_file():

@@ -41,8 +41,8 @@ class RunConfig:
     """small_cnn, minimax_cnn, resnet18, preact_resnet18, wrn-DEPTH-WIDEN, e.g. wrn-34-10, or your
     own: package.module:factory(1, width=8), which returns an nn.Module for images in [0, 1]"""
     init: str | None = None
-    """weights to start from: a file, or a run folder, of which the best; they bring their own
-    normalisation, or none"""
+    """weights to start from: a file, or a run folder or zoo:NAME, of which the best; they bring
+    their own normalisation, or none"""
     init_sha256: tyro.conf.Suppress[tyro.conf.Fixed[str]] = ""
     """of the content of --init, which a run that goes on must find again"""
     norm: Norm = "Linf"
