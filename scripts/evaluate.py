@@ -9,18 +9,20 @@
     python scripts/evaluate.py zoo:digits/pgd-at-small_cnn-seed0      # ships with the package
     python scripts/evaluate.py mixture.json                           # one is drawn per query
     python scripts/evaluate.py --list                                 # every attack by name
-    python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill
+    python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill, or help
 
 Leaves one folder: report.json, report.md, verdicts.csv (a row per image, a column per attack),
 accuracy.png. Every batch and attack is committed as it is done, so that a killed evaluation goes
-on to the same verdicts. Arithmetic is in fp32.
+on to the same verdicts. The same command, started several times with one --name, shares the work,
+on any machines that see the folder (docs/cluster.md). Arithmetic is in fp32.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -106,8 +108,6 @@ class Config:
     """of everything random"""
     accelerator: str = "auto"
     """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
-    devices: Count = 1
-    """processes, one device each: they share the batches"""
     runs_dir: str = "runs"
     """where the evaluation's folder goes"""
     name: str = ""
@@ -291,16 +291,16 @@ class Materials(NamedTuple):
     module: nn.Module
     surrogate: nn.Module | None
     extra: dict[str, Attack]
-    fabric: Fabric
 
 
 class Job(jobs.Job[Config, Materials]):
     """An evaluation, in a folder of its own."""
 
-    config = Config
+    config, shared = Config, True
     gone = {  # noqa: RUF012
         "--import": "--model takes package.module:factory of your own",
         "--data-import": "--dataset takes package.module:function, too",
+        "--devices": "start the same command once per device, with one --name: they share the work",
     }
 
     @override
@@ -313,8 +313,6 @@ class Job(jobs.Job[Config, Materials]):
             found["a classifier that is no run folder"] = ("weights",)
         elif all(folders) and (not config.surrogate or place(config.surrogate).is_dir()):
             found["a run folder, which knows its own normalisation,"] = ("normalise",)
-        if mixed:
-            found["a mixture, which is judged in one process,"] = ("devices",)
         if not config.attackers:
             found["an evaluation without --attackers"] = ("queries",)
         if not any("transfer" in name for name in config.attacks):
@@ -323,7 +321,6 @@ class Job(jobs.Job[Config, Materials]):
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work; fill in what a run folder knows."""
-        from advgame.run.devices import check_devices
         from advgame.seeding import derive_seed
 
         config = super().check(config)
@@ -365,7 +362,6 @@ class Job(jobs.Job[Config, Materials]):
         wants = [name for name in names(config) if "transfer" in name]
         if wants and not config.surrogate:
             raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
-        check_devices(config.accelerator, config.devices)
         derive_seed(config.seed, "check")
         return config
 
@@ -386,7 +382,7 @@ class Job(jobs.Job[Config, Materials]):
     def fabric(self, config: Config) -> Fabric:
         from advgame.run.devices import make_fabric
 
-        return make_fabric(config.accelerator, config.devices, "32-true")
+        return make_fabric(config.accelerator, 1, "32-true")
 
     def build(self, config: Config, fabric: Fabric) -> Materials:
         """Classifiers, images and attacks, each tried on a few images."""
@@ -409,15 +405,62 @@ class Job(jobs.Job[Config, Materials]):
                 one, data, threat(config), asked, seed=seed, surrogate=surrogate
             )
             try_out(extra, one, data, seed)
-        return Materials(data, held_out, module, surrogate, extra, fabric)
+        return Materials(data, held_out, module, surrogate, extra)
 
-    def work(self, config: Config, run: RunFolder, made: Materials, *, resume: bool) -> None:
-        """Attack, look for flags, write the report."""
-        others = made.held_out
-        held_out = None if others is None else others.to(made.fabric.device)
+    @override
+    def place(self, config: Config) -> Path:
+        """As of every job; or the folder of this very evaluation, which this process takes part in.
+
+        One that is started twice by mistake is computed once, and all workers of a cluster are
+        started by one command.
+        """
+        try:
+            return super().place(config)
+        except InputError:
+            path = Path(config.runs_dir) / config.name
+            if not _is_of(path, self.check(config)):
+                raise
+            return path
+
+    @override
+    def begin(
+        self, path: Path, config: Config, device: str, images: Mapping[str, Any] | None
+    ) -> None:
+        try:
+            super().begin(path, config, device, images)
+        except InputError:
+            if not _is_of(path, config):
+                raise
+            RunFolder(path).take_conditions()
+
+    @override
+    def share(self, config: Config, run: RunFolder, made: Materials) -> None:
+        """Find the verdicts, together with all processes that are started with this folder."""
         with telling(
             f"{run.path}: {len(made.data)} images, {config.norm} ε = {config.eps}"
         ) as tell:
+            common: dict[str, Any] = {
+                "seed": config.seed,
+                "batch_size": config.batch_size,
+                "surrogate": made.surrogate,
+                "extra": made.extra,
+                "folder": run.path / "evaluation",
+                "progress": tell,
+            }
+            ball, asked = threat(config), (*names(config), *made.extra)
+            if is_mixture(config.what):
+                from advgame.arena import evaluate_mixture
+                from advgame.arena.best_response import as_mixture
+
+                evaluate_mixture(as_mixture(made.module), made.data, ball, asked, **common)
+            else:
+                evaluation.evaluate(made.module, made.data, ball, asked, **common)
+
+    def work(self, config: Config, run: RunFolder, made: Materials, *, resume: bool) -> None:
+        """Look for flags, write the report of the verdicts that are there."""
+        others = made.held_out
+        held_out = None if others is None else others.to(made.data.images.device)
+        with telling(f"{run.path}: all verdicts are there") as tell:
             common: dict[str, Any] = {
                 "dataset": short_name(str(config.dataset)),
                 "weights": weights_in_words(config),
@@ -439,9 +482,7 @@ class Job(jobs.Job[Config, Materials]):
                     run, as_mixture(made.module), made.data, ball, asked, names=members, **common
                 )
             else:
-                evaluation.judge_classifier(
-                    run, made.module, made.data, ball, asked, fabric=made.fabric, **common
-                )
+                evaluation.judge_classifier(run, made.module, made.data, ball, asked, **common)
 
     @override
     def told(self, run: RunFolder) -> str:
@@ -462,6 +503,15 @@ class Job(jobs.Job[Config, Materials]):
             return None
         said = {"what"} if config.what else set()
         return self.run(config, typed_options(Config) | said)
+
+
+def _is_of(path: Path, config: Config) -> bool:
+    """Whether a folder is that of an evaluation with these settings, wherever its data lies."""
+    if not (path / "config.json").exists():
+        return False
+    had, asked = RunFolder(path).about()["config"], json.loads(json.dumps(asdict(config)))
+    free = ("data_dir", "download")
+    return bool(had == asked | {name: had[name] for name in free if name in had})
 
 
 job = Job()

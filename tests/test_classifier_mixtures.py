@@ -461,7 +461,7 @@ def test_bad_mixtures_are_refused_in_a_line(text, root, refused):
 def test_options_that_a_mixture_makes_no_use_of_are_refused(root, refused):
     pure = root / "two.json"
     write_mixture(pure, [root / "runs" / "robust", root / "runs" / "plain"], [0.5, 0.5])
-    refused(script, [str(pure), "--devices", "2"], "judged in one process")
+    refused(script, [str(pure), "--devices", "2"], "start the same command once per device")
     refused(script, [str(pure), "--normalise", "cifar10"], "knows its own normalisation")
     refused(script, [str(root / "nowhere.json")], "cannot be read")
     refused(script, [str(pure), "--attacks"], "--attacks names none")

@@ -207,20 +207,6 @@ def test_every_script_says_so_as_it_resumes(script, tmp_path, threads, capsys):
     assert not capsys.readouterr().err, "nothing is left to differ"
 
 
-def test_an_evaluation_of_more_processes_than_cpus_is_refused(refused, tmp_path):
-    (tmp_path / "w.safetensors").touch()
-    words = [
-        str(tmp_path / "w.safetensors"),
-        "--model",
-        "small_cnn",
-        "--eps",
-        "0.1",
-        "--dataset",
-        "digits",
-    ]
-    refused(evaluate, [*words, "--accelerator", "cpu", "--devices", "1000"], "CPU(s)")
-
-
 @pytest.mark.parametrize("closed", ["stdout", "stderr", "both"])
 def test_a_job_goes_on_when_nobody_reads_its_log(closed, monkeypatch):
     ends = []

@@ -233,17 +233,40 @@ def test_softmax_outputs_are_refused(root, monkeypatch, capsys):
     assert "remove the final softmax" in capsys.readouterr().err
 
 
+def test_the_same_command_twice_is_one_evaluation(root, monkeypatch, capsys):
+    words = ["run", "--attacks", "fgsm", "--n", "40", "--name", "twice"]
+    answer(words, root, monkeypatch)
+    report = (root / "runs" / "twice" / "report.json").read_bytes()
+    capsys.readouterr()
+    answer(words, root, monkeypatch)
+    assert "; more in runs/twice/report.md" in capsys.readouterr().out
+    assert (root / "runs" / "twice" / "report.json").read_bytes() == report
+    for more in (["--seed", "1"], ["--batch-size", "20"]):
+        with pytest.raises(SystemExit):
+            answer([*words, *more], root, monkeypatch)
+        assert "runs/twice exists and is never overwritten" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_verdicts_of_one(root):
-    """Fabric's launcher and one shared folder."""
+def test_three_processes_of_one_command_and_kills_give_the_verdicts_of_one(root):
+    """They begin at once, as the tasks of a cluster do; two are killed, and one comes later."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [*SCRIPT, "run", "--attacks", "pgd20,aa:apgd-ce", "--n", "40", "--batch-size", "9"]
-    for name, devices in (("one", "1"), ("two", "2")):
-        more = ["--name", name, "--accelerator", "cpu", "--devices", devices]
-        subprocess.run([*words, *more], cwd=root, env=env, check=True, capture_output=True)
-    one, two = ((root / "runs" / name / "verdicts.csv").read_text() for name in ("one", "two"))
-    assert one == two
-    assert len(list((root / "runs" / "two" / "evaluation").glob("pgd20/*.json"))) == 5
+    words = [*SCRIPT, "run", "--attacks", "pgd20,autoattack", "--n", "90", "--batch-size", "9"]
+    quiet = {"cwd": root, "env": env, "stdout": subprocess.DEVNULL}
+    subprocess.run([*words, "--name", "one"], **quiet, check=True)
+    several = [*words, "--name", "several"]
+    folder = root / "runs" / "several"
+    workers = [subprocess.Popen(several, **quiet) for _ in range(3)]
+    for number, wanted in ((0, 4), (1, 14)):
+        while len(list(folder.glob("evaluation/*/*.json"))) < wanted:
+            time.sleep(0.01)
+        workers[number].kill()
+        workers[number].wait()
+    late = subprocess.Popen([*SCRIPT, "--resume", str(folder)], **quiet)
+    assert [workers[2].wait(), late.wait()] == [0, 0]
+    one, two = ((root / "runs" / name / "verdicts.csv") for name in ("one", "several"))
+    assert one.read_bytes() == two.read_bytes()
+    assert not [path for path in folder.glob("evaluation/.claims/*") if path.is_file()]
 
 
 @pytest.mark.slow

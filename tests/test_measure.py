@@ -1,5 +1,8 @@
 """The evaluation's cells: interrupted, short of memory or shared out, the verdicts are the same."""
 
+import copy
+import json
+import threading
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -223,46 +226,51 @@ def test_too_little_memory_halves_the_batch_and_says_so(honest, test_images):
         evaluate(Small(honest, 0), data, BALL, ("fgsm",))
 
 
-class AtTheBarrier(Exception):
-    """A process has done its share."""
+def test_workers_share_the_batches_and_give_the_verdicts_of_one(honest, test_images, tmp_path):
+    """The second comes while the first is at a cell, and does all the others before that ends."""
+    data, attacks = test_images.subset(slice(10)), ("pgd10", "n-fgsm", "aa:apgd-ce")
+    first, second, found = [], [], []
+    idle = threading.Event()
 
+    def run(folder, tell):
+        model = copy.deepcopy(honest)
+        return evaluate(model, data, BALL, attacks, batch_size=3, folder=folder, progress=tell)
 
-def process(rank, barrier):
-    """One of two processes, as Fabric shows it."""
-    return SimpleNamespace(global_rank=rank, world_size=2, barrier=barrier)
+    def tell_of_second(line):
+        second.append(line)
+        if "which other processes work on" in line:
+            idle.set()
 
+    helper = threading.Thread(
+        target=lambda: found.append(run(tmp_path / "two", tell_of_second)), daemon=True
+    )
 
-def test_two_processes_share_the_batches_and_give_the_verdicts_of_one(
-    honest, test_images, tmp_path
-):
-    data, attacks, lines = test_images.subset(slice(10)), ("pgd10", "n-fgsm"), ([], [])
+    def tell_of_first(line):
+        first.append(line)
+        if len(first) == 6:  # its claim is made, and nothing drawn yet
+            helper.start()
+            assert idle.wait(60)
 
-    waits = []
-
-    def wait():
-        waits.append(1)
-        if len(waits) == 2:  # the first is for the folder
-            raise AtTheBarrier
-
-    def run(folder, fabric=None, progress=lambda line: None):
-        return evaluate(
-            honest,
-            data,
-            BALL,
-            attacks,
-            batch_size=3,
-            folder=folder,
-            fabric=fabric,
-            progress=progress,
-        )
-
-    with pytest.raises(AtTheBarrier):
-        run(tmp_path / "two", process(1, wait), lines[1].append)
-    two = run(tmp_path / "two", process(0, lambda: None), lines[0].append)
-    assert len(lines[0]) == len(lines[1]) == 6, "clean and two attacks on two batches each"
-    same(two, run(tmp_path / "one"))
-    with pytest.raises(InputError, match="folder"):
-        run(None, process(0, wait))
+    found.append(run(tmp_path / "two", tell_of_first))
+    helper.join(60)
+    assert first == [
+        *(f"clean on images {start} to {min(start + 2, 9)}" for start in (0, 3, 6, 9)),
+        "pgd10 on images 0 to 2",
+        "pgd10 on images 3 to 5",
+    ]
+    assert second.pop() == "1 task(s) left, which other processes work on"
+    assert len({*first, *second}) == len(first) + len(second) == 4 * 4, "every cell once"
+    one = run(tmp_path / "one", lambda line: None)
+    assert len(found) == 2
+    for other in found:
+        same(other, one)
+    alone, shared = (
+        {path.relative_to(root): json.loads(path.read_text()) for path in root.glob("*/*.json")}
+        for root in (tmp_path / "one", tmp_path / "two")
+    )
+    for cell in (*alone.values(), *shared.values()):
+        del cell["seconds"]
+    assert alone == shared
 
 
 def test_attacks_of_ones_own_are_judged_like_the_others(honest, test_images):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from advgame.evaluation.cells import (
     describe,
     fingerprint,
 )
+from advgame.evaluation.claims import Task, share
 from advgame.evaluation.flags import Flag, find_flags
 from advgame.evaluation.measure import (
     Nothing,
@@ -177,7 +179,8 @@ def evaluate_mixture(
         batch_size: images at a time.
         surrogate: another classifier, for the transfer attacks.
         extra: further attacks by name, which are among ``attacks``.
-        folder: where finished cells are kept and found again; None keeps nothing.
+        folder: where finished cells are kept and found again; None keeps nothing. Processes that
+            evaluate the same in one folder share the work, see `advgame.evaluation.claims`.
         progress: told a line before each piece of work.
 
     Raises:
@@ -190,12 +193,16 @@ def evaluate_mixture(
     more = [surrogate] if surrogate is not None else []
     about = fingerprint(mixture, data, threat, seed, batch_size, *more)
     told = {name: describe(one) for name, one in (extra or {}).items()}
-    cells = Cells(None if folder is None else Path(folder), {**about, "extra": told})
+    folder = None if folder is None else Path(folder)
+    cells = Cells(folder, {**about, "extra": told})
     work = _MixtureWork(
         mixture, data.floats(), data.labels, threat, seed, batch_size, cells, progress
     )
     found = MixtureVerdicts(mixture)
     plan = {"clean": [("all", Nothing())], **plan}
+    parts_of_all = [(name, *part) for name, parts in plan.items() for part in parts]
+    starts = range(0, len(data), batch_size)
+    share([work.task(*part, start) for part in parts_of_all for start in starts], folder, progress)
     for name, parts in plan.items():
         work.gather(found, name, parts)
     return found
@@ -207,8 +214,22 @@ class _MixtureWork(Work):
 
     model: ClassifierMixture
 
+    def task(self, name: str, part: str, attack: Attack, start: int) -> Task:
+        """One example of each image of a batch, and what all members say of it."""
+        keys = self._keys(name, part, start)
+        return Task(
+            cell_key(name, part, start).replace("/", "."),
+            lambda: all(self.cells.get(key) is not None for key in keys),
+            partial(self._batch, name, part, attack, start),
+        )
+
+    def _keys(self, name: str, part: str, start: int) -> list[str]:
+        """The cells of one example, one per member."""
+        members = range(len(self.model.members))
+        return [cell_key(name, f"{part}-seen-by{one}", start) for one in members]
+
     def gather(self, found: MixtureVerdicts, name: str, parts: Suite) -> None:
-        """Fill what is missing of an attack, and add it to what is found."""
+        """Add an attack to what is found."""
         starts = range(0, len(self.images), self.batch_size)
         examples, every = [], []
         for part, attack in parts:
@@ -230,9 +251,7 @@ class _MixtureWork(Work):
     def _batch(self, name: str, part: str, attack: Attack, start: int) -> list[Cell]:
         """The cells of one example of each image of a batch, one per member."""
         size = min(self.batch_size, len(self.images) - start)
-        keys = [
-            cell_key(name, f"{part}-seen-by{one}", start) for one in range(len(self.model.members))
-        ]
+        keys = self._keys(name, part, start)
         cells = [self.cells.get(key) for key in keys]
         if None in cells:
             self.progress(f"{name} {part} on images {start} to {start + size - 1}")

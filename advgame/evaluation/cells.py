@@ -86,21 +86,22 @@ class Cells:
             )
         else:
             write_atomically(settings, json.dumps(about, indent=1))
-        self.reload()
-
-    def reload(self) -> None:
-        """Read what this and other processes have written."""
-        if self.folder is None:
-            return
-        for path in sorted(self.folder.glob("*/*.json")):
-            name = f"{path.parent.name}/{path.stem}"
-            try:
-                self._cells[name] = Cell(**read_json(path, "delete it and resume"))
-            except TypeError as error:
-                raise InputError(f"{path} is damaged: delete it and resume") from error
+        for path in sorted(folder.glob("*/*.json")):
+            self.get(f"{path.parent.name}/{path.stem}")
 
     def get(self, name: str) -> Cell | None:
-        """The cell ``attack/start``, if it is done."""
+        """The cell ``attack/start``, if this or another process has done it.
+
+        Raises:
+            InputError: its file is damaged.
+        """
+        if name not in self._cells and self.folder is not None:
+            path = self.folder / f"{name}.json"
+            if path.exists():
+                try:
+                    self._cells[name] = Cell(**read_json(path, "delete it and resume"))
+                except TypeError as error:
+                    raise InputError(f"{path} is damaged: delete it and resume") from error
         return self._cells.get(name)
 
     def put(self, name: str, cell: Cell) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from lightning_fabric import Fabric
 from torch import nn
 
 from advgame.attacks import Attack, attacked, pgd
@@ -44,7 +43,6 @@ def judge_classifier(
     batch_size: int = 500,
     surrogate: nn.Module | None = None,
     held_out: ImageSet | None = None,
-    fabric: Fabric | None = None,
 ) -> dict[str, Any]:
     """Attack a classifier, look for signs of unreliable numbers, write the report.
 
@@ -66,10 +64,9 @@ def judge_classifier(
         batch_size: images at a time.
         surrogate: another classifier, for the transfer attacks.
         held_out: other images of the data set, to compare with.
-        fabric: with several processes, batches are shared out.
 
     Returns:
-        The content of ``report.json``; nothing in processes but the first.
+        The content of ``report.json``.
     """
     extra = dict(extra or {})
     verdicts = evaluate(
@@ -82,11 +79,8 @@ def judge_classifier(
         surrogate=surrogate,
         extra=extra,
         folder=run.path / "evaluation",
-        fabric=fabric,
         progress=tell,
     )
-    if fabric is not None and fabric.global_rank:
-        return {}
     tell("looking for signs of unreliable numbers")
     flags = find_flags(module, test, threat, verdicts, seed, held_out)
     return write_report(

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from advgame.attacks import Attack, AttackResult, FeatureAttack, attacked, refusing_changes
@@ -44,6 +43,7 @@ from advgame.evaluation.cells import (
     describe,
     fingerprint,
 )
+from advgame.evaluation.claims import Task, share
 from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
 from advgame.own_code import in_words
 from advgame.seeding import PrivateRNG, derive_seed, stream
@@ -65,7 +65,6 @@ def evaluate(
     surrogate: nn.Module | None = None,
     extra: Mapping[str, Attack] | None = None,
     folder: str | Path | None = None,
-    fabric: Fabric | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Verdicts:
     """Find out which images survive which attack, the model in evaluation mode.
@@ -81,9 +80,8 @@ def evaluate(
             too small a batch is halved, which the verdicts' ``notes`` say.
         surrogate: another classifier, for the transfer attacks.
         extra: further attacks by name, e.g. learned ones.
-        folder: where finished cells are kept and found again; None keeps nothing.
-        fabric: with several processes, batches are shared out; they need a ``folder`` that all
-            of them see. Verdicts are those of one process.
+        folder: where finished cells are kept and found again; None keeps nothing. Processes that
+            evaluate the same in one folder share the work, see `advgame.evaluation.claims`.
         progress: told a line before each cell.
 
     Raises:
@@ -100,36 +98,20 @@ def evaluate(
     if not isinstance(folder, str | Path | None):
         raise InputError(f"folder must be a path, not {folder!r}")
     folder = None if folder is None else Path(folder)
-    world = fabric.world_size if fabric is not None else 1
-    if world > 1 and folder is None:
-        raise InputError("several processes meet in a folder: give one")
     plan = check_evaluation(
         model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
     )
     plan = {"clean": [("clean", Nothing())], **plan}
     more = [surrogate] if surrogate is not None else []
-    rank = fabric.global_rank if fabric is not None else 0
-
-    def barrier() -> None:
-        if fabric is not None and world > 1:
-            fabric.barrier()
-
-    if rank:
-        barrier()  # the first process makes the folder
     about = fingerprint(model, data, threat, seed, batch_size, *more)
     own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}
     cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in own.items()}})
-    if not rank:
-        barrier()
     work = _ClassifierWork(
         model, data.floats(), data.labels, threat, seed, batch_size, cells, progress
     )
     starts = range(0, len(data), batch_size)
-    for name, suite in plan.items():
-        for start in starts[rank::world]:
-            work.attack(name, suite, start)
-    barrier()
-    cells.reload()
+    tasks = [work.task(name, suite, start) for name, suite in plan.items() for start in starts]
+    share(tasks, folder, progress)
     return _gather(cells, plan, starts, batch_size)
 
 
@@ -291,9 +273,37 @@ class Work:
 class _ClassifierWork(Work):
     """The filling of a classifier's cells, attack by attack."""
 
+    def task(self, name: str, suite: Suite, start: int) -> Task:
+        """One attack on one batch, which needs the batch's clean cell."""
+
+        def have(keys: Sequence[str]) -> bool:
+            return all(self._kept(key, start) is not None for key in keys)
+
+        clean = [] if name == "clean" else [cell_key("clean", "clean", start)]
+        return Task(
+            cell_key(name, name, start).replace("/", "."),
+            partial(have, [cell_key(name, part, start) for part, _ in suite]),
+            partial(self.attack, name, suite, start),
+            partial(have, clean),
+        )
+
+    def _size(self, start: int) -> int:
+        """Images of a batch."""
+        return min(self.batch_size, len(self.images) - start)
+
+    def _kept(self, key: str, start: int) -> Cell | None:
+        """A cell, if it is done."""
+        cell, size = self.cells.get(key), self._size(start)
+        if cell is not None and len(cell.survive) != size:
+            raise InputError(
+                f"{self.cells.folder}/{key}.json is of {len(cell.survive)} images instead of "
+                f"{size}: delete it and resume"
+            )
+        return cell
+
     def attack(self, name: str, suite: Suite, start: int) -> None:
         """One attack on one batch: only images that are right when clean, and still stand."""
-        standing = torch.ones(min(self.batch_size, len(self.images) - start), dtype=torch.bool)
+        standing = torch.ones(self._size(start), dtype=torch.bool)
         if name != "clean":
             standing = self._cell("clean", "clean", Nothing(), start, standing)
         for part, attack in suite:
@@ -302,16 +312,11 @@ class _ClassifierWork(Work):
     def _cell(self, name: str, part: str, attack: Attack, start: int, standing: Tensor) -> Tensor:
         """Find or fill a cell; which images of the batch survive, bool (B,)."""
         key = cell_key(name, part, start)
-        cell = self.cells.get(key)
+        cell = self._kept(key, start)
         if cell is None:
             self.progress(f"{part} on images {start} to {start + len(standing) - 1}")
             cell = self._fill(key, attack, start, standing)
             self.cells.put(key, cell)
-        if len(cell.survive) != len(standing):
-            raise InputError(
-                f"{self.cells.folder}/{key}.json is of {len(cell.survive)} images instead of "
-                f"{len(standing)}: delete it and resume"
-            )
         return as_mask(cell.survive)
 
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:

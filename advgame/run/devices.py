@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from typing_extensions import override
 
 from advgame.errors import InputError
@@ -58,10 +59,16 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
         kind = Fabric(accelerator=accelerator, devices=devices).device.type
         if precision == "auto":
             precision = "bf16-mixed" if kind == "cuda" else "32-true"
-        how: Any = (
-            {"plugins": _Bf16Mixed(kind)} if precision == "bf16-mixed" else {"precision": precision}
+        half = precision == "bf16-mixed"
+        plugins: list[Any] = [_Bf16Mixed(kind)] if half else []
+        if devices == 1:  # alone, also where a launcher's variables tell of others
+            plugins.append(LightningEnvironment())
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            plugins=plugins,
+            **({} if half else {"precision": precision}),  # type: ignore[arg-type]
         )
-        fabric = Fabric(accelerator=accelerator, devices=devices, **how)
         fabric.launch()
     except Exception as error:  # Fabric raises its own kinds for devices that are not there
         reason = str(error).splitlines()[0]

@@ -219,27 +219,37 @@ class RunFolder:
         run.about()
         return run
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """While this process writes the run; released also by a kill.
-
-        Within such a block a further one of the same object is part of it.
+    def check_links(self) -> None:
+        """Refuse a folder through which something outside of it would be written.
 
         Raises:
-            InputError: another process is writing it, or it holds symbolic links, through which
-                something outside of it would be written.
+            InputError: it holds symbolic links.
         """
-        if self._lock is not None:
-            yield
-            return
         if links := [path for path in self.path.rglob("*") if path.is_symlink()]:
             raise InputError(
                 f"{links[0]} is a symbolic link: nothing is written through links that lie in a "
                 "run's folder, remove it or move the whole folder to where there is room"
             )
+
+    @contextlib.contextmanager
+    def held(self, *, wait: bool = False) -> Iterator[None]:
+        """While this process writes the run; released also by a kill.
+
+        Within such a block a further one of the same object is part of it.
+
+        Args:
+            wait: until other processes have ended theirs.
+
+        Raises:
+            InputError: another process is writing it, or it holds symbolic links.
+        """
+        if self._lock is not None:
+            yield
+            return
+        self.check_links()
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout as error:
             raise InputError(
                 f"{self.path} is being written by another process: let it end, or stop it first"

@@ -78,6 +78,9 @@ class Job(ABC, Generic[ConfigT, MadeT]):
     gone: ClassVar[Mapping[str, str]] = {}
     """options of earlier versions -> what to type instead, in words"""
 
+    shared: ClassVar[bool] = False
+    """whether several processes may be at one folder at a time"""
+
     def defaults(self, **peeked: str) -> ConfigT:
         """The settings where nothing else is asked for.
 
@@ -135,6 +138,27 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             InputError: data, models or sizes that will not do; nothing is written yet.
         """
 
+    def place(self, config: ConfigT) -> Path:
+        """Where a new run goes.
+
+        Raises:
+            InputError: the folder exists, or the name is not one of a folder.
+        """
+        return RunFolder.new_path(Path(config.runs_dir), config.name)
+
+    def begin(
+        self, path: Path, config: ConfigT, device: str, images: Mapping[str, Any] | None
+    ) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            InputError: it exists, or cannot be made.
+        """
+        RunFolder.create(path, asdict(cast(Any, config)), device, images)
+
+    def share(self, config: ConfigT, run: RunFolder, made: MadeT) -> None:
+        """What processes of a `shared` job do together, before one of them does the work."""
+
     def images(self, made: MadeT) -> Mapping[str, Any] | None:
         """What `advgame.data.Splits.about` says of what the job works on, where it is images."""
         return None
@@ -184,7 +208,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
                 print(f"{self.told(run)}; finished before")
                 return run
         else:
-            path = RunFolder.new_path(Path(config.runs_dir), config.name)
+            path = self.place(config)
         config = self.check(config)
         fabric = self.fabric(config)
         made = self.build(config, fabric)
@@ -193,10 +217,12 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             if resume:
                 RunFolder(path).check_data(images)
             else:
-                device = device_name(fabric.device)
-                RunFolder.create(path, asdict(config), device, images)  # type: ignore[call-overload]
+                self.begin(path, config, device_name(fabric.device), images)
         run = RunFolder(Path(fabric.broadcast(str(path))))
-        with run.held() if fabric.global_rank == 0 else nullcontext():
+        if self.shared and not (run.path / "report.json").exists():
+            run.check_links()
+            self.share(config, run, made)
+        with run.held(wait=self.shared) if fabric.global_rank == 0 else nullcontext():
             if not (run.path / "report.json").exists():  # another process may have finished it
                 self.work(config, run, made, resume=resume)
             if fabric.global_rank == 0:
