@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 
 from advgame.errors import InputError
-from advgame.run.cells import run_cells
+from advgame.run.cells import Cell, run_cells
+from advgame.run.engines import Local
 
 # a cell that notes when it begins, fails or waits as told, and how it ends
 CELL = """
@@ -19,7 +20,7 @@ import json, signal, sys, time
 from pathlib import Path
 words = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 folder = Path(words["--runs-dir"]) / words["--name"]
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 def stop(number, frame):
     with (folder / "stopped").open("a") as file:
         file.write("once ")
@@ -27,7 +28,8 @@ def stop(number, frame):
     raise SystemExit(143)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, stop)
-(folder / "began").touch()
+with (folder / "began").open("a") as file:
+    file.write("once ")
 if "--fail" in words:
     sys.exit("error: " + words["--fail"])
 time.sleep(float(words["--wait"]))
@@ -42,6 +44,12 @@ def script(tmp_path):
     return path
 
 
+def run(script, root, cells, jobs):
+    """Cells without needs, name -> flags, on this machine."""
+    every = [Cell(script, root / name, flags) for name, flags in cells.items()]
+    run_cells(every, Local([None] * jobs), jobs)
+
+
 def began(root):
     return sorted(path.parent.name for path in root.glob("*/began"))
 
@@ -53,19 +61,19 @@ def test_the_first_failure_ends_the_queue_and_all_are_told(script, tmp_path, cap
         **{f"c{n}": ["--wait", "0"] for n in range(9)},
     }
     with pytest.raises(InputError, match="b failed, its last words: too bad"):
-        run_cells(script, tmp_path / "runs", cells, jobs=2)
+        run(script, tmp_path / "runs", cells, jobs=2)
     assert set(began(tmp_path / "runs")) <= {"a", "b", "c0"}
     assert (tmp_path / "runs" / "a" / "report.json").exists(), "what was under way has ended"
     assert "no further cell begins" in capsys.readouterr().err
     both = {"b": ["--fail", "one"], "d": ["--fail", "two"]}
     with pytest.raises(InputError, match=r"one.*two|two.*one"):
-        run_cells(script, tmp_path / "more", both, jobs=2)
+        run(script, tmp_path / "more", both, jobs=2)
 
 
 def test_finished_cells_are_left_alone(script, tmp_path):
     (tmp_path / "runs" / "a").mkdir(parents=True)
     (tmp_path / "runs" / "a" / "report.json").write_text(json.dumps({}))
-    run_cells(script, tmp_path / "runs", {"a": ["--fail", "never run"], "b": ["--wait", "0"]}, 1)
+    run(script, tmp_path / "runs", {"a": ["--fail", "never run"], "b": ["--wait", "0"]}, 1)
     assert began(tmp_path / "runs") == ["b"]
 
 
@@ -73,9 +81,10 @@ def test_finished_cells_are_left_alone(script, tmp_path):
 def test_a_study_that_is_stopped_stops_its_cells_once(script, tmp_path, number):
     """Signals to the whole group, as a terminal sends them; no further cell begins."""
     code = (
-        "import sys; from pathlib import Path; from advgame.run.cells import run_cells;"
-        "run_cells(Path(sys.argv[1]), Path(sys.argv[2]),"
-        " {f'c{n}': ['--wait', '60'] for n in range(6)}, 2)"
+        "import sys; from pathlib import Path; from advgame.run.cells import Cell, run_cells;"
+        "from advgame.run.engines import Local; script, root = map(Path, sys.argv[1:]);"
+        "cells = [Cell(script, root / f'c{n}', ['--wait', '60']) for n in range(6)];"
+        "run_cells(cells, Local([None, None]), 2)"
     )
     root = tmp_path / "runs"
     words = [sys.executable, "-c", code, str(script), str(root)]

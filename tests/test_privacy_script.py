@@ -97,12 +97,13 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return {kind: Inference(0.5, 0.5 + len(judged) / 100) for kind in ("linear", "mlp", "svm")}
 
-    def here(script, root, cells, jobs):
+    def here(cells, engine, jobs):
         """The cells in this process, one after the other."""
-        for name, flags in cells.items():
-            asked = replace(train_privacy_filter.job.parse(flags), name=name, runs_dir=str(root))
-            old = (root / name).exists()
-            train_privacy_filter.job.run(Config(resume=str(root / name)) if old else asked)
+        for cell in cells:
+            root, name = str(cell.folder.parent), cell.folder.name
+            asked = replace(train_privacy_filter.job.parse(cell.flags), name=name, runs_dir=root)
+            old = cell.folder.exists()
+            train_privacy_filter.job.run(Config(resume=str(cell.folder)) if old else asked)
 
     monkeypatch.setattr("advgame.run.study.run_cells", here)
     monkeypatch.setattr("advgame.privacy.fresh.try_all", quick)

@@ -86,7 +86,9 @@ def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkey
         return cell(method, number, 0.6, total_forwards_per_image=9.0, curves={})
 
     run = "advgame.run.study.run_cells"
-    monkeypatch.setattr(run, lambda script, root, cells, jobs: ran.extend(cells))
+    monkeypatch.setattr(
+        run, lambda cells, engine, jobs: ran.extend(one.folder.name for one in cells)
+    )
     monkeypatch.setattr(study.LasStudy, "read", read)
     study.main(asked)
     assert ran == [

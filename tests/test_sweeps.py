@@ -229,13 +229,14 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
 def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, monkeypatch):
     judged = []
 
-    def here(script, root, cells, jobs):
+    def here(cells, engine, jobs):
         """The evaluations in this process."""
-        for name, words in cells.items():
-            if not (root / name / "report.json").exists():
-                judged.append(name)
-                asked = evaluate.job.parse(words)
-                evaluate.job.run(replace(asked, name=name, runs_dir=str(root)))
+        for cell in cells:
+            if not cell.finished:
+                judged.append(cell.folder.name)
+                asked = evaluate.job.parse(cell.flags)
+                root = str(cell.folder.parent)
+                evaluate.job.run(replace(asked, name=cell.folder.name, runs_dir=root))
 
     monkeypatch.setattr("advgame.run.study.run_cells", here)
     monkeypatch.setattr("advgame.evaluation.judge.find_flags", lambda *_: [])

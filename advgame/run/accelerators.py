@@ -7,17 +7,23 @@ import functools
 from pathlib import Path
 
 
-@functools.cache
 def has_cuda() -> bool:
     """Whether CUDA's driver sees a device that this process may use."""
+    return cuda_devices() > 0
+
+
+@functools.cache
+def cuda_devices() -> int:
+    """How many devices CUDA's driver sees that this process may use."""
     count = ctypes.c_int()
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
             driver = ctypes.CDLL(name)
         except OSError:
             continue
-        return not driver.cuInit(0) and not driver.cuDeviceGetCount(count) and count.value > 0
-    return False
+        ready = not driver.cuInit(0) and not driver.cuDeviceGetCount(count)
+        return count.value if ready else 0
+    return 0
 
 
 @functools.cache

@@ -1,19 +1,21 @@
-"""A study's cells: runs of a training script, a process each, kept when finished."""
+"""A study's cells: runs of scripts, a process each, kept when finished."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -25,38 +27,132 @@ from advgame.run.job import resume_settings
 from advgame.run.options import split_names
 
 
-def run_cell(script: Path, folder: Path, flags: Sequence[str]) -> None:
-    """Run a script into ``folder``, resume it where it stopped, or leave a finished run alone.
+@dataclass(frozen=True)
+class Cell:
+    """A run of a script into a folder, which goes on where it stopped.
 
     Args:
         script: takes ``--runs-dir``, ``--name`` and ``--resume``; ends by writing report.json.
         folder: of the run.
         flags: of a new run; one that is resumed has its own.
+        after: folders of the runs that it makes use of.
+    """
+
+    script: Path
+    folder: Path
+    flags: Sequence[str]
+    after: Sequence[Path] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether its run has ended, so that it is left alone."""
+        return _finished(self.folder)
+
+    @property
+    def ready(self) -> bool:
+        """Whether what it makes use of is finished."""
+        return all(map(_finished, self.after))
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / "report.json").exists()
+
+
+class Engine(Protocol):
+    """What runs cells, here or elsewhere: `advgame.run.engines` has those that there are."""
+
+    def start(self, roots: Sequence[Path]) -> None:
+        """Get ready, before the first cell.
+
+        Args:
+            roots: the folders that the cells' folders lie in.
+
+        Raises:
+            InputError: what it needs is not there.
+        """
+        ...
+
+    def run(self, cell: Cell) -> None:
+        """Run or resume a cell to its end; called in several threads at a time.
+
+        Raises:
+            InputError: it failed; its last words.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Ask the cells under way to end, so that they can be resumed."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind, once no cell is under way."""
+        ...
+
+
+def run_cell(cell: Cell, env: Mapping[str, str], cwd: Path | None = None) -> None:
+    """Run or resume a cell in a process on this machine, which ends with the process that asks.
+
+    Args:
+        cell: to be run; a finished one is left alone.
+        env: of its environment what differs from this process's.
+        cwd: where its paths begin; None is the current folder.
 
     Raises:
         InputError: the script failed; its last words.
     """
-    if (folder / "report.json").exists():
+    folder = (cwd or Path()) / cell.folder
+    if _finished(folder):
         return
-    words = [sys.executable, os.path.relpath(script)]  # the run notes its command
+    words = [sys.executable, os.path.relpath(cell.script, cwd)]  # the run notes its command
     if (folder / "config.json").exists():
-        words += ["--resume", str(folder), *code_options(flags)]
+        words += ["--resume", str(cell.folder), *code_options(cell.flags)]
     else:
-        words += [*flags, "--runs-dir", str(folder.parent), "--name", folder.name]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        words += [*cell.flags, "--runs-dir", str(cell.folder.parent), "--name", cell.folder.name]
+    how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": cwd}
     # a session of its own: Ctrl-C reaches the study alone, which passes it on once; a second signal
     # would kill a cell while it writes its checkpoint
-    with subprocess.Popen(words, text=True, env=env, start_new_session=True, **pipes) as child:
+    how |= {"start_new_session": True, "preexec_fn": _end_with(os.getpid())}
+    with subprocess.Popen(words, env={**os.environ, **env}, **how) as child:
         _CHILDREN.add(child)
         try:
-            _, stderr = child.communicate()
+            stderr = _last_words(child)
+        except BaseException:
+            child.terminate()
+            raise
         finally:
             _CHILDREN.discard(child)
     if child.returncode:
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         said = errors[-1].removeprefix("error: ") if errors else stderr[-500:]
-        raise InputError(f"{folder.name} failed, its last words: {said}")
+        raise InputError(f"{cell.folder.name} failed, its last words: {said}")
+
+
+def _last_words(child: subprocess.Popen[str]) -> str:
+    """What a process says on stderr until its end; looks up every second, as for Ctrl-C by Ray."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return child.communicate(timeout=1)[1]
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    """What a child calls first, so that it is killed where its parent is; Linux alone can do it.
+
+    It would hold its folder's lock else, and whoever takes the cell over would be refused.
+    """
+    try:
+        prctl = ctypes.CDLL(None).prctl
+    except AttributeError:
+        return None
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the question
+            os._exit(1)
+
+    return ask
+
+
+_PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 
 def code_options(flags: Sequence[str]) -> list[str]:
@@ -112,47 +208,63 @@ def check_cells(
             raise InputError(f"{name}: {problem}") from problem
 
 
-def run_cells(script: Path, root: Path, cells: Mapping[str, Sequence[str]], jobs: int) -> None:
+def run_cells(cells: Sequence[Cell], engine: Engine, jobs: int) -> None:
     """Run, resume or skip every cell, ``jobs`` at a time; prints what is done.
 
+    Whenever there is room the first cell begins whose ``after`` is finished, whatever its script.
+
     Args:
-        script: of all cells.
-        root: where their folders go.
-        cells: name of the folder -> flags.
-        jobs: processes at a time.
+        cells: of any scripts; those that make use of others come after them.
+        engine: what runs them.
+        jobs: cells at a time.
 
     Raises:
-        InputError: fewer than one process, or cells that failed. After the first that fails no
-            further cell begins; it is told at once.
+        InputError: the engine is not there, or cells failed. After the first that fails no further
+            cell begins; it is told at once.
         SystemExit: SIGTERM or SIGHUP; as with Ctrl-C, cells under way are asked to stop and can be
             resumed.
     """
+    waiting = [cell for cell in cells if not cell.finished]
+    if not waiting:
+        return
+    roots = sorted({cell.folder.parent for cell in waiting})
     console, failed = Console(stderr=True), list[str]()
-    with ThreadPoolExecutor(jobs) as pool, _terminated_with_us():
-        names = {
-            pool.submit(run_cell, script, root / name, flags): name for name, flags in cells.items()
-        }
-        left, number = set(names), 0
-        try:
-            while left:
-                ended, left = wait(left, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    try:
-                        future.result()
-                    except InputError as problem:
-                        failed.append(str(problem))
-                        console.print(f"{problem}; no further cell begins")
-                        left = {other for other in left if not other.cancel()}
-                    else:
-                        number += 1
-                        console.print(f"{number}/{len(names)} {names[future]}")
-        except BaseException:  # Ctrl-C and its kind: cells under way leave a checkpoint and end
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in tuple(_CHILDREN):
-                child.terminate()
-            raise
+    number = len(cells) - len(waiting)
+    under_way: dict[Future[None], Cell] = {}
+    try:
+        engine.start(roots)
+        with ThreadPoolExecutor(jobs) as pool, _terminated_with_us():
+            try:
+                while waiting or under_way:
+                    for cell in [one for one in waiting if one.ready][: jobs - len(under_way)]:
+                        waiting.remove(cell)
+                        under_way[pool.submit(engine.run, cell)] = cell
+                    assert under_way, "cells that make use of others come with those"
+                    for future in wait(under_way, return_when=FIRST_COMPLETED)[0]:
+                        cell = under_way.pop(future)
+                        try:
+                            future.result()
+                        except InputError as problem:
+                            failed.append(str(problem))
+                            console.print(f"{problem}; no further cell begins")
+                            waiting.clear()
+                        else:
+                            number += 1
+                            told = f"{number}/{len(cells)} {cell.script.stem} {cell.folder.name}"
+                            console.print(told, highlight=False, soft_wrap=True)
+            except BaseException:  # Ctrl-C and its kind: cells under way leave a checkpoint and end
+                engine.stop()
+                raise
+    finally:
+        engine.close()
     if failed:
         raise InputError("; ".join(failed))
+
+
+def stop_children() -> None:
+    """Ask the cells that this process has started to end."""
+    for child in tuple(_CHILDREN):
+        child.terminate()
 
 
 _CHILDREN: set[subprocess.Popen[str]] = set()

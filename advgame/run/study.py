@@ -28,8 +28,9 @@ from typing_extensions import override
 from advgame.data.names import short_name
 from advgame.errors import InputError, unknown
 from advgame.run import table
-from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable
+from advgame.run.cells import Cell, check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import Rows, save_figure, seeds_figure
+from advgame.run.engines import check_engine, make_engine
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.run.options import Count, Names, Whole, check_types
@@ -47,7 +48,21 @@ class StudyConfig:
     first_seed: Whole = 0
     """the first of them; keep those that you tuned on out"""
     jobs: Count = 2
-    """processes at a time, one thread each"""
+    """cells at a time, each a process"""
+    threads: Count = 1
+    """of a cell; numbers may depend on it"""
+    engine: str = "local"
+    """what runs the cells: local, ray or slurm (docs/cluster.md)"""
+    gpus_per_cell: float | None = None
+    """GPUs of a cell, or a share such as 0.5; None is one where there are any (slurm: none)"""
+    ray_address: str = ""
+    """of a Ray cluster, auto or HOST:PORT; empty begins one on this machine"""
+    slurm_partition: str = ""
+    """that jobs are submitted to"""
+    slurm_minutes: Count = 1440
+    """after which a job is submitted again"""
+    slurm_more: str = ""
+    """further options of sbatch, e.g. --slurm-more="account=me constraint=h100" """
     missing_only: bool = False
     """leave out what the results hold already, also where its folders are gone"""
     finished_only: bool = False
@@ -195,8 +210,9 @@ class Study(ABC, Generic[ConfigT]):
             InputError: a setting that is not what its type asks for.
         """
         check_types(type(self.config), vars(self.config), "settings")
-        if self.config.jobs > 1 and not self.parallel:
-            raise InputError("this study measures in its own process: no --jobs")
+        if not self.parallel and (self.config.jobs > 1 or self.config.engine != "local"):
+            raise InputError("this study measures in its own process: no --jobs, no --engine")
+        check_engine(self.config)
 
     def seeds(self) -> range:
         """The seeds that every method is run with."""
@@ -217,6 +233,15 @@ class Study(ABC, Generic[ConfigT]):
 
     def prepare(self, cells: Mapping[str, Any]) -> None:
         """Refuse cells that cannot work, before the first one."""
+
+    def run_all(self, cells: Sequence[Cell], jobs: int | None = None) -> None:
+        """Run or resume processes by the engine that is asked for.
+
+        Args:
+            cells: of any scripts; those that make use of others come after them.
+            jobs: at a time, where not as many as asked for.
+        """
+        run_cells(cells, make_engine(self.config), jobs or self.config.jobs)
 
     @abstractmethod
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
@@ -340,7 +365,7 @@ class Study(ABC, Generic[ConfigT]):
         runs = sorted(self.earlier(made), key=self.place)
         about = {
             **made_by(),
-            "device": hardware(runs, self.config.jobs),
+            "device": hardware(runs, self.config.jobs, self.config.threads),
             "extra": self.same(),
             **self.facts(),
             **self.found(runs),
@@ -419,7 +444,11 @@ class TrainingStudy(Study[ConfigT]):
 
     def run(self, cells: Mapping[str, Flags]) -> None:
         """Run or resume cells, each in a process of its own."""
-        run_cells(Path(str(self.script.__file__)), self.root, cells, self.config.jobs)
+        self.run_all([self.cell(name, flags) for name, flags in cells.items()])
+
+    def cell(self, name: str, flags: Flags) -> Cell:
+        """The training of a method and seed."""
+        return Cell(Path(str(self.script.__file__)), self.root / name, flags)
 
     def finished(self, name: str) -> bool:
         """Whether a cell can be read."""
@@ -482,10 +511,11 @@ class MethodsStudy(TrainingStudy[MethodsT]):
         return [f"# {self.title}", words, table.render(columns, table.rows(runs))]
 
 
-def hardware(runs: Runs, jobs: int) -> str:
+def hardware(runs: Runs, jobs: int, threads: int = 1) -> str:
     """What cells were made on, in words; those that note no ``device`` are older, of the CPU."""
     devices = names(run.get("device", "cpu") for run in runs)
-    return f"{devices}; {jobs} process(es), a thread each"
+    each = "a thread each" if threads == 1 else f"{threads} threads each"
+    return f"{devices}; {jobs} process(es), {each}"
 
 
 def selection(runs: Runs) -> str:

@@ -37,7 +37,7 @@ from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.run import table
-from advgame.run.cells import check_cells, run_cells, split_flags
+from advgame.run.cells import Cell, check_cells, split_flags
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json
 from advgame.run.options import Count, Must, refuse_unasked
@@ -217,7 +217,8 @@ class AttackerStudy(Study[Config]):
         config, screen = self.config, Console(stderr=True)
         if cells and not config.finished_only:
             script, todo = Path(str(train_attacker.__file__)), dict(self.trainings().values())
-            run_cells(script, Path(config.attackers), todo, config.jobs)
+            root = Path(config.attackers)
+            self.run_all([Cell(script, root / name, flags) for name, flags in todo.items()])
         done = {seed: path.parent for seed, path in self.reports().items()}
         contestants = {LEARNED: learned(done), **HAND_MADE}
         size = next(iter(self.victims.values())).image_size

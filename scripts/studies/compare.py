@@ -41,7 +41,7 @@ from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
-from advgame.run.cells import check_cells, run_cells, same_flags, split_flags, usable, without
+from advgame.run.cells import Cell, check_cells, same_flags, split_flags, usable, without
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names, Positive
@@ -275,6 +275,10 @@ class Compare(MethodsStudy[Config]):
         return import_module(script.removesuffix(".py"))
 
     @override
+    def cell(self, name: str, flags: Flags) -> Cell:
+        return Cell(Path(str(self.script_of(name).__file__)), self.root / name, flags)
+
+    @override
     def flags(self, method: str) -> list[str]:
         script, *own = split_flags(self.methods[method])
         given = usable(self.shared(), own, self.script_of(method))
@@ -330,13 +334,16 @@ class Compare(MethodsStudy[Config]):
         same_flags(self.judged, shlex.join(self.judging()))
 
     def run(self, cells: Mapping[str, Flags]) -> None:
-        """Train, the surrogate first; then evaluate."""
-        todo = self.surrogate() | dict(cells)
-        for script in dict.fromkeys(map(self.script_of, todo)):
-            mine = {name: todo[name] for name in todo if self.script_of(name) is script}
-            run_cells(Path(str(script.__file__)), self.root, mine, self.config.jobs)
-        judge = Path(__file__).parents[1] / "evaluate.py"
-        run_cells(judge, self.judged, self.evaluations(cells), self.config.jobs)
+        """Train, the surrogate first, and evaluate each as soon as it is trained."""
+        others, judgings = self.surrogate(), self.evaluations(cells)
+        todo = [self.cell(name, flags) for name, flags in others.items()]
+        judge, needed = Path(__file__).parents[1] / "evaluate.py", [one.folder for one in todo]
+        for name, flags in cells.items():
+            training = self.cell(name, flags)
+            after = [training.folder, *needed]
+            todo += [training] if name not in others else []
+            todo.append(Cell(judge, self.judged / name, judgings[name], after))
+        self.run_all(todo)
         for name in cells if self.config.weights else ():
             best = self.root / name / "checkpoints" / "best.safetensors"
             kept = Path(str(self.config.weights)) / self.stem / best.with_stem(name).name

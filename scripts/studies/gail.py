@@ -38,7 +38,7 @@ from advgame.imitation.demonstrations import Demonstrations, provenance, shipped
 from advgame.imitation.stability import as_rows, pairwise, score, summarise, with_stability
 from advgame.own_code import own_code
 from advgame.run import table
-from advgame.run.cells import run_cells, split_flags, usable
+from advgame.run.cells import split_flags, usable
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics
@@ -234,7 +234,7 @@ class Gail(TrainingStudy[Config]):
         """U in full takes gigabytes: one at a time, after the others."""
         heavy = {name: f for name, f in cells.items() if name.rsplit("-seed", 1)[0] in HEAVY}
         super().run({name: f for name, f in cells.items() if name not in heavy})
-        run_cells(Path(train_gail.__file__), self.root, heavy, jobs=1)
+        self.run_all([self.cell(name, flags) for name, flags in heavy.items()], jobs=1)
 
     @cached_property
     def demonstrations(self) -> Demonstrations:
