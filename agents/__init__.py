@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agents.attacker_network import AttackerNetwork, AttackerPlayer, NetworkAttack
     from agents.attackers import load_attacker
     from agents.attnet import AttNet
+    from agents.bandits import LinUCB, Thompson
     from agents.best_response import Effort
     from agents.exploitability import best_defences, duality_gap
     from agents.gail import GailTraining
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from agents.las_at import (
         FixedStrategy,
         RandomStrategy,
+        SteadyStrategy,
         StoppingStrategy,
         StrategyGame,
         make_player,
@@ -54,6 +56,7 @@ __all__ = [
     "Imitator",
     "ImplicitPlayer",
     "L2LNetwork",
+    "LinUCB",
     "NetworkAttack",
     "PPOAttacker",
     "PPOPlayer",
@@ -61,9 +64,11 @@ __all__ = [
     "RandomStrategy",
     "Reinforce",
     "ReinforceConfig",
+    "SteadyStrategy",
     "StoppingStrategy",
     "StrategyGame",
     "StrategyPolicy",
+    "Thompson",
     "best_defences",
     "duality_gap",
     "load_attacker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from typing_extensions import override
 from advgame.attacks.stopping import StoppingRule
 from advgame.errors import InputError
 from advgame.games.las_at import StepResult
+from advgame.games.progress import LearningProgress
 from advgame.games.stopping import LearnedStop, StopAtError
 from advgame.games.strategy import CHOICES, StrategySpace
 from advgame.games.training import PANELS as TRAINING_PANELS
@@ -20,6 +22,7 @@ from advgame.games.training import defender_health
 from advgame.health import gradient_sign, tagged
 from advgame.run.curves import Curves, Panels
 from advgame.seeding import derive_seed, seeded_init, stream
+from agents.bandits import BANDITS
 from agents.policies import StrategyPolicy, ValueNet
 from agents.reinforce import Reinforce, averaging
 from agents.sb3 import PPOPlayer
@@ -51,6 +54,15 @@ PANELS: Panels = {
             "strategy/threshold": "threshold of the gain",
             "strategy/gain": "gain of a step",
             "strategy/prediction_error": "error of its prediction (root mean square)",
+        },
+    ),
+    "Bandit": (
+        "thousandths of a nat per forward, and nats",
+        {
+            "game/attacker_reward": "paid: fall of the held-out loss per forward",
+            "strategy/expected": "expected of the strategy played",
+            "strategy/uncertainty": "standard deviation of that",
+            "game/held_out_loss": "held-out robust loss",
         },
     ),
     "Strategy entropy": (
@@ -200,6 +212,37 @@ class RandomStrategy(StrategyPlayer):
         self.rng.set_state(state["rng"])
 
 
+class SteadyStrategy(RandomStrategy):
+    """One strategy for all images of several steps, drawn uniformly: the control of the bandits.
+
+    Args:
+        sizes: number of options of each choice.
+        rng: stream of the draws, on the images' device.
+        interval: steps that a strategy is kept for.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], rng: torch.Generator, interval: int) -> None:
+        super().__init__(sizes, rng)
+        self.interval, self._left = interval, 0
+        self._chosen = torch.zeros(1, len(sizes), dtype=torch.int64)
+
+    @override
+    def act(self, images: Tensor, *, learn: bool) -> Tensor:
+        if not self._left:
+            self._chosen, self._left = super().act(images[:1], learn=learn), self.interval
+        self._left -= 1
+        return self._chosen.expand(len(images), -1)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "chosen": self._chosen, "left": self._left}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._chosen, self._left = state["chosen"].to(self.rng.device), state["left"]
+
+
 class StoppingStrategy(RandomStrategy):
     """ε and step size are uniform, the steps as many as the space has: a rule ends them.
 
@@ -256,6 +299,9 @@ def make_player(
     fixed: tuple[float, ...] = (8, 10, 2),
     rule: StoppingRule | None = None,
     network: str | None = None,
+    interval: int = 1,
+    progress: LearningProgress | None = None,
+    exploration: float = 1.0,
 ) -> StrategyPlayer:
     """A learner or a control for a strategy space.
 
@@ -272,15 +318,27 @@ def make_player(
             and β where the space has it.
         rule: of the game, where the agent's attacks are ended by one.
         network: of the learners' policies, see `StrategyPolicy`.
+        interval: steps for which ``"steady"`` keeps a strategy.
+        progress: what the game pays the bandits; its level over log K is their context.
+        exploration: of the bandits.
 
     Raises:
-        InputError: PPO on several processes.
+        InputError: PPO or a bandit on several processes.
     """
     rng = stream(seed, f"policy{fabric.global_rank}", fabric.device)
     if rule is not None:
         return StoppingStrategy(space.sizes, rng, rule)
     if agent in ("random", "short"):
         return RandomStrategy(space.sizes, rng)
+    if agent == "steady":
+        return SteadyStrategy(space.sizes, rng, interval)
+    if agent in BANDITS and progress is not None:
+        if fabric.world_size > 1:
+            raise InputError("bandits play on one device: use --devices 1")
+        unlearned = math.log(progress.held_out.classes)
+        return BANDITS[agent](
+            space, rng, lambda: progress.level / unlearned, exploration=exploration
+        )
     if agent == "fixed":
         return FixedStrategy(space.index(*fixed))
     if agent == "ppo":

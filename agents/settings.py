@@ -7,9 +7,14 @@ from typing import Literal
 
 from advgame.errors import InputError
 
-Agent = Literal["reinforce", "ppo", "stopper", "random", "short", "shuffled", "fat", "fixed"]
-LEARNERS = ("reinforce", "ppo")
-"""Agents that are paid."""
+Agent = Literal[
+    "reinforce", "ppo", "linucb", "thompson", "stopper",
+    "random", "steady", "short", "shuffled", "fat", "fixed",
+]  # fmt: skip
+POLICIES = ("reinforce", "ppo")
+"""Agents that are paid as LAS-AT is, image by image."""
+BANDITS = ("linucb", "thompson")
+"""Agents that are paid the fall of the held-out robust loss."""
 STOPPING = ("stopper", "shuffled", "fat")
 """Agents whose attacks a rule ends."""
 Baseline = Literal["none", "loo", "running", "value"]

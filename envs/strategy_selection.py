@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import multiprocessing
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -59,7 +61,7 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
 
     Reward:
         a·R1 + b·R2 + c·R3 per image with the chosen credit, or what ``rules`` have as
-        ``LasAt(threat, reward=...)``; the terms stand in ``info`` as
+        ``LasAt(threat, reward=...)`` or ``progress=...``; the terms stand in ``info`` as
         ``r1``, ``r2``, ``r3``, each (B,). With ``reward_interval`` k they are computed on every
         k-th step; ``info["reward_valid"]`` (B,) says where, elsewhere the reward is 0.
 
@@ -128,7 +130,8 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
             raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
         check_defender(defender)
         data = data if data is not None else load_data("digits").train
-        self.rules = rules or LasAt(Linf(0.15))
+        rules = rules or LasAt(Linf(0.15))
+        self.rules = replace(rules, progress=copy.deepcopy(rules.progress))  # it has a state
         ball = self.rules.threat
         cap = ball.whole(math.prod(data.shape)) / 2
         self.space = space or StrategySpace(float(ball.eps), eps_cap=cap)
@@ -144,13 +147,14 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.defender.check_batch(self.data.floats(slice(num_envs)))
-        if reward_interval:
+        if reward_interval and self.rules.progress is None:
             self.defender.check_look_ahead()
             some = torch.zeros(min(2, num_envs), len(self.space.sizes), dtype=torch.int64)
             few = self.data.floats(slice(len(some))), self.data.labels[: len(some)]
             chosen = self.space.decode(some.to(self.defender.device))
             self.rules.try_reward(self.defender.module, *few, chosen)
         self._own(num_envs, crop=crop, flip=flip)
+        self._initial_progress = self._progress()
         self.result: StepResult | None = None
         """The last step in full: adversarial examples, losses, pay-offs, cost."""
 
@@ -166,8 +170,18 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
     @override
     def _begin(self, seed: int) -> None:
         super()._begin(seed)
+        self._set_progress(self._initial_progress)
         self._begin_pictures()
         self._draw()
+
+    def _progress(self) -> dict[str, Any]:
+        """The state of the progress that is paid; {} where none is."""
+        progress = self.rules.progress
+        return {} if progress is None else progress.state_dict()
+
+    def _set_progress(self, state: dict[str, Any]) -> None:
+        if self.rules.progress is not None:
+            self.rules.progress.load_state_dict(state)
 
     def _draw(self) -> None:
         self.images, self.labels = self._next_batch()
@@ -277,11 +291,12 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
     def state_dict(self) -> dict[str, Any]:
         """The training's place, and the images now shown."""
         shown = {"images": self.images.cpu(), "labels": self.labels.cpu()}
-        return {**super().state_dict(), **shown}
+        return {**super().state_dict(), **shown, "progress": self._progress()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        self._set_progress(state["progress"])
         self.images = state["images"].to(self.defender.device)
         self.labels = state["labels"].to(self.defender.device)
 

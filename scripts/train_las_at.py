@@ -3,6 +3,7 @@
     python scripts/train_las_at.py                                   # digits, minutes on 2 cores
     python scripts/train_las_at.py --agent fixed                     # the control: plain PGD-AT
     python scripts/train_las_at.py --agent stopper                   # learned: when attacks end
+    python scripts/train_las_at.py --agent thompson                  # learned: which attacks pay
     python scripts/train_las_at.py --objective trades                # LAS-TRADES, β chosen too
     python scripts/train_las_at.py --awp 0.01                        # LAS-AWP
     python scripts/train_las_at.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
@@ -30,7 +31,7 @@ from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
 from advgame.run.options import Count, NotNegative, Positive, Words
 from advgame.run.settings import PerturbedConfig, recipes
-from agents.settings import LEARNERS, PRESETS, STOPPING, Agent, Baseline
+from agents.settings import BANDITS, POLICIES, PRESETS, STOPPING, Agent, Baseline
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,11 +52,13 @@ class Config(PerturbedConfig):
     preset: Preset = "default"
     """default: ours; repo: the published code's settings"""
     agent: Agent = "reinforce"
-    """who picks the strategies. reinforce, ppo: policies; stopper: ends an attack where a further
-    step is predicted to gain too little. Controls: random; fixed (PGD-10 at ε₀); fat: ends an
-    attack at the first error; shuffled: the stopper's numbers of steps, dealt to other images;
-    short: random with 1 to 2m - 1 steps, m being --mean-steps. stopper, fat and shuffled take ε and
-    step sizes at random, and at most the steps of --space"""
+    """who picks the strategies. reinforce, ppo: policies; linucb, thompson: bandits, which keep a
+    strategy for all images of --reward-interval steps; stopper: ends an attack where a further
+    step is predicted to gain too little. Controls: random; steady: random, kept as the bandits
+    keep theirs; fixed (PGD-10 at ε₀); fat: ends an attack at the first error; shuffled: the
+    stopper's numbers of steps, dealt to other images; short: random with 1 to 2m - 1 steps, m being
+    --mean-steps. stopper, fat and shuffled take ε and step sizes at random, and at most the steps
+    of --space"""
     objective: Literal["pgd", "trades"] = "pgd"
     """what attack and defender play for: pgd (cross-entropy), or trades with a β per image"""
     clamp: bool = False
@@ -78,7 +81,12 @@ class Config(PerturbedConfig):
     policy_lr: Positive = PRESETS["default"].lr
     """learning rate of the policy"""
     reward_interval: Count = 1
-    """pay the attacker every k-th step, and let it learn then"""
+    """pay the attacker every k-th step, and let it learn then; of --agent linucb, thompson and
+    steady 10 where the data set's own is less"""
+    exploration: Positive = 1.0
+    """α of --agent linucb and thompson: how far they try what they are unsure of"""
+    held_out: Count = 64
+    """validation images whose robust loss --agent linucb and thompson are paid for lowering"""
     space: Words = "las-pgd-at-cifar10"
     """lists of ε, steps and step sizes to choose from: a name, or lists such as eps=4,6,8
     steps=3,10 step_size=1,2 (and beta=1,6 with --objective trades), ε and step sizes in units of
@@ -130,6 +138,10 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
 
 MEAN_STEPS = ("stopper", "shuffled", "short")
 """Agents whose mean number of steps is asked for."""
+KEEPING = (*BANDITS, "steady")
+"""Agents that keep a strategy for several steps."""
+KEPT = 10
+"""How many those are at least where nothing is said: what a payment costs is spread over them."""
 
 
 def check_stopping(config: Config, most: int) -> None:
@@ -146,7 +158,7 @@ def check_stopping(config: Config, most: int) -> None:
         raise InputError(
             f"--agent {config.agent} needs labels, which the attack of --objective trades has not"
         )
-    if config.agent in STOPPING and config.preset == "repo":
+    if config.agent in (*STOPPING, *KEEPING) and config.preset == "repo":
         raise InputError(f"--preset repo has no --agent {config.agent}: it is none of LAS-AT's")
     mean = config.mean_steps
     if config.agent == "short" and (mean < 1 or 2 * mean != round(2 * mean)):
@@ -161,7 +173,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     """The job that trains a classifier by LAS-AT and judges it."""
 
     config = Config
-    peeked = {**DefenderJob.peeked, "preset": "default"}  # noqa: RUF012
+    peeked = {**DefenderJob.peeked, "preset": "default", "agent": "reinforce"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO
     repo_recipes = REPO_RECIPES
@@ -170,6 +182,12 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     def on_a_cpu(self) -> Mapping[str, Any]:
         """ResNet-18 would ask for eleven times what `lean_resnet` does, at each paid step."""
         return {**super().on_a_cpu(), "policy_network": "lean_resnet-half"}
+
+    @override
+    def defaults(self, **peeked: str) -> Config:
+        config = super().defaults(**peeked)
+        least = KEPT if config.agent in KEEPING else 1
+        return replace(config, reward_interval=max(least, config.reward_interval))
 
     @override
     def title(self, config: Config) -> str:
@@ -207,18 +225,27 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             raise InputError(
                 "--preset repo is LAS-PGD-AT's: leave it away with --objective trades or --awp"
             )
-        if config.agent == "ppo" and config.devices > 1:
-            raise InputError("--agent ppo runs on one device: use --agent reinforce or --devices 1")
+        if config.agent in ("ppo", *BANDITS) and config.devices > 1:
+            raise InputError(
+                f"--agent {config.agent} runs on one device: use --agent reinforce or --devices 1"
+            )
         return config
 
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         policy = ("policy_lr", "policy_network")
-        learners = ("credit", "baseline", "entropy_coef", *policy, "reward_interval", "reward")
+        learners = ("credit", "baseline", "entropy_coef", *policy, "reward")
         unused = {"reinforce": (), "ppo": ("baseline",)}.get(config.agent, learners)
-        fixed = () if config.agent == "fixed" else ("fixed", "fixed_beta")
-        mean = () if config.agent in MEAN_STEPS else ("mean_steps",)
-        found = {f"--agent {config.agent}": (*fixed, *mean, *unused)}
+        used: dict[str, tuple[str, ...]] = {  # options -> by whom
+            "fixed": ("fixed",),
+            "fixed_beta": ("fixed",),
+            "mean_steps": MEAN_STEPS,
+            "reward_interval": (*POLICIES, *KEEPING),
+            "exploration": BANDITS,
+            "held_out": BANDITS,
+        }
+        others = [name for name, agents in used.items() if config.agent not in agents]
+        found = {f"--agent {config.agent}": (*others, *unused)}
         if config.reward:
             found["--reward"] = ("credit",)
         if config.objective != "trades":
@@ -228,6 +255,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     def game(self, config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         """The environment, which owns defender and rules, and the player."""
         from advgame.games.las_at import LasAt, LasTrades
+        from advgame.games.progress import LearningProgress
         from advgame.games.strategy import strategy_space
         from agents.las_at import StrategyGame, make_player, stopping_rule
         from envs.strategy_selection import StrategySelectionVectorEnv
@@ -243,6 +271,10 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         )
         if config.agent == "short":
             space = replace(space, steps=tuple(range(1, round(2 * config.mean_steps))))
+        bandit = config.agent in BANDITS
+        progress = None
+        if bandit:
+            progress = LearningProgress(data.validation.first(config.held_out), threat)
         rules = (LasTrades if trades else LasAt)(
             threat,
             start="eps0" if repo else "own",
@@ -251,6 +283,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             reward=cast("Reward", own_code(config.reward)) if config.reward else None,
             rule=rule,
             deal=config.agent == "shuffled",
+            progress=progress,
         )
         env = StrategySelectionVectorEnv(
             config.batch_size,
@@ -260,7 +293,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             space=space,
             credit=config.credit,
             reward_interval=config.reward_interval
-            if config.agent in LEARNERS
+            if config.agent in POLICIES or bandit
             else 0,  # controls save the look-ahead
             crop=augmented["crop"],
             flip=augmented["flip"],
@@ -285,6 +318,9 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
             rule=rule,
             network=config.policy_network,
+            interval=config.reward_interval,
+            progress=env.rules.progress,
+            exploration=config.exploration,
         )
         return StrategyGame(env, player, config.seed)
 

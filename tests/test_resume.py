@@ -43,6 +43,7 @@ TRAININGS = {
             "random": {"agent": "random"},
             "stopper": {"agent": "stopper"},
             "shuffled": {"agent": "shuffled"},
+            "thompson": {"agent": "thompson", "reward_interval": 2, "held_out": 9},
             "budget": {
                 "agent": "fat", "epochs": 40, "budget": 25.0, "eps_ramp": 0.5, "awp": 0.01,
                 "awp_start": 0.5,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from advgame.games.minimax import Minimax, SensitivityTraining
     from advgame.games.mixture import Mixture
     from advgame.games.pairing import LogitPairing, Mart, Trades
+    from advgame.games.progress import LearningProgress
     from advgame.games.stopping import LearnedStop, StopAtError
     from advgame.games.strategy import Strategies, StrategySpace, strategy_space
     from advgame.games.training import DefenderTraining, Rules
@@ -49,6 +50,7 @@ __all__ = [
     "LasReward",
     "LasTrades",
     "LearnedStop",
+    "LearningProgress",
     "Lesson",
     "LessonSpace",
     "LogitPairing",

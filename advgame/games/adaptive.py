@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from advgame.attacks import GradientAttack, pgd
+from advgame.attacks import GradientAttack
 from advgame.attacks.gradient_steps import GradientStepsState, Menu
 from advgame.attacks.stopping import Seen
 from advgame.choices import Credit
@@ -36,10 +36,9 @@ from advgame.errors import InputError
 from advgame.games.awp import AWPDefender
 from advgame.games.costs import DefenderStep, Passes
 from advgame.games.las_at import LasAt
+from advgame.games.progress import LearningProgress
 from advgame.games.stopping import FEATURES as STOPPING
 from advgame.games.stopping import features, true_probability
-from advgame.losses import cross_entropy
-from advgame.seeding import stream
 from advgame.threat import Threat
 
 # name -> what it is: the stopper's features, but for its constant, and three more
@@ -129,61 +128,38 @@ class Gain(Reward):
 class Progress(Reward):
     """(L_held(θ) - L_held(θ')) / F: the fall of the held-out robust loss per forward.
 
-    L_held is the mean loss under PGD from the same starts every time. All images of a batch are
-    paid the same, as the arm of a bandit. It costs an attack on the held-out images per turn.
+    All images of a batch are paid the same, as the arm of a bandit. It costs an attack on the
+    held-out images per turn.
 
     Args:
-        held_out: images that the defender does not learn from, and no test images either.
-        threat: the ball.
-        steps: of PGD at step size ε/4.
-        weight: of the fall, per nat and forward; a turn's is thousandths.
+        held_out: as in `LearningProgress`.
+        threat: the same.
+        steps: the same.
+        weight: the same.
     """
 
     def __init__(
         self, held_out: ImageSet, threat: Threat, steps: int = 10, weight: float = 1000.0
     ) -> None:
-        if not isinstance(held_out, ImageSet) or not len(held_out):
-            raise InputError("Progress needs held-out images, such as load_data(...).validation")
-        self.held_out, self.attack, self.weight = held_out, pgd(threat, steps), weight
-        self._level: float | None = None
-
-    def level(self, turn: Turn) -> float:
-        """L_held of the defender as it is; its passes are counted."""
-        held = self.held_out.to(turn.x.device)
-        x, y = held.floats(), held.labels
-        rng = stream(0, "held out", x.device)
-        module = turn.defender.module
-        with turn.defender.fabric.autocast():
-            made = self.attack.run(module, x, y, rng=rng, check=False)
-            module.eval()
-            with torch.no_grad():
-                loss = cross_entropy(module(made.x_adv), y).mean()
-        share = len(x) / len(turn.x)
-        turn.passes.forwards += made.forwards / len(turn.x) + share
-        turn.passes.input_backwards += made.backwards / len(turn.x)
-        return float(loss)
+        self.progress = LearningProgress(held_out, threat, steps, weight)
 
     @override
     def before(self, turn: Turn) -> None:
-        unmeasured = turn.passes.worth()
-        if self._level is None:
-            self._level = self.level(turn)
-        self._measuring = turn.passes.worth() - unmeasured
+        self.progress.begin(turn.defender, len(turn.x), turn.passes)
 
     @override
     def after(self, turn: Turn) -> Tensor:
-        assert self._level is not None
-        forwards, old = turn.passes.worth() - self._measuring, self._level
-        self._level = self.level(turn)
-        return torch.full_like(turn.loss, self.weight * (old - self._level) / forwards)
+        self.progress.spend(turn.passes)
+        paid = self.progress.pay(turn.defender, len(turn.x), turn.passes)
+        return torch.full_like(turn.loss, paid)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"level": self._level}
+        return self.progress.state_dict()
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._level = state["level"]
+        self.progress.load_state_dict(state)
 
 
 class _From:

@@ -9,6 +9,9 @@ the clean image, where θ̂ is θ after a one-step look-ahead. A reward of your 
 ``LasAt(threat, reward=...)``, a function of `Outcome`. R1 is zero-sum against the defender's
 training loss, R2 and R3 reward what helps the defender: as published, a general-sum game.
 
+With ``LasAt(threat, progress=...)`` all images of a batch are paid the fall of a held-out loss
+instead (`advgame.games.progress`), which needs no look-ahead.
+
 `envs.strategy_selection` plays it with actions and rewards; a policy learns by `agents.reinforce`.
 """
 
@@ -28,6 +31,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.costs import DefenderStep, Passes
 from advgame.games.pairing import Trades
+from advgame.games.progress import LearningProgress
 from advgame.games.stopping import DealtSteps
 from advgame.games.strategy import Strategies
 from advgame.losses import Loss, cross_entropy
@@ -36,7 +40,7 @@ from advgame.threat import GaussianStart, Threat
 
 @dataclass(frozen=True)
 class Payoffs:
-    """What the attacker earns in a step, each (B,).
+    """What the attacker earns in a step, each (B,); where progress is paid, the terms are 0.
 
     Args:
         r1: a·R1.
@@ -121,6 +125,8 @@ class LasAt:
         rule: ends the attack on each image, after the strategy's steps at the latest
             (`advgame.games.stopping`); the strategies told of have the steps that were made.
         deal: deal the numbers of steps that the rule finds to other images.
+        progress: paid instead of R, to all images of a batch: what the steps since it was last paid
+            have brought. It has a state, which the environment saves.
         clamp: pull what the defender learns from back into the ball of ε₀, so that a larger ε
             changes the attack's path only (LAS-AWP); R1 is paid before that.
 
@@ -149,8 +155,11 @@ class LasAt:
     reward: Reward | None = None
     rule: StoppingRule | None = None
     deal: bool = False
+    progress: LearningProgress | None = None
 
     def __post_init__(self) -> None:
+        if self.progress is not None and self.reward is not None:
+            raise InputError("a reward of your own and progress cannot both be paid: give one")
         if isinstance(self.threat.eps, Tensor):
             raise InputError("the game is judged at one eps: give the threat a float")
         if self.deal and self.rule is None:
@@ -227,17 +236,20 @@ class LasAt:
         Returns:
             ``stats`` holds the step's `Passes`, too.
         """
-        autocast = defender.fabric.autocast
+        autocast, progress, passes = defender.fabric.autocast, self.progress, Passes()
+        looks_ahead = credit is not None and progress is None
+        if progress is not None:
+            progress.begin(defender, len(x), passes)
         # x' = x + δ: PGD with each image's own ε, T, α
         with autocast():
             made = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
-        x_adv, passes = made.x_adv, Passes()
+        x_adv = made.x_adv
         passes.add_attack(made)
         if made.steps is not None:
             strategies = replace(strategies, steps=made.steps)
 
         # R1: the loss L(f_θ(x'), y), before θ learns from x'
-        if credit is not None:
+        if looks_ahead:
             defender.module.eval()
             with torch.no_grad(), autocast():
                 loss = self.objective(defender.module, x, x_adv, y, strategies, self.loss)
@@ -252,7 +264,7 @@ class LasAt:
 
         # R2, R3: is f_θ̂ right under PGD-10, and on the clean image, where θ̂ = θ - λ g
         payoffs = None
-        if credit is not None:
+        if looks_ahead and credit is not None:
             f_ahead = defender.look_ahead()
             with autocast():
                 robust = self.robust(f_ahead, x, y, rng, passes)
@@ -267,6 +279,12 @@ class LasAt:
 
         # θ ← θ - λ g, by the defender's own optimiser, with its momentum
         defender.step()
+        if progress is not None:
+            progress.spend(passes)
+            if credit is not None:
+                zero = torch.zeros_like(losses)
+                paid = progress.pay(defender, len(x), passes)
+                payoffs = Payoffs(zero, zero, zero, zero + paid)
         stats = self._stats(losses, payoffs, strategies) | passes.stats(x.device)
         return StepResult(x_adv, losses, stats, payoffs, strategies)
 
@@ -365,11 +383,14 @@ class LasAt:
         if self.rule is not None:
             stats |= self.rule.stats()
         if payoffs is not None:
+            stats["game/attacker_reward"] = payoffs.reward.mean()
+            if self.progress is not None:
+                stats["game/held_out_loss"] = torch.full_like(losses[0], self.progress.level)
+                return stats
             stats |= {
                 "game/r1_loss": payoffs.r1.mean(),
                 "game/r2_robust": payoffs.r2.mean(),
                 "game/r3_clean": payoffs.r3.mean(),
-                "game/attacker_reward": payoffs.reward.mean(),
             }
         return stats
 

@@ -93,8 +93,11 @@ class Ridge:
         rows, goal = seen.cpu().double(), target.cpu().double()
         self.moment = self.memory * self.moment + rows.T @ rows
         self.product = self.memory * self.product + rows.T @ goal
-        penalty = self.penalty * torch.eye(len(self.weights), dtype=torch.float64)
-        self.weights = torch.linalg.solve(self.moment + penalty, self.product)
+        self.weights = torch.linalg.solve(self.precision(), self.product)
+
+    def precision(self) -> Tensor:
+        """Σ λ^age φφᵀ + ρ I: over the variance of the noise, the inverse covariance of w."""
+        return self.moment + self.penalty * torch.eye(len(self.weights), dtype=torch.float64)
 
     def predict(self, seen: Tensor) -> Tensor:
         """Predictions (n,) for features (n, inputs), on their device."""
