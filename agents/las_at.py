@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +29,7 @@ from agents.policies import StrategyPolicy, ValueNet
 from agents.reinforce import Reinforce, averaging
 from agents.sb3 import PPOPlayer
 from agents.settings import STOPPING, Agent, ReinforceConfig
+from agents.stopper_file import read_stopper
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 PANELS: Panels = {
@@ -273,17 +276,41 @@ class StoppingStrategy(RandomStrategy):
         self.rule.load_state_dict(state["rule"])
 
 
-def stopping_rule(agent: Agent, eps0: float, mean_steps: float) -> StoppingRule | None:
+def stopping_rule(
+    agent: Agent,
+    eps0: float,
+    mean_steps: float,
+    *,
+    threshold: float | None = None,
+    without: Sequence[str] = (),
+    learned: str | None = None,
+) -> StoppingRule | None:
     """What ends the attacks of an agent; None where its strategies do.
 
     Args:
         agent: which one.
         eps0: ε₀.
         mean_steps: of the learned rule.
+        threshold: of the learned rule, see `LearnedStop`.
+        without: the same.
+        learned: file or run folder of another stopper, which is played as it is.
+
+    Raises:
+        InputError: no such file or feature.
     """
     if agent == "fat":
         return StopAtError()
-    return LearnedStop(eps0, mean_steps) if agent in STOPPING else None
+    if agent not in STOPPING:
+        return None
+    regression = None if learned is None else read_stopper(Path(learned))
+    return LearnedStop(
+        eps0,
+        mean_steps,
+        regression,
+        threshold=threshold,
+        without=without,
+        frozen=learned is not None,
+    )
 
 
 def make_player(

@@ -29,7 +29,7 @@ from advgame.errors import InputError
 from advgame.games.spaces import BETAS, parse_space
 from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
-from advgame.run.options import Count, NotNegative, Positive, Words
+from advgame.run.options import Count, Finite, Names, NotNegative, Positive, Words
 from advgame.run.settings import PerturbedConfig, recipes
 from agents.settings import BANDITS, POLICIES, PRESETS, STOPPING, Agent, Baseline
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from advgame.data import Splits
     from advgame.games.las_at import Reward
     from advgame.run.curves import Panels
+    from advgame.run.folder import RunFolder
+    from advgame.threat import Threat
     from agents.las_at import StrategyGame
 
 
@@ -67,6 +69,13 @@ class Config(PerturbedConfig):
     """strategy of --agent fixed: ε in units of ε₀/8, steps, step size in units of ε₀/8"""
     mean_steps: Positive = 3.5
     """mean number of steps of --agent stopper, shuffled and short"""
+    threshold: Finite | None = None
+    """of --agent stopper and shuffled: the gain in nats below which a step is the last, fixed;
+    None follows --mean-steps"""
+    without: Names = ()
+    """features that --agent stopper and shuffled do not see, e.g. margin,margin_square"""
+    stopper: str | None = None
+    """run folder or stopper.json of another --agent stopper, which is played as it was learned"""
     fixed_beta: float = 6.0
     """β of --agent fixed in --objective trades"""
     credit: Credit = "mixed"
@@ -136,7 +145,9 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-MEAN_STEPS = ("stopper", "shuffled", "short")
+LEARNED_STOPS = ("stopper", "shuffled")
+"""Agents whose attacks end where a regression says so."""
+MEAN_STEPS = (*LEARNED_STOPS, "short")
 """Agents whose mean number of steps is asked for."""
 KEEPING = (*BANDITS, "steady")
 """Agents that keep a strategy for several steps."""
@@ -161,9 +172,14 @@ def check_stopping(config: Config, most: int) -> None:
     if config.agent in (*STOPPING, *KEEPING) and config.preset == "repo":
         raise InputError(f"--preset repo has no --agent {config.agent}: it is none of LAS-AT's")
     mean = config.mean_steps
+    if config.agent in LEARNED_STOPS:  # refuses features and files that there are not
+        from agents.las_at import stopping_rule
+
+        stopping_rule(config.agent, 1.0, 2.0, without=config.without, learned=config.stopper)
     if config.agent == "short" and (mean < 1 or 2 * mean != round(2 * mean)):
         raise InputError(f"--mean-steps of --agent short are halves from 1 on, not {mean:g}")
-    if config.agent in ("stopper", "shuffled") and not 1 < mean < most:
+    adapts = config.agent in LEARNED_STOPS and config.threshold is None
+    if adapts and not 1 < mean < most:
         raise InputError(
             f"--mean-steps {mean:g}: it must lie between 1 and {most}, the most steps of --space"
         )
@@ -240,6 +256,9 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             "fixed": ("fixed",),
             "fixed_beta": ("fixed",),
             "mean_steps": MEAN_STEPS,
+            "threshold": LEARNED_STOPS,
+            "without": LEARNED_STOPS,
+            "stopper": LEARNED_STOPS,
             "reward_interval": (*POLICIES, *KEEPING),
             "exploration": BANDITS,
             "held_out": BANDITS,
@@ -248,6 +267,10 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         found = {f"--agent {config.agent}": (*others, *unused)}
         if config.reward:
             found["--reward"] = ("credit",)
+        if config.threshold is not None:
+            found["--threshold"] = ("mean_steps",)
+        if config.stopper is not None:
+            found["--stopper"] = ("without",)
         if config.objective != "trades":
             found[f"--objective {config.objective}"] = ("fixed_beta",)
         return found
@@ -262,7 +285,14 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
         repo, trades = config.preset == "repo", config.objective == "trades"
         augmented, threat = self.augmentation(config, data.train), ball(config)
-        rule = stopping_rule(config.agent, float(threat.eps), config.mean_steps)
+        rule = stopping_rule(
+            config.agent,
+            float(threat.eps),
+            config.mean_steps,
+            threshold=config.threshold,
+            without=config.without,
+            learned=config.stopper,
+        )
         space = strategy_space(
             config.space,
             float(threat.eps),
@@ -323,6 +353,18 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             exploration=config.exploration,
         )
         return StrategyGame(env, player, config.seed)
+
+    @override
+    def report(
+        self, config: Config, run: RunFolder, game: StrategyGame, data: Splits, threat: Threat
+    ) -> None:
+        """The classifier's report; what a stopper has learned is a file beside it."""
+        if config.agent in LEARNED_STOPS:
+            from advgame.games.stopping import LearnedStop
+            from agents.stopper_file import NAME, write_stopper
+
+            write_stopper(run.path / NAME, cast("LearnedStop", game.env.rules.rule))
+        super().report(config, run, game, data, threat)
 
 
 job = Job()

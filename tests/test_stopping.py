@@ -1,10 +1,12 @@
 """Rules that end an attack, image by image: what they do, what they cost, what is learned."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+import train_las_at
 from conftest import Linear
 
 from advgame.attacks import GradientAttack, Seen, StoppingRule, pgd
@@ -25,9 +27,12 @@ from advgame.games.stopping import (
 from advgame.games.strategy import StrategySpace
 from advgame.health import deaths
 from advgame.losses import cross_entropy, margin
+from advgame.run import RunFolder
+from advgame.run.defender_job import DefenderJob
 from advgame.seeding import stream
 from advgame.threat import L2, Linf
 from agents.las_at import StoppingStrategy, StrategyGame
+from agents.stopper_file import read_stopper, write_stopper
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 
@@ -294,3 +299,78 @@ def test_misuse_is_refused():
         LearnedStop(0.1, mean_steps=1)
     with pytest.raises(InputError, match="memory"):
         Ridge(3, memory=0)
+
+
+def test_a_fixed_threshold_stays_and_a_frozen_regression_does_not_learn():
+    weights = 0.1 * torch.arange(1.0, 10.0).double()
+
+    def played(**settings):
+        rule = LearnedStop(0.1, 2.0, Ridge(len(FEATURES)), **settings)
+        rule.regression.weights += weights
+        for number in range(3):
+            rule.begin(5)
+            rule.stop(seen(done=0, seed=number))
+            rule.stop(seen(done=1, seed=number + 9))
+            rule.end(torch.tensor([3, 3, 3, 3, 3]))
+        return rule
+
+    free = played()
+    assert free.threshold > 0
+    assert not torch.equal(free.regression.weights, weights)
+    assert played(threshold=-0.3).threshold == -0.3
+    frozen = played(frozen=True)
+    assert torch.equal(frozen.regression.weights, weights)
+    assert frozen.threshold > 0, "it still follows the mean"
+    assert "health/strategy/step" not in frozen.stats(), "a frozen regression is not a dead one"
+    assert "health/strategy/step" in free.stats()
+    told = [free.stats()[f"strategy/weight_{name}"] for name in FEATURES]
+    torch.testing.assert_close(
+        torch.stack(told).double(), free.regression.weights, atol=1e-6, rtol=0
+    )
+
+
+def test_features_can_be_left_out():
+    rule = LearnedStop(0.1, 2.0, without=("margin", "room"))
+    rule.regression.weights += 1.0
+    rule.begin(5)
+    one, later = seen(done=0), seen(done=1, seed=4)
+    rule.stop(one)
+    rule.stop(later)
+    rule.end(torch.full((5,), 2))
+    left = [name for name, w in zip(FEATURES, rule.regression.weights, strict=True) if w == 0]
+    assert {"margin", "room"} <= set(left)
+    assert len(left) < len(FEATURES) - 2
+    with pytest.raises(InputError, match="unknown feature of the stopper 'size'"):
+        LearnedStop(0.1, without=("size",))
+
+
+def test_what_was_learned_on_one_data_set_is_played_on_another(tmp_path, monkeypatch):
+    small = {"train_n": 100, "batch_size": 50, "agent": "stopper"}
+
+    def built(**more):
+        config = train_las_at.Config(**small, **more)
+        return config, *train_las_at.job.build(config, train_las_at.job.fabric(config))
+
+    config, game, data = built()
+    for _ in range(3):
+        game.step()
+    monkeypatch.setattr(DefenderJob, "report", lambda *args: None)  # that of the classifier
+    run = RunFolder.create(tmp_path / "first", {}, "cpu")
+    train_las_at.job.report(config, run, game, data, Linf(0.15))
+    held = json.loads((run.path / "stopper.json").read_text())
+    assert held["weights"].keys() == FEATURES.keys()
+    assert list(held["weights"].values()) == game.env.rules.rule.regression.weights.tolist()
+    _, again, _ = built(seed=1, stopper=str(run.path))
+    again.step()
+    file = tmp_path / "again.json"
+    write_stopper(file, again.env.rules.rule)
+    assert json.loads(file.read_text())["weights"] == held["weights"]
+    for text, said in (
+        ('{"weights": {"one": 1}}', "does not hold the weights"),
+        (json.dumps({"weights": dict.fromkeys(FEATURES, "a")}), "no finite numbers"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=said):
+            read_stopper(file)
+    with pytest.raises(InputError, match=r"no .*nowhere"):
+        train_las_at.job.check(train_las_at.Config(agent="stopper", stopper="/nowhere"))

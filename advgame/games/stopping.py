@@ -16,6 +16,7 @@ while the attack runs:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from typing_extensions import override
 from advgame.attacks import Attack, AttackResult, GradientAttack
 from advgame.attacks.queries import squash
 from advgame.attacks.stopping import Seen, StoppingRule
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.games.costs import relative_size
 from advgame.health import PREFIX
 from advgame.losses import full_precision, margin
@@ -175,19 +176,36 @@ class LearnedStop(StoppingRule):
         eps0: ε₀.
         mean_steps: what the threshold is adapted to.
         regression: of the gain; a new one when None.
+        threshold: a fixed θ in nats, whatever number of steps comes of it; None adapts it.
+        without: features that it does not see.
+        frozen: the regression does not learn any more.
+
+    Raises:
+        InputError: a mean of one step or fewer, or a feature that there is not.
     """
 
     last_step = True
 
     def __init__(
-        self, eps0: float, mean_steps: float = 3.5, regression: Ridge | None = None
+        self,
+        eps0: float,
+        mean_steps: float = 3.5,
+        regression: Ridge | None = None,
+        *,
+        threshold: float | None = None,
+        without: Sequence[str] = (),
+        frozen: bool = False,
     ) -> None:
         if mean_steps <= 1:
             raise InputError(f"every image has a step: a mean of {mean_steps:g} must be above 1")
         self.eps0, self.mean_steps = eps0, mean_steps
         self.regression = regression or Ridge(len(FEATURES))
-        self.threshold = 0.0
+        if odd := [name for name in without if name not in FEATURES]:
+            raise unknown("feature of the stopper", odd[0], FEATURES)
+        self.fixed, self.frozen = threshold is not None, frozen
+        self.threshold = 0.0 if threshold is None else threshold
         self.spread = 0.0
+        self._kept = torch.tensor([float(name not in without) for name in FEATURES])
         self._stats: dict[str, Tensor] = {}
 
     @override
@@ -204,7 +222,7 @@ class LearnedStop(StoppingRule):
             else:
                 old = self._features[seen.rows], self._predicted[seen.rows]
                 self._pairs.append((*old, loss - self._loss[seen.rows]))
-            phi = features(seen, p, self._p[seen.rows], self.eps0)
+            phi = features(seen, p, self._p[seen.rows], self.eps0) * self._kept.to(p)
             predicted = self.regression.predict(phi)
         self._p[seen.rows], self._loss[seen.rows] = p, loss
         self._features[seen.rows], self._predicted[seen.rows] = phi, predicted
@@ -224,22 +242,24 @@ class LearnedStop(StoppingRule):
         if self._pairs:
             phi, predicted, gain = (torch.cat(part) for part in zip(*self._pairs, strict=True))
             self._stats |= self._learn(phi, predicted, gain)
-        mean = float(steps.float().mean())
-        self.threshold = adapted(self.threshold, mean, self.mean_steps, self.spread)
+        if not self.fixed:
+            mean = float(steps.float().mean())
+            self.threshold = adapted(self.threshold, mean, self.mean_steps, self.spread)
         self._stats["strategy/threshold"] = torch.tensor(self.threshold, device=steps.device)
 
     def _learn(self, phi: Tensor, predicted: Tensor, gain: Tensor) -> dict[str, Tensor]:
         """Learn from the gains (n,) that were seen; how well they were predicted."""
-        before = self.regression.weights
-        with torch.autocast(phi.device.type, enabled=False):
-            self.regression.fit(phi, gain)
         error = (predicted - gain).square().mean()
-        moved = (self.regression.weights - before).norm() / self.regression.weights.norm()
-        stats = {
-            "strategy/gain": gain.mean(),
-            "strategy/prediction_error": error.sqrt(),
-            f"{PREFIX}strategy/step": moved.nan_to_num().float().to(phi.device),
-        }
+        stats = {"strategy/gain": gain.mean(), "strategy/prediction_error": error.sqrt()}
+        if not self.frozen:
+            before = self.regression.weights
+            with torch.autocast(phi.device.type, enabled=False):
+                self.regression.fit(phi, gain)
+            moved = (self.regression.weights - before).norm() / self.regression.weights.norm()
+            stats[f"{PREFIX}strategy/step"] = moved.nan_to_num().float().to(phi.device)
+            weights = self.regression.weights.float().to(phi.device)
+            named = zip(FEATURES, weights, strict=True)
+            stats |= {f"strategy/weight_{name}": weight for name, weight in named}
         if len(gain) > 1 and bool(variance := gain.var(correction=0)):
             self.spread = float(variance.sqrt())
             stats[f"{PREFIX}strategy/unexplained"] = error / variance
