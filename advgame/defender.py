@@ -221,6 +221,21 @@ class Defender:
                 self._wrapped, self._wrapped_optimizer, max_norm=self.grad_clip
             )
         self._wrapped_optimizer.step()
+        if self.fabric.world_size > 1:
+            self._share_statistics()
+
+    @torch.no_grad()
+    def _share_statistics(self) -> None:
+        """Average batch norm's statistics over the processes, each of which saw its own images.
+
+        All of them attack the same network then.
+        """
+        buffers = [one for one in self.module.buffers() if one.is_floating_point()]
+        if buffers:
+            flat = torch.cat([one.flatten() for one in buffers])
+            mean = cast(Tensor, self.fabric.all_reduce(flat))
+            for one, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+                one.copy_(part.view_as(one))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser state; weights are saved apart, as safetensors."""

@@ -153,7 +153,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             raise InputError(
                 f"half of a batch is clean: batch_size must be even, not {config.batch_size}"
             )
-        if config.devices > 1:
+        if config.processes > 1:
             raise InputError("a round's attack is made on a copy: one device")
         if config.init is not None and config.restart_weights:
             raise InputError(

@@ -241,7 +241,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             raise InputError(
                 "--preset repo is LAS-PGD-AT's: leave it away with --objective trades or --awp"
             )
-        if config.agent in ("ppo", *BANDITS) and config.devices > 1:
+        if config.agent in ("ppo", *BANDITS) and config.processes > 1:
             raise InputError(
                 f"--agent {config.agent} runs on one device: use --agent reinforce or --devices 1"
             )

@@ -215,7 +215,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         from advgame.games.mixture import check_mixture
 
         config = super().check(config)
-        if config.devices > 1 or config.precision != "32-true":
+        if config.processes > 1 or config.precision != "32-true":
             raise InputError("these solvers: one device only, full precision only")
         if config.grad_clip is not None and config.defence not in ("plain", "lwa", "sens", "pgd"):
             raise InputError("solvers take their own steps: --grad-clip is not for them")

@@ -110,7 +110,7 @@ class Accelerator(CPUAccelerator):
         """Nothing to set up."""
 
 
-def make_fabric(accelerator, devices, precision):
+def make_fabric(accelerator, devices, precision, nodes=1):
     strategy = SingleDeviceStrategy(torch.device(NAME, 0), accelerator=Accelerator())
     fabric = Fabric(strategy=strategy, devices=1, precision="32-true")
     fabric.launch()

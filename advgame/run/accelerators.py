@@ -1,10 +1,13 @@
-"""What this machine computes with: a GPU, bf16 on its CPU; asks without importing torch."""
+"""What a job computes with: GPUs, bf16 on the CPU, other processes; imports no torch to ask."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
+
+from advgame.errors import InputError
 
 
 def has_cuda() -> bool:
@@ -43,3 +46,27 @@ def has_bf16() -> bool:
 def on_cpu(accelerator: str) -> bool:
     """Whether ``--accelerator`` means the CPU on this machine."""
     return accelerator == "cpu" or (accelerator == "auto" and not has_cuda())
+
+
+def check_world(nodes: int, devices: int) -> None:
+    """Refuse a launcher that has started other processes than the settings speak of.
+
+    Each would train a copy of its own else, or wait for ever for the others.
+
+    Raises:
+        InputError: what was started, and what to type.
+    """
+    launcher, count = "torchrun", os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        launcher, count = "srun", os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if not count:
+        if nodes > 1:
+            raise InputError(
+                f"--nodes {nodes}: start it on each machine by torchrun or srun (docs/cluster.md)"
+            )
+        return
+    if int(count) != nodes * devices:
+        raise InputError(
+            f"{launcher} has started {count} process(es), and --nodes {nodes} times --devices "
+            f"{devices} is {nodes * devices}: --devices is how many there are on each machine"
+        )

@@ -164,7 +164,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
         """Device, processes and precision as the settings ask for them."""
         from advgame.run.devices import make_fabric
 
-        return make_fabric(config.accelerator, config.devices, config.precision)
+        return make_fabric(config.accelerator, config.devices, config.precision, config.nodes)
 
     def build(self, config: RunConfigT, fabric: Fabric) -> tuple[GameT, Splits]:
         """Game and data, with everything tried once that a report will need."""

@@ -19,6 +19,7 @@ import tyro
 
 from advgame.data.names import check_dataset, is_own
 from advgame.errors import InputError
+from advgame.run.accelerators import check_world
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder, command, commit, device_name
 from advgame.run.options import (
@@ -209,6 +210,8 @@ class Job(ABC, Generic[ConfigT, MadeT]):
                 return run
         else:
             path = self.place(config)
+        if not self.shared:
+            check_world(getattr(config, "nodes", 1), getattr(config, "devices", 1))
         config = self.check(config)
         fabric = self.fabric(config)
         made = self.build(config, fabric)

@@ -23,6 +23,7 @@ from advgame.errors import InputError
 from advgame.run.callback import Callback, Hooks
 from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.run.curves import Curves, means
+from advgame.run.devices import left_alone
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.interrupt import Interrupt
 from advgame.run.options import typed_again
@@ -230,9 +231,18 @@ class Trainer:
         Raises:
             SystemExit: interrupted, after a checkpoint was written (128 + the signal's number).
             InputError: nothing to resume, or another process is writing the run.
+            ConnectionError: another process of the training has ended.
         """
         with self.run.held() if self.chief else nullcontext():
-            self._fit(resume)
+            try:
+                self._fit(resume)
+            except RuntimeError as error:
+                if self.fabric.world_size == 1 or not left_alone(error):
+                    raise
+                raise ConnectionError(
+                    f"another process of this training has ended or is silent, at {self.place}: "
+                    f"start all again: {self._going_on()}"
+                ) from error
 
     def _fit(self, resume: bool) -> None:
         rows = self._restore() if resume else 0
@@ -381,7 +391,8 @@ class Trainer:
         epoch = -(-self.step // self.game.steps_per_epoch)  # a budget may end within one
         row: dict[str, float] = {"epoch": epoch, "step": self.step}
         with self._divergence_named():
-            row |= means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
+            found = means(self.sums, self.counts) | self.game.end_epoch(self.curves, self.step)
+        row |= self._agreed(found)
         row[f"{self.role}/lr"] = float(self.scheduler.get_last_lr()[0])
         if self.plan.budget is not None:
             row["cost/spent"] = self.spent
@@ -408,6 +419,15 @@ class Trainer:
         self.hooks.epoch(self, row)
         scores = {name: value for name, value in row.items() if name.startswith("eval/")}
         return f"epoch {epoch} " + " ".join(f"{k[5:]} {v:.3f}" for k, v in scores.items())
+
+    def _agreed(self, mine: dict[str, float]) -> dict[str, float]:
+        """The mean over processes of what each found on its share of the batches."""
+        if self.fabric.world_size == 1:
+            return mine
+        every: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(every, mine)
+        found = {name: [one[name] for one in every if name in one] for name in mine}
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def _modules(self) -> Mapping[str, nn.Module]:
         modules = {self.role: self.module}

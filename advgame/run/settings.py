@@ -93,7 +93,9 @@ class RunConfig:
     accelerator: str = "auto"
     """auto (CUDA where there is one, else CPU) or one that Lightning Fabric knows"""
     devices: Count = 1
-    """processes, one device each"""
+    """processes on each machine, one device each"""
+    nodes: Count = 1
+    """machines; on several, start it by torchrun or srun (docs/cluster.md)"""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """auto is bf16-mixed on CUDA and, for colour images, on CPUs where it is faster"""
     runs_dir: str = "runs"
@@ -102,6 +104,11 @@ class RunConfig:
     """name of the run folder; the current time when empty"""
     resume: str | None = None
     """a run folder to go on with; its own settings are used"""
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.nodes * self.devices
 
 
 @dataclass(frozen=True)

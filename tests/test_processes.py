@@ -1,0 +1,157 @@
+"""A training in several processes: what is refused, what they agree on, and an end of one."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import train
+from conftest import ROOT
+from torch import nn
+
+from advgame.defender import Defender
+from advgame.errors import InputError
+from advgame.run.accelerators import check_world
+from advgame.run.devices import left_alone
+from advgame.run.loop import Trainer
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "nodes", "devices", "said"),
+    [
+        ({}, 1, 2, ""),  # Fabric starts them itself
+        ({"WORLD_SIZE": "2"}, 1, 2, ""),  # which it has
+        ({}, 2, 1, "--nodes 2: start it on each machine by torchrun or srun"),
+        ({**TORCHRUN, "WORLD_SIZE": "4"}, 2, 2, ""),
+        ({**TORCHRUN, "WORLD_SIZE": "2"}, 1, 1, "torchrun has started 2 process"),
+        ({**TORCHRUN, "WORLD_SIZE": "1"}, 2, 1, "torchrun has started 1 process"),
+        ({"SLURM_NTASKS": "8"}, 1, 1, ""),  # of an allocation, in which no step was begun
+        ({"SLURM_STEP_NUM_TASKS": "8"}, 2, 4, ""),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, 1, 1, "srun has started 8 process(es), and --nodes 1"),
+    ],
+)
+def test_a_launcher_must_have_started_what_is_asked_for(
+    environment, nodes, devices, said, monkeypatch
+):
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not said:
+        check_world(nodes, devices)
+        return
+    with pytest.raises(InputError) as refusal:
+        check_world(nodes, devices)
+    assert said in str(refusal.value)
+
+
+def test_a_training_is_refused_before_it_makes_a_folder(refused, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(train, [], "torchrun has started 2 process(es), and --nodes 1 times --devices 1 is 1")
+
+
+def test_only_what_collectives_say_is_the_end_of_another_process():
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]")
+    assert left_alone(gone)
+    assert left_alone(torch.distributed.DistBackendError("NCCL error"))
+    assert not left_alone(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_all_processes_attack_the_same_network():
+    """Each saw its own images: batch norm's statistics are averaged, its counter is not."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
+    defender = Defender(net, lr=0.1)
+    x, y = torch.rand(8, 1, 2, 2), torch.arange(8) % 3
+    other = torch.tensor([1.0, 2, 3, 4, 5, 6])
+    defender.fabric = SimpleNamespace(
+        world_size=2, all_reduce=lambda mine: (mine + other) / 2, backward=defender.fabric.backward
+    )
+    before = []
+    step = defender._wrapped_optimizer.step
+
+    def stepping():
+        before.extend([net[2].running_mean.clone(), net[2].running_var.clone()])
+        step()
+
+    defender._wrapped_optimizer.step = stepping
+    defender.backward(x, y)
+    defender.step()
+    assert torch.equal(net[2].running_mean, (before[0] + other[:3]) / 2)
+    assert torch.equal(net[2].running_var, (before[1] + other[3:]) / 2)
+    assert int(net[2].num_batches_tracked) == 1
+
+
+def test_metrics_are_means_over_processes(monkeypatch):
+    """A statistic that one process alone has is that one's."""
+
+    def gather(every, mine):
+        every[:] = [mine, {"a": 3.0, "b": 5.0}]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    trainer = SimpleNamespace(fabric=SimpleNamespace(world_size=2))
+    assert Trainer._agreed(trainer, {"a": 1.0, "c": 7.0}) == {"a": 2.0, "c": 7.0}
+    assert Trainer._agreed(SimpleNamespace(fabric=SimpleNamespace(world_size=1)), {"a": 1}) == {
+        "a": 1
+    }
+
+
+TINY = [
+    *("--game", "pgd-at", "--train-n", "128", "--epochs", "6", "--batch-size", "32"),
+    *("--validate-every", "3", "--attacks", "fgsm", "--eval-n", "20", "--accelerator", "cpu"),
+]
+SCRIPT = str(ROOT / "scripts" / "train.py")
+
+
+def run_of(folder):
+    """Weights, and metrics without their times."""
+    weights = (folder / "checkpoints" / "last.safetensors").read_bytes()
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return weights, [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.mark.slow
+def test_two_nodes_a_killed_process_and_one_machine_give_the_same_bits(tmp_path):
+    """By torchrun on loopback; the killed training ends in time, and its line's command goes on."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    how = {"cwd": tmp_path, "env": env, "text": True}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    two = [sys.executable, SCRIPT, *TINY, "--devices", "2", "--name"]
+    subprocess.run([*two, "one"], **how, **quiet, check=True)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    launch += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+    words = [SCRIPT, *TINY, "--nodes", "2", "--name", "nodes"]
+    nodes = [
+        subprocess.Popen([*launch, "--node-rank", str(rank), *words], **how, **quiet)
+        for rank in range(2)
+    ]
+    assert [node.wait(300) for node in nodes] == [0, 0]
+    assert run_of(tmp_path / "runs" / "nodes") == run_of(tmp_path / "runs" / "one")
+
+    metrics = tmp_path / "runs" / "killed" / "metrics.csv"
+    with subprocess.Popen([*two, "killed"], stderr=subprocess.PIPE, **how) as main:
+        while not metrics.exists() or metrics.read_text().count("\n") < 3:
+            time.sleep(0.05)
+        (other,) = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+        os.kill(int(other), signal.SIGKILL)
+        assert main.wait(30) == 1
+        said = [line for line in main.stderr.read().splitlines() if "error" in line.lower()]
+    assert len(said) == 1
+    assert "another process of this training has ended or is silent" in said[0]
+    assert said[0].endswith("train.py --resume runs/killed")
+    subprocess.run([sys.executable, SCRIPT, "--resume", "runs/killed"], **how, **quiet, check=True)
+    assert run_of(tmp_path / "runs" / "killed") == run_of(tmp_path / "runs" / "one")
