@@ -78,6 +78,50 @@ def paired_interval(differences: Tensor) -> tuple[float, float]:
     return max(-1.0, min(middle, centre - half)), min(1.0, max(middle, centre + half))
 
 
+def crossed_interval(differences: Tensor) -> dict[str, float]:
+    """The mean of differences over seeds and images, both drawn at random, with its 95 % interval.
+
+    A difference is that of two methods with the same seed on the same image. With S seeds, N images
+    and the mean squares of the two-way table, the variance of the mean is estimated by
+    (MS_seed + max(MS_image - MS_rest, 0)) / (S N), with the degrees of freedom of Satterthwaite in
+    which the seeds alone count (Hillis 2007, A comparison of denominator degrees of freedom methods
+    for multiple observer ROC analysis).
+
+    Args:
+        differences: (S, N), two or more of each.
+
+    Returns:
+        ``mean``, ``low``, ``high``, and ``p``, two-sided, of a mean of 0.
+
+    Raises:
+        InputError: fewer.
+    """
+    table = differences.double()
+    if table.dim() != 2 or min(table.shape) < 2:
+        raise InputError("an interval over seeds and images needs two of each")
+    (seeds, images), centre = table.shape, table.mean()
+    by_seed, by_image = table.mean(1, keepdim=True), table.mean(0, keepdim=True)
+    rest = (table - by_seed - by_image + centre).square().sum() / ((seeds - 1) * (images - 1))
+    of_seeds = images * by_seed.var()
+    top = float(of_seeds + (seeds * by_image.var() - rest).clamp_min(0))
+    middle, error = float(centre), (top / (seeds * images)) ** 0.5
+    if not error:
+        return {"mean": middle, "low": middle, "high": middle, "p": float(middle == 0)}
+    freedom = (seeds - 1) * (top / float(of_seeds)) ** 2 if of_seeds else float("inf")
+    half = float(student_t.ppf(0.975, freedom)) * error
+    p = 2 * float(student_t.sf(abs(middle) / error, freedom))
+    return {"mean": middle, "low": middle - half, "high": middle + half, "p": p}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that all hold at once (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda one: p[one])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def difference_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the mean of ``second`` less that of ``first``, unpaired (Welch 1947).
 

@@ -152,11 +152,13 @@ class Splits:
         }
 
 
-def stratified_split(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Indices (rest, part) with ``share`` of every class in ``part``; fixed by the package."""
+def stratified_split(
+    labels: Tensor, share: float, seed: int = _SPLIT_SEED
+) -> tuple[Tensor, Tensor]:
+    """Indices (rest, part) with ``share`` of every class in ``part``; the package has one seed."""
     from sklearn.model_selection import train_test_split
 
     rest, part = train_test_split(
-        np.arange(len(labels)), test_size=share, stratify=labels.numpy(), random_state=_SPLIT_SEED
+        np.arange(len(labels)), test_size=share, stratify=labels.numpy(), random_state=seed
     )
     return torch.from_numpy(np.sort(rest)), torch.from_numpy(np.sort(part))

@@ -18,11 +18,11 @@ from advgame.data.raw import Raw
 from advgame.errors import InputError
 from advgame.own_code import is_own_code, own_code
 
-_TEST = 0.2  # share of the images where nobody has split them
-_VALIDATION = 0.15  # share of few training images, digits' among them
+TEST = 0.2  # share of the images where nobody has split them
+VALIDATION = 0.15  # share of few training images, digits' among them
 _LARGE = 10_000  # training images from which on a smaller share is enough
 _LARGE_VALIDATION = 0.02
-_LEAST = {_TEST: 10, _VALIDATION: 7, _LARGE_VALIDATION: 7}  # images of each class to cut from
+_LEAST = {TEST: 10, VALIDATION: 7, _LARGE_VALIDATION: 7}  # images of each class to cut from
 
 # mean and standard deviation per channel of the training images, in [0, 1] units
 STATISTICS = {
@@ -112,7 +112,7 @@ def _load(
     if name not in NAMED:
         return _own(name, image_size)
     full, test = read_published(name, data_dir, download=download, image_size=image_size)
-    share = _VALIDATION if name == "digits" else _LARGE_VALIDATION
+    share = VALIDATION if name == "digits" else _LARGE_VALIDATION
     rest, held_out = stratified_split(full.labels, share)
     return Splits(name, full.subset(rest), full.subset(held_out), test)
 
@@ -124,9 +124,9 @@ def _own(name: str, image_size: int | None) -> Splits | ImageSet:
     notes = list(raw.notes)
     parts = {split: _image_set(raw, *arrays).mixed() for split, arrays in raw.parts.items()}
     if "" in parts:
-        rest, cut = _cut(name, parts[""], _TEST)
+        rest, cut = _cut(name, parts[""], TEST)
         parts = {"train": rest, "test": cut}
-        notes.append(f"{_TEST:.0%} of every class are the test images, since nobody has split them")
+        notes.append(f"{TEST:.0%} of every class are the test images, since nobody has split them")
     if "train" not in parts:
         return parts["test"] if "test" in parts else parts["validation"]
     if "test" not in parts and "validation" in parts:
@@ -140,7 +140,7 @@ def _own(name: str, image_size: int | None) -> Splits | ImageSet:
     if "validation" not in parts:
         count, classes = len(parts["train"]), raw.classes
         large = count >= max(_LARGE, 2 * classes / _LARGE_VALIDATION)
-        share = _LARGE_VALIDATION if large else _VALIDATION
+        share = _LARGE_VALIDATION if large else VALIDATION
         parts["train"], parts["validation"] = _cut(name, parts["train"], share)
         notes.append(f"{share:.0%} of the training images are cut off for validation")
     for note in notes:

@@ -139,13 +139,16 @@ TOLD = {
 PGD, AUTOATTACK = "accuracy_adt:pgd20", "accuracy_autoattack"
 
 
+Budget = Literal["epochs", "compute"]
+
+
 @dataclass(frozen=True)
 class Config(MethodsConfig):
     """Compare games on the same data, network, schedule and seeds."""
 
     methods: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--games"])] = tuple(GAMES)
     """which games; pgd-at-2, -4 and -7, stopper, shuffled, fat and short are left out by default"""
-    budget: Literal["epochs", "compute"] = "epochs"
+    budget: Budget = "epochs"
     """what is equal: passes over the training images, or passes through the classifier"""
     counted: str | None = None
     """of equal compute: results whose runs say what a step costs (<out>/<dataset>-epochs.json)"""
@@ -282,7 +285,7 @@ class Compare(MethodsStudy[Config]):
     def flags(self, method: str) -> list[str]:
         script, *own = split_flags(self.methods[method])
         given = usable(self.shared(), own, self.script_of(method))
-        learns = script == "train_las_at.py" and "--agent" not in own
+        learns = script == "train_las_at.py" and not {"--agent", "--reward-interval"} & {*own}
         more = ["--reward-interval", "10"] if learns and self.config.dataset == "cifar10" else []
         return [*given, *own, *more]
 
@@ -302,7 +305,7 @@ class Compare(MethodsStudy[Config]):
         alone = replace(self.config, methods=(CONTROL,), seeds=1, first_seed=SURROGATE_SEED)
         if self.config.forwards is None:
             alone = replace(alone, budget="epochs", counted=None)
-        return Compare(alone).cells()
+        return type(self)(alone).cells()
 
     def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
@@ -432,7 +435,7 @@ class Compare(MethodsStudy[Config]):
             "of the classifier (input-backward 1, backward with weights 2), without networks of "
             f"the attacker; passes: epochs × F beside {CONTROL}'s."
             + "".join(f" {told}" for name, told in TOLD.items() if f"accuracy_{name}" in first)
-            + _budget(about),
+            + told_budget(about),
             table.markdown([*head, "flags"], flagged),
             "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
             POSTER,
@@ -448,7 +451,7 @@ class Compare(MethodsStudy[Config]):
         save_figure(figure, self.path.with_suffix(".png"))
 
 
-def _budget(about: Mapping[str, Any]) -> str:
+def told_budget(about: Mapping[str, Any]) -> str:
     """What a budget is of; "" where epochs are equal, or follow from counts."""
     if "budget" not in about:
         return ""
