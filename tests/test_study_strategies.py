@@ -53,7 +53,7 @@ def test_an_interval_over_seeds_and_images_is_the_two_way_tables():
 def test_nineteen_in_twenty_intervals_hold_the_truth():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(400):
-        d = rng.normal(0, 0.5, (5, 1)) + rng.normal(0, 1, (1, 40)) + rng.normal(0, 2, (5, 40))
+        d = rng.normal(0, 0.2, (5, 1)) + rng.normal(0, 2, (1, 40)) + rng.normal(0, 1, (5, 40))
         found = crossed_interval(torch.from_numpy(d))
         inside += found["low"] <= 0 <= found["high"]
         assert (found["p"] < 0.05) == (not found["low"] <= 0 <= found["high"])
