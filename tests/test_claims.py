@@ -84,6 +84,14 @@ def test_a_task_waits_for_what_it_needs(tmp_path, monkeypatch):
     assert said == ["2 task(s) left, which other processes work on"]
 
 
+def test_nothing_is_left_of_a_worker_that_was_killed_just_after_its_task(tmp_path):
+    (tmp_path / ".claims").mkdir()
+    (tmp_path / ".claims" / "a.0").write_text("elsewhere.1")
+    (tmp_path / ".claims" / "of-others.0").write_text("elsewhere.1")
+    share(tasks(["a"], ["a"]), tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["of-others.0"]
+
+
 def test_a_task_that_fails_is_free_again(tmp_path):
     def fail():
         raise ValueError("mine")

@@ -251,7 +251,7 @@ def test_the_same_command_twice_is_one_evaluation(root, monkeypatch, capsys):
 def test_three_processes_of_one_command_and_kills_give_the_verdicts_of_one(root):
     """They begin at once, as the tasks of a cluster do; two are killed, and one comes later."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words = [*SCRIPT, "run", "--attacks", "pgd20,autoattack", "--n", "90", "--batch-size", "9"]
+    words = [*SCRIPT, "run", "--attacks", "pgd20,aa:apgd-ce", "--n", "90", "--batch-size", "6"]
     quiet = {"cwd": root, "env": env, "stdout": subprocess.DEVNULL}
     subprocess.run([*words, "--name", "one"], **quiet, check=True)
     several = [*words, "--name", "several"]

@@ -19,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,7 @@ def share(
                             waits = False
             if waits and not before:
                 tell(f"{len(left)} task(s) left, which other processes work on")
+        claims.forget(task.name for task in tasks)
 
 
 class Claims:
@@ -129,6 +130,13 @@ class Claims:
         finally:
             for other in range(number + 2):
                 self._path(name, other).unlink(missing_ok=True)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Remove what was left of tasks that are done, by a worker killed just after them."""
+        done = set(names)
+        for path in self.folder.iterdir():
+            if path.name.rpartition(".")[0] in done:
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str, number: int) -> Path:
         return self.folder / f"{name}.{number}"
