@@ -292,7 +292,9 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
 
         game, validate = made
         plan = TrainingPlan(config.epochs, "onecycle")
-        trainer = Trainer(game, run, plan, validate, select="eval/return", role="attacker")
+        trainer = Trainer(
+            game, run, plan, validate, select="eval/return", role="attacker", panels=panels()
+        )
         trainer.fit(resume=resume)
         finish(run, game, validate, config)
 

@@ -381,6 +381,7 @@ def imitate(config: Config, run: RunFolder, parts: Parts, *, resume: bool) -> di
         select="eval/return",
         role="policy",
         resumable=parts.resumable,
+        panels=PANELS,
     )
     try:
         trainer.fit(resume=resume)

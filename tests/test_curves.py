@@ -3,9 +3,11 @@
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from advgame.games.strategy import strategy_space
-from advgame.run.curves import Curves, game_figure
+from advgame.run.curves import Curves, game_figure, image_grid
+from advgame.threat import L2, Linf
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])
@@ -36,3 +38,60 @@ def test_a_run_of_one_epoch_shows_its_point():
     for markers, shown in (("o", rows), ("None", [*rows, {**rows[0], "epoch": 2.0}])):
         axis = game_figure(shown, "title", panels).axes[0]
         assert [line.get_marker() for line in axis.lines] == [markers, markers]
+
+
+def test_a_run_that_goes_on_appends_to_its_one_file(tmp_path):
+    curves = Curves(tmp_path)
+    for step in (1, 2, 3):
+        curves.scalars({"game/loss": float(step)}, step)
+    curves.close()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-5])  # a kill cut the third record short
+    curves = Curves(tmp_path, purge_step=2)
+    assert not curves.events.new
+    curves.scalars({"game/loss": 20.0}, 2)
+    curves.close()
+    assert list(tmp_path.iterdir()) == [path]
+    points = EventAccumulator(str(tmp_path)).Reload().Scalars("game/loss")
+    assert [(point.step, point.value) for point in points] == [(1, 1.0), (2, 20.0)]
+
+
+def charts(folder):
+    """Category -> chart -> patterns, as TensorBoard reads the last layout."""
+    event = EventAccumulator(str(folder)).Reload().Tensors("custom_scalars__config__")[-1]
+    layout = Layout()
+    layout.ParseFromString(event.tensor_proto.string_val[0])
+    return {
+        category.title: {chart.title: list(chart.multiline.tag) for chart in category.chart}
+        for category in layout.category
+    }
+
+
+def test_custom_scalars_open_with_the_game(tmp_path):
+    panels = {
+        "Pay-offs": ("reward", {"game/reward": "all", "game/reward_1": "R1"}),
+        "Elsewhere": ("share", {"strategy/none": "none"}),
+    }
+    tags = ("time/seconds", "game/reward", "game/reward_1", "step/game/reward", "step/cost/x")
+    for folder, shown in (("a", panels), ("b", {})):
+        curves = Curves(tmp_path / folder)
+        curves.layout(shown, tags, 5)
+        curves.close()
+    found = charts(tmp_path / "a")
+    assert list(found) == ["The game", "The game, step by step"]
+    assert found["The game"] == {"Pay-offs, reward": ["game/reward$", "game/reward_1$"]}
+    assert found["The game, step by step"] == {"game/reward": ["step/game/reward$"]}
+    assert list(charts(tmp_path / "b")["The game"]) == ["game/reward", "game/reward_1"]
+
+
+def test_a_grid_has_clean_images_examples_and_grey_where_nothing_changed():
+    clean = torch.full((3, 1, 8, 8), 0.5)
+    adversarial = clean.clone()
+    adversarial[1] += 0.1
+    for threat, reach in ((Linf(0.2), 0.2), (L2(1.0), 0.1)):
+        grid = image_grid(clean, adversarial, threat)
+        assert grid.shape == (1, 3 * 64, 3 * 64)
+        assert float(grid[0, 10, 70]) == 0.5
+        assert float(grid[0, 70, 70]) == pytest.approx(0.6)
+        assert float(grid[0, 130, 10]) == 0.5
+        assert float(grid[0, 130, 70]) == pytest.approx(0.5 + 0.1 / (2 * reach))

@@ -154,7 +154,18 @@ def test_resuming_keeps_every_point_of_the_curves(tmp_path, stop_at, monkeypatch
     events = EventAccumulator(str(tmp_path / "cut"))
     events.Reload()
     assert [point.step for point in events.Scalars("eval/robust")] == [6, 12, 18]
-    assert {"curves", "examples"} <= set(events.Tags()["images"])
+    assert {"curves", "examples", "training"} <= set(events.Tags()["images"])
+    steps = [point.step for point in events.Scalars("step/game/adversarial_loss")]
+    assert steps == list(range(1, 19))
+    assert len(list((tmp_path / "cut").glob("events.*"))) == 1
+    report = job.run(Config(resume=str(tmp_path / "cut"))).report()
+    for name, share in {**report["accuracy"], "worst_case": report["worst_case"]}.items():
+        (point,) = events.Scalars(f"final/{name}")
+        assert point.value == pytest.approx(share)
+    (told,) = events.Tensors("config/text_summary")
+    assert "| `agent` | random |" in told.tensor_proto.string_val[0].decode()
+    plugins = events.SummaryMetadata
+    assert plugins("_hparams_/session_start_info").plugin_data.plugin_name == "hparams"
 
 
 def test_divergence_is_named(tmp_path):

@@ -156,7 +156,7 @@ def judge_run(
         also |= measure(module)
         if found := catastrophic_overfitting(rows):
             also["catastrophic_overfitting"] = found
-        return judge_classifier(
+        content = judge_classifier(
             run,
             module,
             test,
@@ -170,6 +170,16 @@ def judge_run(
             also=also,
             seed=seed,
         )
+    _show_scores(run, content, int(rows[-1]["step"]))
+    return content
+
+
+def _show_scores(run: RunFolder, content: Mapping[str, Any], step: int) -> None:
+    """Add the report's accuracies to the run's curves."""
+    scores = {**content["accuracy"], "worst_case": content["worst_case"]}
+    curves = Curves(run.path, purge_step=step + 1)
+    curves.scalars({f"final/{name}": float(value) for name, value in scores.items()}, step)
+    curves.close()
 
 
 def _pictures(

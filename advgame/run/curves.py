@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 
 matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 
+from advgame.run.events import EventFile
 from advgame.run.files import write_atomically
 from advgame.threat import Threat
 
@@ -28,23 +31,93 @@ Rows = Sequence[Mapping[str, float]]
 Panels = dict[str, tuple[str, dict[str, str]]]
 """Panel title -> (unit of the y axis, columns of metrics.csv with their legends)."""
 
+STEP = "step/"
+"""Before the tags of single steps; the same tags without it are means over epochs."""
+
 
 class Curves:
-    """TensorBoard events of a run.
+    """TensorBoard events of a run, in one file.
 
     Args:
         folder: the run folder.
-        purge_step: on resume, events from this step on are discarded.
+        purge_step: of a run that goes on: events from this step on are discarded.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self.events = EventFile(folder, purge_step)
+
+    def settings(self, about: Mapping[str, Any], scores: Sequence[str]) -> None:
+        """Show a run's settings as text, and in the table of all runs (HPARAMS).
+
+        Args:
+            about: its ``config.json``; what is no setting of a run from Python is left out.
+            scores: tags by which the table compares runs.
+        """
+        config = {name: about["config"][name] for name in sorted(about["config"])}
+        lines = [f"| `{name}` | {_cell(value)} |" for name, value in config.items()]
+        facts = ("command", "commit", "device")
+        lines += [f"| {name} | {_cell(about[name])} |" for name in facts if name in about]
+        self.events.add(summary.text("config", "\n".join(["| | |", "|---|---|", *lines])), 0)
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in config.items()
+        }
+        experiment, start, _ = summary.hparams(plain, dict.fromkeys(scores, 0.0))
+        self.events.add(experiment, 0)
+        self.events.add(start, 0)
+        self.events.flush()
+
+    def layout(self, panels: Panels, tags: Collection[str], step: int) -> None:
+        """What the tab CUSTOM SCALARS shows: the game's panels, then the game step by step.
+
+        Args:
+            panels: those of curves.png; without any, each tag of the game has a chart.
+            tags: those that the run logs; of others nothing is shown.
+            step: of the run; TensorBoard takes the last layout.
+        """
+        charts = {
+            f"{title}, {unit}": [tag for tag in columns if tag in tags]
+            for title, (unit, columns) in panels.items()
+        }
+        alone = sorted(tag for tag in tags if tag.startswith(("game/", "eval/")))
+        by_step = sorted(tag for tag in tags if tag.startswith(f"{STEP}game/"))
+        self._lay_out(
+            {
+                "The game": charts or {tag: [tag] for tag in alone},
+                "The game, step by step": {tag.removeprefix(STEP): [tag] for tag in by_step},
+            },
+            step,
+        )
+
+    def _lay_out(self, categories: Mapping[str, Mapping[str, Sequence[str]]], step: int) -> None:
+        shown = {
+            name: {
+                title: ["Multiline", [f"{re.escape(tag)}$" for tag in tags]]  # they are patterns
+                for title, tags in charts.items()
+                if tags
+            }
+            for name, charts in categories.items()
+        }
+        self.events.add(summary.custom_scalars({k: v for k, v in shown.items() if v}), step)
 
     def scalars(self, row: Mapping[str, float], step: int) -> None:
         """Log a row; flushed at once, so that curves are live and a kill loses nothing."""
         for tag, value in row.items():
-            self.writer.add_scalar(tag, value, step)
-        self.writer.flush()
+            self.events.add(summary.scalar(tag, value), step)
+        self.events.flush()
+
+    def steps(self, points: Sequence[tuple[int, Mapping[str, Tensor]]]) -> None:
+        """Log single steps under ``step/<tag>``; the host waits for the device once.
+
+        Args:
+            points: numbers of steps, and what the game logged of each.
+        """
+        named = [(step, tag, value) for step, stats in points for tag, value in stats.items()]
+        if not named:
+            return
+        values = torch.stack([value.detach().float() for *_, value in named]).tolist()
+        for (step, tag, _), value in zip(named, values, strict=True):
+            self.events.add(summary.scalar(STEP + tag, value), step)
 
     def histogram(self, tag: str, values: Tensor, step: int, options: Tensor) -> None:
         """Log how often each of several options was chosen, in a bin of its own.
@@ -62,16 +135,30 @@ class Curves:
         middle = (known[1:] + known[:-1]) / 2
         reach = (known[1] - known[0]) / 2 if len(known) > 1 else torch.tensor(0.5)
         edges = torch.cat([known[:1] - reach, middle, known[-1:] + reach])
-        self.writer.add_histogram(tag, values.double().cpu(), step, bins=edges.numpy())
+        drawn = summary.histogram(tag, values.double().cpu().numpy(), edges.numpy())
+        self.events.add(drawn, step)
+
+    def image(self, tag: str, image: Tensor, step: int) -> None:
+        """Show an image (C, H, W) in [0, 1], C = 1 or 3."""
+        self.events.add(summary.image(tag, image.cpu(), dataformats="CHW"), step)
+        self.events.flush()
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Show a matplotlib figure in TensorBoard under ``tag``."""
-        self.writer.add_figure(tag, figure, step)
-        self.writer.flush()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        self.events.add(summary.image(tag, pixels, dataformats="HWC"), step)
+        self.events.flush()
 
     def close(self) -> None:
         """Flush and close the events file."""
-        self.writer.close()
+        self.events.close()
+
+
+def _cell(value: object) -> str:
+    """A setting as the cell of a Markdown table."""
+    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def game_figure(
@@ -106,6 +193,34 @@ def game_figure(
     return figure
 
 
+def shades(clean: Tensor, adversarial: Tensor, threat: Threat) -> tuple[Tensor, float]:
+    """Perturbations as images: grey where nothing changed, black and white at the reach.
+
+    Returns:
+        the images, and the reach: ε for L∞, the largest change shown otherwise.
+    """
+    delta = adversarial - clean
+    reach = float(threat.eps) if threat.norm == "Linf" else float(delta.abs().max().clamp(1e-12))
+    return (delta / (2 * reach) + 0.5).clamp(0, 1), reach
+
+
+def image_grid(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
+    """Rows of clean images, adversarial examples and perturbations as one image.
+
+    Args:
+        clean: (n, C, H, W) in [0, 1].
+        adversarial: the same shape.
+        threat: the ball.
+
+    Returns:
+        (C, 3 · H', n · W'): small images are enlarged by a whole number, so that they can be seen.
+    """
+    rows = (clean, adversarial, shades(clean, adversarial, threat)[0])
+    grid = torch.cat([torch.cat([*row.detach().float()], 2) for row in rows], 1)
+    larger = max(1, 64 // clean.shape[2])
+    return grid.repeat_interleave(larger, 1).repeat_interleave(larger, 2)
+
+
 def image_strip(
     clean: Tensor, adversarial: Tensor, threat: Threat, captions: Sequence[Sequence[str]]
 ) -> Figure:
@@ -114,13 +229,10 @@ def image_strip(
     Args:
         clean: (n, C, H, W) in [0, 1].
         adversarial: the same shape.
-        threat: the ball. Perturbations are drawn from black to white, grey where nothing
-            changed: at ±ε for L∞, at the largest change shown otherwise.
+        threat: the ball; `shades` says how perturbations are drawn.
         captions: what the classifier says of the clean and of the adversarial images.
     """
-    delta = adversarial - clean
-    reach = float(threat.eps) if threat.norm == "Linf" else float(delta.abs().max())
-    delta = (delta / (2 * reach) + 0.5).clamp(0, 1)
+    delta, reach = shades(clean, adversarial, threat)
     count = len(clean)
     figure, axes = plt.subplots(
         3, count, figsize=(1.1 * count + 0.8, 4.0), layout="constrained", squeeze=False

@@ -282,6 +282,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     ) -> None:
         """Train the classifier, evaluate it and write its report."""
         from advgame.evaluation import validator
+        from advgame.run.examples import Examples
         from advgame.run.loop import Trainer
 
         (game, data), threat = made, ball(config)
@@ -292,7 +293,13 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             return {**score(module), **watch(module)}
 
         tag, _ = SCORES[config.select]  # type: ignore[index]  # `check` settled it
-        trainer = Trainer(game, run, training_plan(config), validate, select=tag)
+        shown = Examples(data.validation.first(8), threat, config.seed)
+        trainer = Trainer(
+            *(game, run, training_plan(config), validate),
+            select=tag,
+            callbacks=[shown],
+            panels=self.panels(),
+        )
         trainer.fit(resume=resume)
         if game.learner.fabric.global_rank == 0:
             self.report(config, run, game, data, threat)

@@ -22,7 +22,7 @@ from advgame.defender import TICKS
 from advgame.errors import InputError
 from advgame.run.callback import Callback, Hooks
 from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
-from advgame.run.curves import Curves, means
+from advgame.run.curves import STEP, Curves, Panels, means
 from advgame.run.devices import left_alone
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.interrupt import Interrupt
@@ -33,6 +33,9 @@ from advgame.run.progress import TrainingProgress
 Validate = Callable[[nn.Module], dict[str, float]]
 COSTS = ("cost/forwards", "cost/input_backwards", "cost/backwards")
 """What a game logs of a step's passes, per image, of which a budget is spent."""
+FINAL = ("final/clean", "final/autoattack", "final/worst_case")
+"""What a run's report adds to its curves, and by which TensorBoard's table compares runs."""
+POINTS = 20  # of an epoch's steps that TensorBoard shows alone
 
 
 class Learner(Protocol):
@@ -150,6 +153,7 @@ class Trainer:
         role: the learner's name in tags and file names.
         resumable: whether the game's state is all of it; a run of another one ends where it stops.
         callbacks: code of your own that is told of every step and epoch, and can end the training.
+        panels: of curves.png, which TensorBoard's tab CUSTOM SCALARS shows, too.
     """
 
     def __init__(
@@ -163,7 +167,9 @@ class Trainer:
         role: str = "defender",
         resumable: bool = True,
         callbacks: Sequence[Callback] = (),
+        panels: Panels | None = None,
     ) -> None:
+        self.panels = panels or {}
         self.game, self.run, self.plan, self.validate = game, run, plan, validate
         self.select, self.role, self.resumable = select, role, resumable
         self.hooks = Hooks(callbacks)
@@ -186,6 +192,7 @@ class Trainer:
         self.counts: dict[str, int] = {}
         self.metrics: Metrics | None = None
         self.curves: Curves | None = None
+        self.points: list[tuple[int, dict[str, Tensor]]] = []  # of single steps, not yet logged
         self.seconds = 0.0
 
     @property
@@ -251,6 +258,8 @@ class Trainer:
                 self.run.note_network(built_as(self.module))
             self.metrics = Metrics(self.run.path / "metrics.csv", rows)
             self.curves = Curves(self.run.path, purge_step=self.step + 1 if resume else None)
+            if self.curves.events.new:
+                self.curves.settings(self.run.about(), (self.select, *FINAL))
         try:
             if self.step == 0:  # rows of metrics.csv without any checkpoint: those were lost
                 self.fabric.barrier()  # the chief has cleared away what a kill left half written
@@ -314,6 +323,9 @@ class Trainer:
             self.sums[tag] = self.sums.get(tag, torch.zeros_like(value)) + value.detach()
             self.counts[tag] = self.counts.get(tag, 0) + 1
         self.step += 1
+        if self.chief and self.step % max(1, self.game.steps_per_epoch // POINTS) == 0:
+            kept = {tag: value.detach().clone() for tag, value in stats.items()}
+            self.points.append((self.step, kept))
         return stats
 
     def _spend(self, stats: Mapping[str, Tensor], budget: float) -> None:
@@ -415,6 +427,10 @@ class Trainer:
             )
         if self.metrics is not None and self.curves is not None:
             self.metrics.add(row)
+            if epoch in (1, self.plan.validate_every) or self.over:  # as soon as tags are known
+                tags = {*row, *(STEP + tag for _, stats in self.points for tag in stats)}
+                self.curves.layout(self.panels, tags, self.step)
+            self._log_points()
             self.curves.scalars({k: v for k, v in row.items() if "/" in k}, self.step)
         self.hooks.epoch(self, row)
         scores = {name: value for name, value in row.items() if name.startswith("eval/")}
@@ -429,11 +445,18 @@ class Trainer:
         found = {name: [one[name] for one in every if name in one] for name in mine}
         return {name: sum(values) / len(values) for name, values in found.items()}
 
+    def _log_points(self) -> None:
+        """Write what single steps logged: once an epoch, and before each checkpoint."""
+        if self.curves is not None:
+            self.curves.steps(self.points)
+        self.points = []
+
     def _modules(self) -> Mapping[str, nn.Module]:
         modules = {self.role: self.module}
         return modules if self.average is None else {**modules, "average": self.average}
 
     def _save(self) -> None:
+        self._log_points()
         rows, left = divmod(self.step, self.game.steps_per_epoch)
         state = {
             "device": self.fabric.device.type,
