@@ -18,6 +18,7 @@ ADDRESSES = {  # of pages that lie at the root of the repository, where the site
     "CHANGELOG.md": "changelog/index.html",
     "CITATION.cff": "CITATION.cff",
 }
+FULL = re.compile(r"`((?:advgame|envs|agents)(?:\.\w+)*\.[A-Z]\w*(?:\.\w+)?)`")  # of classes
 PACKAGE = re.compile(r"^## `(.*)`$", re.MULTILINE)
 
 
@@ -39,8 +40,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page of the API, on which names lead to their documentation where they have any."""
-    return linked(markdown) if page.file.src_uri == "docs/api.md" else markdown
+    """Names lead to their documentation: all of the page of the API, full ones elsewhere."""
+    if page.file.src_uri == "docs/api.md":
+        return linked(markdown)
+    return FULL.sub(r'<autoref identifier="\1" optional><code>\1</code></autoref>', markdown)
 
 
 def linked(markdown: str) -> str:

@@ -1,12 +1,20 @@
 """What TensorBoard is given, read back from the events."""
 
+import matplotlib
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from advgame.games.strategy import strategy_space
-from advgame.run.curves import Curves, game_figure, image_grid
+from advgame.look import WIDTH
+from advgame.run.curves import (
+    Curves,
+    game_figure,
+    image_grid,
+    save_figure,
+    seeds_figure,
+)
 from advgame.threat import L2, Linf
 
 
@@ -95,3 +103,39 @@ def test_a_grid_has_clean_images_examples_and_grey_where_nothing_changed():
         assert float(grid[0, 70, 70]) == pytest.approx(0.6)
         assert float(grid[0, 130, 10]) == 0.5
         assert float(grid[0, 130, 70]) == pytest.approx(0.5 + 0.1 / (2 * reach))
+
+
+def rows(value):
+    return [{"epoch": epoch, "a": value, "b": 2 * value} for epoch in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("count", "axes", "legends"), [(3, 2, 1), (8, 2, 1), (9, 4, 2), (17, 6, 3)]
+)
+def test_a_panel_has_at_most_eight_lines_and_no_name_without_one(count, axes, legends):
+    runs = {f"m{n:02}": [rows(n), rows(n + 1)] for n in reversed(range(count))}
+    runs["m00"] = [[{"epoch": 1, "nothing": 0.0}]]
+    figure = seeds_figure(runs, {"a": "loss, nats", "b": "twice the loss, nats"}, "title")
+    assert len(figure.axes) == axes
+    assert figure.get_figwidth() == WIDTH
+    found = [*figure.legends, *(one.get_legend() for one in figure.axes if one.get_legend())]
+    assert len(found) == legends
+    names = [text.get_text() for one in found for text in one.get_texts()]
+    assert names == sorted(runs)[1:]
+    for axis in figure.axes:
+        assert len(axis.lines) <= 8
+        assert "nats" in axis.get_ylabel()
+        assert len({line.get_color() for line in axis.lines}) == len(axis.lines)
+
+
+def test_pictures_are_two_a_row_and_equal_pictures_are_equal_files(tmp_path):
+    panels = {name: ("share", {"a": "first", "b": "second"}) for name in "xyz"}
+    drawn = []
+    for name in ("one", "two"):
+        figure = game_figure(rows(0.5), "title", panels)
+        assert len({round(axis.get_position().x0, 2) for axis in figure.axes}) == 2
+        path = tmp_path / f"{name}.png"
+        save_figure(figure, path, pdf=True)
+        drawn.append((path.read_bytes(), path.with_suffix(".pdf").read_bytes()))
+    assert drawn[0] == drawn[1]
+    assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]

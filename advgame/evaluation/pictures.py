@@ -12,6 +12,7 @@ from torch import Tensor
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from advgame.look import COLOURS, WIDTH, style
 from advgame.threat import Threat
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ Sweep = Mapping[float, float]
 """What is varied -> accuracy."""
 
 
+@style()
 def sweeps_figure(
     sweeps: Mapping[str, Mapping[str, Sequence[Sweep]]], baseline: str | None, title: str
 ) -> Figure:
@@ -34,10 +36,7 @@ def sweeps_figure(
     Source: L2L, Fig. 4.
     """
     rows = 1 if baseline is None else 2
-    figure, axes = plt.subplots(
-        rows, len(sweeps), figsize=(4.6 * len(sweeps), 3.4 * rows), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    figure, axes = plt.subplots(rows, len(sweeps), figsize=(WIDTH, 2.3 * rows), squeeze=False)
     for column, (varied, classifiers) in enumerate(sweeps.items()):
         for number, (name, seeds) in enumerate(classifiers.items()):
             points = list(seeds[0])
@@ -47,17 +46,16 @@ def sweeps_figure(
                 base = classifiers[baseline]
                 shifts.append(100 * np.mean([[one[p] for p in points] for one in base], 0))
             for axis, shift in zip(axes[:, column], shifts, strict=True):
-                shown, colour = values - shift, f"C{number}"
-                axis.plot(points, shown.mean(0), "o-", ms=3, lw=1.4, color=colour, label=name)
+                shown, colour = values - shift, COLOURS[number % len(COLOURS)]
+                axis.plot(points, shown.mean(0), "o-", ms=3, color=colour, label=name)
                 axis.fill_between(points, shown.min(0), shown.max(0), color=colour, alpha=0.12)
                 axis.set(xlabel=varied, xscale="log" if points[-1] > 20 * points[0] else "linear")
-                axis.grid(alpha=0.3)
         axes[0][column].set(ylabel="accuracy, %", ylim=(0, 102))
         if baseline is not None:
             axes[1][column].set(ylabel=f"difference to {baseline}, points")
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
-    figure.suptitle(title, fontsize=10)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    figure.suptitle(title)
     return figure
 
 
@@ -160,6 +158,7 @@ def differences_figure(contrasts: Sequence[Mapping[str, Any]], title: str) -> Fi
     return figure
 
 
+@style()
 def comparison_figure(
     summary: Mapping[str, Mapping[str, Any]], also: Sequence[str], title: str
 ) -> Figure:
@@ -171,18 +170,20 @@ def comparison_figure(
         title: of the figure.
     """
     names = list(summary)[::-1]  # the first on top
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.2 * len(names)))
     means = [100 * summary[name]["worst_case"]["mean"] for name in names]
     spreads = np.nan_to_num([100 * summary[name]["worst_case"]["sd"] for name in names])
-    axis.barh(names, means, xerr=spreads, color="C0", alpha=0.7, capsize=2, label="worst case")
+    axis.barh(
+        names, means, xerr=spreads, color=COLOURS[0], alpha=0.7, capsize=2, label="worst case"
+    )
     for number, column in enumerate(also):
         found = [name for name in names if column in summary[name]]
         values = [100 * summary[name][column]["mean"] for name in found]
         axis.plot(
-            values, found, "o|sx"[number], color=f"C{number + 1}", label=column.split("_", 1)[1]
+            values, found, "o|sx"[number], color=COLOURS[3 - number], label=column.split("_", 1)[1]
         )
     axis.set(xlabel="accuracy, %", xlim=(0, 102))
-    axis.grid(alpha=0.3, axis="x")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=1 + len(also))
-    axis.set_title(title, fontsize=10)
+    axis.grid(visible=False, axis="y")
+    figure.legend(loc="outside lower center", ncols=1 + len(also))
+    axis.set_title(title)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,15 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
 
+from advgame.look import COLOURS, LINES, WIDTH, style
 from advgame.run.events import EventFile
 from advgame.run.files import write_atomically
 from advgame.threat import Threat
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -146,7 +150,8 @@ class Curves:
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Show a matplotlib figure in TensorBoard under ``tag``."""
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
+        with style():
+            canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         self.events.add(summary.image(tag, pixels, dataformats="HWC"), step)
         self.events.flush()
@@ -161,10 +166,31 @@ def _cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
+@style()
+def panels_figure(count: int, title: str, *, height: float = 2.3) -> tuple[Figure, list[Axes]]:
+    """An empty figure as wide as a column, two panels a row; one alone takes the whole width.
+
+    Where the last row has room beside it, the figure's last axes are there, without a frame.
+
+    Args:
+        count: of panels.
+        title: of the figure.
+        height: of a row, in inches.
+    """
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height * rows), squeeze=False)
+    figure.suptitle(title)
+    for spare in axes.flat[count:]:
+        spare.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+@style()
 def game_figure(
     rows: Rows, title: str, panels: Panels, *, x: tuple[str, str] = ("epoch", "epoch")
 ) -> Figure:
-    """Panels of curves over time, side by side; empty ones are left out.
+    """Panels of curves over time, two a row; empty ones are left out.
 
     Args:
         rows: of metrics.csv.
@@ -177,19 +203,15 @@ def game_figure(
         for name, (unit, columns) in panels.items()
     }
     shown = {name: panel for name, panel in found.items() if panel[1]}
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(4.2 * len(shown), 3.8), layout="constrained", squeeze=False
-    )
-    for axis, (name, (unit, columns)) in zip(axes[0], shown.items(), strict=True):
+    figure, axes = panels_figure(len(shown), title, height=2.7)
+    for axis, (name, (unit, columns)) in zip(axes, shown.items(), strict=True):
         for column, label in columns.items():
             points = [(row[x[0]], row[column]) for row in rows if column in row]
             alone = "o" if len(points) == 1 else None  # a line of one point is invisible
-            axis.plot(*zip(*points, strict=True), label=label, lw=1.5, marker=alone)
+            axis.plot(*zip(*points, strict=True), label=label, marker=alone)
         axis.set(title=name, xlabel=x[1], ylabel=unit)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    figure.suptitle(title, fontsize=10)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return figure
 
 
@@ -221,6 +243,7 @@ def image_grid(clean: Tensor, adversarial: Tensor, threat: Threat) -> Tensor:
     return grid.repeat_interleave(larger, 1).repeat_interleave(larger, 2)
 
 
+@style()
 def image_strip(
     clean: Tensor, adversarial: Tensor, threat: Threat, captions: Sequence[Sequence[str]]
 ) -> Figure:
@@ -259,6 +282,7 @@ def image_strip(
     return figure
 
 
+@style()
 def shares_figure(
     shares: Mapping[str, Sequence[Sequence[float]]],
     options: Mapping[str, Sequence[str]],
@@ -271,19 +295,20 @@ def shares_figure(
         options: choice -> names of its options.
         title: of the figure.
     """
-    figure, axes = plt.subplots(
-        1, len(shares), figsize=(3.2 * len(shares), 3.6), layout="constrained", squeeze=False
-    )
-    for axis, (name, rows) in zip(axes[0], shares.items(), strict=True):
+    figure, axes = panels_figure(len(shares), title, height=2.7)
+    for axis, (name, rows) in zip(axes, shares.items(), strict=True):
         columns = list(zip(*rows, strict=True))
-        axis.stackplot(range(2, len(rows) + 2), *columns, labels=options[name], step="mid")
-        axis.set(title=name.replace("_", " "), xlabel="query", ylim=(0, 1))
-        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
-    axes[0][0].set_ylabel("share of the images still attacked")
-    figure.suptitle(title, fontsize=10)
+        axis.stackplot(
+            range(2, len(rows) + 2), *columns, labels=options[name], step="mid", colors=COLOURS
+        )
+        axis.set(
+            title=name.replace("_", " "), xlabel="query", ylim=(0, 1), ylabel="share of images"
+        )
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     return figure
 
 
+@style()
 def seeds_figure(
     runs: Mapping[str, Sequence[Rows]],
     tags: Mapping[str, str],
@@ -294,36 +319,77 @@ def seeds_figure(
 ) -> Figure:
     """Curves of several methods over several seeds: a line for the mean, a band of quantiles.
 
+    More than `LINES` methods are shared out, in the order of their names: a column of panels, and a
+    legend below it, for each share.
+
     Args:
         runs: method -> the rows of its seeds.
-        tags: column -> title of its panel.
+        tags: column -> quantity with its unit, the name of the vertical axis.
         title: of the figure.
         x: column of the horizontal axis, whose name has no slash.
         band: quantiles over seeds; the range when not given.
     """
-    figure, axes = plt.subplots(
-        1, len(tags), figsize=(4.2 * len(tags), 3.8), layout="constrained", squeeze=False
-    )
-    colours = plt.get_cmap("tab10" if len(runs) <= 10 else "tab20").colors  # type: ignore[attr-defined]
-    for axis, (tag, label) in zip(axes[0], tags.items(), strict=True):
-        for number, (name, seeds) in enumerate(runs.items()):
-            points: dict[float, list[float]] = {}
-            for row in (row for rows in seeds for row in rows if tag in row):
-                points.setdefault(row[x], []).append(row[tag])
-            values = list(points.values())
-            means_ = [sum(one) / len(one) for one in values]
-            colour = colours[number % len(colours)]
-            axis.plot(list(points), means_, color=colour, label=name, lw=1.4)
-            low, high = ([float(np.quantile(one, share)) for one in values] for share in band)
-            axis.fill_between(list(points), low, high, color=colour, alpha=0.12, lw=0)
-        axis.set(title=label, xlabel=x)
-        axis.grid(alpha=0.3)
-    handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 8), fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    names = sorted(runs)
+    shares = -(-len(names) // LINES)
+    size = -(-len(names) // shares)
+    groups = [names[first : first + size] for first in range(0, len(names), size)]
+    figure, axes = panels_figure(len(tags) * len(groups), title)
+    cells = [(tag, label, group) for tag, label in tags.items() for group in groups]
+    shown: dict[str, Line2D] = {}
+    for axis, (tag, label, group) in zip(axes, cells, strict=True):
+        axis.set(ylabel=textwrap.fill(label, _LABEL), xlabel=x)
+        for number, name in enumerate(group):
+            drawn = _band(
+                axis, runs[name], x, tag, band, COLOURS[number], "-" if number < 4 else "--"
+            )
+            if drawn is not None:
+                shown[name] = drawn
+    if len(groups) == 2:
+        for left, right in zip(axes[::2], axes[1::2], strict=True):
+            right.sharey(left)
+    for number, group in enumerate(groups):
+        held = [name for name in group if name in shown]
+        lines = [shown[name] for name in held]
+        if len(figure.axes) > len(axes):
+            figure.axes[-1].legend(lines, held, loc="center")
+        elif len(groups) == 1:
+            wide = max(map(len, held), default=0) > _NAME
+            figure.legend(lines, held, loc="outside lower center", ncols=2 if wide else 4)
+        else:
+            below = axes[number - len(groups)]
+            below.legend(lines, held, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     return figure
 
 
+_LABEL = 28  # letters that fit the height of a panel
+_NAME = 22  # letters of four names that fit beside each other
+
+
+def _band(
+    axis: Axes,
+    seeds: Sequence[Rows],
+    x: str,
+    tag: str,
+    band: tuple[float, float],
+    colour: str,
+    dashes: str,
+) -> Line2D | None:
+    """Draw the mean and the band of a method's seeds; None where they have no such column."""
+    points: dict[float, list[float]] = {}
+    for row in (row for rows in seeds for row in rows if tag in row):
+        points.setdefault(row[x], []).append(row[tag])
+    if not points:
+        return None
+    values = list(points.values())
+    means_ = [sum(one) / len(one) for one in values]
+    alone = "o" if len(points) == 1 else None  # a line of one point is invisible
+    (line,) = axis.plot(list(points), means_, color=colour, ls=dashes, marker=alone)
+    low, high = ([float(np.quantile(one, share)) for one in values] for share in band)
+    axis.fill_between(list(points), low, high, color=colour, alpha=0.12, lw=0)
+    return line
+
+
+@style()
 def accuracy_figure(
     accuracy: Mapping[str, tuple[float, float, float]], worst: float, title: str
 ) -> Figure:
@@ -334,26 +400,29 @@ def accuracy_figure(
         worst: share of images that survive everything, a line.
         title: of the figure.
     """
-    width = max(4.5, 1.2 + 0.62 * len(accuracy))
-    figure, axis = plt.subplots(figsize=(width, 3.8), layout="constrained")
+    width = min(WIDTH, max(3.6, 1.2 + 0.5 * len(accuracy)))
+    figure, axis = plt.subplots(figsize=(width, 3.4))
     shares = [100 * share for share, _, _ in accuracy.values()]
     below = [100 * (share - low) for share, low, _ in accuracy.values()]
     above = [100 * (high - share) for share, _, high in accuracy.values()]
-    bars = axis.bar(list(accuracy), shares, color=["C7", *["C0"] * len(accuracy)][: len(accuracy)])
+    bars = axis.bar(
+        list(accuracy), shares, color=[COLOURS[7], *COLOURS[:1] * len(accuracy)][: len(accuracy)]
+    )
     axis.errorbar(list(accuracy), shares, (below, above), fmt="none", ecolor="black", capsize=3)
     for bar, share in zip(bars, shares, strict=True):
         axis.annotate(
-            f"{share:.1f}", (bar.get_x() + bar.get_width() / 2, 2), ha="center", fontsize=8,
+            f"{share:.1f}", (bar.get_x() + bar.get_width() / 2, 2), ha="center", fontsize=7,
             color="white" if share > 8 else "black",
         )  # fmt: skip
-    axis.axhline(100 * worst, color="C3", lw=1.2, ls="--")
+    axis.axhline(100 * worst, color=COLOURS[3], ls="--")
     axis.set(ylabel="accuracy, %", ylim=(0, 105))
     axis.tick_params(axis="x", rotation=35)
     plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
-    axis.set_title(f"{title}\nworst case {100 * worst:.1f} % (line)", fontsize=9)
+    axis.set_title(f"{title}\nworst case {100 * worst:.1f} % (line)")
     return figure
 
 
+@style()
 def matrix_figure(
     errors: Mapping[str, Sequence[Sequence[float]]],
     title: str,
@@ -371,29 +440,34 @@ def matrix_figure(
         columns: name of the horizontal axis.
         first: numbers of the first row and of the first column.
     """
-    figure, axes = plt.subplots(
-        1, len(errors), figsize=(0.8 + 4.4 * len(errors), 4.9), layout="constrained", squeeze=False
-    )
+    figure, axes = panels_figure(len(errors), title, height=3.0)
     low, left = first[0] - 0.5, first[1] - 0.5
-    for axis, (name, one) in zip(axes[0], errors.items(), strict=True):
+    for axis, (name, one) in zip(axes, errors.items(), strict=True):
         extent = (left, left + len(one[0]), low + len(one), low)
         shown = axis.imshow(
             np.array(one), cmap="Greys", vmin=0, vmax=1, extent=extent, interpolation="nearest"
         )
-        axis.set(xlabel=columns, ylabel=rows)
-        axis.set_title(name, fontsize=9)
+        axis.set(xlabel=columns, ylabel=rows, title=name)
+        axis.grid(visible=False)
         for ticks in (axis.xaxis, axis.yaxis):
-            ticks.get_major_locator().set_params(integer=True)
-    figure.colorbar(shown, ax=axes, label="error", shrink=0.8)
-    figure.suptitle(title, fontsize=10)
+            ticks.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(shown, ax=axes, label="error, share of images", shrink=0.8)
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, whole or not at all, and free the figure."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=130)
-    write_atomically(path, png.getvalue())
+@style()
+def save_figure(figure: Figure, path: Path, *, pdf: bool = False) -> None:
+    """Write a PNG, whole or not at all, and free the figure.
+
+    Args:
+        figure: drawn so far.
+        path: of the PNG.
+        pdf: whether to write a PDF beside it, for papers; equal pictures are equal files.
+    """
+    for kind, more in {"png": {}, **({"pdf": {"CreationDate": None}} if pdf else {})}.items():
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=180, metadata=more)
+        write_atomically(path.with_suffix(f".{kind}"), content.getvalue())
     plt.close(figure)
 
 

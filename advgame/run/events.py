@@ -41,7 +41,7 @@ class EventFile:
             self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, summary: Summary, step: int) -> None:
-        """Append a summary."""
+        """Append a summary of one step of the run."""
         self._write(step=step, summary=summary)
 
     def flush(self) -> None:
@@ -49,7 +49,7 @@ class EventFile:
         self._records.flush()
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Flush the file and close it, also after an error."""
         self._records.close()
 
     def _write(self, **content: Any) -> None:

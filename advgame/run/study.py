@@ -467,11 +467,14 @@ class TrainingStudy(Study[ConfigT]):
         """Curves over time of the methods whose cells have them all."""
         if not self.curves:
             return
-        shown = [run for run in runs if run[self.identity[0]] in self.methods]
-        if all("curves" in run for run in shown):
-            tags = {tag: title for tag, title in self.curves.items() if drawn(shown, tag)}
+        method = self.identity[0]
+        bare = {run[method] for run in runs if "curves" not in run}  # of earlier versions
+        shown = [run for run in runs if run[method] in self.methods and run[method] not in bare]
+        tags = {tag: title for tag, title in self.curves.items() if drawn(shown, tag)}
+        if tags:
             title = f"{self.title}: mean and range over seeds"
-            save_figure(seeds_figure(drawable(shown), tags, title), self.path.with_suffix(".png"))
+            figure = seeds_figure(drawable(shown), tags, title)
+            save_figure(figure, self.path.with_suffix(".png"), pdf=True)
 
 
 class MethodsStudy(TrainingStudy[MethodsT]):

@@ -35,6 +35,7 @@ from advgame.attacks import GradientAttack, attacked, mim, pgd
 from advgame.data import ImageSet, load_data
 from advgame.data.names import short_name
 from advgame.errors import InputError
+from advgame.look import WIDTH, style
 from advgame.losses import margin
 from advgame.run import table
 from advgame.run.cells import Cell, check_cells, split_flags
@@ -271,7 +272,7 @@ class AttackerStudy(Study[Config]):
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         victims = {run["classifier"] for run in runs}
         title = f"Attack success on {about['dataset']}, {len(victims)} unseen classifiers"
-        save_figure(picture(about["summary"], title), self.path.with_suffix(".png"))
+        save_figure(picture(about["summary"], title), self.path.with_suffix(".png"), pdf=True)
 
 
 def measure(
@@ -318,9 +319,10 @@ def summarise(runs: Runs) -> dict[str, Any]:
     return {"success": success, "differences": differences}
 
 
+@style()
 def picture(summary: dict[str, Any], title: str) -> Figure:
     """Figure of success against queries per image, a line per attack."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
     for number, (name, row) in enumerate(summary["success"].items()):
         queries = [int(q) for q in row]
         values = [100 * v["mean"] for v in row.values()]
@@ -332,8 +334,7 @@ def picture(summary: dict[str, Any], title: str) -> Figure:
     axis.set(xscale="log", xlabel="queries per image", ylabel="success, %", title=title)
     axis.set_xticks(ticks, [str(q) for q in ticks])
     axis.minorticks_off()
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    axis.legend()
     return figure
 
 

@@ -51,7 +51,7 @@ from agents.best_response import Ascent, Effort, errors
 
 STEPS = (100, 300, 600, 1500, 3000, 6000)
 TITLES = {
-    "error": "error under a fresh AttNet",
+    "error": "error under a fresh AttNet, share",
     "spread": "spread within a class, units of ε",
     "saturated": "share of saturated outputs",
     "gradient": "log10 gradient norm / parameter norm",
@@ -230,7 +230,7 @@ class FreshAttNets(Study[Config]):
             shown.setdefault(label(one), []).append(one["rows"])
         title = f"{self.about} on its way: {self.config.name}"
         figure = seeds_figure(shown, TITLES, title, x="step")
-        save_figure(figure, self.path.with_suffix(".png"))
+        save_figure(figure, self.path.with_suffix(".png"), pdf=True)
 
 
 def taken(run: RunFolder, train: ImageSet) -> tuple[nn.Module, Linf, str]:

@@ -42,9 +42,9 @@ PAPER = {
             ".008 .649 .007 .687 .767", ".009 .439 .426 .020 .021"),
 }  # fmt: skip
 CURVES = {
-    "attack": "test error: attack k on classifier k-1",
-    "defence": "test error: attack k on classifier k",
-    "clean": "test error: clean",
+    "attack": "error, attack k on classifier k-1",
+    "defence": "error, attack k on classifier k",
+    "clean": "error, clean test images",
 }
 ATTACKS = ("mvm:fgsm", "pgd20", "autoattack")
 # what the runs are asked, and how each number is defined
@@ -171,7 +171,7 @@ class CatAndMouseStudy(MethodsStudy[Config]):
             ]
             shown.setdefault(run["method"], []).append(points)
         figure = seeds_figure(shown, CURVES, f"{self.title}: mean and range over seeds", x="round")
-        save_figure(figure, self.path.with_suffix(".png"))
+        save_figure(figure, self.path.with_suffix(".png"), pdf=True)
         figure = matrix_figure(
             {row.name: mean_over_seeds(row, "errors") for row in table.rows(runs)},
             f"{self.title}: mean error over seeds",
@@ -179,7 +179,7 @@ class CatAndMouseStudy(MethodsStudy[Config]):
             columns="attack",
             first=(0, 1),
         )
-        save_figure(figure, self.path.with_name(f"{self.stem}_matrix.png"))
+        save_figure(figure, self.path.with_name(f"{self.stem}_matrix.png"), pdf=True)
 
 
 def answers(run: Mapping[str, Any]) -> dict[str, float]:

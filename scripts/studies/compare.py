@@ -448,7 +448,7 @@ class Compare(MethodsStudy[Config]):
         write_atomically(self.path.with_suffix(".csv"), text.getvalue())
         title = f"{short_name(self.config.dataset)}, equal {self.config.budget}"
         figure = comparison_figure(about["summary"], ("accuracy_clean", PGD), title)
-        save_figure(figure, self.path.with_suffix(".png"))
+        save_figure(figure, self.path.with_suffix(".png"), pdf=True)
 
 
 def told_budget(about: Mapping[str, Any]) -> str:

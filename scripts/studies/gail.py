@@ -98,9 +98,9 @@ METHODS = UPDATERS | CONTROLS
 LONG = (*UPDATERS, *TRUE)
 PRESETS = {"paper": "paper", "fixed": "default"}
 CURVES = {
-    "score": "true return (random policy 0, expert 1)",
-    "discriminator/loss": "discriminator's loss (chance 1.386)",
-    "discriminator/norm": "‖θ_D‖",
+    "score": "true return, random 0, expert 1",
+    "discriminator/loss": "discriminator's loss, nats; chance 1.386",
+    "discriminator/norm": "‖θ_D‖, L2 norm",
 }
 WATCHED = ("discriminator/loss", "discriminator/norm")
 BLIND = "health/batch/blind"
@@ -353,7 +353,7 @@ class Gail(TrainingStudy[Config]):
         title = f"{self.config.env}, {self.config.setting}: mean and 10–90 % band over seeds"
         if tags:  # controls end where they began
             figure = seeds_figure(shown, tags, title, x="iteration", band=(0.1, 0.9))
-            save_figure(figure, self.path.with_suffix(".png"))
+            save_figure(figure, self.path.with_suffix(".png"), pdf=True)
 
 
 def named(updater: str) -> str:

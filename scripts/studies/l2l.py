@@ -57,10 +57,10 @@ PAPER = {
 }
 CURVES = {
     "attacker/size": "mean |δ| / ε",
-    "attacker/variation": "mean |difference of neighbours| / ε",
+    "attacker/variation": "difference of neighbours / ε",
     "attacker/on_face": "share of pixels at the face",
-    "game/adversarial_loss": "adversarial loss",
-    "eval/robust": "validation PGD-10 accuracy",
+    "game/adversarial_loss": "adversarial loss, nats",
+    "eval/robust": "validation accuracy under PGD-10",
 }
 # what the selected weights hide, and how strong the attacker was that the classifier met
 AT_THE_END: Columns = {

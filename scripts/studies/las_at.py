@@ -12,7 +12,7 @@ starts and schedule are repo's); the controls random and fixed (PGD-10 at ε₀:
 at the strategy of largest ε, the one R1 pays best. Two controls take variety and strength apart:
 random-centred draws around PGD-AT's own strategy, fixed-mean always plays the mean of random. Then
 controls for as many forwards and backwards as a learner spent, its look-ahead counted (equal
-compute). The picture is made when all cells have their curves.
+compute). The picture shows the players whose cells have their curves.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ PAIRS = (
 CURVES = {
     "strategy/eps_ratio": "mean ε / ε₀",
     "strategy/entropy_eps": "entropy of ε, nats",
-    "game/attacker_reward": "attacker reward",
-    "eval/robust": "validation PGD-10 accuracy",
+    "game/attacker_reward": "reward, R1 + R2 + R3",
+    "eval/robust": "validation accuracy under PGD-10",
 }
 COLUMNS: Columns = {
     "player": table.row_name,

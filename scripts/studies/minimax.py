@@ -72,9 +72,9 @@ PAPER: dict[float, dict[str, str]] = {
 }
 CURVES = {
     "eval/clean": "validation accuracy, clean",
-    "eval/own_attacker": "under the game's own attacker",
-    "eval/robust": "under PGD-10",
-    "game/adversarial_loss": "loss that the defender descends",
+    "eval/own_attacker": "accuracy under the own attacker",
+    "eval/robust": "accuracy under PGD-10",
+    "game/adversarial_loss": "defender's loss, nats",
     "game/gap": "duality gap, error rate",
 }
 # both players' best responses, and whether the attackers live

@@ -24,13 +24,13 @@ import train_privacy_filter
 from typing_extensions import override
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from advgame.errors import InputError
+from advgame.look import COLOURS, style
 from advgame.privacy import FILTERS
 from advgame.run import table
-from advgame.run.curves import save_figure
+from advgame.run.curves import panels_figure, save_figure
 from advgame.run.files import read_json
 from advgame.run.options import Count
 from advgame.run.study import Flags, StudyConfig, TrainingStudy
@@ -182,7 +182,7 @@ class Privacy(TrainingStudy[Config]):
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """What filters keep against what they give away."""
         figure = trade_off_figure(list(about["summary"].values()))
-        save_figure(figure, self.path.with_suffix(".png"))
+        save_figure(figure, self.path.with_suffix(".png"), pdf=True)
 
 
 def _table(rows: list[Row], **facts: str) -> str:
@@ -195,6 +195,7 @@ def _fact(key: str, row: Row) -> str:
     return str(row[key])
 
 
+@style()
 def trade_off_figure(rows: Runs) -> Figure:
     """Accuracy on the useful label against that on the private one, a panel per task.
 
@@ -206,15 +207,8 @@ def trade_off_figure(rows: Runs) -> Figure:
     shown = {keep: title for keep, title in TASKS.items() if any(r["keep"] == keep for r in rows)}
     kinds = list(dict.fromkeys(row["filter"] for row in rows))
     dims = sorted({row["dim"] for row in rows if row["filter"] != "raw"})
-    figure, axes = plt.subplots(
-        1,
-        len(shown),
-        figsize=(4.4 * len(shown), 4.3),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
-    for axis, (keep, title) in zip(axes[0], shown.items(), strict=True):
+    figure, axes = panels_figure(len(shown), "Privacy filters: means over seeds", height=2.6)
+    for axis, (keep, title) in zip(axes, shown.items(), strict=True):
         mine = [r for r in rows if (r["keep"], r["solver"], r["rho"]) == (keep, "minimax", 1)]
         for row in mine:
             spread = {
@@ -228,22 +222,28 @@ def trade_off_figure(rows: Runs) -> Figure:
                 xerr=spread["private"],
                 yerr=spread["useful"],
                 fmt=_MARKERS[number % len(_MARKERS)],
-                color=f"C{kinds.index(row['filter'])}",
+                color=COLOURS[kinds.index(row["filter"])],
                 capsize=2,
                 elinewidth=0.8,
             )
-        for name, style in (("private_guess", ":"), ("private_floor", "--")):
-            axis.axvline(100 * mine[0][name]["mean"], color="black", lw=0.9, ls=style)
-        axis.set(title=title, xlabel="private label, accuracy of the strongest, %")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("useful label, accuracy, %")
+        for name, dashes in (("private_guess", ":"), ("private_floor", "--")):
+            axis.axvline(100 * mine[0][name]["mean"], color="black", lw=0.9, ls=dashes)
+        axis.set(
+            title=title,
+            xlabel="private label, accuracy of the strongest, %",
+            ylabel="useful label, accuracy, %",
+        )
     for number, kind in enumerate(kinds):
-        axes[0][0].plot([], [], "s", color=f"C{number}", label=kind)
+        axes[0].plot([], [], "s", color=COLOURS[number], label=kind)
     for number, dim in enumerate(dims):
-        axes[0][0].plot([], [], _MARKERS[number], color="grey", label=f"d = {dim}")
-    axes[0][0].plot([], [], ":", color="black", label="most frequent class")
-    axes[0][0].plot([], [], "--", color="black", label="told the useful label")
-    figure.legend(loc="outside lower center", ncols=8, fontsize=8)
+        axes[0].plot([], [], _MARKERS[number], color="grey", label=f"d = {dim}")
+    axes[0].plot([], [], ":", color="black", label="most frequent class")
+    axes[0].plot([], [], "--", color="black", label="told the useful label")
+    handles = axes[0].get_legend_handles_labels()
+    if len(figure.axes) > len(axes):
+        figure.axes[-1].legend(*handles, loc="center")
+    else:
+        figure.legend(*handles, loc="outside lower center", ncols=4)
     return figure
 
 
