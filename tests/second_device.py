@@ -124,9 +124,10 @@ def play(words, stop_at):
     step = Trainer._one_step
 
     def stopping(trainer):
-        step(trainer)
+        stats = step(trainer)
         if trainer.step == stop_at:
             signal.raise_signal(signal.SIGTERM)
+        return stats
 
     Trainer._one_step, sys.argv = stopping, list(words)
     try:

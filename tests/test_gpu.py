@@ -61,9 +61,10 @@ def test_a_training_that_is_stopped_goes_on(device, tmp_path, monkeypatch):
     real = Trainer._one_step
 
     def stopping(trainer):
-        real(trainer)
+        stats = real(trainer)
         if trainer.step == 6:
             signal.raise_signal(signal.SIGTERM)
+        return stats
 
     monkeypatch.setattr(Trainer, "_one_step", stopping)
     with pytest.raises(SystemExit):

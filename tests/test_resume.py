@@ -137,10 +137,11 @@ def stop_at(monkeypatch):
         real = Trainer._one_step
 
         def counted(trainer):
-            real(trainer)
+            stats = real(trainer)
             if trainer.step == step:
                 monkeypatch.setattr(Trainer, "_one_step", real)
                 signal.raise_signal(number)
+            return stats
 
         monkeypatch.setattr(Trainer, "_one_step", counted)
 
