@@ -107,7 +107,7 @@ class RunConfig:
 
     @property
     def processes(self) -> int:
-        """How many processes train together."""
+        """Processes that train together: nodes times devices of each."""
         return self.nodes * self.devices
 
 

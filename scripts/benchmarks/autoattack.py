@@ -62,7 +62,7 @@ def ours(target: Target, x: Tensor, y: Tensor, seed: int) -> Tensor:
 
 
 def theirs(target: Target, x: Tensor, y: Tensor, seed: int) -> Tensor:
-    """The same by pyautoattack."""
+    """The images after all four attacks of pyautoattack's standard version."""
     from pyautoattack import AutoAttack
 
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
