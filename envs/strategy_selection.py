@@ -290,8 +290,9 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
     @override
     def state_dict(self) -> dict[str, Any]:
         """The training's place, and the images now shown."""
+        place = super().state_dict()  # before the first reset it refuses
         shown = {"images": self.images.cpu(), "labels": self.labels.cpu()}
-        return {**super().state_dict(), **shown, "progress": self._progress()}
+        return {**place, **shown, "progress": self._progress()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -97,17 +97,17 @@ class Driver:
 
 
 @pytest.mark.parametrize(
-    ("driver", "there"),
-    [(Driver(0, 2), True), (Driver(0, 0), False), (Driver(100, 2), False), (None, False)],
+    ("driver", "devices"),
+    [(Driver(0, 2), 2), (Driver(0, 0), 0), (Driver(100, 2), 0), (None, 0)],
 )
-def test_the_driver_is_asked_for_devices(driver, there, monkeypatch):
+def test_the_driver_is_asked_for_devices(driver, devices, monkeypatch):
     def load(name):
         if driver is None:
             raise OSError(name)
         return driver
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert accelerators.has_cuda.__wrapped__() is there
+    assert accelerators.cuda_devices.__wrapped__() == devices
 
 
 @pytest.mark.parametrize(
