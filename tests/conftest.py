@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 from gymnasium.utils import seeding
+from matplotlib.figure import Figure
 from torch import nn
 
 from advgame.classifiers import SmallCNN
@@ -72,6 +73,13 @@ def _strangers_code_is_forgotten(tmp_path_factory):
     for name, module in list(sys.modules.items()):
         if Path(getattr(module, "__file__", None) or "/").is_relative_to(base):
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def _pictures_are_drawn_where_a_test_looks(request, monkeypatch):
+    """Drawing is a third of a tiny training's time; what is drawn is made up in every test."""
+    if not {"drawn", "slow"} & {mark.name for mark in request.node.iter_markers()}:
+        monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"not drawn"))
 
 
 @pytest.fixture

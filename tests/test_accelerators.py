@@ -55,6 +55,7 @@ def test_a_cpu_without_bf16_stays_in_full_precision(machine):
     assert train_minimax.job.parse(CIFAR).precision == "32-true", "it takes nothing else"
 
 
+@pytest.mark.slow
 def test_colour_images_train_in_bf16_and_are_judged_in_full_precision(machine, tmp_path):
     machine(gpu=False)
     rng = np.random.default_rng(0)

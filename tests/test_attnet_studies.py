@@ -20,6 +20,7 @@ def played(tmp_path_factory):
     return job.run(replace(Config(), **settings, runs_dir=str(folder), name="game")).path
 
 
+@pytest.mark.slow
 def test_a_fresh_attackers_curve_goes_on_from_step_to_step(played, tmp_path):
     config = study_attnet.Config(
         runs=(str(played),),

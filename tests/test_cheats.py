@@ -212,6 +212,7 @@ def test_cheats_are_found_out(cheat, net, test):
     assert found(model, test) == {flag}
 
 
+@pytest.mark.slow
 def test_a_disguised_memory_of_the_test_images_shows_beside_other_images(digits):
     test, other, ball = digits.test.first(60), digits.validation, Linf(0.25)
     assert found(disguised(), test, ball) == set(), "there is nothing to compare with"

@@ -248,6 +248,7 @@ def test_a_mixture_with_one_weight_of_1_is_its_member(two, few):
     assert torch.equal(found.expected(["members:pgd20"]) == 1, own.correct["pgd20"] & made[1, :, 0])
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_it_goes_on_to_the_same_verdicts(found, two, few, tmp_path):
     run = partial(evaluate_mixture, two, few, Linf(0.1), ("fgsm", "pgd20"), seed=1, batch_size=16)
     for stop in (1, 11):
@@ -270,6 +271,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_verdicts(found, two, few, t
         evaluate_mixture(other, few, Linf(0.1), ("fgsm",), seed=1, folder=folder)
 
 
+@pytest.mark.slow
 def test_too_little_memory_halves_the_batch(two, few, monkeypatch):
     run = ARC.run
 

@@ -14,6 +14,8 @@ from advgame.errors import InputError
 from advgame.run.selection import SCORES
 from advgame.run.study import selection
 
+pytestmark = pytest.mark.drawn
+
 ACCURACY = {"clean": 1.0, PGD.split("_")[1]: 0.8, AUTOATTACK.split("_")[1]: 0.7}
 TINY = "--train-n 100 --epochs 8 --batch-size 50 --validate-every 8"
 

@@ -71,6 +71,7 @@ def test_the_recipes_are_a_game_an_attack_and_a_study():
     assert [file.split("/")[1] for file in new] == ["games", "attacks", "studies"]
 
 
+@pytest.mark.slow
 def test_the_new_game_trains_and_is_judged(followed):
     report = json.loads((followed / "runs/noise/digits/gaussian-seed0/report.json").read_text())
     assert report["n"] == 40
@@ -78,6 +79,7 @@ def test_the_new_game_trains_and_is_judged(followed):
     assert "| `gaussian` |" in (followed / "docs" / "games.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_new_attack_has_a_name_everywhere(followed):
     report = json.loads((followed / "runs/noise/digits/pgd-at-seed0/report.json").read_text())
     assert (
@@ -95,6 +97,7 @@ assert 0 < (moved - x).abs().max() <= 0.1 + 1e-6
     run(followed, "-c", code)
 
 
+@pytest.mark.slow
 def test_the_new_study_has_a_table(followed):
     found = json.loads((followed / "results/noise/digits.json").read_text())
     assert {one["method"] for one in found["runs"]} == {"gaussian", "pgd-at"}
@@ -103,6 +106,7 @@ def test_the_new_study_has_a_table(followed):
     assert "| pgd-at |" in table
 
 
+@pytest.mark.slow
 def test_what_was_added_is_in_the_style(followed):
     """After `make format`, which sorts imports."""
     changed = [file for file in {file for file, *_ in recipes()} if file.endswith(".py")]

@@ -17,6 +17,8 @@ from advgame.run.curves import (
 )
 from advgame.threat import L2, Linf
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.mark.parametrize("column", [0, 1, 2])
 def test_equally_frequent_choices_have_equal_bars(column, tmp_path):

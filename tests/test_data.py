@@ -241,6 +241,7 @@ def typed(script, monkeypatch, *words):
     return script.job.from_command_line()
 
 
+@pytest.mark.slow
 def test_a_training_on_what_own_code_returns_asks_for_it_again(own, monkeypatch):
     run = typed(train, monkeypatch, "--data", "own_data:splits", "--name", "one", *TINY)
     about = run.about()

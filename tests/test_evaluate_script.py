@@ -88,6 +88,7 @@ FILE = ["weights.safetensors", *DIGITS]
 QUICK = ["--attacks", "clean,fgsm,pgd20", "--n", "50"]
 
 
+@pytest.mark.drawn
 def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
     answer(["run", *QUICK, "--name", "a"], root, monkeypatch)
     told = capsys.readouterr().err.splitlines()

@@ -247,6 +247,7 @@ def test_any_stronger_column_is_seen(column, honest, test_images):
     assert find_flags(honest, test_images, BALL, Verdicts(honest_gap, {}, {})) == []
 
 
+@pytest.mark.slow
 def test_logits_of_another_scale_are_flagged(digits):
     """PGD-20 leaves 93 % of the test images where it leaves 83 % of the same logits times 1e6."""
     model, data, ball = shipped().model, digits.test.subset(slice(200)), Linf(0.15)

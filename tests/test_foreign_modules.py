@@ -54,6 +54,7 @@ def made(kind, model, x):
         return script if kind == "scripted" else Around(script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exported", "scripted, wrapped"])
 def test_exported_and_scripted_modules_are_the_module_that_they_came_from(kind, victim, few):
     model = made(kind, victim, few.floats())

@@ -285,6 +285,7 @@ def results(folder):
     return json.loads((folder / "unpacked" / "gpu_plan.json").read_text())["steps"]
 
 
+@pytest.mark.slow
 def test_the_whole_plan_in_miniature(tmp_path):
     """Two visits: a step fails in the first, the second takes it up and does the rest."""
     folder = tmp_path / "plan"

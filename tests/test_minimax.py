@@ -204,6 +204,7 @@ def test_attnets_scale_is_the_size_of_each_images_outputs_before_the_bound():
     assert not network(x, y).any(), "an output of 0 stays 0"
 
 
+@pytest.mark.slow
 def test_a_fresh_attnet_on_digits_still_attacks_each_image_for_itself(digits):
     """With this seed the network to the letter has spread 0.000, saturated 1.00 and error .23."""
     model, data, threat = undefended(digits), digits.validation, Linf(0.15)

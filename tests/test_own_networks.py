@@ -171,6 +171,7 @@ def test_own_weights_of_an_own_loop_are_judged_swept_and_started_from(here, monk
     assert config(here / "runs" / "further")["config"]["init"] == "runs/begun"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_the_weights_that_it_began_with_until_it_has_its_own(
     here, monkeypatch, capsys
 ):

@@ -225,6 +225,7 @@ def robustness_after(player, rng, steps=250):
     return float(robust.float().mean()), float(rows[-1]["strategy/eps"])
 
 
+@pytest.mark.slow
 def test_on_planted_data_the_learned_choice_makes_the_defender_robust(rng):
     """The choice of ε decides robustness here, and REINFORCE has to find the right one."""
     small, _ = robustness_after(FixedStrategy((0, 0, 0)), rng)

@@ -88,6 +88,7 @@ def test_settings_reach_the_game(tmp_path):
     assert game.solver.ascend.defaults["lr"] == 2e-2
 
 
+@pytest.mark.drawn
 def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch):
     judged = []
 

@@ -112,7 +112,7 @@ TRAININGS = {
         },
     ),
 }  # fmt: skip
-QUICK = {"turns", "reinforce", "free", "grad", "imp-am", "mixture", "coordinatewise"}
+QUICK = {"turns", "reinforce", "imp-am", "coordinatewise"}
 
 
 def settings(script, variant):
@@ -154,6 +154,7 @@ def _no_resemblance(monkeypatch):
     monkeypatch.setattr(train_gail, "resembles", lambda *_: {})
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("script", "variant"), [*cases()])
 def test_stopped_twice_and_resumed_is_the_same_to_the_bit(
     script, variant, tmp_path, stop_at, capsys

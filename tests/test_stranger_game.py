@@ -67,6 +67,7 @@ def test_it_refuses_in_words(capsys):
     assert "--attacker-lr" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_appears_in_a_study(tmp_path):
     config = MethodsConfig(
         methods=("still", "learning"),

@@ -15,6 +15,8 @@ from advgame.run.folder import RunFolder
 from advgame.run.settings import RunConfig
 from advgame.targets import shipped
 
+pytestmark = pytest.mark.drawn
+
 
 class Counting(torch.nn.Module):
     def __init__(self, inner):

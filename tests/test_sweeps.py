@@ -28,6 +28,8 @@ from advgame.run.folder import RunFolder
 from advgame.statistics import wilson
 from advgame.threat import L2, Linf
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture
 def line():

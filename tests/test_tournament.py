@@ -22,6 +22,8 @@ from advgame.run.folder import RunFolder
 from advgame.statistics import wilson
 from advgame.threat import Linf
 
+pytestmark = pytest.mark.drawn
+
 BALL = Linf(0.1)
 
 

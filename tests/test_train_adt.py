@@ -24,6 +24,7 @@ def small(folder, name, **changes):
     return replace(Config(), **{**settings, **changes})
 
 
+@pytest.mark.slow
 def test_its_generator_attacks_any_classifier(tmp_path, monkeypatch):
     job.run(small(tmp_path, "whole", epochs=1))
     run = job.run(small(tmp_path, "cut", epochs=1, method="imp-am", lam=1.0, latent=4)).path

@@ -52,6 +52,7 @@ def test_what_a_study_gives_to_all_does_not_reach_controls_that_refuse_it():
         assert ("--gae-lambda" in words) == ("cloning" not in words), name
 
 
+@pytest.mark.drawn
 def test_a_run_explains_itself_and_is_not_overwritten(tmp_path):
     folder = train_gail.job.run(config(tmp_path)).path
     report = json.loads((folder / "report.json").read_text())
@@ -136,6 +137,7 @@ def test_batches_of_the_default_setting_hold_live_states():
     assert blind_batches(replace(usual, stagger=False))[1:7] == [1.0] * 6
 
 
+@pytest.mark.slow
 def test_the_report_says_how_far_the_policy_is_from_the_expert(tmp_path):
     found = {}
     for source in ("random", "cloning"):

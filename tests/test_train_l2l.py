@@ -40,6 +40,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.drawn
 def test_a_run_leaves_its_curves(runs):
     rows = Metrics.read(runs / "grad-seed0" / "metrics.csv")
     assert [row["epoch"] for row in rows] == [1, 2]

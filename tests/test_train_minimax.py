@@ -38,6 +38,7 @@ def test_the_end_of_a_game_is_not_that_of_weights_that_did_not_play(changes, tmp
     assert "game" not in report
 
 
+@pytest.mark.slow
 def test_an_interrupted_report_keeps_its_fresh_attacker(tmp_path, monkeypatch):
     """Its verdicts belong to that network, which must not be trained anew."""
     run = job.run(small(tmp_path, "run", defence="plain"))

@@ -63,6 +63,7 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_afterwards(tmp_path, monkey
     assert_equal_runs(whole.path, job.run(Config(resume=str(tmp_path / "full"))).path)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
     tmp_path, stop_at, monkeypatch, capsys
 ):
@@ -173,6 +174,7 @@ def test_divergence_is_named(tmp_path):
         job.run(small(tmp_path, "one", agent="fixed", lr=1e30, schedule="constant"))
 
 
+@pytest.mark.slow
 def test_different_seeds_differ(tmp_path):
     one, two = (job.run(small(tmp_path, f"s{s}", seed=s, epochs=1)) for s in (0, 1))
     with pytest.raises(AssertionError):

@@ -198,6 +198,7 @@ def test_a_clone_that_one_stands_in_runs_its_own_packages(project, source):
     assert told.err.endswith("use python -m advgame train-las-at\n")
 
 
+@pytest.mark.slow
 def test_a_training_is_stopped_goes_on_and_is_judged(project):
     """With the words that the run itself prints."""
     words = ["advgame", "train-las-at", "--epochs", "12", *TINY, "--name", "mine"]
