@@ -119,8 +119,11 @@ class Curves:
         named = [(step, tag, value) for step, stats in points for tag, value in stats.items()]
         if not named:
             return
-        values = torch.stack([value.detach().float() for *_, value in named]).tolist()
-        for (step, tag, _), value in zip(named, values, strict=True):
+        # players may count on the CPU: their numbers go to the device, whose own come back once
+        devices = {value.device for *_, value in named}
+        device = next((one for one in devices if one.type != "cpu"), torch.device("cpu"))
+        values = torch.stack([value.detach().float().to(device) for *_, value in named])
+        for (step, tag, _), value in zip(named, values.tolist(), strict=True):
             self.events.add(summary.scalar(STEP + tag, value), step)
 
     def histogram(self, tag: str, values: Tensor, step: int, options: Tensor) -> None:
