@@ -395,6 +395,7 @@ def test_a_file_is_written_and_read(root):
     assert read_mixture(root / "pure.json").members == (root / "runs" / "robust",)
 
 
+@pytest.mark.slow
 def test_evaluate_takes_a_mixture(root, two, digits, tmp_path, monkeypatch):
     few = digits.test.first(10)
     words = [

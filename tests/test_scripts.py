@@ -64,6 +64,7 @@ def test_an_error_is_one_line_and_exit_code_2():
     assert done.stderr == "error: eps must be a number such as 0.15 or 8/255, not '8/0'\n"
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten(tmp_path):
     first = ["--runs-dir", str(tmp_path), "--name", "one", "--epochs", "1", *TINY]
     done = run(*TRAIN, *first)

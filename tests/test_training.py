@@ -47,6 +47,7 @@ def stop_at(monkeypatch):
     return at
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_run_goes_on_afterwards(tmp_path, monkeypatch):
     whole = job.run(small(tmp_path, "whole"))
     real, calls = os.fsync, iter(range(10_000))
