@@ -161,7 +161,7 @@ class LinearBandit(ABC):
         stats = {
             "strategy/expected": expected,
             "strategy/uncertainty": unsure,
-            "strategy/prediction_error": torch.tensor(self.noise),
+            "strategy/noise": torch.tensor(self.noise),
             **self._signs(before),
         }
         return {name: value.float().to(reward.device) for name, value in stats.items()}

@@ -60,14 +60,14 @@ PANELS: Panels = {
         },
     ),
     "Bandit": (
-        "thousandths of a nat per forward, and nats",
+        "reward, thousandths of a nat per forward",
         {
-            "game/attacker_reward": "paid: fall of the held-out loss per forward",
             "strategy/expected": "expected of the strategy played",
             "strategy/uncertainty": "standard deviation of that",
-            "game/held_out_loss": "held-out robust loss",
+            "strategy/noise": "error of expectations (root mean square)",
         },
     ),
+    "Held-out images": ("nats", {"game/held_out_loss": "robust cross-entropy"}),
     "Strategy entropy": (
         "nats",
         {

@@ -1,5 +1,7 @@
 """What TensorBoard is given, read back from the events."""
 
+from importlib import import_module
+
 import matplotlib
 import pytest
 import torch
@@ -48,6 +50,38 @@ def test_a_run_of_one_epoch_shows_its_point():
     for markers, shown in (("o", rows), ("None", [*rows, {**rows[0], "epoch": 2.0}])):
         axis = game_figure(shown, "title", panels).axes[0]
         assert [line.get_marker() for line in axis.lines] == [markers, markers]
+
+
+@pytest.mark.parametrize("words", [3, 12, 40])
+def test_long_names_leave_the_panels_their_width(words, recwarn):
+    """Legends beside each other once left panels of a finger's width, some of no width at all."""
+    rows = [{"epoch": float(n), **{f"{k}": n * k for k in range(6)}} for n in range(3)]
+    names = {f"{k}": f"{k} " + "word " * words for k in range(6)}
+    panels = {"One": ("a unit " * 6, names), "Two": ("share", names), "Three": ("", names)}
+    figure = game_figure(rows, "title", panels)
+    figure.draw_without_rendering()
+    across, _ = figure.get_size_inches()
+    for axis in figure.axes[:3]:
+        assert axis.get_position().width * across > 2
+        legend = axis.get_legend().get_window_extent()
+        assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+        assert legend.y0 >= 0
+        assert not legend.overlaps(axis.xaxis.label.get_window_extent())
+    assert not [one for one in recwarn if "layout" in str(one.message)]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("advgame.games.training", "advgame.games.minimax", "advgame.games.cat_and_mouse"),
+        *("agents.las_at", "agents.gail", "agents.duel"),
+    ],
+)
+def test_a_curve_stands_in_one_panel(module):
+    """One in two panels drew another player's panel, with its words, into every run."""
+    panels = import_module(module).PANELS
+    tags = [tag for _, columns in panels.values() for tag in columns]
+    assert len(set(tags)) == len(tags)
 
 
 def test_a_run_that_goes_on_appends_to_its_one_file(tmp_path):

@@ -19,6 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from advgame.look import COLOURS, LINES, WIDTH, style
 from advgame.run.events import EventFile
@@ -206,15 +207,24 @@ def game_figure(
         for name, (unit, columns) in panels.items()
     }
     shown = {name: panel for name, panel in found.items() if panel[1]}
-    figure, axes = panels_figure(len(shown), title, height=2.7)
+    folded = {
+        name: [textwrap.fill(label, _LEGEND) for label in columns.values()]
+        for name, (_, columns) in shown.items()
+    }
+    most = max((sum(1 + one.count("\n") for one in panel) for panel in folded.values()), default=0)
+    figure, axes = panels_figure(len(shown), title, height=2.2 + 0.13 * most)
     for axis, (name, (unit, columns)) in zip(axes, shown.items(), strict=True):
-        for column, label in columns.items():
+        for column, label in zip(columns, folded[name], strict=True):
             points = [(row[x[0]], row[column]) for row in rows if column in row]
             alone = "o" if len(points) == 1 else None  # a line of one point is invisible
             axis.plot(*zip(*points, strict=True), label=label, marker=alone)
-        axis.set(title=name, xlabel=x[1], ylabel=unit)
+        axis.set(title=name, xlabel=x[1], ylabel=textwrap.fill(unit, _LABEL))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        under = axis.transAxes + ScaledTranslation(0, -_UNDER, figure.dpi_scale_trans)
+        axis.legend(
+            loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, frameon=False,
+            borderaxespad=0,
+        )  # fmt: skip
     return figure
 
 
@@ -365,6 +375,8 @@ def seeds_figure(
 
 
 _LABEL = 28  # letters that fit the height of a panel
+_LEGEND = 40  # and the width of half a column
+_UNDER = 0.4  # inches that ticks and their axis's name take
 _NAME = 22  # letters of four names that fit beside each other
 
 
