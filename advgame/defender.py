@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advgame.attacks.boundary import attacked
 from advgame.attacks.input_gradients import input_gradient
@@ -230,7 +231,8 @@ class Defender:
 
         All of them attack the same network then.
         """
-        buffers = [one for one in self.module.buffers() if one.is_floating_point()]
+        norms = (one for one in self.module.modules() if isinstance(one, _BatchNorm))
+        buffers = [b for one in norms for b in one.buffers() if b.is_floating_point()]
         if buffers:
             flat = torch.cat([one.flatten() for one in buffers])
             mean = cast(Tensor, self.fabric.all_reduce(flat))

@@ -77,7 +77,7 @@ def _strangers_code_is_forgotten(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _pictures_are_drawn_where_a_test_looks(request, monkeypatch):
-    """Drawing is a third of a tiny training's time; what is drawn is made up in every test."""
+    """Drawing takes much of a tiny training's time; what is drawn is made up in every test."""
     if not {"drawn", "slow"} & {mark.name for mark in request.node.iter_markers()}:
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"not drawn"))
 

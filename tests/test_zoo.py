@@ -1,6 +1,7 @@
 """The zoo: names, cards made from runs, checksums, and `zoo:NAME` wherever a run can be named."""
 
 import json
+import re
 import shutil
 
 import evaluate
@@ -61,8 +62,7 @@ def test_every_card_is_what_its_files_say(name):
     assert {flag["name"] for flag in report["flags"]} <= set(card.flags)
     assert weights.stat().st_size <= shipping.LARGEST
     words = " ".join(file.read_text() for file in folder.glob("*.json"))
-    assert "/tmp/" not in words
-    assert "/home/" not in words
+    assert not re.search(r"(?<![\w.])/\w", words), "a path of one machine"
     assert f"{100 * card.accuracy['autoattack']:.1f} %" in str(card)
 
 

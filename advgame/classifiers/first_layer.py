@@ -14,9 +14,9 @@ class FirstConv2d(nn.Conv2d):
     """`nn.Conv2d` for images of few channels, with another way to the gradient for the image.
 
     Libraries tune that gradient for many channels; for one or three, a product with the weights and
-    a sum over the overlapping windows takes a fifth to three quarters of the time on a CPU. The
-    weights' names and all forwards are `nn.Conv2d`'s, to the bit; the image's gradient differs by
-    rounding. With weights that are being trained, and on other devices, all is `nn.Conv2d`'s.
+    a sum over the overlapping windows takes less time on a CPU. The weights' names and all forwards
+    are `nn.Conv2d`'s, to the bit; the image's gradient differs by rounding. With weights that are
+    being trained, and on other devices, all is `nn.Conv2d`'s.
 
     Neither groups nor dilation are meant, nor another padding than zeros.
     """

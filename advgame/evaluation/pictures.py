@@ -135,6 +135,7 @@ def examples_figure(
     return figure
 
 
+@style()
 def differences_figure(contrasts: Sequence[Mapping[str, Any]], title: str) -> Figure:
     """Differences of two methods with their intervals, a line each, in points.
 
@@ -143,18 +144,19 @@ def differences_figure(contrasts: Sequence[Mapping[str, Any]], title: str) -> Fi
         title: of the figure.
     """
     lines = list(contrasts)[::-1]  # the first on top
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.3 * len(lines)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.2 * len(lines)))
     for place, one in enumerate(lines):
         mean, low, high = (100 * one[key] for key in ("mean", "low", "high"))
-        colour = "C3" if one["primary"] else "C0"
+        colour = COLOURS[3 if one["primary"] else 0]
         axis.errorbar(
             mean, place, xerr=[[mean - low], [high - mean]], fmt="o", capsize=3, color=colour
         )
     axis.axvline(0, color="black", lw=0.8)
-    axis.set_yticks(range(len(lines)), [one["name"] for one in lines], fontsize=8)
-    axis.set(xlabel="difference of robust accuracy, points; primary ones in red")
-    axis.grid(alpha=0.3, axis="x")
-    axis.set_title(title, fontsize=10)
+    axis.set_yticks(range(len(lines)), [one["name"] for one in lines])
+    axis.set(xlabel="difference of robust accuracy, points; primary ones in orange-red")
+    axis.set_ylim(-0.5, len(lines) - 0.5)
+    axis.grid(visible=False, axis="y")
+    axis.set_title(title)
     return figure
 
 

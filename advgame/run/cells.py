@@ -137,6 +137,7 @@ def _last_words(child: subprocess.Popen[str]) -> str:
 def _end_with(parent: int) -> Callable[[], None] | None:
     """What a child calls first, so that it is killed where its parent is; Linux alone can do it.
 
+    More exactly, where the thread is that has started it, and which waits for it.
     It would hold its folder's lock else, and whoever takes the cell over would be refused.
     """
     try:
