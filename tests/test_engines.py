@@ -1,6 +1,5 @@
 """Engines that run a study's cells: the same cells by all, and what is not there is refused."""
 
-import builtins
 import json
 import os
 import signal
@@ -76,9 +75,7 @@ def test_what_is_not_there_is_refused(settings, said, monkeypatch):
 
 @pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_an_extra_that_is_not_installed_is_named(engine, package, monkeypatch, tmp_path):
-    real = builtins.__import__
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(builtins, "__import__", real)
     asked = compare.Config(engine=engine, runs_dir=str(tmp_path / "runs"), out=str(tmp_path / "o"))
     with pytest.raises(InputError, match=rf"needs {package}: pip install 'advgame\[{engine}\]'"):
         compare.main(asked)
