@@ -1,7 +1,7 @@
 """Does learning whom to attack how long pay, at equal compute? Learned players against controls.
 
     python scripts/study.py strategies --resplit 7 --first-seed 100    # digits, exploration
-    python scripts/study.py strategies                                 # digits, 5 seeds
+    python scripts/study.py strategies --resplit 11                    # digits, 5 seeds
     python scripts/study.py strategies --methods stopper random pgd-at pgd-at-2 --finished-only
 
 All players spend the same counted forwards per training image (--forwards; `study.py compare` says
