@@ -14,6 +14,7 @@ WITH_RUNS = {
     "__init__.py",
     "__main__.py",
     "arena/judge.py",
+    "arena/population.py",
     "arena/tournament.py",
     "classifiers/saved.py",
     "evaluation/judge.py",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from advgame.lazy import lazily
 
 if TYPE_CHECKING:
-    from advgame.arena.best_response import ARC, ExpectedLoss, OnMember
+    from advgame.arena.best_response import ARC, ExpectedLoss, OnMember, OnMixture, WorstOf
     from advgame.arena.judge import (
         MixtureVerdicts,
         evaluate_mixture,
@@ -23,21 +23,32 @@ if TYPE_CHECKING:
     )
     from advgame.arena.mixture import ClassifierMixture
     from advgame.arena.mixture_file import read_mixture, write_mixture
+    from advgame.arena.oracles import Players, Round, psro
+    from advgame.arena.population import Answering, Population
+    from advgame.arena.sampling import optimal_sampling
     from advgame.arena.tournament import hold_tournament, standings
 
 __all__ = [
     "ARC",
+    "Answering",
     "ClassifierMixture",
     "Equilibrium",
     "ExpectedLoss",
     "MixtureVerdicts",
     "OnMember",
+    "OnMixture",
+    "Players",
+    "Population",
+    "Round",
+    "WorstOf",
     "evaluate_mixture",
     "exploitability",
     "exploitability_per_image",
     "find_mixture_flags",
     "hold_tournament",
     "judge_mixture",
+    "optimal_sampling",
+    "psro",
     "read_mixture",
     "solve",
     "solve_per_image",

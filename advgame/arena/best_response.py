@@ -297,6 +297,80 @@ class OnMember(Attack):
         return AttackResult(x_adv, None, None, asked, formed)
 
 
+@dataclass(frozen=True)
+class WorstOf(Attack):
+    """Of several attacks on a mixture, image by image, the example that is misclassified most.
+
+    In expectation over members; of equal ones that of the largest expected cross-entropy, the clean
+    image among them.
+
+    Args:
+        suite: attacks by name; each is made on the images that some member still has right.
+    """
+
+    suite: Suite
+
+    def _draws(self) -> str | None:
+        return next((drawn for _, one in self.suite if (drawn := one._draws())), None)
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        mixture = as_mixture(model)
+        x_adv, asked, formed = x.clone(), len(x), 0
+        with attacked(mixture):
+            error, loss = _badness(mixture, x, y)
+            for _, attack in self.suite:
+                rows = (error < 1 - _NEVER).nonzero()[:, 0]
+                if not len(rows):
+                    break
+                made = attack.run(mixture, x[rows], y[rows], rng=rng, check=check)
+                reached, at = _badness(mixture, made.x_adv, y[rows])
+                same = (reached - error[rows]).abs() < _NEVER
+                better = (reached > error[rows] + _NEVER) | (same & (at > loss[rows]))
+                kept = rows[better]
+                x_adv[kept] = made.x_adv[better]
+                error[kept], loss[kept] = reached[better], at[better]
+                asked, formed = asked + made.forwards + len(rows), formed + made.backwards
+        return AttackResult(x_adv, None, None, asked, formed)
+
+
+def _badness(mixture: ClassifierMixture, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected error and expected cross-entropy, (B,) each, without a graph."""
+    with torch.no_grad():
+        answers = mixture.answers(x)
+    wrong = (answers.argmax(2) != y[:, None]) | ~answers.amax(2).isfinite()
+    return mixture.expected(wrong), mixture.expected_loss(answers, y, cross_entropy)
+
+
+@dataclass(frozen=True)
+class OnMixture(Attack):
+    """An attack on a mixture that stays as it is, whose examples meet any classifier.
+
+    It knows the mixture and not the draw: a pure strategy of PSRO's attacker. Passes are counted
+    by member.
+
+    Args:
+        attack: on the mixture.
+        mixture: for which the examples are made.
+    """
+
+    attack: Attack
+    mixture: ClassifierMixture
+
+    def _draws(self) -> str | None:
+        return self.attack._draws()
+
+    def _attack(
+        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator | None, check: bool
+    ) -> AttackResult:
+        made = self.attack.run(self.mixture, x, y, rng=rng, check=check)
+        members = len(self.mixture.members)
+        return AttackResult(
+            made.x_adv, None, None, made.forwards * members, made.backwards * members
+        )
+
+
 ADAPTIVE: dict[str, Callable[[Threat], Attack]] = {
     "adaptive:ce": lambda threat: ExpectedLoss(threat, "ce"),
     "adaptive:margin": lambda threat: ExpectedLoss(threat, "margin"),

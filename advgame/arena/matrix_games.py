@@ -130,12 +130,32 @@ def exploitability_per_image(errors: ArrayLike, defender: ArrayLike, attacker: A
     Raises:
         InputError: arrays that do not fit, or no probabilities.
     """
+    worst, best = best_replies(errors, defender, attacker)
+    return worst - best
+
+
+def best_replies(
+    errors: ArrayLike, defender: ArrayLike, attacker: ArrayLike
+) -> tuple[float, float]:
+    """What a pair of mixtures comes to when the other player replies best.
+
+    Args:
+        errors: (N, D, A).
+        defender: (D,) probabilities.
+        attacker: (N, A) probabilities.
+
+    Returns:
+        what the defender's mixture pays at worst, and what the attacker's is paid at least.
+
+    Raises:
+        InputError: arrays that do not fit, or no probabilities.
+    """
     costs = _numbers(errors, "NDA")
     p = _mixture(defender, costs.shape[1:2], "defender")
     q = _mixture(attacker, (costs.shape[0], costs.shape[2]), "attacker")
     worst = np.einsum("d,nda->na", p, costs).max(1).mean()
     best = np.einsum("na,nda->d", q, costs).min() / len(costs)
-    return float(worst - best)
+    return float(worst), float(best)
 
 
 def _numbers(given: ArrayLike, axes: str) -> Floats:

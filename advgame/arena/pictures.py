@@ -24,7 +24,7 @@ def tournament_figure(content: Mapping[str, Any]) -> Figure:
     all columns: light where the attacker commits to a mixture, dark where it picks per image.
 
     Args:
-        content: of tournament.json.
+        content: of tournament.json; ``split`` names other images than those of the test split.
     """
     rows, columns = content["rows"], content["columns"]
     errors = np.array([[content["errors"][d][a]["share"] for a in columns] for d in rows])
@@ -56,7 +56,8 @@ def tournament_figure(content: Mapping[str, Any]) -> Figure:
     corner.axis("off")
     corner.legend(*beside.get_legend_handles_labels(), fontsize=7, loc="center", title="value")
     figure.suptitle(
-        f"errors, % of {content['n']} test images, {content['norm']} ε = {content['eps']:.3g}",
+        f"errors, % of {content['n']} {content.get('split', 'test')} images, {content['norm']} "
+        f"ε = {content['eps']:.3g}",
         fontsize=10,
     )
     return figure

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from advgame.games.adaptive import AdaptiveAttack, Gain, LasReward, Progress, Regret
     from advgame.games.adt import AdtAmortised, AdtExp
     from advgame.games.adversarial_training import AdversarialTraining
+    from advgame.games.answers import Boosting, DrawnAttacks
     from advgame.games.awp import AWPDefender
     from advgame.games.cat_and_mouse import CatAndMouse
     from advgame.games.costs import DefenderStep, Passes
@@ -39,9 +40,11 @@ __all__ = [
     "AdtAmortised",
     "AdtExp",
     "AdversarialTraining",
+    "Boosting",
     "CatAndMouse",
     "DefenderStep",
     "DefenderTraining",
+    "DrawnAttacks",
     "Duel",
     "Free",
     "Gail",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from advgame.attacks import Attack
     from advgame.data import ImageSet, Splits
     from advgame.defender import Defender
-    from advgame.games.training import Rules
+    from advgame.games.training import DefenderTraining, Rules
     from advgame.run.curves import Panels
     from advgame.run.loop import Game, TrainingPlan, Validate
     from advgame.threat import Threat
@@ -198,10 +198,17 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
     def game(self, config: RunConfigT, data: Splits, fabric: Fabric) -> GameT:
         """The defender's training by the script's rules."""
+        rules = self.rules(config, data.train, fabric)
+        return cast(GameT, self.training(config, data, fabric, rules))
+
+    def training(
+        self, config: RunConfigT, data: Splits, fabric: Fabric, rules: Rules
+    ) -> DefenderTraining:
+        """The training of a new defender by any rules."""
         from advgame.games.training import DefenderTraining
 
-        made = DefenderTraining(
-            self.rules(config, data.train, fabric),
+        return DefenderTraining(
+            rules,
             self.defender(config, data, fabric),
             data.train,
             config.batch_size,
@@ -209,7 +216,6 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             **self.augmentation(config, data.train),
             ramp_steps=round(config.eps_ramp * self.steps(config, data, fabric)),
         )
-        return cast(GameT, made)
 
     def steps(self, config: RunConfigT, data: Splits, fabric: Fabric) -> int:
         """How long the whole training is in the unit of its schedules: batches per process."""

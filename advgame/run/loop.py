@@ -154,6 +154,7 @@ class Trainer:
         resumable: whether the game's state is all of it; a run of another one ends where it stops.
         callbacks: code of your own that is told of every step and epoch, and can end the training.
         panels: of curves.png, which TensorBoard's tab CUSTOM SCALARS shows, too.
+        part_of: the run that ``--resume`` takes, where this training is a part of another run.
     """
 
     def __init__(
@@ -168,8 +169,9 @@ class Trainer:
         resumable: bool = True,
         callbacks: Sequence[Callback] = (),
         panels: Panels | None = None,
+        part_of: RunFolder | None = None,
     ) -> None:
-        self.panels = panels or {}
+        self.panels, self.part_of = panels or {}, part_of
         self.game, self.run, self.plan, self.validate = game, run, plan, validate
         self.select, self.role, self.resumable = select, role, resumable
         self.hooks = Hooks(callbacks)
@@ -536,7 +538,8 @@ class Trainer:
         return int(found[0]), bool(found[1])
 
     def _going_on(self) -> str:
-        return going_on(self.run.path, typed_again(self.run.about()["config"]))
+        run = self.part_of or self.run
+        return going_on(run.path, typed_again(run.about()["config"]))
 
     def _stop(self, number: int, *, saved: bool) -> None:
         if not saved:
