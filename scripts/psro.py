@@ -320,7 +320,7 @@ def play(config: Config, run: RunFolder, population: Population) -> dict[str, An
         curves.settings(run.about(), ("final/worst_case",))
     last: Round | None = None
     for last in islice(psro(population, 1, FIRST, per_image=per_image), config.rounds):
-        row = told(config, run, population, last)
+        row = told(run, population, last)
         rounds.append(row)
         if last.number > done:
             shown = {tag: float(row[name]) for tag, name in TAGS.items()}
@@ -352,27 +352,42 @@ TAGS = {
 }
 
 
-def told(config: Config, run: RunFolder, population: Population, one: Round) -> dict[str, Any]:
-    """A round for rounds.json, with what its classifier and its attacker took.
-
-    Forwards are of one image by one classifier: one back to the image counts as 1, one with
-    weights as 2.
-    """
+def told(run: RunFolder, population: Population, one: Round) -> dict[str, Any]:
+    """A round for rounds.json."""
     row, column = one.errors.shape[1] - 1, one.errors.shape[2] - 1
-    rows, before, passes = Metrics.read(folder_of(run, row) / "metrics.csv"), 0.0, 0.0
-    for epoch in rows:
-        passes += epoch["attacker/forwards_per_image"] * (epoch["step"] - before)
-        before = epoch["step"]
-    attack = population.spent(column)
     return {
         "round": one.number,
         **mixtures(one.equilibrium),
         "attacker_gain": one.attacker_gain,
         "defender_gain": one.defender_gain,
         "gap": one.gap,
-        "forwards": round(passes * config.batch_size) + attack["forwards"] + attack["backwards"],
-        "seconds": rows[-1]["time/seconds"] + attack["seconds"],
+        **spent(run, population, row, column),
     }
+
+
+def spent(run: RunFolder, population: Population, row: int, column: int) -> dict[str, float]:
+    """Forwards and seconds of a classifier's training and of an attacker."""
+    folder, attack = folder_of(run, row), population.spent(column)
+    seconds = Metrics.read(folder / "metrics.csv")[-1]["time/seconds"]
+    return {
+        "forwards": round(trained_forwards(folder)) + attack["forwards"] + attack["backwards"],
+        "seconds": seconds + attack["seconds"],
+    }
+
+
+def trained_forwards(folder: Path) -> float:
+    """What a training took, in forwards of one image by one classifier.
+
+    One back to the image counts as 1, one with weights as 2.
+
+    Args:
+        folder: of its run.
+    """
+    passes, before = 0.0, 0.0
+    for row in Metrics.read(folder / "metrics.csv"):
+        passes += row["attacker/forwards_per_image"] * (row["step"] - before)
+        before = row["step"]
+    return passes * float(RunFolder.open(folder).about()["config"]["batch_size"])
 
 
 def write(config: Config, run: RunFolder, population: Population, found: dict[str, Any]) -> None:
@@ -409,7 +424,8 @@ def write(config: Config, run: RunFolder, population: Population, found: dict[st
         for number in range(len(rows))
         for one in deaths(Metrics.read(folder_of(run, number) / "metrics.csv"))
     ]
-    content = {**known, **found, "game": config.game, "flags": flags}
+    begun = spent(run, population, 0, 1)
+    content = {**known, "begin": begun, **found, "game": config.game, "flags": flags}
     title = f"PSRO on {short_name(config.dataset)}, {config.response}, seed {config.seed}"
     save_figure(tournament_figure(known), run.path / "payoffs.png")
     table = Metrics.read(run.path / "metrics.csv")
@@ -439,6 +455,7 @@ def as_markdown(title: str, content: Mapping[str, Any]) -> str:
         *content["rounds"],
         {"round": "end", **content["last"]},
     ]
+    begin = content["begin"]
     table = markdown(
         [
             *("round", "value, %", "gap, %", "attacker's gain, %", "defender's gain, %"),
@@ -475,7 +492,8 @@ def as_markdown(title: str, content: Mapping[str, Any]) -> str:
             "The gap is what both answers gain together. Better answers may exist: it is a lower "
             "bound on exploitability, and a small one proves nothing. Of the end the attacker's "
             "answer alone is known: under it the mixture errs on "
-            f"{percent(content['last'], 'answered')} %.",
+            f"{percent(content['last'], 'answered')} %. Before the first round classifier 0 and "
+            f"attacker 1 took {begin['forwards'] / 1e6:.2f} million forwards.",
             "",
             *(
                 [

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import evaluate
+import psro
 import pytest
 import torch
 import train
@@ -37,7 +38,7 @@ from agents.attnet import AttNet
 
 TRAININGS = (
     train, train_las_at, train_l2l, train_adt, train_minimax, train_gail, train_attacker,
-    train_cat_and_mouse, train_privacy_filter, train_duel,
+    train_cat_and_mouse, train_privacy_filter, train_duel, psro,
 )  # fmt: skip
 STUDIES = {
     study_l2l: {"methods": ("grad",)},
