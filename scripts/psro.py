@@ -132,8 +132,6 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
             raise InputError("the mixtures of all rounds lie on one device: leave --devices away")
         if config.init is not None and config.response == "scratch":
             raise InputError("--response scratch begins every classifier anew: leave --init away")
-        if config.own_share == 1 and config.response != "barre":
-            raise InputError("--own-share 1 answers no attacker: choose a share below 1")
         return config
 
     @override
@@ -155,6 +153,15 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         return AdversarialTraining(ball(config), partial(pgd, steps=config.attack_steps))
 
     @override
+    def build(self, config: Config, fabric: Fabric) -> tuple[DefenderTraining, Splits]:
+        from advgame.evaluation import check_evaluation
+
+        first, data = super().build(config, fabric)
+        module, attacks = first.learner.module, config.inner_attacks
+        check_evaluation(module, data.validation, ball(config), attacks, seed=config.seed)
+        return first, data
+
+    @override
     def work(
         self, config: Config, run: RunFolder, made: tuple[DefenderTraining, Splits], *, resume: bool
     ) -> None:
@@ -164,12 +171,12 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         first, data = made
         every = data.validation
         how = Answering(
-            config.response == "barre",
-            config.own_share,
-            config.attack_steps,
-            config.inner_attacks,
-            config.barre_attack,
-            config.seed,
+            boosting=config.response == "barre",
+            own_share=config.own_share,
+            steps=config.attack_steps,
+            attacks=config.inner_attacks,
+            boosting_attack=config.barre_attack,
+            seed=config.seed,
         )
         population = Population(
             run.path,
@@ -320,11 +327,13 @@ def play(config: Config, run: RunFolder, population: Population) -> dict[str, An
         curves.settings(run.about(), ("final/worst_case",))
     last: Round | None = None
     for last in islice(psro(population, 1, FIRST, per_image=per_image), config.rounds):
-        row = told(run, population, last)
+        row = as_row(run, population, last)
         rounds.append(row)
         if last.number > done:
             shown = {tag: float(row[name]) for tag, name in TAGS.items()}
             metrics.add({"round": last.number, **shown})
+            if last.number == 1:
+                curves.layout(PANELS, shown, 1)
             curves.scalars(shown, last.number)
     curves.close()
     assert last is not None
@@ -352,7 +361,7 @@ TAGS = {
 }
 
 
-def told(run: RunFolder, population: Population, one: Round) -> dict[str, Any]:
+def as_row(run: RunFolder, population: Population, one: Round) -> dict[str, Any]:
     """A round for rounds.json."""
     row, column = one.errors.shape[1] - 1, one.errors.shape[2] - 1
     return {

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import evaluate
+import psro
 import pytest
 import torch
 import train
@@ -34,7 +35,9 @@ from advgame.run.job import resume_settings
 from advgame.run.loop import Trainer, TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
-RESUMED = (*TRAINING, evaluate, train_privacy_filter, train_attacker, train_gail, train_duel)
+RESUMED = (
+    *TRAINING, evaluate, train_privacy_filter, train_attacker, train_gail, train_duel, psro,
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -179,8 +179,7 @@ def test_a_classifier_begins_with_the_one_before_or_anew(response, tmp_path):
     ("words", "answer"),
     {
         "--rounds 0": "rounds must be 1 or above",
-        "--own-share 1": "answers no attacker",
-        "--own-share 2": "own_share must lie in",
+        "--own-share 1": "own_share must lie in",
         "--response barre --own-share 0.2": "makes no use of --own-share",
         "--osp-n 3": "--response warm makes no use of --osp-n",
         "--response scratch --init x.pth": "leave --init away",

@@ -55,7 +55,7 @@ class Answering:
 
     Args:
         boosting: by BARRE's rule, instead of learning from attacks drawn from a mixture.
-        own_share: share of a new classifier's images that are attacked by PGD on itself.
+        own_share: share of a new classifier's images that are attacked by PGD on itself, below 1.
         steps: of the attacks in trainings.
         attacks: names; the attacker has them on each classifier that is played.
         boosting_attack: what BARRE's classifiers learn from.
