@@ -362,7 +362,7 @@ TAGS = {
 
 
 def as_row(run: RunFolder, population: Population, one: Round) -> dict[str, Any]:
-    """A round for rounds.json."""
+    """A round as rounds.json and metrics.csv have it."""
     row, column = one.errors.shape[1] - 1, one.errors.shape[2] - 1
     return {
         "round": one.number,

@@ -38,7 +38,7 @@ NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
 CLAIMS = {
     ("adt", 0): lambda n, said: n[1] < n[5],  # λ spreads the distribution
     ("adaptive_attack_v0", 0): lambda n, said: 1 <= n[1] < 8,
-    ("arena", 1): lambda n, said: n[:2] == [1, 2] and said.count("0.333") == 3,
+    ("arena", 1): lambda n, said: n[1] == 2 and said.count("[0.333 0.333 0.333") == 2,
     ("attack_v0", 1): lambda n, said: n[1] > 0.2,
     ("black_box_attack_v0", 1): lambda n, said: n[0] > 0,  # episodes
     ("cat_and_mouse", 0): lambda n, said: n[1] > n[2] and n[7] > n[8],  # retraining answers

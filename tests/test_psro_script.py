@@ -19,8 +19,8 @@ from advgame.run.folder import Metrics
 from advgame.run.loop import Trainer
 
 TINY = {
-    "rounds": 2, "train_n": 96, "epochs": 1, "batch_size": 32, "attack_steps": 1, "game_n": 20,
-    "eval_n": 10, "attacks": ("fgsm",), "inner_attacks": ("fgsm",),
+    "rounds": 2, "train_n": 96, "epochs": 1, "batch_size": 32, "attack_steps": 1, "game_n": 12,
+    "eval_n": 6, "attacks": ("fgsm",), "inner_attacks": ("fgsm",),
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
 
 def test_rounds_are_the_solutions_of_the_games_that_grow(whole):
     content, errors = rounds_of(whole), errors_of(whole)
-    assert errors.shape == (20, 3, 4), "with the answers of two rounds, none of the end"
+    assert errors.shape == (12, 3, 4), "with the answers of two rounds, none of the end"
     for one in content["rounds"]:
         number = one["round"]
         game = errors[:, :number, : number + 1]
@@ -81,7 +81,7 @@ def test_the_last_mixture_is_a_file_and_is_judged(whole):
     assert [int(path.name) for path in mixture.members] == [int(one) for one in played]
     assert mixture.weights == tuple(played.values())
     report = json.loads((whole / "report.json").read_text())
-    assert report["n"] == 10
+    assert report["n"] == 6
     assert {"clean", "arc", "adaptive:ce", "members:fgsm"} <= report["accuracy"].keys()
     assert report["psro"]["last"] == rounds_of(whole)["last"]
     known = evaluate.job.check(evaluate.Config(what=str(whole / "mixture.json"), attacks=("fgsm",)))
@@ -141,7 +141,7 @@ def test_stopped_at_any_point_and_resumed_is_the_same_to_the_bit(whole, monkeypa
 
 def test_barre_boosts_and_samples(whole):
     run = made(
-        whole.parent, "barre", response="barre", rounds=1, osp_steps=2, osp_n=20,
+        whole.parent, "barre", response="barre", rounds=1, osp_steps=2, osp_n=12,
         barre_attack="arc",
     )  # fmt: skip
     content = rounds_of(run)
@@ -182,7 +182,7 @@ def test_a_classifier_begins_with_the_one_before_or_anew(response, tmp_path):
         "--own-share 1": "own_share must lie in",
         "--response barre --own-share 0.2": "makes no use of --own-share",
         "--osp-n 3": "--response warm makes no use of --osp-n",
-        "--response scratch --init x.pth": "leave --init away",
+        "--response scratch --init zoo:digits/pgd-at-small_cnn-seed0": "leave --init away",
         "--inner-attacks pgd21": "unknown attack",
         "--inner-attacks transfer": "--inner-attacks has none",
         "--game-n 0": "game_n must be 1",

@@ -160,7 +160,9 @@ class Population:
 
     def spent(self, column: int) -> dict[str, Any]:
         """An attacker's ``forwards`` and ``backwards``, of images by classifiers, and seconds."""
-        return read_json(self._file(column, "spent.json"), f"delete {self.folder}, and resume")
+        path = self._file(column, "spent.json")
+        found: dict[str, Any] = read_json(path, f"delete {path.parent}, and resume")
+        return found
 
     def _answer(self, attacker: Floats) -> DrawnAttacks:
         own, steps = self.how.own_share, self.how.steps

@@ -20,7 +20,8 @@ def on_simplex(point: Floats) -> Floats:
     falling = np.sort(point)[::-1]
     excess = (falling.cumsum() - 1) / np.arange(1, len(point) + 1)
     least = excess[np.nonzero(falling > excess)[0][-1]]
-    return np.maximum(point - least, 0)
+    nearest: Floats = np.maximum(point - least, 0)
+    return nearest
 
 
 def optimal_sampling(

@@ -313,12 +313,12 @@ class Arena(Study[Config]):
 
 
 def script_of(words: str) -> ModuleType:
-    """The script of a training."""
+    """The module of a training's script, by its words."""
     return import_module(words.split()[0].removesuffix(".py"))
 
 
 def different(cells: Sequence[Cell]) -> list[Cell]:
-    """Each folder once."""
+    """The same cells, each folder of them once."""
     return list({cell.folder: cell for cell in cells}.values())
 
 
