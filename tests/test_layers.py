@@ -15,6 +15,7 @@ WITH_RUNS = {
     "__main__.py",
     "arena/judge.py",
     "arena/population.py",
+    "arena/rounds.py",
     "arena/tournament.py",
     "classifiers/saved.py",
     "evaluation/judge.py",

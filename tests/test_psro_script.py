@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from advgame.arena import Population, read_mixture
+from advgame.arena import Population, read_mixture, rounds
 from advgame.arena.matrix_games import exploitability_per_image
 from advgame.arena.oracles import restricted
 from advgame.arena.tournament import playable
@@ -93,7 +93,7 @@ def test_the_last_mixture_is_a_file_and_is_judged(whole):
 def test_stopped_at_any_point_and_resumed_is_the_same_to_the_bit(whole, monkeypatch, capsys):
     """In the first classifier's training, in an attack, in an answer's training, after a round."""
     config = script.Config(runs_dir=str(whole.parent), name="cut", **TINY)
-    step, attack, write = Trainer._one_step, Population._make, script.write
+    step, attack = Trainer._one_step, Population._make
 
     def at_step(of, number):
         def one(trainer):
@@ -115,7 +115,7 @@ def test_stopped_at_any_point_and_resumed_is_the_same_to_the_bit(whole, monkeypa
         (at_step("00", signal.SIGTERM), 128 + signal.SIGTERM),
         ((Population, "_make", stopped_attack), None),
         (at_step("01", signal.SIGINT), 128 + signal.SIGINT),
-        ((script, "write", no_end), None),
+        ((rounds, "write", no_end), None),
     ):
         capsys.readouterr()
         with monkeypatch.context() as patched:
@@ -126,7 +126,6 @@ def test_stopped_at_any_point_and_resumed_is_the_same_to_the_bit(whole, monkeypa
             assert stop.value.code == said
             assert f"--resume {whole.parent / 'cut'}\n" in capsys.readouterr().err
         config = script.Config(resume=str(whole.parent / "cut"))
-    assert script.write is write
     run = script.job.run(config).path
     assert rounds_of(run) == rounds_of(whole)
     assert (errors_of(run) == errors_of(whole)).all()

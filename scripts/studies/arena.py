@@ -27,7 +27,6 @@ from statistics import mean
 from types import ModuleType
 from typing import Any
 
-from psro import trained_forwards
 from typing_extensions import override
 
 from advgame.arena.mixture_file import write_mixture
@@ -329,6 +328,8 @@ def worst(images: Sequence[Mapping[str, str]], columns: Sequence[str]) -> float:
 
 def forwards(folder: Path) -> float:
     """Counted forwards per training image of a training, or of all of PSRO's."""
+    from advgame.arena.rounds import trained_forwards
+
     about = RunFolder.open(folder).about()
     if (folder / "rounds.json").exists():
         rounds = read_json(folder / "rounds.json")
