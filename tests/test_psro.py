@@ -19,6 +19,7 @@ from advgame.arena import (
     solve,
     solve_per_image,
 )
+from advgame.arena.matrix_games import best_replies
 from advgame.arena.oracles import restricted, support
 from advgame.arena.sampling import on_simplex
 from advgame.attacks import fgsm, pgd
@@ -126,6 +127,18 @@ def test_the_attacker_that_sees_the_image_is_paid_more():
     assert restricted(errors).attacker.tolist() == [[1, 0], [0, 1]]
     assert restricted(errors, per_image=False).value == 0.5
     assert support(restricted(errors).attacker) == 2
+
+
+def test_where_its_choice_changes_nothing_the_attacker_mixes_as_elsewhere():
+    """On image 2 no attack works, image 3 is always wrong: no attack at all would do there."""
+    errors = np.zeros((4, 2, 3))
+    errors[0, :, 1] = errors[1, :, 2] = errors[3] = 1
+    found = restricted(errors)
+    assert found.value == 0.75
+    assert found.attacker.tolist() == [[0, 1, 0], [0, 0, 1], [0, 0.5, 0.5], [0, 0.5, 0.5]]
+    worst, best = best_replies(errors, found.defender, found.attacker)
+    assert worst == best == 0.75, "still an equilibrium"
+    assert restricted(errors[2:]).attacker.tolist() == [[pytest.approx(1 / 3)] * 3] * 2
 
 
 def test_a_player_without_a_strategy_is_refused():

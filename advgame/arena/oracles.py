@@ -106,6 +106,10 @@ def psro(
 def restricted(errors: Floats, *, per_image: bool = True) -> Equilibrium:
     """The equilibrium of a restricted game.
 
+    On an image where the attacker's choice changes no known strategy's error, any choice is one of
+    an equilibrium. It mixes there as elsewhere on average: a new classifier is to meet its attacks
+    on these images, too.
+
     Args:
         errors: (N, D, A).
         per_image: whether the attacker picks its strategy after it has seen the image.
@@ -113,7 +117,12 @@ def restricted(errors: Floats, *, per_image: bool = True) -> Equilibrium:
     Returns:
         with the attacker's mixtures (N, A), or (1, A) where it has not seen the image.
     """
-    return solve_per_image(errors if per_image else errors.mean(0, keepdims=True))
+    game = errors if per_image else errors.mean(0, keepdims=True)
+    found = solve_per_image(game)
+    matters, columns = (np.ptp(game, axis=2) > 0).any(1), game.shape[2]
+    usual = found.attacker[matters].mean(0) if matters.any() else np.full(columns, 1 / columns)
+    attacker = np.where(matters[:, None], found.attacker, usual)
+    return Equilibrium(found.value, found.defender, attacker)
 
 
 def support(shares: Floats) -> int:

@@ -189,11 +189,14 @@ def write(run: RunFolder, threat: Threat, title: str, found: dict[str, Any]) -> 
         paths = [defender_folder(run.path, int(number)) for number in played]
         write_mixture(run.path / name, paths, list(played.values()))
     file = io.BytesIO()
-    names = {"rows": np.array(rows), "columns": np.array(columns)}
-    np.savez_compressed(file, errors=errors.astype(bool), **names)
+    named_rows, named_columns = np.array(rows), np.array(columns)
+    np.savez_compressed(file, errors=errors.astype(bool), rows=named_rows, columns=named_columns)
     write_atomically(run.path / "errors.npz", file.getvalue())
     ball = {"norm": threat.norm, "eps": float(threat.eps)}
     known = {"split": "validation", "n": len(errors), **ball, **standings(errors, rows, columns)}
+    if found["per_image"]:  # of several equilibria the one that was played
+        shares = found["last"]["attacker"].values()
+        known["games"]["all"]["per_image"]["attacker"] = dict(zip(columns, shares, strict=True))
     save_figure(tournament_figure(known), run.path / "payoffs.png")
     table = Metrics.read(run.path / "metrics.csv")
     save_figure(game_figure(table, title, PANELS, x=("round", "round")), run.path / "curves.png")
