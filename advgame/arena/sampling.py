@@ -30,8 +30,8 @@ def optimal_sampling(
     """The best weights that a projected subgradient method visits, from equal ones.
 
     α ← Π(α - a / t · g), where g[m] is the error rate of member m under the attack on α: a
-    subgradient of the worst-case error, as far as the attack is the worst. Of the schedule a / t I
-    am sure, of the paper's a I am not: ``rate`` is ours.
+    subgradient of the worst-case error, as far as the attack is the worst. The schedule a / t is
+    that of the authors' code, where a is 10 times the learning rate of the moment; ours is fixed.
 
     Args:
         errors: weights (M,) -> (N, M), 1 where a member errs on an image's adversarial example,
