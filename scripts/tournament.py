@@ -4,18 +4,21 @@
     python scripts/tournament.py runs/A runs/B --transfer aa:apgd-ce      # made on each, meets all
     python scripts/tournament.py runs/A my_code:build --attackers runs/ATTACKER --eps 0.1
     python scripts/tournament.py runs/A runs/B runs/D --attacks pgd20 --out runs/cup   # and again
+    python scripts/tournament.py runs/A runs/B --out runs/cup --jobs 8   # shared by 8 processes
 
 Rows are run folders, zoo:NAME, files of weights (--model), and your own package.module:factory.
 Writes `<out>/`: tournament.json, tournament.md and tournament.png (error rates, and both mixtures
 of the game with and without a look at the image), errors.npz (every verdict), and mixture.json, the
 defender's mixture, which evaluate.py judges. The same command goes on after a kill; with a row or a
-column more it computes only what is new.
+column more it computes only what is new. Started several times, or with --jobs, it is one
+tournament whose work is shared (docs/cluster.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import sweeps
@@ -25,16 +28,18 @@ from advgame.arena import hold_tournament, write_mixture
 from advgame.arena.tournament import playable
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
+from advgame.run.cells import Worker, run_cells
 from advgame.run.cli import run_script
+from advgame.run.engines import EngineConfig, check_engine, make_engine
 from advgame.run.folder import RunFolder
-from advgame.run.options import Count, Names, check_types
+from advgame.run.options import Count, Names, Whole, check_types, refuse_idle
 from advgame.run.program import prog
 from advgame.run.progress import telling
 from advgame.zoo.entries import place
 
 
 @dataclass(frozen=True)
-class Config(sweeps.Config):
+class Config(EngineConfig, sweeps.Config):
     """Hold a tournament of classifiers and attackers."""
 
     attacks: Names = ("pgd20", "autoattack-lite")
@@ -47,6 +52,8 @@ class Config(sweeps.Config):
     """images at a time; AutoAttack's verdicts can depend on it"""
     out: str = ""
     """folder of the tournament, also one that goes on or grows; runs/<current time> when empty"""
+    jobs: Whole = 0
+    """processes that share the work, started by --engine; with 0 this one does it"""
 
 
 def main(config: Config) -> None:
@@ -55,6 +62,7 @@ def main(config: Config) -> None:
     check_attacks(config.transfer)
     if not (config.attacks or config.attackers or config.transfer):
         raise InputError("a tournament needs a column: --attacks, --attackers or --transfer")
+    check_workers(config)
     out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
     asked = replace(config, attacks=config.attacks or config.transfer)  # of either, one is enough
     models, data, threat, learned = sweeps.load(asked)
@@ -70,6 +78,7 @@ def main(config: Config) -> None:
             seed=config.seed,
             batch_size=config.batch_size,
             progress=tell,
+            begun=partial(run_workers, config, out),
         )
     paths = {sweeps.name_of(what): Path(what) for what in config.what}
     game = content["games"].get("transfer", content["games"]["all"])["per_image"]
@@ -78,6 +87,42 @@ def main(config: Config) -> None:
         f"value {100 * game['value']:.1f} % errors, best single {100 * game['best_single']:.1f} %; "
         f"more in {out}/tournament.md"
     )
+
+
+ENGINE = tuple(field.name for field in fields(EngineConfig) if field.name != "jobs")
+"""options of how workers are run"""
+
+
+def check_workers(config: Config) -> None:
+    """Refuse an engine that cannot run, or that has nothing to run.
+
+    Raises:
+        InputError: what is wrong.
+    """
+    if config.jobs:
+        check_engine(config)
+        return
+    refuse_idle(config, Config(), {"a tournament in one process (no --jobs)": ENGINE})
+
+
+def run_workers(config: Config, out: Path) -> None:
+    """Have processes share the work, by the engine that is asked for, until all of it is done."""
+    if config.jobs:
+        words, script = words_of(config, out), Path(__file__)
+        workers = [Worker(script, out / f"worker{n}", words) for n in range(config.jobs)]
+        run_cells(workers, make_engine(config), config.jobs)
+
+
+def words_of(config: Config, out: Path) -> list[str]:
+    """The command line of a worker: what this process was asked for, less the engine."""
+    usual, words = Config(), [*config.what, "--out", str(out)]
+    for field in fields(Config):
+        value = getattr(config, field.name)
+        left_out = field.name in ("what", "out", *ENGINE, "jobs")
+        if not left_out and value != getattr(usual, field.name):
+            many = value if isinstance(value, tuple) else (value,)
+            words += [f"--{field.name.replace('_', '-')}", *map(str, many)]
+    return words
 
 
 def write_defender(out: Path, paths: Mapping[str, Path], shares: Mapping[str, float]) -> None:

@@ -1,13 +1,18 @@
 """Tournaments: cells equal to evaluations, growing, planted mixtures, refusals, the script."""
 
+import functools
 import json
+import os
+import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import tournament as script
-from conftest import Linear, undefended
+from conftest import ROOT, Linear, undefended
 
 from advgame.arena import hold_tournament, read_mixture, solve, solve_per_image, standings
 from advgame.arena.pictures import tournament_figure
@@ -102,6 +107,21 @@ def test_it_grows_by_what_is_new_only_and_goes_on_after_a_stop(rows, few, tmp_pa
     assert fewer["rows"] == ["plain"]
     _, lines = held(["robust", "plain"], ("fgsm",), ("fgsm",))
     assert len(lines) == 4, "two columns that are made on one classifier and meet both"
+
+
+def test_what_others_have_done_meanwhile_is_taken_as_it_is(rows, few, tmp_path):
+    """They begin when the folder is there; the result is that of one process."""
+    lines = []
+
+    def others():
+        assert (tmp_path / "cup" / "settings.json").exists()
+        assert not (tmp_path / "cup" / "cells").exists()
+        hold_tournament(tmp_path / "cup", rows, few, BALL, ("fgsm", "mim"))
+
+    asked = (rows, few, BALL, ("fgsm", "mim"))
+    shared = hold_tournament(tmp_path / "cup", *asked, progress=lines.append, begun=others)
+    assert lines == []
+    assert shared == hold_tournament(tmp_path / "one", *asked)
 
 
 def test_a_planted_pair_is_mixed_as_arithmetic_says():
@@ -257,6 +277,30 @@ def test_the_script_takes_runs_files_and_own_code_and_leaves_a_mixture(
     assert grown["clean"]["my_code.build"] < 0.5
 
 
+def test_workers_are_asked_for_the_same_tournament():
+    words = ["a", "b", "--attacks", "--transfer", "fgsm", "aa:apgd-ce", "--n", "None", "--eps=0.1"]
+    more = ["--jobs", "3", "--engine", "ray", "--threads", "2", "--ray-address", "auto"]
+    parse = functools.partial(script.tyro.cli, script.Config)
+    asked = parse(args=[*words, *more])
+    worker = parse(args=script.words_of(asked, Path("cup")))
+    assert worker == replace(parse(args=words), out="cup")
+
+
+@pytest.mark.slow
+def test_two_workers_hold_the_tournament_of_one_process(root):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, str(ROOT / "scripts" / "tournament.py"), "robust", "plain"]
+    words += ["--attacks", "fgsm,pgd20", "--n", "60", "--batch-size", "20"]
+    for more in (["--out", "alone"], ["--out", "shared", "--jobs", "2"]):
+        subprocess.run([*words, *more], cwd=root, env=env, check=True, capture_output=True)
+    one, two = (verdicts(root / name) for name in ("alone", "shared"))
+    assert {name: array.tolist() for name, array in one.items()} == {
+        name: array.tolist() for name, array in two.items()
+    }
+    left = {path.name for path in (root / "shared").rglob("*") if path.is_file()}
+    assert not [name for name in left if name.startswith(".token") or name.endswith(".partial")]
+
+
 def test_a_mixture_of_own_code_leaves_no_file(root, tmp_path):
     """evaluate.py takes files and folders; that of a smaller tournament goes, too."""
     paths = {"robust": root / "robust", "mine": root / "my_code:build"}
@@ -274,6 +318,8 @@ def test_a_mixture_of_own_code_leaves_no_file(root, tmp_path):
         (["robust", "--transfer", "autoattack"], "several attacks in a row"),
         (["robust", "--transfer", "pgd21"], "unknown attack"),
         (["robust", "--attacks", "transfer"], "needs --surrogate"),
+        (["robust", "--engine", "ray"], "makes no use of --engine"),
+        (["robust", "--jobs", "2", "--engine", "rey"], "did you mean ray"),
         (["robust", "--n", "0"], "n must be 1 or above"),
         (["robust", "--batch-size", "0"], "batch_size must be 1 or above"),
         (["robust", "robust"], "two classifiers are called robust"),

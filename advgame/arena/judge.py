@@ -195,9 +195,7 @@ def evaluate_mixture(
     told = {name: describe(one) for name, one in (extra or {}).items()}
     folder = None if folder is None else Path(folder)
     cells = Cells(folder, {**about, "extra": told})
-    work = _MixtureWork(
-        mixture, data.floats(), data.labels, threat, seed, batch_size, cells, progress
-    )
+    work = _MixtureWork(mixture, data, threat, seed, batch_size, cells, progress)
     found = MixtureVerdicts(mixture)
     plan = {"clean": [("all", Nothing())], **plan}
     parts_of_all = [(name, *part) for name, parts in plan.items() for part in parts]
@@ -230,7 +228,7 @@ class _MixtureWork(Work):
 
     def gather(self, found: MixtureVerdicts, name: str, parts: Suite) -> None:
         """Add an attack to what is found."""
-        starts = range(0, len(self.images), self.batch_size)
+        starts = range(0, len(self.data), self.batch_size)
         examples, every = [], []
         for part, attack in parts:
             rows = [self._batch(name, part, attack, start) for start in starts]
@@ -250,7 +248,7 @@ class _MixtureWork(Work):
 
     def _batch(self, name: str, part: str, attack: Attack, start: int) -> list[Cell]:
         """The cells of one example of each image of a batch, one per member."""
-        size = min(self.batch_size, len(self.images) - start)
+        size = min(self.batch_size, len(self.data) - start)
         keys = self._keys(name, part, start)
         cells = [self.cells.get(key) for key in keys]
         if None in cells:
@@ -269,18 +267,19 @@ class _MixtureWork(Work):
 
     def _fill(self, key: str, attack: Attack, start: int, size: int) -> list[Cell]:
         """Make an example of each image that some member has right when clean; ask all members."""
-        every = torch.arange(start, start + size, device=self.images.device)
+        device = self.data.images.device
+        every = torch.arange(start, start + size, device=device)
         most, began = 0.0, time.perf_counter()
-        own = PrivateRNG(derive_seed(self.seed, key), self.images.device)
+        own = PrivateRNG(derive_seed(self.seed, key), device)
         with ExitStack() as held:
             calls = [held.enter_context(counted(one)) for one in self.model.members]
             held.enter_context(attacked(self.model))
             held.enter_context(own)
-            right = self.model.right(self.images[every], self.labels[every])
+            right = self.model.right(self.data.floats(every), self.data.labels[every])
             pieces, batch = self.pieces(key, attack, every[right.any(1)])
         silent = torch.zeros(right.shape[1], dtype=torch.int64)
         for rows, said, reached in pieces:
-            right[rows - start] = said == self.labels[rows][:, None]
+            right[rows - start] = said == self.data.labels[rows][:, None]
             silent += (said < 0).sum(0).cpu()
             most = max(most, reached)
         seconds = time.perf_counter() - began

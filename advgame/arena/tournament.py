@@ -1,18 +1,25 @@
 """A tournament: every classifier against every attack, image by image, and the game that it is.
 
 A cell is one attack on one classifier, with a folder of its own: a tournament that is held again
-with another row or column computes only what is new.
+with another row or column computes only what is new. Processes that hold the same tournament in one
+folder share its work, batch by batch over all cells (`advgame.evaluation.claims`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from filelock import FileLock
 from torch import nn
 
 from advgame.arena.matrix_games import (
@@ -27,7 +34,8 @@ from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import is_own_attack
 from advgame.evaluation.cells import describe, file_name, fingerprint
-from advgame.evaluation.measure import check_evaluation, evaluate
+from advgame.evaluation.claims import Task, share
+from advgame.evaluation.measure import Evaluation, check_evaluation
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
@@ -40,6 +48,7 @@ _SETTINGS = "settings.json"
 _SHOWN = 5e-4  # shares below are 0.0 % in the page
 
 
+@torch.inference_mode(False)
 def hold_tournament(
     out: str | Path,
     classifiers: Mapping[str, nn.Module],
@@ -52,6 +61,7 @@ def hold_tournament(
     seed: int = 0,
     batch_size: int = 500,
     progress: Callable[[str], None] = lambda line: None,
+    begun: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Attack every classifier by every attacker, solve the games, and write all of it.
 
@@ -60,6 +70,7 @@ def hold_tournament(
 
     Args:
         out: a new folder, or that of a tournament on the same images that goes on or grows.
+            Processes that are at it at a time share the work.
         classifiers: the rows by name.
         data: test images, on the classifiers' device.
         threat: the ball, with one radius for all.
@@ -71,6 +82,8 @@ def hold_tournament(
         seed: of everything random.
         batch_size: images at a time.
         progress: told a line before each piece of work.
+        begun: called when the folder is there and nothing is attacked yet: it may have other
+            processes work on it.
 
     Returns:
         The content of ``tournament.json``.
@@ -93,28 +106,30 @@ def hold_tournament(
     about = _about(classifiers, data, threat, columns, extra, seed, batch_size)
     for model in classifiers.values():
         check_evaluation(model, data, threat, columns, seed=seed, extra=extra)
-    merged = _merged(out, about)
-    out.mkdir(parents=True, exist_ok=True)
-    with RunFolder(out).held():
-        write_atomically(out / _SETTINGS, json.dumps(merged, indent=1) + "\n")
-        errors = np.zeros((len(data), len(classifiers), len(columns)))
-        clean = {}
-        for d, (row, model) in enumerate(classifiers.items()):
-            for a, column in enumerate(columns):
-                own = {column: extra[column]} if column in extra else {}
-                verdicts = evaluate(
-                    model,
-                    data,
-                    threat,
-                    (column,),
-                    seed=seed,
-                    batch_size=batch_size,
-                    extra=own,
-                    folder=out / "cells" / file_name(row) / file_name(column),
-                    progress=lambda line, row=row: progress(f"{row}: {line}"),  # type: ignore[misc]
-                )
-                errors[:, d, a] = ~verdicts.correct[column].numpy()
-                clean[row] = verdicts.accuracy()["clean"]
+    _merged(out, about)  # refuses before anything is written
+    _settle(out, about)
+    begun()
+    cells = {
+        (row, column): Evaluation(
+            model,
+            data,
+            threat,
+            (column,),
+            seed=seed,
+            batch_size=batch_size,
+            extra={column: extra[column]} if column in extra else {},
+            folder=out / "cells" / file_name(row) / file_name(column),
+            progress=partial(_tell, progress, row),
+        )
+        for row, model in classifiers.items()
+        for column in columns
+    }
+    share([task for key, cell in cells.items() for task in _tasks(key, cell)], out, progress)
+    verdicts = {key: cell.verdicts() for key, cell in cells.items()}
+    correct = [[verdicts[row, one].correct[one].numpy() for one in columns] for row in classifiers]
+    errors = 1.0 - np.array(correct).transpose(2, 0, 1)
+    clean = {row: verdicts[row, columns[0]].accuracy()["clean"] for row in classifiers}
+    with _alone(out):
         content = {
             **made_by(),
             "device": device_name(data.images.device),
@@ -127,6 +142,32 @@ def hold_tournament(
         }
         _write(out, content, errors)
     return content
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """While no other process writes what all share; the cells are nobody's own."""
+    RunFolder(out).check_links()
+    with FileLock(out / ".lock"):
+        yield
+
+
+def _settle(out: Path, about: dict[str, Any]) -> None:
+    """Make the folder, or add rows and columns to its settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        merged = _merged(out, about)
+        write_atomically(out / _SETTINGS, json.dumps(merged, indent=1) + "\n")
+
+
+def _tell(progress: Callable[[str], None], row: str, line: str) -> None:
+    progress(f"{row}: {line}")
+
+
+def _tasks(key: tuple[str, str], cell: Evaluation) -> Iterator[Task]:
+    """The tasks of a cell, by names that those of no other have."""
+    mark = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    yield from (replace(task, name=f"{mark}.{task.name}") for task in cell.tasks)
 
 
 def standings(errors: Floats, rows: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
@@ -236,7 +277,7 @@ def _merged(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose another folder")
     if not (out / _SETTINGS).exists():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(one.name != ".lock" for one in out.iterdir()):
             raise InputError(f"{out} is no tournament's folder, and not empty: choose another")
         return about
     had = read_json(out / _SETTINGS, f"delete {out}, and the tournament is held again")

@@ -88,31 +88,72 @@ def evaluate(
         InputError: unknown attack; images, labels or logits that cannot be judged; or a folder
             of another evaluation.
     """
-    extra = dict(extra or {})
-    if isinstance(attacks, str):
-        raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
-    attacks = tuple(attacks)
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be an integer, 1 or above, not {batch_size!r}")
-    derive_seed(seed, "")  # refuses what is no seed
-    if not isinstance(folder, str | Path | None):
-        raise InputError(f"folder must be a path, not {folder!r}")
-    folder = None if folder is None else Path(folder)
-    plan = check_evaluation(
-        model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
+    asked = Evaluation(
+        model,
+        data,
+        threat,
+        attacks,
+        seed=seed,
+        batch_size=batch_size,
+        surrogate=surrogate,
+        extra=extra,
+        folder=folder,
+        progress=progress,
     )
-    plan = {"clean": [("clean", Nothing())], **plan}
-    more = [surrogate] if surrogate is not None else []
-    about = fingerprint(model, data, threat, seed, batch_size, *more)
-    own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}
-    cells = Cells(folder, {**about, "extra": {name: describe(a) for name, a in own.items()}})
-    work = _ClassifierWork(
-        model, data.floats(), data.labels, threat, seed, batch_size, cells, progress
-    )
-    starts = range(0, len(data), batch_size)
-    tasks = [work.task(name, suite, start) for name, suite in plan.items() for start in starts]
-    share(tasks, folder, progress)
-    return _gather(cells, plan, starts, batch_size)
+    share(asked.tasks, asked.folder, progress)
+    return asked.verdicts()
+
+
+class Evaluation:
+    """What `evaluate` has to do, in tasks for `advgame.evaluation.claims.share`.
+
+    The arguments and errors are those of `evaluate`. Made outside inference mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        threat: Threat,
+        attacks: Iterable[str],
+        *,
+        seed: int,
+        batch_size: int,
+        surrogate: nn.Module | None = None,
+        extra: Mapping[str, Attack] | None = None,
+        folder: str | Path | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        extra = dict(extra or {})
+        if isinstance(attacks, str):
+            raise InputError(f"attacks are a tuple of names: ({attacks!r},)")
+        attacks = tuple(attacks)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size must be an integer, 1 or above, not {batch_size!r}")
+        derive_seed(seed, "")  # refuses what is no seed
+        if not isinstance(folder, str | Path | None):
+            raise InputError(f"folder must be a path, not {folder!r}")
+        self.folder = None if folder is None else Path(folder)
+        plan = check_evaluation(
+            model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
+        )
+        self._plan = {"clean": [("clean", Nothing())], **plan}
+        more = [surrogate] if surrogate is not None else []
+        about = fingerprint(model, data, threat, seed, batch_size, *more)
+        own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}
+        told = {name: describe(attack) for name, attack in own.items()}
+        self._cells = Cells(self.folder, {**about, "extra": told})
+        self._starts = range(0, len(data), batch_size)
+        work = _ClassifierWork(model, data, threat, seed, batch_size, self._cells, progress)
+        self.tasks: list[Task] = [
+            work.task(name, suite, start)
+            for name, suite in self._plan.items()
+            for start in self._starts
+        ]
+
+    def verdicts(self) -> Verdicts:
+        """What was found, once every task is done, by this or other processes."""
+        return _gather(self._cells, self._plan, self._starts)
 
 
 @torch.inference_mode(False)
@@ -240,8 +281,7 @@ class Work:
     """What an evaluation works with, and how an attack is made and judged, in pieces."""
 
     model: nn.Module
-    images: Tensor
-    labels: Tensor
+    data: ImageSet
     threat: Threat
     seed: int
     batch_size: int
@@ -259,7 +299,7 @@ class Work:
         return found, self.batch_size if alone else max(len(piece[0]) for piece in found)
 
     def _judge(self, key: str, attack: Attack, rows: Tensor) -> Piece:
-        x, y = self.images[rows], self.labels[rows]
+        x, y = self.data.floats(rows), self.data.labels[rows]
         rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
         x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
         check_finite(key.split("/")[0], x_adv)
@@ -289,7 +329,7 @@ class _ClassifierWork(Work):
 
     def _size(self, start: int) -> int:
         """Images of a batch."""
-        return min(self.batch_size, len(self.images) - start)
+        return min(self.batch_size, len(self.data) - start)
 
     def _kept(self, key: str, start: int) -> Cell | None:
         """A cell, if it is done."""
@@ -320,13 +360,14 @@ class _ClassifierWork(Work):
         return as_mask(cell.survive)
 
     def _fill(self, key: str, attack: Attack, start: int, standing: Tensor) -> Cell:
-        rows = start + standing.nonzero()[:, 0].to(self.images.device)
+        device = self.data.images.device
+        rows = start + standing.nonzero()[:, 0].to(device)
         survive, most, silent, began = standing.clone(), 0.0, 0, time.perf_counter()
-        own = PrivateRNG(derive_seed(self.seed, key), self.images.device)
+        own = PrivateRNG(derive_seed(self.seed, key), device)
         with counted(self.model) as calls, attacked(self.model), own:
             pieces, batch = self.pieces(key, attack, rows)
         for piece, said, size in pieces:
-            survive[(piece - start).cpu()] = (said == self.labels[piece]).cpu()
+            survive[(piece - start).cpu()] = (said == self.data.labels[piece]).cpu()
             silent += int((said < 0).sum())
             most = max(most, size)
         seconds = time.perf_counter() - began
@@ -404,7 +445,7 @@ def counted(model: nn.Module) -> Iterator[Calls]:
         hook.remove()
 
 
-def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int) -> Verdicts:
+def _gather(cells: Cells, plan: dict[str, Suite], starts: range) -> Verdicts:
     """The verdicts of the whole evaluation from its finished cells."""
     verdicts = Verdicts({}, {}, {})
     if "autoattack-lite" in plan and "autoattack" not in plan:
@@ -423,8 +464,8 @@ def _gather(cells: Cells, plan: dict[str, Suite], starts: range, batch_size: int
         verdicts.seconds[name] = sum(cell.seconds for cell in every)
         verdicts.forwards[name] = sum(cell.forwards for cell in every)
         verdicts.backwards[name] = sum(cell.backwards for cell in every)
-        if (least := min(cell.batch for cell in every)) < batch_size:
+        if (least := min(cell.batch for cell in every)) < starts.step:
             verdicts.notes.append(
-                f"{name}: too little memory for {batch_size} images at a time, {least} were taken"
+                f"{name}: too little memory for {starts.step} images at a time, {least} were taken"
             )
     return verdicts

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
+from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
@@ -46,12 +47,41 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether its run has ended, so that it is left alone."""
-        return _finished(self.folder)
+        return self.ended(Path())
 
     @property
     def ready(self) -> bool:
         """Whether what it makes use of is finished."""
         return all(map(_finished, self.after))
+
+    def ended(self, cwd: Path) -> bool:
+        """`finished`, seen from the folder that its paths begin in."""
+        return _finished(cwd / self.folder)
+
+    def words(self, cwd: Path) -> list[str]:
+        """Of its command line, after the script: those of a new run, or of one that goes on."""
+        if (cwd / self.folder / "config.json").exists():
+            return ["--resume", str(self.folder), *code_options(self.flags)]
+        where = ["--runs-dir", str(self.folder.parent), "--name", self.folder.name]
+        return [*self.flags, *where]
+
+
+@dataclass(frozen=True)
+class Worker(Cell):
+    """One of several processes of one command, which share its work by a folder of claims.
+
+    Args:
+        folder: a name for it, in the folder that all of them see.
+        flags: all words of the command.
+    """
+
+    @override
+    def ended(self, cwd: Path) -> bool:
+        return False  # it looks itself for what is left to do
+
+    @override
+    def words(self, cwd: Path) -> list[str]:
+        return [*self.flags]
 
 
 def _finished(folder: Path) -> bool:
@@ -100,14 +130,10 @@ def run_cell(cell: Cell, env: Mapping[str, str], cwd: Path | None = None) -> Non
     Raises:
         InputError: the script failed; its last words.
     """
-    folder = (cwd or Path()) / cell.folder
-    if _finished(folder):
+    if cell.ended(cwd or Path()):
         return
     words = [sys.executable, os.path.relpath(cell.script, cwd)]  # the run notes its command
-    if (folder / "config.json").exists():
-        words += ["--resume", str(cell.folder), *code_options(cell.flags)]
-    else:
-        words += [*cell.flags, "--runs-dir", str(cell.folder.parent), "--name", cell.folder.name]
+    words += cell.words(cwd or Path())
     how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": cwd}
     # a session of its own: Ctrl-C reaches the study alone, which passes it on once; a second signal
     # would kill a cell while it writes its checkpoint

@@ -19,16 +19,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from advgame.errors import InputError, unknown
 from advgame.run.accelerators import cuda_devices
 from advgame.run.cells import Cell, Engine, run_cell, stop_children
 from advgame.run.files import write_atomically
+from advgame.run.options import Count
 from advgame.run.program import STARTED_BY
-
-if TYPE_CHECKING:
-    from advgame.run.study import StudyConfig
 
 ENGINES = ("local", "ray", "slurm")
 _OWN = {
@@ -39,7 +37,29 @@ _PACKAGES = {"ray": "ray", "slurm": "submitit"}
 _RETRIES = 5  # of a cell whose machine was lost
 
 
-def check_engine(config: StudyConfig) -> None:
+@dataclass(frozen=True)
+class EngineConfig:
+    """What runs the cells, and how many of them."""
+
+    jobs: Count = 2
+    """cells at a time, each a process"""
+    threads: Count = 1
+    """of a cell; numbers may depend on it"""
+    engine: str = "local"
+    """what runs the cells: local, ray or slurm (docs/cluster.md)"""
+    gpus_per_cell: float | None = None
+    """GPUs of a cell, or a share such as 0.5; None is one where there are any (slurm: none)"""
+    ray_address: str = ""
+    """of a Ray cluster, auto or HOST:PORT; empty begins one on this machine"""
+    slurm_partition: str = ""
+    """that jobs are submitted to"""
+    slurm_minutes: Count = 1440
+    """after which a job is submitted again"""
+    slurm_more: str = ""
+    """further options of sbatch, e.g. --slurm-more="account=me constraint=h100" """
+
+
+def check_engine(config: EngineConfig) -> None:
     """Refuse an engine that cannot run, before any work.
 
     Raises:
@@ -74,8 +94,8 @@ def check_engine(config: StudyConfig) -> None:
         extra_settings(config.slurm_more)
 
 
-def make_engine(config: StudyConfig) -> Engine:
-    """The engine that a study is run by, not yet started.
+def make_engine(config: EngineConfig) -> Engine:
+    """The engine that cells are run by, not yet started.
 
     Args:
         config: which `check_engine` has passed.

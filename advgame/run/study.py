@@ -30,7 +30,7 @@ from advgame.errors import InputError, unknown
 from advgame.run import table
 from advgame.run.cells import Cell, check_cells, run_cells, same_flags, split_flags, usable
 from advgame.run.curves import Rows, save_figure, seeds_figure
-from advgame.run.engines import check_engine, make_engine
+from advgame.run.engines import EngineConfig, check_engine, make_engine
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, made_by
 from advgame.run.options import Count, Names, Whole, check_types
@@ -40,29 +40,13 @@ from advgame.run.table import Run, Runs, names, summarise
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(EngineConfig):
     """What every study can be asked."""
 
     seeds: Count = 3
     """seeds per method"""
     first_seed: Whole = 0
     """the first of them; keep those that you tuned on out"""
-    jobs: Count = 2
-    """cells at a time, each a process"""
-    threads: Count = 1
-    """of a cell; numbers may depend on it"""
-    engine: str = "local"
-    """what runs the cells: local, ray or slurm (docs/cluster.md)"""
-    gpus_per_cell: float | None = None
-    """GPUs of a cell, or a share such as 0.5; None is one where there are any (slurm: none)"""
-    ray_address: str = ""
-    """of a Ray cluster, auto or HOST:PORT; empty begins one on this machine"""
-    slurm_partition: str = ""
-    """that jobs are submitted to"""
-    slurm_minutes: Count = 1440
-    """after which a job is submitted again"""
-    slurm_more: str = ""
-    """further options of sbatch, e.g. --slurm-more="account=me constraint=h100" """
     missing_only: bool = False
     """leave out what the results hold already, also where its folders are gone"""
     finished_only: bool = False
