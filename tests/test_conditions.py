@@ -27,7 +27,7 @@ from rich.console import Console
 
 from advgame.errors import InputError
 from advgame.run import folder
-from advgame.run.cells import same_flags
+from advgame.run.cells import note_flags, same_flags
 from advgame.run.checkpoint import Checkpoints
 from advgame.run.cli import run_script
 from advgame.run.folder import Metrics, RunFolder
@@ -263,20 +263,22 @@ def test_nothing_is_written_in_place():
 
 def test_a_studys_note_of_its_flags_is_written_once_and_whole(tmp_path, monkeypatch):
     root = tmp_path / "cells"
-    same_flags(root, "--epochs 3")
+    note_flags(root, "--epochs 3")
     (root / "a").mkdir()
     (root / "a" / "config.json").write_text("{}")
     monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("it was written again"))
     same_flags(root, "--epochs 3")
+    note_flags(root, "--epochs 3")
     with pytest.raises(InputError, match="other flags"):
         same_flags(root, "--epochs 4")
     monkeypatch.undo()
     (root / "a" / "config.json").unlink()
+    same_flags(root, "--epochs 4")  # no cell is left that was made by the others
 
     def full(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="disk full"):
-        same_flags(root, "--epochs 4")
+        note_flags(root, "--epochs 4")
     assert (root / "extra.txt").read_text() == "--epochs 3"

@@ -88,6 +88,20 @@ def test_a_study_in_its_own_process_has_no_engine():
         one.main(one.Config(engine="ray"))
 
 
+def test_a_study_whose_engine_is_not_there_leaves_nothing(tmp_path, monkeypatch):
+    """Ray alone knows whether a cluster is at its address ``auto``."""
+
+    class Away(Local):
+        def start(self, roots):
+            raise InputError("no cluster")
+
+    monkeypatch.setattr("advgame.run.study.make_engine", lambda config: Away([None]))
+    where = {"runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")}
+    with pytest.raises(InputError, match="no cluster"):
+        compare.main(compare.Config(methods=("standard",), seeds=1, **where))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("address", "said"),
     [("127.0.0.1:9", "nothing answers there"), ("nowhere", "auto or HOST:PORT"), (":1", "HOST")],
@@ -125,7 +139,7 @@ def test_a_cell_begins_when_what_it_needs_is_finished_and_two_are_kept_busy(scri
 def test_compare_evaluates_a_cell_when_it_and_the_surrogate_are_trained(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(
-        "advgame.run.study.run_cells", lambda cells, engine, jobs: ran.extend(cells)
+        "advgame.run.study.run_cells", lambda cells, engine, jobs, begun: ran.extend(cells)
     )
     asked = compare.Config(
         methods=("pgd-at", "las-at"), seeds=1, runs_dir=str(tmp_path), attacks=("fgsm", "transfer")

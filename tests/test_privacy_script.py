@@ -98,7 +98,7 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
             raise KeyboardInterrupt
         return {kind: Inference(0.5, 0.5 + len(judged) / 100) for kind in ("linear", "mlp", "svm")}
 
-    def here(cells, engine, jobs):
+    def here(cells, engine, jobs, begun):
         """The cells in this process, one after the other."""
         for cell in cells:
             root, name = str(cell.folder.parent), cell.folder.name

@@ -87,7 +87,7 @@ def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkey
 
     run = "advgame.run.study.run_cells"
     monkeypatch.setattr(
-        run, lambda cells, engine, jobs: ran.extend(one.folder.name for one in cells)
+        run, lambda cells, engine, jobs, begun: ran.extend(one.folder.name for one in cells)
     )
     monkeypatch.setattr(study.LasStudy, "read", read)
     study.main(asked)

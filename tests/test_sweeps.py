@@ -231,7 +231,7 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
 def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, monkeypatch):
     judged = []
 
-    def here(cells, engine, jobs):
+    def here(cells, engine, jobs, begun):
         """The evaluations in this process."""
         for cell in cells:
             if not cell.finished:

@@ -235,7 +235,12 @@ def check_cells(
             raise InputError(f"{name}: {problem}") from problem
 
 
-def run_cells(cells: Sequence[Cell], engine: Engine, jobs: int) -> None:
+def run_cells(
+    cells: Sequence[Cell],
+    engine: Engine,
+    jobs: int,
+    begun: Callable[[], object] = lambda: None,
+) -> None:
     """Run, resume or skip every cell, ``jobs`` at a time; prints what is done.
 
     Whenever there is room the first cell begins whose ``after`` is finished, whatever its script.
@@ -244,6 +249,7 @@ def run_cells(cells: Sequence[Cell], engine: Engine, jobs: int) -> None:
         cells: of any scripts; those that make use of others come after them.
         engine: what runs them.
         jobs: cells at a time.
+        begun: called once the engine is there, before the first cell.
 
     Raises:
         InputError: the engine is not there, or cells failed. After the first that fails no further
@@ -260,6 +266,7 @@ def run_cells(cells: Sequence[Cell], engine: Engine, jobs: int) -> None:
     under_way: dict[Future[None], Cell] = {}
     try:
         engine.start(roots)
+        begun()
         with ThreadPoolExecutor(jobs) as pool, _terminated_with_us():
             try:
                 while waiting or under_way:
@@ -350,6 +357,10 @@ def without(words: Sequence[str], options: Collection[str]) -> list[str]:
 def same_flags(root: Path, flags: str) -> None:
     """Finished cells are reused, so they must have been made with the same further flags.
 
+    Args:
+        root: the folder of the cells.
+        flags: which `note_flags` notes there before the first cell.
+
     Raises:
         InputError: they were not.
     """
@@ -361,5 +372,10 @@ def same_flags(root: Path, flags: str) -> None:
             f"{root} holds cells made with other flags, {had!r}, not {flags!r}: "
             "choose another --runs-dir"
         )
-    if had != flags:
+
+
+def note_flags(root: Path, flags: str) -> None:
+    """Note by what further flags the cells of a folder are made."""
+    note = root / "extra.txt"
+    if not note.exists() or note.read_text(errors="replace") != flags:
         write_atomically(note, flags)

@@ -28,7 +28,15 @@ from typing_extensions import override
 from advgame.data.names import short_name
 from advgame.errors import InputError, unknown
 from advgame.run import table
-from advgame.run.cells import Cell, check_cells, run_cells, same_flags, split_flags, usable
+from advgame.run.cells import (
+    Cell,
+    check_cells,
+    note_flags,
+    run_cells,
+    same_flags,
+    split_flags,
+    usable,
+)
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.engines import EngineConfig, check_engine, make_engine
 from advgame.run.files import read_json, write_atomically
@@ -138,6 +146,7 @@ class Study(ABC, Generic[ConfigT]):
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
+        self._flags: dict[Path, str] = {}
 
     about: str
     """what is studied, for titles; options in braces"""
@@ -225,7 +234,22 @@ class Study(ABC, Generic[ConfigT]):
             cells: of any scripts; those that make use of others come after them.
             jobs: at a time, where not as many as asked for.
         """
-        run_cells(cells, make_engine(self.config), jobs or self.config.jobs)
+        run_cells(cells, make_engine(self.config), jobs or self.config.jobs, self._note_flags)
+
+    def agree(self, root: Path, flags: str) -> None:
+        """Refuse a folder whose cells had other flags; these are noted before the first cell.
+
+        An engine that is not there is found out between the two.
+
+        Raises:
+            InputError: which it had.
+        """
+        same_flags(root, flags)
+        self._flags[root] = flags
+
+    def _note_flags(self) -> None:
+        for root, flags in self._flags.items():
+            note_flags(root, flags)
 
     @abstractmethod
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
@@ -416,7 +440,7 @@ class TrainingStudy(Study[ConfigT]):
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         """Refuse cells whose script would refuse them, or whose folders had other flags."""
         check_cells(self.script, cells)
-        same_flags(self.root, self.same())
+        self.agree(self.root, self.same())
 
     def make(self, cells: Mapping[str, Flags]) -> Iterator[Runs]:
         """Run what is not finished, and read it."""

@@ -41,7 +41,7 @@ from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
-from advgame.run.cells import Cell, check_cells, same_flags, split_flags, usable, without
+from advgame.run.cells import Cell, check_cells, split_flags, usable, without
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names, Positive
@@ -333,8 +333,8 @@ class Compare(MethodsStudy[Config]):
                     f"{game} has cells of {length:.0f} epochs in the results or in {self.root}, "
                     f"not {asked[game]}: the same --counted, or another --out and --runs-dir"
                 )
-        same_flags(self.root, self.config.extra)
-        same_flags(self.judged, shlex.join(self.judging()))
+        self.agree(self.root, self.config.extra)
+        self.agree(self.judged, shlex.join(self.judging()))
 
     def run(self, cells: Mapping[str, Flags]) -> None:
         """Train, the surrogate first, and evaluate each as soon as it is trained."""
