@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +19,16 @@ from torch import nn
 
 from advgame.defender import Defender
 from advgame.errors import InputError
+from advgame.evaluation import verdicts
+from advgame.evaluation.judge import help_judging, judge_classifier
 from advgame.run.accelerators import check_world
+from advgame.run.callback import Callback, Hooks
+from advgame.run.checkpoint import save_weights
 from advgame.run.devices import left_alone
+from advgame.run.folder import RunFolder
+from advgame.run.job import resume_settings
 from advgame.run.loop import Trainer
+from advgame.threat import Linf
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
 
@@ -105,9 +113,87 @@ def test_metrics_are_means_over_processes(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(("mine", "others"), [(0.125, 0.0625), (0.0625, 0.125)])
+def test_signals_are_asked_for_about_once_a_second_and_at_the_end_of_epochs(
+    mine, others, monkeypatch
+):
+    """Of two processes the slower one's second counts, and both ask at the same steps."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("advgame.run.loop.time.monotonic", lambda: clock.now)
+    hooks, found = SimpleNamespace(told_of_steps=False), []
+    one = SimpleNamespace(hooks=hooks, stopped_by=None, _asked=(0, 0.0), _asked_at=0)
+    for step in range(1, 41):
+        told = torch.tensor([15.0 if step > 12 else 0.0, 0.0, others])
+        one.fabric = SimpleNamespace(
+            world_size=2, device="cpu", all_reduce=lambda x, reduce_op, t=told: torch.maximum(x, t)
+        )
+        one.step, clock.now = step, clock.now + mine
+        before = one._asked
+        signal_number, enough = Trainer._asked_to_stop(one, None, last=step == 40)
+        assert not enough
+        if one._asked != before:
+            found.append((step, signal_number))
+    assert found == [(1, 0), (9, 0), (17, 15), (25, 15), (33, 15), (40, 15)]
+
+
+def test_a_callback_that_looks_at_steps_has_all_ask_at_each():
+    class Looking(Callback):
+        def on_step(self, trainer, stats):
+            return None
+
+    assert Hooks([Looking()]).told_of_steps
+    assert not Hooks([Callback()]).told_of_steps
+
+
+def test_another_number_of_processes_is_refused_with_the_reason(tmp_path):
+    config = train.job.defaults()
+    RunFolder.create(tmp_path / "run", asdict(config), "cpu")
+    with pytest.raises(InputError, match=r"devices=1, not 2 \(each process.*leave --devices away"):
+        resume_settings(tmp_path / "run", replace(config, devices=2), {"devices"})
+
+
+def test_a_process_that_helps_leaves_the_first_one_nothing_to_attack(tmp_path, victim, digits):
+    run, few, ball = RunFolder.create(tmp_path / "run", {}, "cpu"), digits.test.first(20), Linf(0.1)
+    save_weights(victim, run.path / "checkpoints" / "best.safetensors")
+    help_judging(run, victim, few, ball, ("fgsm",), 3)
+    asked = {"dataset": "digits", "weights": "best", "seed": 3, "tell": (lines := []).append}
+    judge_classifier(run, victim, few, ball, ("fgsm",), **asked)
+    assert not [line for line in lines if "on images" in line]
+
+
+@pytest.mark.parametrize("batch", [500, 20])
+def test_processes_share_the_batches_of_a_validation(batch, victim, digits, monkeypatch):
+    """Each finds what one alone finds; none attacks what another does."""
+    monkeypatch.setattr(verdicts, "_BATCH", batch)
+    few, attacked = digits.validation.first(50), []
+
+    def attack(model, data, attack=None, rng=None):
+        attacked.append(len(data))
+        return withstand(model, data, attack, rng)
+
+    withstand = verdicts.withstand
+    monkeypatch.setattr(verdicts, "withstand", attack)
+    alone = verdicts.validator(few, Linf(0.2), 0)(victim)
+    whole, shares = sum(attacked), []
+
+    def reduce(rank, said):
+        def all_reduce(mine, reduce_op):
+            shares.append(mine)
+            return mine if said is None else mine + said
+
+        return SimpleNamespace(global_rank=rank, world_size=2, all_reduce=all_reduce)
+
+    verdicts.validator(few, Linf(0.2), 0, fabric=reduce(0, None))(victim)
+    attacked.clear()
+    found = verdicts.validator(few, Linf(0.2), 0, fabric=reduce(1, shares[0]))(victim)
+    assert found == alone
+    assert 0 < sum(attacked) < 0.7 * whole
+    assert not (shares[0] & shares[1]).any()
+
+
 TINY = [
     *("--game", "pgd-at", "--train-n", "128", "--epochs", "6", "--batch-size", "32"),
-    *("--validate-every", "3", "--attacks", "fgsm", "--eval-n", "20", "--accelerator", "cpu"),
+    *("--validate-every", "3", "--attacks", "fgsm,pgd20", "--eval-n", "20", "--accelerator", "cpu"),
 ]
 SCRIPT = str(ROOT / "scripts" / "train.py")
 
@@ -141,6 +227,23 @@ def test_two_nodes_a_killed_process_and_one_machine_give_the_same_bits(tmp_path)
     ]
     assert [node.wait(300) for node in nodes] == [0, 0]
     assert run_of(tmp_path / "runs" / "nodes") == run_of(tmp_path / "runs" / "one")
+    one = tmp_path / "runs" / "one"
+    judge = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "runs/one", "--n", "20"]
+    words = ["--attacks", "fgsm,pgd20", "--accelerator", "cpu", "--name", "judged"]
+    subprocess.run([*judge, *words], **how, **quiet, check=True)
+    shared, alone = (path / "verdicts.csv" for path in (one, tmp_path / "runs" / "judged"))
+    assert shared.read_bytes() == alone.read_bytes()
+    assert not [path for path in one.glob("evaluation/.claims/*") if path.is_file()]
+
+    with subprocess.Popen([*two, "asked"], stderr=subprocess.PIPE, **how) as main:
+        while not (tmp_path / "runs" / "asked" / "metrics.csv").exists():
+            time.sleep(0.05)
+        (other,) = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+        os.kill(int(other), signal.SIGTERM)
+        assert main.wait(60) == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM" in main.stderr.read()
+    subprocess.run([sys.executable, SCRIPT, "--resume", "runs/asked"], **how, **quiet, check=True)
+    assert run_of(tmp_path / "runs" / "asked") == run_of(one)
 
     metrics = tmp_path / "runs" / "killed" / "metrics.csv"
     with subprocess.Popen([*two, "killed"], stderr=subprocess.PIPE, **how) as main:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -78,7 +80,7 @@ def judge_classifier(
         batch_size=batch_size,
         surrogate=surrogate,
         extra=extra,
-        folder=run.path / "evaluation",
+        folder=_cells(run),
         progress=tell,
     )
     tell("looking for signs of unreliable numbers")
@@ -172,6 +174,41 @@ def judge_run(
         )
     _show_scores(run, content, int(rows[-1]["step"]))
     return content
+
+
+def help_judging(
+    run: RunFolder,
+    module: nn.Module,
+    test: ImageSet,
+    threat: Threat,
+    attacks: Sequence[str],
+    seed: int,
+) -> None:
+    """Share the attacks of `judge_run`, from another process of the training, and write no report.
+
+    Args:
+        run: a finished run, whose best weights are judged.
+        module: the classifier, on this process's device; filled with the weights.
+        test: test images, on the same device.
+        threat: the ball.
+        attacks: names; `judge_run` is asked for these and no others.
+        seed: of the attacks.
+
+    Raises:
+        SystemExit: the process that has started this one is gone.
+    """
+    parent = os.getppid()
+
+    def look(line: str) -> None:
+        if os.getppid() != parent:  # nobody waits for what it would find
+            raise SystemExit(1)
+
+    load_best(run, module, "best")
+    evaluate(module, test, threat, attacks, seed=seed, folder=_cells(run), progress=look)
+
+
+def _cells(run: RunFolder) -> Path:
+    return run.path / "evaluation"
 
 
 def _show_scores(run: RunFolder, content: Mapping[str, Any], step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from advgame.attacks import Attack, attacked, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.seeding import stream
 from advgame.threat import Threat
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 _BATCH = 500  # images at a time
 
@@ -111,33 +115,47 @@ def score(
 
 
 def validator(
-    data: ImageSet, threat: Threat, seed: int, own: Attack | None = None
+    data: ImageSet,
+    threat: Threat,
+    seed: int,
+    own: Attack | None = None,
+    fabric: Fabric | None = None,
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Scores of a classifier on a validation split: clean, under PGD-10 and under FGSM.
 
     ``eval/overfitting`` is how far FGSM's score lies above PGD-10's. A classifier that has learnt
     to answer single steps only shows in it: `advgame.evaluation.overfitting`.
 
-    Every call draws the same random starts, so that epochs are compared on equal terms.
+    Every call draws the same random starts, so that epochs are compared on equal terms. Each batch
+    draws from a stream of its own: processes that share the batches find what one alone does.
 
     Args:
         data: the split.
         threat: the ball.
         seed: of the random starts.
         own: the game's own attacker, whose score is ``eval/own_attacker``.
+        fabric: of a training whose processes all call this, and share the batches.
     """
-    attacks: dict[str, Attack] = {"eval/robust": pgd(threat, 10), "eval/fgsm": fgsm(threat)}
+    attacks: dict[str, Attack | None] = {"eval/clean": None, "eval/robust": pgd(threat, 10)}
+    attacks["eval/fgsm"] = fgsm(threat)
     if own is not None:
         attacks["eval/own_attacker"] = own
+    rank, world = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    device = data.images.device
 
     def validate(model: nn.Module) -> dict[str, float]:
+        right = torch.zeros(len(attacks), len(data), dtype=torch.int32, device=device)
+        parts = [(row, start) for row in range(len(right)) for start in range(0, len(data), _BATCH)]
+        every = list(attacks.values())
         with attacked(model):
-            clean = withstand(model, data)
-            found = {"eval/clean": float(clean.float().mean())}
-            for name, attack in attacks.items():
-                rng = stream(seed, "validate", data.images.device)
-                robust = clean & withstand(model, data, attack, rng)
-                found[name] = float(robust.float().mean())
+            for row, start in parts[rank::world]:
+                part = slice(start, start + _BATCH)
+                rng = stream(seed, f"validate {start}" if start else "validate", device)
+                right[row, part] = withstand(model, data.subset(part), every[row], rng).int()
+        if fabric is not None and world > 1:
+            right = cast(Tensor, fabric.all_reduce(right, reduce_op="sum"))
+        right = right & right[0]  # what is wrong when clean survives nothing
+        found = dict(zip(attacks, right.float().mean(1).tolist(), strict=True))
         return found | {"eval/overfitting": found["eval/fgsm"] - found["eval/robust"]}
 
     return validate

@@ -96,6 +96,11 @@ class Hooks:
         """All callbacks in the order in which they are told."""
         return list(self.named.values())
 
+    @property
+    def told_of_steps(self) -> bool:
+        """Whether any callback looks at single steps, and may end the training after each."""
+        return any(type(one).on_step is not Callback.on_step for one in self.all)
+
     def start(self, trainer: Trainer) -> None:
         """Tell every callback that the first step is next."""
         self.stopped_by = None

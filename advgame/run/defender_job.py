@@ -68,6 +68,9 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     """why --budget is not for this game, where it does not count a step's passes"""
     linf_only: ClassVar[str] = ""
     """why the game is played in L∞ balls only, where it is"""
+    helped: ClassVar[bool] = True
+    """whether all processes of a training share the report's attacks: not where it makes some for
+    itself"""
 
     # what a script says
 
@@ -288,11 +291,13 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     ) -> None:
         """Train the classifier, evaluate it and write its report."""
         from advgame.evaluation import validator
+        from advgame.evaluation.judge import help_judging
         from advgame.run.examples import Examples
         from advgame.run.loop import Trainer
 
         (game, data), threat = made, ball(config)
-        score = validator(data.validation, threat, config.seed, self.own_attacker(game, threat))
+        fabric, own = game.learner.fabric, self.own_attacker(game, threat)
+        score = validator(data.validation, threat, config.seed, own, fabric)
         watch = self.watch(config, game, data, threat)
 
         def validate(module: nn.Module) -> dict[str, float]:
@@ -307,8 +312,11 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             panels=self.panels(),
         )
         trainer.fit(resume=resume)
-        if game.learner.fabric.global_rank == 0:
+        if fabric.global_rank == 0:
             self.report(config, run, game, data, threat)
+        elif self.helped:
+            module, test = game.learner.module, tested(config, data)
+            help_judging(run, module, test, threat, config.attacks, config.seed)
 
     def report(
         self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Threat

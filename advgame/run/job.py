@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _FREE = ("resume", "data_dir", "download", "init")  # may differ when a run goes on
+_WHY = dict.fromkeys(
+    ("devices", "nodes"),
+    " (each process has its own share of every batch, and its own chance, in the checkpoints)",
+)
+"""settings -> why a run goes on with the same"""
 # settings that may name a function, which is then run
 
 
@@ -286,7 +291,8 @@ def resume_settings(
                 f"type {shlex.join(again)}" if again else f"leave --{name.replace('_', '-')} away"
             )
             raise InputError(
-                f"{path} was started with {name}={had}, not {want}: {advice}, or start a new run"
+                f"{path} was started with {name}={had}, not {want}{_WHY.get(name, '')}: {advice}, "
+                "or start a new run"
             )
     if not (path / "report.json").exists():
         import torch

@@ -36,6 +36,8 @@ COSTS = ("cost/forwards", "cost/input_backwards", "cost/backwards")
 FINAL = ("final/clean", "final/autoattack", "final/worst_case")
 """What a run's report adds to its curves, and by which TensorBoard's table compares runs."""
 POINTS = 20  # of an epoch's steps that TensorBoard shows alone
+AGREEING = 1.0
+"""Seconds after which processes ask each other for signals again, within an epoch."""
 
 
 class Learner(Protocol):
@@ -196,6 +198,7 @@ class Trainer:
         self.curves: Curves | None = None
         self.points: list[tuple[int, dict[str, Tensor]]] = []  # of single steps, not yet logged
         self.seconds = 0.0
+        self._asked, self._asked_at = (0, time.monotonic()), 0  # for signals: when, and when again
 
     @property
     def chief(self) -> bool:
@@ -284,6 +287,7 @@ class Trainer:
             if not self.over:
                 by = self.stopped_by or "another process's callback"
                 print(f"{by} ended the training at {self.place}", file=sys.stderr)
+        self.fabric.barrier()  # the others read what the chief has written
         self.hooks.end(self)
 
     def _play(self) -> None:
@@ -300,7 +304,7 @@ class Trainer:
                 due = bool(note) and self._save_due()
                 if due:
                     self._save()
-                number, enough = self._asked_to_stop(interrupt.signal)
+                number, enough = self._asked_to_stop(interrupt.signal, last=bool(note))
                 if number:
                     self._stop(number, saved=due)
                 if enough:
@@ -525,16 +529,28 @@ class Trainer:
             raise InputError(f"{best} is lost: restore it from a backup, or start a new run")
         return int(state["rows"])
 
-    def _asked_to_stop(self, signal_here: int | None) -> tuple[int, bool]:
+    def _asked_to_stop(self, signal_here: int | None, *, last: bool) -> tuple[int, bool]:
         """The signal that any process got, or 0, and whether a callback of any has ended it.
 
-        All must stop after the same step.
+        All must stop after the same step. To ask has the host wait for the device: several
+        processes ask at the end of an epoch, where a callback is told of single steps at each,
+        and else about every `AGREEING` seconds, at steps that they agree on, too.
+
+        Args:
+            signal_here: that this process got.
+            last: whether an epoch or the training ends here.
         """
         here = (signal_here or 0, self.stopped_by is not None)
         if self.fabric.world_size == 1:
             return here
-        mine = torch.tensor([float(one) for one in here], device=self.fabric.device)
+        if not (last or self.hooks.told_of_steps or self.step >= self._asked_at):
+            return 0, False
+        now = time.monotonic()
+        pace = (now - self._asked[1]) / max(1, self.step - self._asked[0])
+        mine = torch.tensor([*map(float, here), pace], device=self.fabric.device)
         found = cast(Tensor, self.fabric.all_reduce(mine, reduce_op="max")).tolist()
+        self._asked = (self.step, now)
+        self._asked_at = self.step + max(1, int(AGREEING / max(found[2], 1e-9)))
         return int(found[0]), bool(found[1])
 
     def _going_on(self) -> str:
