@@ -73,14 +73,7 @@ def check_engine(config: EngineConfig) -> None:
         for name in names:
             if engine != config.engine and getattr(config, name) != getattr(usual, name):
                 raise InputError(f"--{name.replace('_', '-')} is for --engine {engine}")
-    if (package := _PACKAGES.get(config.engine)) is not None:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise InputError(
-                f"--engine {config.engine} needs {package}: pip install 'advgame[{config.engine}]' "
-                f"(in a clone: pip install -e '.[{config.engine}]')"
-            ) from error
+    check_package(config.engine)
     asked = config.gpus_per_cell
     if asked is not None and (asked < 0 or (asked > 1 and asked != int(asked))):
         raise InputError(f"--gpus-per-cell is a share, such as 0.5, or a whole number, not {asked}")
@@ -92,6 +85,22 @@ def check_engine(config: EngineConfig) -> None:
         if shutil.which("sbatch") is None:
             raise InputError("--engine slurm: there is no sbatch here, start it on a login node")
         extra_settings(config.slurm_more)
+
+
+def check_package(engine: str) -> None:
+    """Refuse an engine whose package is not installed.
+
+    Raises:
+        InputError: what to install.
+    """
+    if (package := _PACKAGES.get(engine)) is not None:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                f"--engine {engine} needs {package}: pip install 'advgame[{engine}]' "
+                f"(in a clone: pip install -e '.[{engine}]')"
+            ) from error
 
 
 def make_engine(config: EngineConfig) -> Engine:
