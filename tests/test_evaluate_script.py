@@ -271,6 +271,33 @@ def test_three_processes_of_one_command_and_kills_give_the_verdicts_of_one(root)
 
 
 @pytest.mark.slow
+def test_four_workers_of_which_one_or_another_is_killed_give_the_verdicts_of_one(root):
+    """At random moments, eight times; another worker comes in its place."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [*SCRIPT, "run", "--attacks", "pgd100,aa:apgd-t", "--n", "120", "--batch-size", "8"]
+    quiet = {"cwd": root, "env": env, "stdout": subprocess.DEVNULL}
+    subprocess.run([*words, "--name", "alone"], **quiet, check=True)
+    folder, chance, kills = root / "runs" / "killed-workers", random.Random(0), 0
+    workers = [subprocess.Popen([*words, "--name", folder.name], **quiet) for _ in range(4)]
+    while not list(folder.glob("evaluation/*/*.json")):
+        time.sleep(0.01)
+    cells = 15 * 3  # clean and two attacks on each batch
+    while kills < 8 and len(list(folder.glob("evaluation/*/*.json"))) < cells - 4:
+        time.sleep(chance.uniform(0.2, 2))
+        one = workers.pop(chance.randrange(4))
+        kills += one.poll() is None
+        one.kill()
+        one.wait()
+        workers.append(subprocess.Popen([*SCRIPT, "--resume", str(folder)], **quiet))
+    assert [one.wait() for one in workers] == [0] * 4
+    print(f"{kills} kills")
+    assert kills >= 4
+    one, several = (root / "runs" / name / "verdicts.csv" for name in ("alone", folder.name))
+    assert one.read_bytes() == several.read_bytes()
+    assert not [path for path in folder.glob("evaluation/.claims/*") if path.is_file()]
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_gives_the_same_verdicts(root):
     words = ["run", "--attacks", "fgsm,pgd20,fea,autoattack", "--n", "24", "--batch-size", "8"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

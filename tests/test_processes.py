@@ -196,6 +196,7 @@ TINY = [
     *("--validate-every", "3", "--attacks", "fgsm,pgd20", "--eval-n", "20", "--accelerator", "cpu"),
 ]
 SCRIPT = str(ROOT / "scripts" / "train.py")
+TWO = [sys.executable, SCRIPT, *TINY, "--devices", "2", "--name"]
 
 
 def run_of(folder):
@@ -206,15 +207,26 @@ def run_of(folder):
     return weights, [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-@pytest.mark.slow
-def test_two_nodes_a_killed_process_and_one_machine_give_the_same_bits(tmp_path):
-    """By torchrun on loopback; the killed training ends in time, and its line's command goes on."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    how = {"cwd": tmp_path, "env": env, "text": True}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    two = [sys.executable, SCRIPT, *TINY, "--devices", "2", "--name"]
-    subprocess.run([*two, "one"], **how, **quiet, check=True)
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
+
+@pytest.fixture(scope="module")
+def how():
+    """What the processes of these tests are started with."""
+    return {"env": {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, "text": True}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, how):
+    """A training in two processes on this machine, that nothing stopped."""
+    root = tmp_path_factory.mktemp("two")
+    subprocess.run([*TWO, "one"], cwd=root, **how, **QUIET, check=True)
+    return root / "runs" / "one"
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_bits_of_one_machine(one, how):
+    """By torchrun on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -222,39 +234,48 @@ def test_two_nodes_a_killed_process_and_one_machine_give_the_same_bits(tmp_path)
     launch += ["--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
     words = [SCRIPT, *TINY, "--nodes", "2", "--name", "nodes"]
     nodes = [
-        subprocess.Popen([*launch, "--node-rank", str(rank), *words], **how, **quiet)
+        subprocess.Popen(
+            [*launch, "--node-rank", str(rank), *words], cwd=one.parents[1], **how, **QUIET
+        )
         for rank in range(2)
     ]
     assert [node.wait(300) for node in nodes] == [0, 0]
-    assert run_of(tmp_path / "runs" / "nodes") == run_of(tmp_path / "runs" / "one")
-    one = tmp_path / "runs" / "one"
-    judge = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "runs/one", "--n", "20"]
-    words = ["--attacks", "fgsm,pgd20", "--accelerator", "cpu", "--name", "judged"]
-    subprocess.run([*judge, *words], **how, **quiet, check=True)
-    shared, alone = (path / "verdicts.csv" for path in (one, tmp_path / "runs" / "judged"))
+    assert run_of(one.parent / "nodes") == run_of(one)
+
+
+@pytest.mark.slow
+def test_the_report_that_processes_share_is_that_of_one(one, how):
+    words = ["runs/one", "--n", "20", "--attacks", "fgsm,pgd20", "--accelerator", "cpu"]
+    judge = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), *words, "--name", "judged"]
+    subprocess.run(judge, cwd=one.parents[1], **how, **QUIET, check=True)
+    shared, alone = (path / "verdicts.csv" for path in (one, one.parent / "judged"))
     assert shared.read_bytes() == alone.read_bytes()
     assert not [path for path in one.glob("evaluation/.claims/*") if path.is_file()]
 
-    with subprocess.Popen([*two, "asked"], stderr=subprocess.PIPE, **how) as main:
-        while not (tmp_path / "runs" / "asked" / "metrics.csv").exists():
-            time.sleep(0.05)
-        (other,) = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
-        os.kill(int(other), signal.SIGTERM)
-        assert main.wait(60) == 128 + signal.SIGTERM
-        assert "stopped by SIGTERM" in main.stderr.read()
-    subprocess.run([sys.executable, SCRIPT, "--resume", "runs/asked"], **how, **quiet, check=True)
-    assert run_of(tmp_path / "runs" / "asked") == run_of(one)
 
-    metrics = tmp_path / "runs" / "killed" / "metrics.csv"
-    with subprocess.Popen([*two, "killed"], stderr=subprocess.PIPE, **how) as main:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 128 + signal.SIGTERM, "stopped by SIGTERM"),
+        (signal.SIGKILL, 1, "another process of this training has ended or is silent"),
+    ],
+)
+def test_a_process_that_is_stopped_or_killed_ends_the_training_which_goes_on(
+    number, code, said, one, how
+):
+    """The second process; the first one ends in time, and its line has the command to go on."""
+    name, root = number.name, one.parents[1]
+    metrics = root / "runs" / name / "metrics.csv"
+    with subprocess.Popen([*TWO, name], stderr=subprocess.PIPE, cwd=root, **how) as main:
         while not metrics.exists() or metrics.read_text().count("\n") < 3:
             time.sleep(0.05)
         (other,) = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
-        os.kill(int(other), signal.SIGKILL)
-        assert main.wait(30) == 1
-        said = [line for line in main.stderr.read().splitlines() if "error" in line.lower()]
-    assert len(said) == 1
-    assert "another process of this training has ended or is silent" in said[0]
-    assert said[0].endswith("train.py --resume runs/killed")
-    subprocess.run([sys.executable, SCRIPT, "--resume", "runs/killed"], **how, **quiet, check=True)
-    assert run_of(tmp_path / "runs" / "killed") == run_of(tmp_path / "runs" / "one")
+        os.kill(int(other), number)
+        assert main.wait(30) == code
+        lines = [line for line in main.stderr.read().splitlines() if said in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f"train.py --resume runs/{name}")
+    again = [sys.executable, SCRIPT, "--resume", f"runs/{name}"]
+    subprocess.run(again, cwd=root, **how, **QUIET, check=True)
+    assert run_of(root / "runs" / name) == run_of(one)

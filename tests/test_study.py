@@ -56,6 +56,7 @@ COMMITTED = [
     ("compare", "compare/spsa", "digits-epochs", SPSA),
     ("compare", "compare/l2", "digits-epochs", L2),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
+    ("schedule", "cluster", "schedule", {}),
     ("gail", "gail", "cartpole_v1-paper/stability", {}),
     ("gail", "gail", "cartpole_v1-fixed/stability", {"setting": "fixed"}),
     ("gail", "gail", "cartpole_v1-fixed-1-every-1/stability", ONE),
