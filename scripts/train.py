@@ -197,6 +197,7 @@ class Job(DefenderJob[Config, Any]):
     """The training by any of `GAMES`."""
 
     config = Config
+    helped = True
     peeked = {**DefenderJob.peeked, "game": "pgd-at", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
 

@@ -162,7 +162,6 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     recipes = RECIPES
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
-    helped = False  # the report has the worst of its own samples
     linf_only = "ADT's distributions are those of ε·tanh(u), which fills an L∞ ball"
 
     def defaults(self, **peeked: str) -> Config:

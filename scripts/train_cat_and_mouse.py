@@ -136,7 +136,6 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
 
     config = Config
     algorithm = "adam"
-    helped = False  # the report is on the last classifier, after a matrix of all
     uncounted = "its length is --rounds and --round-steps"
     # pixels of the paper lie in [-1, 1], its η is 2ε
     recipes: ClassVar = {

@@ -110,6 +110,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     """The job that trains a classifier by L2L, or by one of its controls."""
 
     config = Config
+    helped = True
     peeked = {**DefenderJob.peeked, "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO

@@ -189,6 +189,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     """The job that trains a classifier by LAS-AT and judges it."""
 
     config = Config
+    helped = True
     peeked = {**DefenderJob.peeked, "preset": "default", "agent": "reinforce"}  # noqa: RUF012
     recipes = RECIPES
     repo = REPO

@@ -190,7 +190,6 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         return {**super().on_a_cpu(), "precision": "32-true"}
 
     algorithm = "adam"
-    helped = False  # the report has fresh attackers
     uncounted = "the passes of its responses are not counted; go by --epochs"
     linf_only = (
         "its networks perturb each pixel by up to ε, and its penalty goes with FGSM's sign; "

@@ -137,7 +137,7 @@ class Evaluation:
         plan = check_evaluation(
             model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
         )
-        self._plan = {"clean": [("clean", Nothing())], **plan}
+        self._plan: dict[str, Suite] = {"clean": [("clean", Nothing())], **plan}
         more = [surrogate] if surrogate is not None else []
         about = fingerprint(model, data, threat, seed, batch_size, *more)
         own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}

@@ -68,9 +68,9 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     """why --budget is not for this game, where it does not count a step's passes"""
     linf_only: ClassVar[str] = ""
     """why the game is played in L∞ balls only, where it is"""
-    helped: ClassVar[bool] = True
-    """whether all processes of a training share the report's attacks: not where it makes some for
-    itself"""
+    helped: ClassVar[bool] = False
+    """whether all processes of a training share the report's attacks: only where these are those of
+    ``--attacks`` on the best weights, and `judging` adds none"""
 
     # what a script says
 

@@ -163,8 +163,7 @@ class Bare:
         """Run the command, to its end."""
         words = [sys.executable, os.path.relpath(cell.script), *cell.words(Path())]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        if subprocess.run(words, env=env, check=False, **quiet).returncode:
+        if subprocess.run(words, env=env, check=False, capture_output=True).returncode:
             raise InputError(f"{cell.folder.name} failed")
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, quantiles
@@ -101,13 +101,16 @@ class Schedule(Study[Config]):
     def clusters(self) -> dict[str, Cluster]:
         """Plan -> what it runs on."""
         config = self.config
-        common = {"failure": 3600 * config.failure_hours, "notice": config.notice}
-        common |= {"repair": config.repair}
-        found = {
-            f"AutoAttack, batches of {size}": Cluster(64, start=config.start, each=1.0, **common)
-            for size in config.batches
-        }
-        study = Cluster(32, each=config.start, **common)
+        workers = Cluster(
+            64,
+            start=config.start,
+            each=1.0,
+            failure=3600 * config.failure_hours,
+            notice=config.notice,
+            repair=config.repair,
+        )
+        found = {f"AutoAttack, batches of {size}": workers for size in config.batches}
+        study = replace(workers, gpus=32, start=0.0, each=config.start)
         return {**found, COMPARE: study, f"{COMPARE}{SORTED}": study}
 
     @cached_property
