@@ -157,7 +157,7 @@ class Bare:
     """The commands of the cells, and nothing around them."""
 
     def start(self, roots: Sequence[Path]) -> None:
-        """Nothing to begin."""
+        """Commands need nothing that is not there."""
 
     def run(self, cell: Cell) -> None:
         """Run the command, to its end."""
@@ -167,10 +167,10 @@ class Bare:
             raise InputError(f"{cell.folder.name} failed")
 
     def stop(self) -> None:
-        """Ctrl-C reaches them by themselves."""
+        """They end by themselves: Ctrl-C reaches their group, too."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Commands leave nothing but their folders behind."""
 
 
 def make(name: str, config: Config) -> Engine:

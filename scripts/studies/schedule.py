@@ -122,7 +122,7 @@ class Schedule(Study[Config]):
         return {game: mean(each) for game, each in found.items() if game != LEFT_OUT}
 
     def pieces(self, plan: str, seed: int) -> list[Piece]:
-        """What there is to do."""
+        """The work of a plan; the seed draws which images stand."""
         config, rng = self.config, random.Random(derive_seed(seed, f"images of {plan}"))
         if plan.startswith(COMPARE):
             return self.comparison(rng, longest_first=plan.endswith(SORTED))
@@ -155,7 +155,7 @@ class Schedule(Study[Config]):
         yield [self.told(**cell) for cell in cells.values() if not self.config.finished_only]
 
     def told(self, method: str, seed: int) -> Run:
-        """A simulation with failures."""
+        """What a simulation of a plan with failures comes to."""
         pieces, cluster = self.pieces(method, seed), self.clusters[method]
         played = simulate(pieces, cluster, derive_seed(seed, f"failures of {method}"))
         return {"method": method, "seed": seed, **rounded(played)}
