@@ -66,6 +66,8 @@ PLAYERS = {
 FIXED = ("pgd-at-2", "pgd-at-4", "pgd-at-7", CONTROL)
 # asked for by name
 ABLATIONS = {
+    # the stopper's and short's means of ε, steps and step size, the same for every image
+    "fixed-mean": f"{_LAS} --agent fixed --fixed 9 4 3",
     "stopper-60": MORE[STOPPER],
     "stopper-threshold": f"{MORE[STOPPER]} --threshold 0.1",
     FROZEN: MORE[STOPPER],
@@ -87,6 +89,8 @@ CONTRASTS = (
     ("thompson", "random"),
     ("policy", "random-smoothed"),
     ("random-smoothed", "random"),
+    ("random", BEST),
+    ("short", BEST),
     ("stopper-60", BEST),
     *((name, STOPPER) for name in ABLATIONS if name not in SHARES),
 )
@@ -99,8 +103,8 @@ class Config(compare.Config):
 
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
-    """which players; stopper-60 (at 60 % of the budget), stopper-threshold, stopper-no-FEATURE and
-    stopper-frozen are left out by default"""
+    """which players; fixed-mean, stopper-60 (at 60 % of the budget), stopper-threshold,
+    stopper-no-FEATURE and stopper-frozen are left out by default"""
     learned: str = STOPPER
     """of the primary contrasts"""
     resplit: Whole = 0
