@@ -8,9 +8,10 @@
 
 Classifiers whose folders differ in `-seedN` alone are one line with a band. Writes
 `<out>/`: sweeps.png (accuracy against ε and against the number of PGD steps, and the differences
-to the first classifier; L2L's Fig. 4), examples.png (adversarial examples side by side, L2L's
-Fig. 5), landscape.png (loss along the gradient and a random direction), and sweeps.json with the
-numbers, diversity and smoothness of the adversarial examples among them.
+to the first classifier; L2L's Fig. 4; steps are ε/4 long, as in reports), examples.png (adversarial
+examples side by side, L2L's Fig. 5), landscape.png (loss along the gradient and a random
+direction), and sweeps.json with the numbers, diversity and smoothness of the adversarial examples
+among them.
 """
 
 from __future__ import annotations
@@ -75,11 +76,11 @@ class Config:
     """folder of the results, whose files are replaced; runs/<current time> when empty"""
 
 
-def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[str, Attack]]:
-    """Classifiers by name, images, ball, learned attackers.
+def settled(config: Config) -> list[evaluate.Config]:
+    """The settings of each classifier's evaluation, with what its run folder knows.
 
     Raises:
-        InputError: no or unequal classifiers, or data that cannot be judged.
+        InputError: no classifiers, or unequal ones.
     """
     if not config.what:
         raise InputError("name the run folders of the classifiers, or files of weights")
@@ -90,7 +91,18 @@ def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[s
     }
     judged = partial(evaluate.judged, evaluate.Config(**given))
     asked = [evaluate.job.check(one) for one in map(judged, config.what)]
-    first = evaluate.asked_alike(asked)
+    evaluate.asked_alike(asked)
+    return asked
+
+
+def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[str, Attack]]:
+    """Classifiers by name, images, ball, learned attackers.
+
+    Raises:
+        InputError: no or unequal classifiers, or data that cannot be judged.
+    """
+    asked = settled(config)
+    first = asked[0]
     names = [name_of(what) for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two classifiers are called {twice[0]}: rename one")
@@ -121,7 +133,8 @@ def main(config: Config) -> None:
     """Measure all classifiers, draw the pictures and write the numbers."""
     out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
     models, data, threat, learned = load(config)
-    write_sweeps(out, models, data, threat, extra=learned, seed=config.seed)
+    _, _, per = settled(config)[0].eps.partition("/")  # of 8/255, which are levels of a byte
+    write_sweeps(*(out, models, data, threat), extra=learned, seed=config.seed, per=float(per or 1))
     print(f"{len(models)} classifiers; {out}/sweeps.png")
 
 

@@ -20,8 +20,9 @@ from advgame.classifiers.saved import run_classifier
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import write_sweeps
+from advgame.evaluation.attacks import Context, make_suite
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
-from advgame.evaluation.sweep_report import STEPS
+from advgame.evaluation.sweep_report import STEPS, _drawn
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
@@ -50,13 +51,20 @@ def test_accuracy_over_the_radius_is_the_closed_form(line):
     assert len(set(found.values())) == 3
 
 
-def test_steps_are_as_long_as_the_papers(line):
-    model, data = line
-    attacks = over_steps(Linf(0.031), [1, 20])
-    assert [attack.steps for attack in attacks.values()] == [1, 20]
-    assert all(attack.step_size == pytest.approx(0.003) for attack in attacks.values())
-    found = sweep(model, data, attacks, seed=0)
-    assert found[1.0] >= found[20.0] == pytest.approx(0.9)  # the one at 0.024
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3)])
+def test_both_sweeps_agree_where_they_meet_and_with_reports(threat):
+    ten, twenty = over_steps(threat, [10, 20]).values()
+    assert over_radius(threat, [1.0]) == {threat.eps: ten}
+    assert twenty == make_suite("pgd20", Context(threat))[0][1]
+
+
+def test_the_panels_are_labelled_in_the_unit_that_was_typed():
+    numbers = {"a": {"radius": {4 / 255: 0.5, 8 / 255: 0.2}, "steps": {10.0: 0.2}}}
+    (radius, shown), (steps, counts) = _drawn(numbers, "Linf ε = 8/255", 255).items()
+    assert list(shown["a"][0]) == pytest.approx([4, 8])
+    assert list(counts["a"][0]) == [10]
+    assert "1/255" in radius
+    assert all("ε/4" in label for label in (radius, steps))
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3)])

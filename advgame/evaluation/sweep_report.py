@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from advgame.attacks import Attack, attacked, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation.attacks import L2L_STEP
 from advgame.evaluation.measure import check_classifier
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
@@ -27,6 +26,7 @@ from advgame.threat import Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 STEPS = (1, 2, 5, 10, 20, 50, 100)
+RADIUS_STEPS = 10
 REACH, SHOWN, LANDSCAPE_IMAGES, RESTARTS = 2.0, 5, 100, 5
 
 
@@ -38,13 +38,14 @@ def write_sweeps(
     *,
     extra: Mapping[str, Attack] | None = None,
     seed: int = 0,
+    per: float = 1,
 ) -> dict[str, Any]:
     """Vary the attack on classifiers, draw what happens, and write it into a folder.
 
     The files: sweeps.png (accuracy against ε and against the number of PGD steps, and the
     differences to the first classifier), examples.png (adversarial examples side by side),
     landscape.png (loss along the gradient and a random direction), and sweeps.json with the
-    numbers.
+    numbers. PGD has steps of ε/4, whatever their number and the radius, as in reports.
 
     Args:
         out: the folder; files of these names in it are replaced.
@@ -54,6 +55,7 @@ def write_sweeps(
         threat: the ball, with one radius for all.
         extra: further attacks by name, for the examples and their smoothness.
         seed: of everything random.
+        per: pictures show ε as a number of 1/``per``, 255 for levels of a byte.
 
     Returns:
         The content of ``sweeps.json``.
@@ -68,20 +70,15 @@ def write_sweeps(
     for model in models.values():
         check_classifier(model, data)
     out = Path(out)
-    attacks = {
-        "fgsm": fgsm(threat),
-        "pgd20": pgd(threat, 20, threat.eps * L2L_STEP),
-        **(extra or {}),
-    }
+    attacks = {"fgsm": fgsm(threat), "pgd20": pgd(threat, 20), **(extra or {})}
     numbers = {name: _measured(m, data, threat, attacks, seed) for name, m in models.items()}
     groups = dict.fromkeys(map(group, models))
-    size = f"{threat.norm} ε = {float(threat.eps):.3g}"
-    sweeps = {
-        varied: {g: [numbers[n][key] for n in models if group(n) == g] for g in groups}
-        for key, varied in (("radius", "ε (10 steps)"), ("steps", f"PGD steps ({size})"))
-    }
+    unit = "" if per == 1 else f"/{per:g}"
+    size = f"{threat.norm} ε = {float(threat.eps) * per:.3g}{unit}"
+    sweeps = _drawn(numbers, size, per)
     baseline = next(iter(groups)) if len(groups) > 1 else None
-    title = f"{len(data)} test images; mean and range over seeds"
+    seeds = "; mean and range over seeds" if len(groups) < len(models) else ""
+    title = f"{len(data)} test images{seeds}"
     save_figure(sweeps_figure(sweeps, baseline, title), out / "sweeps.png")
     one_each = {g: next(m for n, m in models.items() if group(n) == g) for g in groups}
     near, planes = data.subset(slice(LANDSCAPE_IMAGES)), {}
@@ -106,6 +103,7 @@ def write_sweeps(
         "norm": threat.norm,
         "eps": float(threat.eps),
         "seed": seed,
+        "pgd": {"step_size_over_eps": 0.25, "steps_over_radius": RADIUS_STEPS},
         "classifiers": numbers,
         "landscape": {g: plane.tolist() for g, plane in planes.items()},
     }
@@ -116,6 +114,24 @@ def write_sweeps(
 def group(name: str) -> str:
     """A run's name without its seed."""
     return re.sub(r"-seed\d+$", "", name)
+
+
+def _drawn(
+    numbers: Mapping[str, Mapping[str, Any]], size: str, per: float
+) -> dict[str, dict[str, list[dict[float, float]]]]:
+    """What sweeps.png draws: label of an axis -> group -> a sweep per seed."""
+    in_unit = "" if per == 1 else f" in 1/{per:g}"
+    axes = {
+        "radius": (f"ε{in_unit} ({RADIUS_STEPS} PGD steps of ε/4)", per),
+        "steps": (f"PGD steps of ε/4 ({size})", 1),
+    }
+    found: dict[str, dict[str, list[dict[float, float]]]] = {}
+    for key, (label, times) in axes.items():
+        lines = found[label] = {}
+        for name, one in numbers.items():
+            points = {times * value: share for value, share in one[key].items()}
+            lines.setdefault(group(name), []).append(points)
+    return found
 
 
 def _measured(
@@ -132,7 +148,7 @@ def _measured(
             smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
             smooth[name]["accuracy"] = float((predict(model, x_adv) == y).float().mean())
     return {
-        "radius": sweep(model, data, over_radius(threat, SHARES), seed),
+        "radius": sweep(model, data, over_radius(threat, SHARES, RADIUS_STEPS), seed),
         "steps": sweep(model, data, over_steps(threat, STEPS), seed),
         "diversity": diversity(model, x, y, attacks["pgd20"], threat, RESTARTS, starts),
         "perturbations": smooth,

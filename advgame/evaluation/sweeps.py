@@ -20,7 +20,6 @@ from advgame.attacks.distributional import Sampler
 from advgame.attacks.input_gradients import input_gradient
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation.attacks import L2L_STEP
 from advgame.evaluation.verdicts import adversarial, predict, score
 from advgame.losses import cross_entropy
 from advgame.seeding import stream
@@ -28,14 +27,14 @@ from advgame.threat import Threat, per_image
 
 
 def over_radius(threat: Threat, shares: Sequence[float], steps: int = 10) -> dict[float, Attack]:
-    """Radius -> PGD of ``steps`` steps of a quarter of it (L2L's Fig. 4 has 10 steps)."""
+    """Radius -> PGD of ``steps`` steps of ε/4, ε being that radius (L2L's Fig. 4: 10 steps)."""
     balls = [threat.scaled(share) for share in shares]
     return {float(ball.eps): pgd(ball, steps) for ball in balls}
 
 
 def over_steps(threat: Threat, steps: Sequence[int]) -> dict[float, Attack]:
-    """Number of steps -> PGD with L2L's step size, as `l2l:pgd20`."""
-    return {float(count): pgd(threat, count, threat.eps * L2L_STEP) for count in steps}
+    """Number of steps -> PGD with steps of ε/4, as `over_radius` and a report's ``pgd20``."""
+    return {float(count): pgd(threat, count) for count in steps}
 
 
 def sweep(
