@@ -17,6 +17,7 @@ checkpoints, report.json and report.md (AutoAttack on test images), curves.png, 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -29,7 +30,7 @@ from advgame.errors import InputError
 from advgame.games.spaces import BETAS, parse_space
 from advgame.own_code import own_code
 from advgame.run.defender_job import DefenderJob, ball
-from advgame.run.options import Count, Finite, Names, NotNegative, Positive, Words
+from advgame.run.options import Count, Finite, Names, NotNegative, Positive, Words, parse_number
 from advgame.run.settings import PerturbedConfig, recipes
 from agents.settings import BANDITS, POLICIES, PRESETS, STOPPING, Agent, Baseline
 
@@ -143,6 +144,20 @@ REPO_RECIPES: dict[str, dict[str, Any]] = {
     },
     "cifar100": {**_REPO_COLOUR, "space": "las-pgd-at-cifar100", "true_probability": 0.6},
 }
+
+
+def radii(eps: str, units: tuple[float, ...]) -> str:
+    """The smallest and the largest ε to choose from, in pixels or in the fraction that was typed.
+
+    Args:
+        eps: ε₀ as it was typed.
+        units: choices, in eighths of it.
+    """
+    above, sign, below = eps.partition("/")
+    low, high = (
+        f"{parse_number(above) * unit / 8:.3g}{sign}{below}" for unit in (units[0], units[-1])
+    )
+    return f"from {low} to {high}"
 
 
 LEARNED_STOPS = ("stopper", "shuffled")
@@ -354,6 +369,17 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             exploration=config.exploration,
         )
         return StrategyGame(env, player, config.seed)
+
+    @override
+    def work(
+        self, config: Config, run: RunFolder, made: tuple[StrategyGame, Splits], *, resume: bool
+    ) -> None:
+        """As of every training; says first how far the chosen attacks go."""
+        game = made[0]
+        if game.learner.fabric.global_rank == 0 and config.agent != "fixed":
+            units = game.env.space.eps_units
+            print(f"{run.path}: ε {radii(config.eps, units)} (ε₀ is {config.eps})", file=sys.stderr)
+        super().work(config, run, made, resume=resume)
 
     @override
     def report(

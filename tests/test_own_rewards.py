@@ -131,6 +131,7 @@ def test_the_command_line_takes_reward_and_lists(tmp_path, monkeypatch, refused)
         ("eps=4 steps=3 step=1", "step_size"),
         ("eps=4 eps=5 steps=3 step_size=1", "--space has eps twice"),
         ("eps=4, 6 steps=3 step_size=1", "no spaces in a list"),
+        ("eps=4/255,8/255 steps=3 step_size=1", "in eighths of ε₀"),
         ("las-awp-cifar10 eps=4", "'las-awp-cifar10' among its lists"),
         ("eps=4 steps=3 step_size=1 beta=3", "--objective trades alone has"),
         ("eps=4,30 steps=3 step_size=1", "an eps of 30 is 0.562 in pixels"),
@@ -138,6 +139,11 @@ def test_the_command_line_takes_reward_and_lists(tmp_path, monkeypatch, refused)
 )
 def test_lists_that_cannot_be_used_are_refused(words, answer, refused):
     refused(train_las_at, ["--agent", "random", "--space", words], answer)
+
+
+def test_the_range_of_radii_is_in_the_unit_that_was_typed():
+    assert train_las_at.radii("8/255", (3, 15)) == "from 3/255 to 15/255"
+    assert train_las_at.radii("0.16", (4, 8)) == "from 0.08 to 0.16"
 
 
 def test_lists_are_in_eighths_of_the_radius():

@@ -11,7 +11,7 @@ import torch
 from equal_runs import SMALL, assert_equal_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_callbacks import trainer
-from train_las_at import Config, job
+from train_las_at import Config, job, radii
 
 from advgame import Callback
 from advgame.classifiers import SmallCNN
@@ -119,12 +119,14 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path, stop_at):
 
 def test_without_a_terminal_a_run_says_a_line_per_epoch(tmp_path, capsys):
     job.run(small(tmp_path, "a", epochs=2))
-    folder, first, second, *report = capsys.readouterr().err.splitlines()
+    attacks, folder, first, second, *report = capsys.readouterr().err.splitlines()
+    assert radii("0.15", (3, 15)) in attacks
     assert folder == f"{tmp_path / 'a'}: step 0 of 12"
     assert [line.split(": epoch")[0] for line in (first, second)] == [
         "step 6 of 12",
         "step 12 of 12",
     ]
+    assert "loss " in first
     assert "robust 0." in first
     assert report[0] == f"{tmp_path / 'a'}: 20 test images"
     assert [line.split(" on images")[0] for line in report[1:3]] == ["clean", "fgsm"]

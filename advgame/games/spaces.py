@@ -102,6 +102,11 @@ def parse_space(text: str) -> Lists:
             raise unknown("list of --space", name, CHOICES)
         if name in found:
             raise InputError(f"--space has {name} twice: name its numbers in one list")
+        if "/" in values:
+            raise InputError(
+                f"--space counts ε and step sizes in eighths of ε₀, so that 8 is --eps itself: "
+                f"write eps=4,6,8 with no fractions, not {word!r}"
+            )
         found[name] = tuple(parse_number(one, name) for one in values.split(",") if one.strip())
         check_list(name, found[name])
     if missing := [name for name in CHOICES[:3] if name not in found]:

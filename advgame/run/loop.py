@@ -33,6 +33,8 @@ from advgame.run.progress import TrainingProgress
 Validate = Callable[[nn.Module], dict[str, float]]
 COSTS = ("cost/forwards", "cost/input_backwards", "cost/backwards")
 """What a game logs of a step's passes, per image, of which a budget is spent."""
+LOSSES = ("game/adversarial_loss", "game/clean_loss")
+"""What the defender descends: the first of them that a game logs."""
 FINAL = ("final/clean", "final/autoattack", "final/worst_case")
 """What a run's report adds to its curves, and by which TensorBoard's table compares runs."""
 POINTS = 20  # of an epoch's steps that TensorBoard shows alone
@@ -439,8 +441,10 @@ class Trainer:
             self._log_points()
             self.curves.scalars({k: v for k, v in row.items() if "/" in k}, self.step)
         self.hooks.epoch(self, row)
-        scores = {name: value for name, value in row.items() if name.startswith("eval/")}
-        return f"epoch {epoch} " + " ".join(f"{k[5:]} {v:.3f}" for k, v in scores.items())
+        losses = [row[tag] for tag in LOSSES if tag in row]
+        shown = {"loss": losses[0]} if losses else {}
+        shown |= {tag[5:]: value for tag, value in row.items() if tag.startswith("eval/")}
+        return f"epoch {epoch} " + " ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
     def _agreed(self, mine: dict[str, float]) -> dict[str, float]:
         """The mean over processes of what each found on its share of the batches."""
