@@ -12,6 +12,7 @@ from advgame.data import STATISTICS, Batches, ImageSet, load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import Verdicts, evaluate, find_flags
+from advgame.evaluation.flags import _below_chance
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init, stream
@@ -116,6 +117,21 @@ def broken(name, net):
 def test_broken_classifiers_are_flagged(name, flag, honest, test_images):
     ball = BALL if name == "one class" else WIDE
     assert flag in names(broken(name, honest), test_images, ball)
+
+
+def test_classes_that_are_numbered_otherwise_are_flagged(honest, digits):
+    data = digits.test.subset(slice(100))
+    turned = Around(honest, lambda net, x: net(x).roll(1, 1)).eval()
+    assert "below_chance" in names(turned, data, attacks=("fgsm",))
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "classes", "found"),
+    [(1, 100, 10, True), (2, 100, 10, False), (10, 100, 10, False), (0, 60, 10, False)],
+)
+def test_below_chance_is_what_luck_alone_hardly_gives(right, n, classes, found):
+    clean = {"clean": torch.arange(n) < right}  # p = 0.0003, 0.0019, 0.58, 0.0018
+    assert bool(_below_chance(Verdicts(clean, {}, {}), classes)) == found
 
 
 def test_what_gives_no_gradient_still_gets_its_report(honest, test_images):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from advgame.attacks import attacked
@@ -68,7 +69,7 @@ def find_flags(
     """
     with attacked(model):
         found = _probed(model, data.subset(slice(200)), threat, verdicts, seed, held_out)
-    found |= _no_answer(verdicts)
+    found |= _no_answer(verdicts) | _below_chance(verdicts, data.classes)
     found |= _range(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
     return [Flag(name, meaning) for name, meaning in found.items()]
 
@@ -105,6 +106,20 @@ def _no_answer(verdicts: Verdicts) -> dict[str, str]:
     return {
         "non_finite": f"largest logit NaN or infinite on images: {', '.join(told)}; they count as "
         "misclassified"
+    }
+
+
+def _below_chance(verdicts: Verdicts, classes: int) -> dict[str, str]:
+    """Fewer clean images right than guessing would get: a one-sided binomial test, p < 0.001."""
+    if (clean := verdicts.correct.get("clean")) is None:
+        return {}
+    right, n = int(clean.sum()), len(clean)
+    if float(binomtest(right, n, 1 / classes, alternative="less").pvalue) >= 0.001:
+        return {}
+    return {
+        "below_chance": f"{right} of {n} clean images are right, fewer than by guessing among "
+        f"{classes} classes: the classifier numbers them in another order, was trained on images "
+        "normalised otherwise, or is of another data set"
     }
 
 
