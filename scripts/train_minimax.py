@@ -62,8 +62,9 @@ class Config(RunConfig):
     """
 
     model: str = "minimax_cnn"
-    """small_cnn, minimax_cnn, resnet18, preact_resnet18, wrn-DEPTH-WIDEN, e.g. wrn-34-10, or your
-    own: package.module:factory(1, width=8), which returns an nn.Module for images in [0, 1]"""
+    """small_cnn, minimax_cnn, lean_resnet, resnet18, preact_resnet18, wrn-DEPTH-WIDEN, e.g.
+    wrn-34-10, or your own: package.module:factory(1, width=8), which returns an nn.Module for
+    images in [0, 1]"""
     lr: Positive = 1e-3
     """of Adam on the defender (the paper: 1e-4, for many more steps)"""
     weight_decay: Share = 0.0

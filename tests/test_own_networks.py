@@ -237,6 +237,7 @@ def test_weights_to_start_from_bring_their_own_normalisation(tmp_path, monkeypat
         (train, ["--model", "my_net:Net(x)"], "only numbers"),
         (train, ["--model", "my_net:broken"], "NameError: name 'undefined_name' is not defined, "),
         (train, ["--model", "my_net:net_class"], "must return a torch.nn.Module, not the class"),
+        (train, ["--model", "my_net"], "as my_net:Net"),
         (train, ["--model", "my_net:softmax"], "remove the final softmax"),
         (train, ["--model", "my_net:pairs"], "not a tuple"),
         (train, ["--model", "my_net:convolutions"], "images of this shape, (1, 8, 8)"),

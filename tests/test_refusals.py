@@ -16,7 +16,7 @@ import train_privacy_filter
 
 # what is typed -> a part of the answer, of every script that has the first option
 EVERYWHERE = {
-    "--resume /nowhere": "not a run folder",
+    "--resume /nowhere": "there is no such folder",
     "--name a/b": "plain folder name",
     "--seed -1": "seed must lie in",
     f"--seed {2**64}": "seed must lie in",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from advgame.choices import COLOUR
@@ -48,7 +51,21 @@ def check_model(name: str) -> None:
     if set(name) & set(":/(") or "." in name:
         own_code(name)  # says what is wrong with it
         return
+    if Path(f"{name}.py").is_file():
+        raise InputError(
+            f"--model {name}: name the class or function of {name}.py that makes the network, too, "
+            f"as {name}:{_made_in(Path(f'{name}.py'))}"
+        )
     raise unknown("model", name, (*CLASSIFIERS, "package.module:factory of your own"))
+
+
+def _made_in(file: Path) -> str:
+    """The first class of a file, or word that stands for it; nothing is run."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        for part in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(part, ast.ClassDef):
+                return part.name
+    return "Factory"
 
 
 def statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | str:

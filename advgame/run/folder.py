@@ -214,7 +214,8 @@ class RunFolder:
         """
         path = Path(path)
         if not (path / "config.json").exists():
-            raise InputError(f"{path} is not a run folder: it has no config.json")
+            why = "it has no config.json" if path.exists() else "there is no such folder"
+            raise InputError(f"{path} is not a run folder: {why}")
         run = cls(path)
         run.about()
         return run

@@ -38,8 +38,9 @@ class RunConfig:
     train_n: int | None = None
     """use only this many training images"""
     model: str = "small_cnn"
-    """small_cnn, minimax_cnn, resnet18, preact_resnet18, wrn-DEPTH-WIDEN, e.g. wrn-34-10, or your
-    own: package.module:factory(1, width=8), which returns an nn.Module for images in [0, 1]"""
+    """small_cnn, minimax_cnn, lean_resnet, resnet18, preact_resnet18, wrn-DEPTH-WIDEN, e.g.
+    wrn-34-10, or your own: package.module:factory(1, width=8), which returns an nn.Module for
+    images in [0, 1]"""
     init: str | None = None
     """weights to start from: a file, or a run folder or zoo:NAME, of which the best; they bring
     their own normalisation, or none"""
