@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
 from advgame.run import job as jobs
+from advgame.run.fitting import fit_attacks, for_few_classes
 from advgame.run.folder import RunFolder
 from advgame.run.options import (
     Count,
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from advgame.threat import Threat
 
 USUAL = ("fgsm", "pgd20", "autoattack")
+DIGITS = {"shape": (1, 8, 8), "classes": 10}
+"""What older runs, which note no images, were trained on where their data set is digits."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Config:
     """a run folder, zoo:NAME, or a file of weights (with --model): safetensors, or .pth, .pt of
     torch.save; or a mixture of those, FILE.json with members (paths) and weights"""
     model: str = ""
-    """network of a weights file: small_cnn, resnet18, wrn-28-10, …, or package.module:factory(…) of
-    your own; the latter alone is judged as the function returns it"""
+    """network of a weights file: small_cnn, lean_resnet, resnet18, wrn-28-10, …, or your own,
+    package.module:factory(…); the latter alone is judged as the function returns it"""
     normalise: str = ""
     """of weights that were trained on normalised images and do not hold how: a data set, e.g.
     cifar10, or MEANS/DEVIATIONS, e.g. 0.5,0.5,0.5/0.2,0.2,0.2"""
@@ -196,11 +199,29 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
 
     path, task = place(what), (data.shape, data.classes)
     if what and path.is_dir():
-        return run_classifier(RunFolder.open(path), *task, config.weights, network(config, what))
+        run = RunFolder.open(path)
+        try:
+            return run_classifier(run, *task, config.weights, network(config, what))
+        except InputError as error:
+            if (its := task_of(run)) in ("", in_words(*task)):
+                raise
+            raise InputError(f"{what} is for {its}; these are {in_words(*task)}") from error
     made = (
         load_classifier(path, config.model, *task) if what else new_classifier(config.model, *task)
     )
     return normalised(made, config.normalise, data.shape[0]) if config.normalise else made
+
+
+def task_of(run: RunFolder) -> str:
+    """What a run's classifier is for, as `in_words` says it; "" where its folder does not say."""
+    about = run.about()
+    data = about.get("data") or (DIGITS if about["config"].get("dataset") == "digits" else None)
+    return in_words(tuple(data["shape"]), data["classes"]) if data else ""
+
+
+def in_words(shape: tuple[int, ...], classes: int) -> str:
+    """Images (C, H, W) and classes in words: 1x8x8 images and 10 classes."""
+    return f"{'x'.join(map(str, shape))} images and {classes} classes"
 
 
 def judged(config: Config, what: str) -> Config:
@@ -386,7 +407,22 @@ class Job(jobs.Job[Config, Materials]):
 
     def build(self, config: Config, fabric: Fabric) -> Materials:
         """Classifiers, images and attacks, each tried on a few images."""
-        extra, (data, held_out) = learned(config), images(config)
+        return self.tried(config, fabric, *images(config))
+
+    @override
+    def settle(
+        self, config: Config, fabric: Fabric, typed: Collection[str]
+    ) -> tuple[Config, Materials]:
+        """The same; the attacks fit the number of classes where they were not typed."""
+        data, held_out = images(config)
+        config = fit_attacks(config, self.usual(config), typed, data.classes, tell=True)
+        return config, self.tried(config, fabric, data, held_out)
+
+    def tried(
+        self, config: Config, fabric: Fabric, data: ImageSet, held_out: ImageSet | None
+    ) -> Materials:
+        """Classifiers and attacks for these images, each tried on a few of them."""
+        extra = learned(config)
         threat(config).check_shape(data.shape)
         surrogate, data = None, data.to(fabric.device)
         if config.surrogate:
@@ -417,8 +453,9 @@ class Job(jobs.Job[Config, Materials]):
         try:
             return super().place(config)
         except InputError:
-            path = Path(config.runs_dir) / config.name
-            if not _is_of(path, self.check(config)):
+            path, config = Path(config.runs_dir) / config.name, self.check(config)
+            few = replace(config, attacks=for_few_classes(config.attacks))  # as `settle` may do
+            if not (_is_of(path, config) or _is_of(path, few)):
                 raise
             return path
 

@@ -1,6 +1,7 @@
 """Somebody's own images: folders of PNGs, npz files, what they become, and what is refused."""
 
 import json
+import re
 import sys
 from importlib import import_module
 
@@ -446,3 +447,40 @@ def test_a_study_takes_own_images(tmp_path, monkeypatch):
     for words, answer in (("insect", "did you mean"), ("mnist", "needs --data-dir")):
         with pytest.raises(InputError, match=answer):
             compare.Compare(compare.Config(dataset=words)).check()
+
+
+def test_defaults_give_way_to_few_images_of_few_classes(tmp_path, capsys):
+    """What was typed does not, and the refusal's attacks can be typed in its place."""
+    job = train.job
+    config = job.check(job.parse(["--data", str(saved(tmp_path / "a.npz"))]))
+    fabric = job.fabric(config)
+    found, (game, _) = job.settle(config, fabric, {"dataset"})
+    assert found.attacks == ("fgsm", "pgd20", "pgd100", "cw", "aa:square")
+    assert (config.batch_size, found.batch_size, game.steps_per_epoch) == (128, 6, 5)
+    assert capsys.readouterr().err.count("note: ") == 2
+    with pytest.raises(InputError, match=r"batch size must lie in 1\.\.30"):
+        job.settle(config, fabric, {"batch_size"})
+    with pytest.raises(InputError, match="at least 4 classes") as refused:
+        job.settle(config, fabric, {"attacks"})
+    words = re.search(r"--attacks (\S+)", str(refused.value)).group().split()
+    asked = job.check(job.parse(["--data", config.dataset, *words]))
+    assert job.settle(asked, fabric, {"attacks"})[0].attacks == found.attacks
+
+
+def test_an_evaluation_of_three_classes_says_what_took_autoattacks_place(tmp_path, monkeypatch):
+    saved(tmp_path / "a.npz", shape=(1, 3))  # whose pixels are the logits
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "torch.nn:Flatten", "--data", "a.npz", "--eps", "0.1", "--n", 5]
+    for _ in range(2):  # the second finds the first one's folder
+        run = typed(evaluate, monkeypatch, *words, "--name", "one")
+    assert list(run.report()["accuracy"])[3:] == ["pgd100", "cw", "aa:square"]
+    assert any(note.startswith("AutoAttack needs 4 classes") for note in run.report()["notes"])
+
+
+def test_a_classifier_of_other_images_says_of_which(tmp_path):
+    name, path = "zoo:digits/pgd-at-small_cnn-seed0", saved(tmp_path / "a.npz", shape=(8, 8, 3))
+    config = evaluate.job.check(evaluate.job.parse([name, "--data", str(path)]))
+    says = f"{name} is for 1x8x8 images and 10 classes; these are 3x8x8 images and 3 classes"
+    with pytest.raises(InputError) as refused:
+        evaluate.job.build(config, evaluate.job.fabric(config))
+    assert str(refused.value) == says

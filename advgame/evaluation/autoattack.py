@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import APGD, FAB, Attack, AttackResult, Square, attacked
 from advgame.checks import check_labels, check_logits
+from advgame.choices import FEW_CLASSES, LEAST_CLASSES
 from advgame.errors import InputError
 from advgame.threat import Linf, Threat
 
@@ -35,7 +36,8 @@ VERSIONS: dict[Version, tuple[str, ...]] = {
 """
 
 _SQUARE_SIDE = 5  # five windows stand side by side at the start
-_LEAST_CLASSES = {"apgd-t": 4, "fab-t": 2, "apgd-dlr": 3}  # DLR looks at the third, fourth logit
+# DLR looks at the third and fourth logit
+_LEAST_CLASSES = {"apgd-t": LEAST_CLASSES, "fab-t": 2, "apgd-dlr": 3}
 
 
 class _Contiguous(torch.autograd.Function):
@@ -103,12 +105,12 @@ class AutoAttackPart(Attack):
         if self.part == "square" and self.threat.norm == "L2" and min(shape[1:]) < _SQUARE_SIDE:
             raise InputError(
                 f"AutoAttack's square needs images of {_SQUARE_SIDE} pixels or more in L2, not "
-                f"{shape}: use pgd100, cw and aa:apgd-t instead"
+                f"{shape}: --attacks pgd100,cw,aa:apgd-t does without it"
             )
         if classes < (least := _LEAST_CLASSES.get(self.part, 2)):
             raise InputError(
                 f"AutoAttack's {self.part} needs at least {least} classes, this classifier has "
-                f"{classes}: use pgd100, cw and aa:square instead"
+                f"{classes}: --attacks fgsm,pgd20,{','.join(FEW_CLASSES)} does without it"
             )
 
     def own(self, classes: int) -> Attack | None:

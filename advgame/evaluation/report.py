@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from advgame.choices import FEW_CLASSES, LEAST_CLASSES
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.flags import Flag
@@ -63,7 +64,7 @@ def write_report(
         "worst_case": verdicts.worst_case(),
         **({"classes": list(data.names)} if data.names else {}),
         "calls": calls,
-        "notes": [*verdicts.notes, *_data_notes(run)],
+        "notes": [*verdicts.notes, *_few_classes(accuracy, data), *_data_notes(run)],
         "flags": [flag.as_dict() for flag in flags],
         **also,
         "command": run.about()["command"],
@@ -79,6 +80,17 @@ def write_report(
     run.write_text("report.md", as_markdown(content))
     run.write_json("report.json", content)  # last: a run that has it is finished
     return content
+
+
+def _few_classes(attacks: Collection[str], data: ImageSet) -> list[str]:
+    """Why there is no AutoAttack, where there cannot be."""
+    if data.classes >= LEAST_CLASSES or not set(FEW_CLASSES) <= set(attacks):
+        return []
+    *most, last = FEW_CLASSES
+    return [
+        f"AutoAttack needs {LEAST_CLASSES} classes, and these images have {data.classes}: "
+        f"{', '.join(most)} and {last} take its place"
+    ]
 
 
 def _data_notes(run: RunFolder) -> list[str]:

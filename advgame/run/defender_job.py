@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
@@ -16,6 +16,7 @@ from advgame.data.names import SMALL, flips, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.accelerators import on_cpu
 from advgame.run.files import digest
+from advgame.run.fitting import fit_attacks, fit_batch
 from advgame.run.folder import RunFolder
 from advgame.run.job import Job
 from advgame.run.options import parse_radius, refuse_idle
@@ -171,17 +172,46 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
     def build(self, config: RunConfigT, fabric: Fabric) -> tuple[GameT, Splits]:
         """Game and data, with everything tried once that a report will need."""
-        from advgame.data import load_data
-        from advgame.evaluation import check_evaluation
-        from advgame.losses import check_smoothing
+        data = self.data(config, fabric)
+        return self.tried(config, data, fabric), data
 
-        data = load_data(
+    @override
+    def settle(
+        self, config: RunConfigT, fabric: Fabric, typed: Collection[str]
+    ) -> tuple[RunConfigT, tuple[GameT, Splits]]:
+        """The same; attacks and batch size fit the data where they were not typed."""
+        data, usual = self.data(config, fabric), self.usual(config)
+        tell = fabric.global_rank == 0
+        config = fit_attacks(config, usual, typed, data.train.classes, tell=tell)
+        processes = fabric.world_size
+        config = fit_batch(config, usual, typed, len(data.train), processes, tell=tell)
+        return config, (self.tried(config, data, fabric), data)
+
+    def data(self, config: RunConfigT, fabric: Fabric) -> Splits:
+        """The images, on the device.
+
+        Raises:
+            InputError: data that cannot be read.
+        """
+        from advgame.data import load_data
+
+        return load_data(
             config.dataset,
             config.data_dir,
             download=config.download,
             image_size=config.image_size,
             train_n=config.train_n,
         ).to(fabric.device)
+
+    def tried(self, config: RunConfigT, data: Splits, fabric: Fabric) -> GameT:
+        """The game, with everything tried once that a report will need.
+
+        Raises:
+            InputError: sizes, settings or attacks that will not do for these images.
+        """
+        from advgame.evaluation import check_evaluation
+        from advgame.losses import check_smoothing
+
         check_smoothing(config.true_probability, data.train.classes)
         threat = ball(config)
         threat.check_shape(data.train.shape)
@@ -193,7 +223,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
                 "--select own: this game has no attacker of its own that validation could score: "
                 "choose auto, clean or robust"
             )
-        return game, data
+        return game
 
     @override
     def images(self, made: tuple[GameT, Splits]) -> Mapping[str, Any]:

@@ -144,6 +144,21 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             InputError: data, models or sizes that will not do; nothing is written yet.
         """
 
+    def settle(
+        self, config: ConfigT, fabric: Fabric, typed: Collection[str]
+    ) -> tuple[ConfigT, MadeT]:
+        """What a new run needs, and its settings, whose defaults may give way to its data.
+
+        Args:
+            config: all settings.
+            fabric: device and processes.
+            typed: options that were typed, which never change.
+
+        Raises:
+            InputError: as `build`.
+        """
+        return config, self.build(config, fabric)
+
     def place(self, config: ConfigT) -> Path:
         """Where a new run goes.
 
@@ -219,7 +234,10 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             check_world(getattr(config, "nodes", 1), getattr(config, "devices", 1))
         config = self.check(config)
         fabric = self.fabric(config)
-        made = self.build(config, fabric)
+        if resume:
+            made = self.build(config, fabric)
+        else:
+            config, made = self.settle(config, fabric, typed)
         if fabric.global_rank == 0:
             images = self.images(made)
             if resume:
