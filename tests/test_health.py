@@ -8,6 +8,7 @@ import pytest
 import torch
 import train_gail
 from conftest import ROOT, seeded
+from equal_runs import weights
 from torch import nn
 from torch.distributions import Categorical
 
@@ -219,6 +220,10 @@ def test_a_report_flags_a_dead_player(tmp_path, digits):
         run, defender.module, digits.test.first(20), EPS, dataset="digits", attacks=("fgsm",),
         seed=0, title="",
     )  # fmt: skip
+    kept = weights(run.path)  # of equal scores the earliest
+    left = defender.module.state_dict()
+    assert all(torch.equal(value, kept[f"best/{name}"]) for name, value in left.items())
+    assert not all(torch.equal(value, kept[f"last/{name}"]) for name, value in left.items())
     flags = {flag["name"]: flag["meaning"] for flag in content["flags"]}
     assert "since epoch 1" in flags["dead_attacker_saturated"]
     assert "`dead_attacker_spread`" in (run.path / "report.md").read_text()

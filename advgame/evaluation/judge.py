@@ -117,7 +117,7 @@ def judge_run(
 
     Args:
         run: a finished run.
-        module: the classifier, on its device; filled with the weights.
+        module: the classifier, on its device; left with the weights that are judged.
         test: test images, on the same device.
         threat: the ball.
         dataset: name for the report.
