@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from advgame.threat import Threat
 
 USUAL = ("fgsm", "pgd20", "autoattack")
-DIGITS = {"shape": (1, 8, 8), "classes": 10}
+DIGITS: Mapping[str, Any] = {"shape": (1, 8, 8), "classes": 10}
 """What older runs, which note no images, were trained on where their data set is digits."""
 
 
