@@ -20,6 +20,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import gcd, hypot
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -193,6 +194,11 @@ def make_parts(config: Config) -> Parts:
         else:
             space = env.single_action_space
             recorded = Demonstrations.load(config.demonstrations, config.env, space)
+        if config.trajectories > len(recorded):
+            raise InputError(
+                f"{config.demonstrations or config.env} has {len(recorded)} demonstrations: "
+                f"--trajectories {len(recorded)} or fewer, not {config.trajectories}"
+            )
         expert = recorded.subset(config.trajectories)
     pairs = env.expert_pairs(expert, stream(config.seed, "subsampling"), config.every)
     discriminator = Discriminator(env.code.pair_size, config.hidden, config.spectral_norm)
@@ -276,6 +282,19 @@ def warn_of_no_expert(random: Mapping[str, float], expert: Demonstrations) -> No
             "task",
             file=sys.stderr,
         )
+
+
+def worse_than_random(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A flag where the policy's return lies 3 standard errors below that of random actions."""
+    chance, reached = report["random"], report["eval/return"]
+    error = hypot(chance["standard_error"], report["eval/standard_error"])
+    if not chance["mean"] - reached > 3 * error:
+        return []
+    meaning = (
+        f"the policy's return, {reached:.1f}, is below that of random actions, "
+        f"{chance['mean']:.1f}, by more than 3 standard errors of the difference, {error:.2g} each"
+    )
+    return [{"name": "worse_than_random", "meaning": meaning}]
 
 
 def resembles(config: Config, parts: Parts) -> dict[str, Any]:
@@ -399,7 +418,7 @@ def imitate(config: Config, run: RunFolder, parts: Parts, *, resume: bool) -> di
         about |= {name: rows[-1][name] for name in rows[-1] if name.startswith("eval/")}
     ends = about["random"]["mean"], about["expert"]["mean"]
     about |= steadiness(rows, about["eval/return"], *ends)
-    about["flags"] = [one.as_dict() for one in deaths(rows)]
+    about["flags"] = [*(one.as_dict() for one in deaths(rows)), *worse_than_random(about)]
     return about | resembles(config, parts)
 
 
@@ -452,7 +471,8 @@ class Job(jobs.Job[Config, Parts]):
         if config.iterations % config.evaluate_every:
             raise InputError(
                 f"--iterations {config.iterations} must be a multiple of --evaluate-every "
-                f"{config.evaluate_every}"
+                f"{config.evaluate_every}: --evaluate-every "
+                f"{gcd(config.iterations, config.evaluate_every)} is possible"
             )
         derive_seed(config.seed, "check")
         return config

@@ -1,5 +1,7 @@
 """State-action pairs: shifts and scales, absorbing states, horizons, subsampling."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,11 +71,17 @@ def test_subsampling_keeps_every_kth_from_a_random_start(demonstrations):
 
 def test_demonstrations_of_another_task_are_refused(demonstrations, rng):
     with pytest.raises(InputError, match="another task"):
-        code(choices=2).expert_pairs(demonstrations, 6, 1, rng)
+        PairCode(torch.zeros(3), torch.ones(3), 3, 3, False).expert_pairs(demonstrations, 6, 1, rng)
     with pytest.raises(InputError, match="trajectory 0 has 4"):
         code().expert_pairs(demonstrations, 6, 5, rng)
     with pytest.raises(InputError, match="trajectory 0 has 4 of at most 3"):
         code(absorbing=True).expert_pairs(demonstrations, 3, 1, rng)
+
+
+def test_choices_that_the_task_has_not_are_named(demonstrations, rng):
+    others = replace(demonstrations, actions=demonstrations.actions + 1)
+    with pytest.raises(InputError, match="actions from 1 to 3: this task has choices from 0 to 2"):
+        code().expert_pairs(others, 6, 1, rng)
 
 
 def test_cloning_sees_the_same_part_without_the_absorbing_state(demonstrations):

@@ -174,7 +174,7 @@ REFUSED = {
     train_gail: {
         "--env CartPole-v9": "cannot make 'CartPole-v9'",
         "--env Acrobot-v1": "no demonstrations of 'Acrobot-v1'",
-        "--trajectories 11": "11",
+        "--trajectories 11": "--trajectories 10 or fewer, not 11",
         "--trajectories 0": "trajectories must be 1",
         "--every 501": "cannot be kept",
         "--updater rmsprop": "unknown updater",
@@ -192,7 +192,7 @@ REFUSED = {
         "--penalty-target 0": "a game without --penalty makes no use of --penalty-target",
         "--settle -1": "settle must be 0",
         "--settle 100 --algorithm ppo": "ppo makes no use of --settle",
-        "--iterations 15": "multiple of --evaluate-every",
+        "--iterations 15": "--evaluate-every 5 is possible",
         "--episodes 1": "episodes must be 2 or above",
         "--n-steps 1 --envs 1": "too few pairs",
         "--demonstrations /nowhere.npz": "/nowhere.npz",

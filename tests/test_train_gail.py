@@ -162,6 +162,26 @@ def test_the_dummy_expert_always_takes_action_0():
     assert (first[:, 0].diff().abs() < 0.1).all()  # one trajectory, not rows of several
 
 
+@pytest.mark.parametrize(("reached", "flagged"), [(10.0, True), (21.0, False), (500.0, False)])
+def test_a_policy_far_worse_than_random_actions_is_flagged(reached, flagged):
+    report = {
+        "random": {"mean": 22.0, "standard_error": 0.6},
+        "eval/return": reached,
+        "eval/standard_error": 0.8,
+    }
+    names = [flag["name"] for flag in train_gail.worse_than_random(report)]
+    assert names == ["worse_than_random"] * flagged
+
+
+def test_the_table_says_how_its_runs_were_evaluated():
+    runs = [
+        {"iterations": 20, "diverged": None, "every": 5, "evaluated": 8},
+        {"iterations": 0, "diverged": None, "every": 0, "evaluated": 200},
+    ]
+    assert gail_stability.evaluations(runs).startswith("8 fresh")
+    assert gail_stability.evaluations(runs).endswith("every 5 iterations")
+
+
 def test_cloning_reports_the_same_numbers(tmp_path):
     words = {"source": "cloning", "trajectories": 2, "episodes": 8, "runs_dir": str(tmp_path)}
     folder = train_gail.job.run(train_gail.Config(**words)).path

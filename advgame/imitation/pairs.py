@@ -153,6 +153,12 @@ class PairCode:
             mine = (
                 f"choices from 0 to {size - 1}" if self.choices else f"actions of shape ({size},)"
             )
+            fits = raw.shape[1] == len(self.shift) and actions.dim() == 1 and self.choices
+            if fits and not actions.is_floating_point():
+                raise InputError(
+                    f"the demonstrations have actions from {int(actions.min())} to "
+                    f"{int(actions.max())}: this task has {mine}"
+                )
             raise InputError(
                 f"the demonstrations have observations of size {raw.shape[1]} and actions of shape "
                 f"{tuple(actions.shape[1:])}: they belong to another task, this one has "

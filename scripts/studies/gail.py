@@ -299,6 +299,7 @@ class Gail(TrainingStudy[Config]):
                 "commit": about["commit"],
                 "device": about["device"],
                 "every": about["config"]["evaluate_every"],
+                "evaluated": about["config"]["episodes"],
                 "scores": [round(score(one, **self.ends), 6) for one in returns],
                 "curves": curves if watched else {},
             }
@@ -328,7 +329,7 @@ class Gail(TrainingStudy[Config]):
             f"Score 0 is the random policy ({ends['random']:.1f}, {counts['random']:,} episodes), "
             f"1 the expert ({ends['expert']:.1f}, {counts['expert']} episodes); "
             f"{config.trajectories} demonstrated trajectories, {every} of them. "
-            "An evaluation is 200 fresh episodes of the deterministic policy, every 10 iterations; "
+            f"An evaluation is {evaluations(runs)}; "
             f"its standard error is {median(errors):.3f} (median), at most {max(errors):.3f}, and "
             f"above 0.02 in {mean(e > 0.02 for e in errors):.0%} of them. After a run first "
             "reaches 0.95: "
@@ -359,6 +360,18 @@ class Gail(TrainingStudy[Config]):
 def named(updater: str) -> str:
     """What the study calls an updater: its name, or own code as the name of a folder."""
     return re.sub(r"[^\w.]+", "-", updater).strip("-")
+
+
+def evaluations(runs: Runs) -> str:
+    """How many episodes an evaluation is, and how often there is one, as the runs have it.
+
+    Runs that diverged and clones have no evaluations at regular times, and older results are of
+    200 episodes.
+    """
+    regular = [run for run in runs if run["iterations"] and not run["diverged"]] or runs
+    many = " or ".join(map(str, sorted({run.get("evaluated", 200) for run in regular})))
+    every = " or ".join(map(str, sorted({run["every"] for run in regular})))
+    return f"{many} fresh episodes of the deterministic policy, every {every} iterations"
 
 
 def learning(runs: Runs) -> list[str]:
