@@ -15,7 +15,7 @@ from typing_extensions import override
 from advgame.errors import InputError
 from envs.actions import as_numbers
 from envs.pictures import PicturedVectorEnv
-from envs.standard import RENDER_MODES
+from envs.standard import RENDER_MODES, ids_of
 
 
 def as_arrays(value: Any) -> Any:
@@ -101,6 +101,14 @@ class SingleEnv(gym.Env[Any, Any]):
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES}  # noqa: RUF012
 
     def __init__(self, **settings: Any) -> None:
+        for name in ("num_envs", "n_envs"):
+            if name in settings:
+                env_id = ids_of(type(self), settings)
+                raise InputError(
+                    f"gymnasium.make gives one row of {env_id}, without {name}: for several "
+                    f'gymnasium.make_vec("{env_id}", num_envs={settings[name]!r}), which gives '
+                    "tensors, or envs.make_sb3"
+                )
         core: Any = self.vector(1, **settings)
         self.core = core
         self.render_mode = core.render_mode

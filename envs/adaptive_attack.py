@@ -36,6 +36,7 @@ from envs.standard import (
     check_num_envs,
     check_render_mode,
     default_defender,
+    known_settings,
 )
 from envs.training import TrainingVectorEnv
 
@@ -99,6 +100,7 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
+    @known_settings()
     @torch.inference_mode(False)
     def __init__(
         self,

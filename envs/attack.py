@@ -14,6 +14,7 @@ from advgame.errors import InputError
 from envs.actions import StepBox
 from envs.adapters import SingleEnv
 from envs.queries import QueryVectorEnv, Shared
+from envs.standard import check_kind, known_settings
 
 
 class AttackVectorEnv(QueryVectorEnv):
@@ -46,6 +47,7 @@ class AttackVectorEnv(QueryVectorEnv):
         shared: see `QueryVectorEnv`; 10 queries by default.
     """
 
+    @known_settings(*Shared.__annotations__)
     def __init__(
         self,
         num_envs: int = 64,
@@ -59,6 +61,7 @@ class AttackVectorEnv(QueryVectorEnv):
             raise InputError(f"start must be one of {', '.join(get_args(Start))}, not {start!r}")
         if continuous and shared.get("flatten_actions"):
             raise InputError("continuous actions are numbers already: leave out flatten_actions")
+        check_kind("menu", menu, Menu, "advgame.attacks.gradient_steps.Menu()")
         self.menu, self.start = menu or Menu(), start
         self.steps = StepBox(self.menu) if continuous else None
         """What continuous actions mean."""

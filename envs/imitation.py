@@ -24,7 +24,14 @@ from advgame.seeding import stream
 from envs.actions import as_numbers
 from envs.adapters import SingleEnv
 from envs.pictures import PicturedVectorEnv, imitation_picture
-from envs.standard import RENDER_MODES, check_num_envs, check_render_mode, check_reset
+from envs.standard import (
+    RENDER_MODES,
+    check_kind,
+    check_num_envs,
+    check_render_mode,
+    check_reset,
+    known_settings,
+)
 from envs.tasks import make_task, registered
 
 _PLACE = ("over", "clock", "return", "length")
@@ -92,6 +99,7 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @known_settings()
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -117,6 +125,8 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
                 f"reward must be {', '.join(REWARDS)} and horizon task or fixed, "
                 f"not {reward!r} and {horizon!r}"
             )
+        check_kind("discriminator", discriminator, Discriminator, "Discriminator(inputs=7)")
+        check_kind("theta", theta, Tensor, "discriminator.init(rng)")
         self.task = make_task(env_id, num_envs, device, render_mode)
         if max_episode_steps is not None:
             self.task.horizon = min(self.task.horizon, max_episode_steps)

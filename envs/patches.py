@@ -11,6 +11,7 @@ from advgame.attacks.patches import PatchAttackState, Patches
 from advgame.data import load_data
 from envs.adapters import SingleEnv
 from envs.queries import QueryVectorEnv, Shared
+from envs.standard import check_data, check_kind, known_settings
 
 
 class BlackBoxAttackVectorEnv(QueryVectorEnv):
@@ -47,10 +48,13 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
         "render_fps": 10,
     }
 
+    @known_settings(*Shared.__annotations__)
     def __init__(
         self, num_envs: int = 64, *, patches: Patches | None = None, **shared: Unpack[Shared]
     ) -> None:
         data = shared.get("data")
+        check_data(data)
+        check_kind("patches", patches, Patches, "advgame.attacks.patches.Patches(data.shape)")
         shared["data"] = data = data if data is not None else load_data("digits").train
         shared.setdefault("queries", 50)
         self.patches = patches or Patches(data.shape)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -12,10 +16,55 @@ from advgame.checks import check_labels, check_logits
 from advgame.classifiers import make_classifier
 from advgame.data import ImageSet
 from advgame.defender import Defender
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.seeding import seeded_init
 
 RENDER_MODES = ["rgb_array"]
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+def ids_of(form: type, settings: dict[str, Any]) -> str:
+    """The id that is made of an environment's class with these settings; else the class's name."""
+    paths = {f"{one.__module__}:{one.__name__}" for one in form.__mro__}
+    ids = [
+        name
+        for name, spec in gym.registry.items()
+        if paths & {spec.entry_point, spec.vector_entry_point}
+        and all(settings.get(k, v) == v for k, v in spec.kwargs.items())
+    ]
+    return " or ".join(ids) or form.__name__
+
+
+def known_settings(*more: str) -> Callable[[Init], Init]:
+    """Decorator of an environment's ``__init__``: a mistyped setting is told by the id.
+
+    Python's own TypeError names a class that who typed the id has never seen.
+
+    Args:
+        more: names that ``__init__`` takes beside those of its signature.
+
+    Raises:
+        InputError: from ``__init__``, of a setting that the environment has not.
+    """
+
+    def decorate(init: Init) -> Init:
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        taken = inspect.signature(init).parameters.items()
+        names = [name for name, one in taken if one.kind in kinds and name != "self"] + [*more]
+
+        @wraps(init)
+        def checked(self: object, *args: Any, **settings: Any) -> None:
+            for name in settings.keys() - names:
+                env_id = ids_of(type(self), settings)
+                if name == "continuous":
+                    raise InputError(f"{env_id} has no continuous actions; advgame/Attack-v0 has")
+                raise unknown(f"setting of {env_id}", name, names)
+            init(self, *args, **settings)
+
+        return cast(Init, checked)
+
+    return decorate
 
 
 def check_render_mode(render_mode: str | None) -> None:
@@ -65,6 +114,26 @@ def check_defender(defender: object) -> None:
         raise InputError(
             "defender is a classifier with its optimiser, Defender(module, lr=0.1), not a "
             f"{type(defender).__name__}"
+        )
+
+
+def check_kind(name: str, value: object, kind: type, example: str) -> None:
+    """Refuse a setting of another type; None stands for the default one.
+
+    Args:
+        name: of the setting.
+        value: what was given.
+        kind: what it has to be.
+        example: how one is written.
+
+    Raises:
+        InputError: something else, such as a number.
+    """
+    if value is not None and not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise InputError(
+            f"{name} must be {article} {kind.__name__}, such as {example}, "
+            f"not the {type(value).__name__} {value!r:.60}"
         )
 
 

@@ -35,10 +35,12 @@ from envs.standard import (
     RENDER_MODES,
     check_data,
     check_defender,
+    check_kind,
     check_no_time_limit,
     check_num_envs,
     check_render_mode,
     default_defender,
+    known_settings,
 )
 from envs.training import TrainingVectorEnv
 
@@ -102,6 +104,7 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
 
+    @known_settings()
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -129,6 +132,8 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         if credit not in ("mixed", "sample", "batch"):
             raise InputError(f"credit must be mixed, sample or batch, not {credit!r}")
         check_defender(defender)
+        check_kind("rules", rules, LasAt, "advgame.games.LasAt(advgame.Linf(0.15))")
+        check_kind("space", space, StrategySpace, "advgame.games.StrategySpace(eps0=0.15)")
         data = data if data is not None else load_data("digits").train
         rules = rules or LasAt(Linf(0.15))
         self.rules = replace(rules, progress=copy.deepcopy(rules.progress))  # it has a state

@@ -397,11 +397,53 @@ def test_terms_add_up_to_the_reward():
         ({"space": StrategySpace(0.15, betas=(5, 6))}, "LasAt has no β"),
         ({"reward_interval": -1}, "reward_interval"),
         ({"credit": "mine"}, "credit"),
+        ({"rules": 0.15}, r"rules must be a LasAt.*not the float 0.15"),
+        ({"space": 0.15}, r"space must be a StrategySpace"),
     ],
 )
 def test_other_settings_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         StrategySelectionVectorEnv(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("advgame/Attack-v0", "menu"),
+        ("advgame/BlackBoxAttack-v0", "patches"),
+        ("advgame/BlackBoxAttack-v0", "data"),
+        ("advgame/GAILCartPole-v0", "discriminator"),
+        ("advgame/GAILCartPole-v0", "theta"),
+    ],
+)
+def test_settings_of_another_type_are_named(name, setting):
+    with pytest.raises(InputError, match=setting):
+        gym.make(name, **{setting: 0.15})
+
+
+@every_id
+@pytest.mark.parametrize("count", ["num_envs", "n_envs"])
+def test_who_wants_several_rows_of_gymnasium_make_is_sent_to_make_vec(name, count):
+    with pytest.raises(InputError, match=rf'make_vec\("{name}", num_envs=4\)'):
+        gym.make(name, **{count: 4})
+
+
+@every_id
+def test_a_mistyped_setting_is_told_by_the_id_and_the_near_name(name):
+    for make in (gym.make, gym.make_vec, envs.make_sb3):
+        with pytest.raises(InputError, match=f"{name} 'render_mod': did you mean render_mode"):
+            make(name, render_mod=None)
+    with pytest.raises(InputError, match=f"{name}.*num_envs"):
+        gym.make_vec(name, num_envs=2, n_envs=4)
+    if name != "advgame/Attack-v0":
+        with pytest.raises(InputError, match=f"{name} has no continuous.*Attack-v0"):
+            gym.make(name, continuous=True)
+
+
+def test_shared_settings_are_known_by_the_ids_that_share_them():
+    with pytest.raises(InputError, match="advgame/Attack-v0 'query': did you mean queries"):
+        gym.make("advgame/Attack-v0", query=5)
+    assert gym.make("advgame/Attack-v0", queries=5).unwrapped.core.num_envs == 1
 
 
 @pytest.mark.parametrize(
