@@ -38,6 +38,8 @@ NUMBER = r"(?<![\w.])-?\d+\.?\d*(?![\w])"
 CLAIMS = {
     ("adt", 0): lambda n, said: n[1] < n[5],  # λ spreads the distribution
     ("adaptive_attack_v0", 0): lambda n, said: 1 <= n[1] < 8,
+    ("adaptive_attack_v0", 1): lambda n, said: n[0] != -0.05 and n[1] > 0 and n[2] == 4,
+    ("adaptive_attack_v0", 2): lambda n, said: n[0] == 0 and n[2] < n[3] < 0,
     ("arena", 1): lambda n, said: n[1] == 2 and said.count("[0.333 0.333 0.333") == 2,
     ("attack_v0", 1): lambda n, said: n[1] > 0.2,
     ("black_box_attack_v0", 1): lambda n, said: n[0] > 0,  # episodes
