@@ -55,7 +55,7 @@ def known_settings(*more: str) -> Callable[[Init], Init]:
 
         @wraps(init)
         def checked(self: object, *args: Any, **settings: Any) -> None:
-            for name in settings.keys() - names:
+            for name in (one for one in settings if one not in names):
                 env_id = ids_of(type(self), settings)
                 if name == "continuous":
                     raise InputError(f"{env_id} has no continuous actions; advgame/Attack-v0 has")
