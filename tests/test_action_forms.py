@@ -65,7 +65,7 @@ def test_too_many_combinations_are_refused():
         StrategySelectionVectorEnv(2, space=space, flatten_actions=True)
     with pytest.raises(InputError, match="leave out flatten_actions"):
         AttackVectorEnv(2, continuous=True, flatten_actions=True)
-    with pytest.raises(TypeError, match="flatten_actions"):  # its actions are one choice already
+    with pytest.raises(InputError, match="flatten_actions"):  # its actions are one choice already
         gym.make("advgame/GAILCartPole-v0", flatten_actions=True)
     assert np.prod(Patches((3, 32, 32)).sizes) < 65536, "colours fit"
 

@@ -178,7 +178,7 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--n", "0"], "n must be 1"),
         (["run", "--batch-size", "0"], "batch_size must be 1"),
         (["run", "--dataset", "cifar10"], "--data-dir"),
-        (["--model", "my_code", *DIGITS], "package.module:factory"),
+        (["--model", "my_code", *DIGITS], "as my_code:Factory"),
         (["--model", "my_code:nothing", *DIGITS], "AttributeError"),
         (["--model", "no_such_code:f", *DIGITS], "ModuleNotFoundError"),
         (["--model", "my_code:broken", *DIGITS], "ZeroDivisionError: mine, "),
