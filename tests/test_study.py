@@ -31,6 +31,11 @@ CIFAR = {
     "cost": str(ROOT / "results" / "cifar10" / "cost.json"),
     "extra": "--model lean_resnet-half --precision 32-true --lr 0.2 --validate-every 4",
 }
+PAPERS_CNN = {
+    **MNIST,
+    "model": "minimax_cnn",
+    "attacks": ("mvm:fgsm", "mvm:ifgsm", "pgd20", "autoattack-lite"),
+}
 # study, folder of results, stem within it, settings
 COMMITTED = [
     ("l2l", "l2l", "digits", {}),
@@ -39,6 +44,7 @@ COMMITTED = [
     ("minimax", "minimax", "digits-small_cnn-0.15", {}),
     ("minimax", "minimax", "mnist-small_cnn-0.15", MNIST),
     ("minimax", "minimax", "mnist-small_cnn-0.2", {**MNIST, "eps": "0.2"}),
+    ("minimax", "minimax", "mnist-minimax_cnn-0.15", PAPERS_CNN),
     ("minimax_rates", "minimax", "sweep-mnist-small_cnn-0.15", MNIST),
     ("attnet", "minimax", "attnet-games", {"name": "games"}),
     ("attnet", "minimax", "attnet-plain", {"name": "plain"}),
