@@ -65,6 +65,7 @@ COMMITTED = [
     ("compare", "cifar10", "cifar10-compute", CIFAR),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
     ("schedule", "cluster", "schedule", {}),
+    ("engines", "cluster", "engines", {}),
     ("gail", "gail", "cartpole_v1-paper/stability", {}),
     ("gail", "gail", "cartpole_v1-fixed/stability", {"setting": "fixed"}),
     ("gail", "gail", "cartpole_v1-fixed-1-every-1/stability", ONE),
