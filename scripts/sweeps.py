@@ -16,6 +16,7 @@ among them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -95,13 +96,18 @@ def settled(config: Config) -> list[evaluate.Config]:
     return asked
 
 
-def load(config: Config) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[str, Attack]]:
+def load(
+    config: Config, asked: Sequence[evaluate.Config]
+) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[str, Attack]]:
     """Classifiers by name, images, ball, learned attackers.
 
+    Args:
+        config: all settings.
+        asked: those of each classifier, as `settled` finds them.
+
     Raises:
-        InputError: no or unequal classifiers, or data that cannot be judged.
+        InputError: two of one name, or data or networks that cannot be judged.
     """
-    asked = settled(config)
     first = asked[0]
     names = [name_of(what) for what in config.what]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -132,8 +138,9 @@ def name_of(what: str) -> str:
 def main(config: Config) -> None:
     """Measure all classifiers, draw the pictures and write the numbers."""
     out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
-    models, data, threat, learned = load(config)
-    _, _, per = settled(config)[0].eps.partition("/")  # of 8/255, which are levels of a byte
+    asked = settled(config)
+    models, data, threat, learned = load(config, asked)
+    _, _, per = asked[0].eps.partition("/")  # of 8/255, which are levels of a byte
     write_sweeps(*(out, models, data, threat), extra=learned, seed=config.seed, per=float(per or 1))
     print(f"{len(models)} classifiers; {out}/sweeps.png")
 

@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     check_workers(config)
     out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
     asked = replace(config, attacks=config.attacks or config.transfer)  # of either, one is enough
-    models, data, threat, learned = sweeps.load(asked)
+    models, data, threat, learned = sweeps.load(asked, sweeps.settled(asked))
     with telling(f"{out}: {len(models)} classifiers, {len(data)} images") as tell:
         content = hold_tournament(
             out,

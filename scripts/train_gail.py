@@ -194,11 +194,6 @@ def make_parts(config: Config) -> Parts:
         else:
             space = env.single_action_space
             recorded = Demonstrations.load(config.demonstrations, config.env, space)
-        if config.trajectories > len(recorded):
-            raise InputError(
-                f"{config.demonstrations or config.env} has {len(recorded)} demonstrations: "
-                f"--trajectories {len(recorded)} or fewer, not {config.trajectories}"
-            )
         expert = recorded.subset(config.trajectories)
     pairs = env.expert_pairs(expert, stream(config.seed, "subsampling"), config.every)
     discriminator = Discriminator(env.code.pair_size, config.hidden, config.spectral_norm)

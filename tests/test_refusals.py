@@ -174,7 +174,7 @@ REFUSED = {
     train_gail: {
         "--env CartPole-v9": "cannot make 'CartPole-v9'",
         "--env Acrobot-v1": "no demonstrations of 'Acrobot-v1'",
-        "--trajectories 11": "--trajectories 10 or fewer, not 11",
+        "--trajectories 11": "ask for 1..10 (--trajectories), not 11",
         "--trajectories 0": "trajectories must be 1",
         "--every 501": "cannot be kept",
         "--updater rmsprop": "unknown updater",

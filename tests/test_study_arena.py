@@ -147,3 +147,21 @@ def test_what_cannot_work_is_refused_before_anything_is_written(changes, answer,
     with pytest.raises(InputError, match=answer):
         study(tmp_path, **changes).play()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_real_cells_are_trained_and_judged_and_not_mixed_with_others(tmp_path):
+    tiny = "--epochs 1 --train-n 100 --batch-size 20"
+    rows = {"methods": ("pgd-at", "uniform-2", "psro", "long-uniform-2"), "rounds": 1}
+    one = study(tmp_path, n=20, extra=tiny, **rows, base="pgd-at", jobs=1)
+    one.play()
+    runs = json.loads((tmp_path / "out" / "digits.json").read_text())["runs"]
+    assert {run["method"] for run in runs} == set(rows["methods"])
+    for run in runs:
+        least = min(run["adaptive"], run["arc"], run["union"])
+        assert run["worst_case"] - 1e-6 <= least <= run["clean"] + 1e-6
+    spent = {run["method"]: run["forwards"] for run in runs}
+    assert spent["long-uniform-2"] == pytest.approx(spent["uniform-2"], rel=0.15)
+    for changes in ({"extra": f"{tiny} --lr 0.01"}, {"n": 10}):
+        with pytest.raises(InputError, match="made with other flags"):
+            Arena(replace(one.config, **changes)).play()

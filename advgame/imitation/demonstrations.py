@@ -111,8 +111,8 @@ class Demonstrations:
         """
         if not 1 <= trajectories <= len(self):
             raise InputError(
-                f"there are {len(self)} demonstrations of {self.env_id}: ask for 1..{len(self)}, "
-                f"not {trajectories}"
+                f"there are {len(self)} demonstrations of {self.env_id}: ask for 1..{len(self)} "
+                f"(--trajectories), not {trajectories}"
             )
         total = int(self.lengths[:trajectories].sum())
         return Demonstrations(

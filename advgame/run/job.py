@@ -44,7 +44,6 @@ _WHY = dict.fromkeys(
     " (each process has its own share of every batch, and its own chance, in the checkpoints)",
 )
 """settings -> why a run goes on with the same"""
-# settings that may name a function, which is then run
 
 
 class Settings(Protocol):

@@ -18,6 +18,7 @@ classifiers of its own in every row. Finished cells are kept: the command can be
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ from advgame.arena.mixture_file import write_mixture
 from advgame.data.names import recipe
 from advgame.errors import InputError, unknown
 from advgame.run import table
-from advgame.run.cells import Cell, check_cells, same_flags, split_flags, usable, without
+from advgame.run.cells import Cell, check_cells, split_flags, usable, without
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.options import Count, Names
@@ -126,7 +127,12 @@ class Arena(Study[Config]):
         """Refuse trainings that cannot work, or whose folders had other flags."""
         for name, words in (SINGLES | ROUNDS).items():
             check_cells(script_of(words), {name: self.flags(words, self.config.first_seed)})
-        same_flags(self.root, self.same())
+        self.agree(self.root / "trained", f"--rounds {self.config.rounds} {self.config.extra}")
+        self.agree(self.root / "judged", shlex.join(self.judging()))
+
+    def judging(self) -> list[str]:
+        """Flags of `evaluate.py` that every row is judged with."""
+        return ["--attacks", *self.config.attacks, "--n", str(self.config.n)]
 
     def flags(self, words: str, seed: int) -> list[str]:
         """Flags of a training: those that all share, and its own."""
@@ -227,8 +233,7 @@ class Arena(Study[Config]):
             self._train(cells)
             judge, todo = Path(__file__).parents[1] / "evaluate.py", []
             for name, cell in cells.items():
-                words = [str(self.mixture(name, cell)), "--attacks", *self.config.attacks]
-                words += ["--n", str(self.config.n)]
+                words = [str(self.mixture(name, cell)), *self.judging()]
                 words += ["--data-dir", self.config.data_dir] if self.config.data_dir else []
                 todo.append(Cell(judge, self.judged(name, cell), words))
             self.run_all(todo)

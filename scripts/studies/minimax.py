@@ -10,7 +10,7 @@ lemma 1 on the measured risks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ FGSM, CURR = "mvm:fgsm", "learned:attnet-curr"
 # worst cases over what the mixtures play against, made for the classifier under test
 WORST = {"types": (FGSM, "pgd20", CURR), "weak": (FGSM, CURR)}
 ATTACKS = (FGSM, "mvm:ifgsm", "pgd20", "autoattack")
+LIKE = {"pgd": "mixture", "lwa": "mixture-weak"}
+"""Defence -> the mixture that has its attack among others."""
 # the paper's errors on MNIST by η = 2ε: FGSM-curr, AttNet-curr (tables 3 to 5; – is not there)
 PAPER: dict[float, dict[str, str]] = {
     0.3: {
@@ -191,27 +193,32 @@ class MinimaxStudy(MethodsStudy[Config]):
                 {"defence": table.row_name, "seeds": table.seeds, **columns, **more},
                 table.rows(runs),
             ),
-            *against_minimax(runs, columns),
+            *against(runs, columns, "minimax"),
+            *(part for name, one in LIKE.items() for part in against(runs, columns, one, [name])),
             *games_at_their_ends(runs, about),
         ]
 
 
-def against_minimax(runs: Runs, columns: Mapping[str, table.Number]) -> list[str]:
-    """Every defence less Minimax, seed by seed."""
+def against(
+    runs: Runs, columns: Mapping[str, table.Number], other: str, names: Sequence[str] = ()
+) -> list[str]:
+    """Defences less another one, seed by seed; all that there are without ``names``."""
 
     def pairs(row: Row) -> int:
-        return len(table.differences(runs, "seed", row.name, "minimax"))
+        return len(table.differences(runs, "seed", row.name, other))
 
     paired = {
-        title: replace(column, width="half_interval", minus="minimax")
+        title: replace(column, width="half_interval", minus=other)
         for title, column in columns.items()
     }
-    several = [row for row in table.rows(runs) if pairs(row) > 1]
+    asked = [row for row in table.rows(runs) if not names or row.name in names]
+    several = [row for row in asked if pairs(row) > 1]
     if not several:
         return []
+    title = "Minimax" if other == "minimax" else other
     return [
-        "Error less that of Minimax of the same seed, mean ± half of the 95 % interval over seeds; "
-        "above 0 Minimax loses less.",
+        f"Error less that of {title} of the same seed, mean ± half of the 95 % interval over "
+        f"seeds; above 0 {title} loses less.",
         table.render(
             {"defence": table.row_name, "seeds": lambda row: str(pairs(row)), **paired}, several
         ),

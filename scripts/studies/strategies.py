@@ -169,9 +169,11 @@ class Strategies(compare.Compare):
         if "autoattack" in judges:
             judges = ["clean", "autoattack"]
         survives = (all(float(row[name]) for name in judges) for row in rows)
+        scores = [row["eval/robust"] for row in Finished(folder).rows if "eval/robust" in row]
         return {
             **super().read(folder),
-            "validation": max(row.get("eval/robust", 0.0) for row in Finished(folder).rows),
+            "validation": max(scores),
+            "validation_last": scores[-1],
             "survives": "".join(str(int(one)) for one in survives),
         }
 
