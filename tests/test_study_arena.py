@@ -126,6 +126,7 @@ def test_a_row_is_trained_mixed_judged_and_read(tmp_path, monkeypatch):
     assert "| uniform-2 | 1 | 2.0" in page
     assert "80.0" in page
     assert "pgd-at: gap" in page
+    assert "are of pgd-at, the best" in page
     again = Arena(replace(one.config, from_json=True))
     again.play()
     assert (tmp_path / "out" / "digits.md").read_text() == page

@@ -302,7 +302,7 @@ class Arena(Study[Config]):
             f"worst − {self.control}, paired, 95 %": table.Paired("worst_case", minus=self.control),
             "forwards per training image": table.Mean("forwards", 0),
         }
-        bases = table.names(run["base"] for run in runs)
+        bases = table.names(run["base"] for run in runs if run["base"])
         return [
             f"# {self.title}",
             f"{first['norm']} ε = {first['eps']:.4g}, {first['n']} test images. Expected accuracy "
