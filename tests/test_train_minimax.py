@@ -124,12 +124,16 @@ def test_defences_are_compared_with_minimax_seed_by_seed():
     runs += [run("alt", s, 0.1 * s + d, error_b=0.0) for s, d in enumerate((0.1, 0.2, 0.3))]
     runs += [run("plain", 2, 0.9), run("lwa", 7, 0.9), run("lwa", 8, 0.9)]
     columns = {name: table.Number(f"error_{name}") for name in "ab"}
-    _, text = study_minimax.against_minimax(runs, columns)
+    told, text = study_minimax.against(runs, columns, "minimax")
+    assert "above 0 Minimax loses less" in told
     lines = text.splitlines()
     # t of 2 degrees of freedom is 4.303, the standard error 0.1 / √3
     assert lines[-1] == "| alt | 3 | +0.200 ± 0.248 | – |"
     assert len(lines) == 3
-    assert study_minimax.against_minimax(runs[3:], columns) == []
+    assert study_minimax.against(runs[3:], columns, "minimax") == []
+    told, text = study_minimax.against(runs, columns, "alt", ["minimax", "plain"])
+    assert "above 0 alt loses less" in told
+    assert text.splitlines()[-1] == "| minimax | 3 | -0.200 ± 0.248 | – |"
 
 
 @pytest.mark.slow
