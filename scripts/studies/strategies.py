@@ -45,6 +45,9 @@ from studies.compare import CONTROL, GAMES, MORE
 
 _LAS = "train_las_at.py"
 _LISTS = "--space eps=4,8,12 steps=2,5,10 step_size=2,4"
+# the default lists
+_RADII = f"eps={','.join(map(str, range(3, 16)))}"
+_STEPS = f"steps={','.join(map(str, range(3, 15)))}"
 _SMOOTHED = "--true-probability 0.7"
 STOPPER, FROZEN, BEST = "stopper", "stopper-frozen", "best fixed PGD-AT"
 # name -> script and flags
@@ -68,6 +71,10 @@ FIXED = ("pgd-at-2", "pgd-at-4", "pgd-at-7", CONTROL)
 ABLATIONS = {
     # the stopper's and short's means of ε, steps and step size, the same for every image
     "fixed-mean": f"{_LAS} --agent fixed --fixed 9 4 3",
+    # one thing drawn or learned, all else as the fixed PGD-AT of as many steps has it
+    "random-eps": f"{_LAS} --agent random --space {_RADII} steps=7 step_size=2",
+    "random-steps": f"{_LAS} --agent random --space eps=8 {_STEPS} step_size=2",
+    "stopper-steps": f"{MORE[STOPPER]} --space eps=8 {_STEPS} step_size=3",
     "stopper-60": MORE[STOPPER],
     "stopper-threshold": f"{MORE[STOPPER]} --threshold 0.1",
     FROZEN: MORE[STOPPER],
@@ -92,6 +99,10 @@ CONTRASTS = (
     ("random", BEST),
     ("short", BEST),
     ("stopper-60", BEST),
+    ("random-eps", "pgd-at-7"),
+    ("random-steps", "pgd-at-7"),
+    ("stopper-steps", "pgd-at-4"),
+    ("stopper-steps", BEST),
     *((name, STOPPER) for name in ABLATIONS if name not in SHARES),
 )
 WIDEST = 0.2
@@ -105,8 +116,9 @@ class Config(compare.Config):
 
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
-    """which players; fixed-mean, stopper-60 (at 60 % of the budget), stopper-threshold,
-    stopper-no-FEATURE and stopper-frozen are left out by default"""
+    """which players; fixed-mean, random-eps, random-steps and stopper-steps (one thing drawn or
+    learned alone), stopper-60 (at 60 % of the budget), stopper-threshold, stopper-no-FEATURE and
+    stopper-frozen are left out by default"""
     learned: str = STOPPER
     """of the primary contrasts"""
     resplit: Whole = 0
