@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from advgame.evaluation import Verdicts, evaluate, find_flags
     from advgame.run.callback import Callback
     from advgame.run.folder import RunFolder
-    from advgame.run.loop import Trainer, TrainingPlan
+    from advgame.run.loop import Trainer
+    from advgame.run.plan import TrainingPlan
     from advgame.threat import L2, Linf, Threat
 
 try:

@@ -288,7 +288,8 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
     def work(
         self, config: Config, run: RunFolder, made: tuple[AttackGame, Validation], *, resume: bool
     ) -> None:
-        from advgame.run.loop import Trainer, TrainingPlan
+        from advgame.run.loop import Trainer
+        from advgame.run.plan import TrainingPlan
 
         game, validate = made
         plan = TrainingPlan(config.epochs, "onecycle")

@@ -392,7 +392,8 @@ class Job(jobs.Job[Config, Made]):
         """Play to the end, save and draw; the learners' flags. The last policies are reported."""
         from advgame.health import deaths
         from advgame.run.curves import game_figure, save_figure
-        from advgame.run.loop import Trainer, TrainingPlan, load_best
+        from advgame.run.loop import Trainer, load_best
+        from advgame.run.plan import TrainingPlan
         from agents import duel
 
         game = made.game

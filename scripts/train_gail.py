@@ -356,7 +356,8 @@ def imitate(config: Config, run: RunFolder, parts: Parts, *, resume: bool) -> di
     from advgame.health import deaths
     from advgame.run.checkpoint import save_weights
     from advgame.run.curves import game_figure, save_figure
-    from advgame.run.loop import Trainer, TrainingPlan
+    from advgame.run.loop import Trainer
+    from advgame.run.plan import TrainingPlan
     from advgame.seeding import stream
     from agents.cloning import clone
     from agents.gail import PANELS, judge_returns

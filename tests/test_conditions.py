@@ -32,7 +32,8 @@ from advgame.run.checkpoint import Checkpoints
 from advgame.run.cli import run_script
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import resume_settings
-from advgame.run.loop import Trainer, TrainingPlan
+from advgame.run.loop import Trainer
+from advgame.run.plan import TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
 RESUMED = (

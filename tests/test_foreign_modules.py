@@ -19,7 +19,8 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.training import DefenderTraining
 from advgame.run.checkpoint import load_weights, save_weights
 from advgame.run.folder import RunFolder
-from advgame.run.loop import Trainer, TrainingPlan
+from advgame.run.loop import Trainer
+from advgame.run.plan import TrainingPlan
 from advgame.threat import Linf
 from envs.strategy_selection import StrategySelectionVectorEnv
 

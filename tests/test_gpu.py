@@ -23,7 +23,8 @@ from advgame.games import AdversarialTraining
 from advgame.games.training import DefenderTraining
 from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics, RunFolder
-from advgame.run.loop import Trainer, TrainingPlan
+from advgame.run.loop import Trainer
+from advgame.run.plan import TrainingPlan
 from advgame.seeding import seeded_init
 from advgame.targets import shipped
 from advgame.threat import Linf

@@ -27,7 +27,8 @@ from advgame.games.las_at import LasAt
 from advgame.games.training import DefenderTraining
 from advgame.run.defender_job import check_run
 from advgame.run.folder import RunFolder
-from advgame.run.loop import Trainer, TrainingPlan
+from advgame.run.loop import Trainer
+from advgame.run.plan import TrainingPlan
 from advgame.run.table import radius
 from advgame.targets import from_run
 from advgame.threat import L2, Linf

@@ -21,7 +21,8 @@ from advgame.games.adversarial_training import AdversarialTraining
 from advgame.games.training import DefenderTraining
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
-from advgame.run.loop import Trainer, TrainingPlan
+from advgame.run.loop import Trainer
+from advgame.run.plan import TrainingPlan
 from advgame.seeding import seeded_init
 from advgame.targets import from_run
 

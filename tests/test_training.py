@@ -19,7 +19,7 @@ from advgame.errors import InputError
 from advgame.run.checkpoint import load_weights
 from advgame.run.folder import Metrics
 from advgame.run.job import resume_settings
-from advgame.run.loop import TrainingPlan
+from advgame.run.plan import TrainingPlan
 from advgame.run.progress import telling
 from advgame.seeding import derive_seed, stream
 from agents.las_at import StrategyGame

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from advgame.run.defender_job import DefenderJob, ball
     from advgame.run.folder import RunFolder
     from advgame.run.job import Job
-    from advgame.run.loop import Game, Trainer, TrainingPlan, load_best
+    from advgame.run.loop import Game, Trainer, load_best
+    from advgame.run.plan import TrainingPlan
     from advgame.run.settings import PerturbedConfig, RunConfig
     from advgame.run.study import Finished, MethodsConfig, MethodsStudy, Study, StudyConfig
 

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from advgame.defender import Defender
     from advgame.games.training import DefenderTraining, Rules
     from advgame.run.curves import Panels
-    from advgame.run.loop import Game, TrainingPlan, Validate
+    from advgame.run.loop import Game, Validate
+    from advgame.run.plan import TrainingPlan
     from advgame.threat import Threat
 
 RunConfigT = TypeVar("RunConfigT", bound=RunConfig)
@@ -376,7 +377,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
 def training_plan(config: RunConfig) -> TrainingPlan:
     """Length and schedule of the training."""
-    from advgame.run.loop import TrainingPlan
+    from advgame.run.plan import TrainingPlan
 
     return TrainingPlan(
         config.epochs,
