@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
+from advgame.evaluation.pictures import comparison_figure
 from advgame.games.strategy import strategy_space
 from advgame.look import WIDTH
 from advgame.run.curves import (
@@ -16,6 +17,7 @@ from advgame.run.curves import (
     image_grid,
     save_figure,
     seeds_figure,
+    shares_figure,
 )
 from advgame.threat import L2, Linf
 
@@ -162,6 +164,44 @@ def test_a_panel_has_at_most_eight_lines_and_no_name_without_one(count, axes, le
         assert len(axis.lines) <= 8
         assert "nats" in axis.get_ylabel()
         assert len({line.get_color() for line in axis.lines}) == len(axis.lines)
+
+
+def test_a_panel_without_a_line_says_so_and_one_epoch_is_one_tick():
+    runs = {f"m{n}": [rows(n)] for n in range(8)} | {
+        f"p{n}": [[{"epoch": 5, "a": 0.0}]] for n in range(8)
+    }
+    *_, left, right = seeds_figure(runs, {"a": "loss", "b": "twice the loss"}, "title").axes
+    assert left.lines
+    assert left.axison
+    assert not right.axison
+    assert [text.get_text() for text in right.texts] == ["not measured"]
+    alone = seeds_figure({"m": [[{"epoch": 5, "a": 1.0}]]}, {"a": "loss"}, "title").axes[0]
+    assert list(alone.get_xticks()) == [5]
+
+
+def test_bars_of_methods_are_sorted_and_name_nothing_that_is_not_drawn():
+    def numbers(worst, sd):
+        return {"worst_case": {"mean": worst, "sd": sd}, "accuracy_clean": {"mean": 0.9}}
+
+    summary = {"a": numbers(0.5, 0.1), "b": numbers(0.8, float("nan"))}
+    figure = comparison_figure(summary, ("accuracy_clean", "accuracy_pgd20"), "")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b"]
+    (legend,) = figure.legends
+    assert [one.get_text() for one in legend.get_texts()] == [
+        "clean",
+        "worst case, ± sd over seeds",
+    ]
+    ((line,),) = (one.get_segments() for one in figure.axes[0].collections)
+    assert [round(float(x)) for x in line[:, 0]] == [40, 60]
+    (legend,) = comparison_figure({"b": numbers(0.8, float("nan"))}, (), "").legends
+    assert [one.get_text() for one in legend.get_texts()] == ["worst case, one seed"]
+
+
+def test_options_that_are_never_taken_are_in_no_legend():
+    figure = shares_figure(
+        {"loss": [[1.0, 0.0, 0.0], [0.5, 0.0, 0.5]]}, {"loss": ["ce", "dlr", "cw"]}, ""
+    )
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["ce", "cw"]
 
 
 def test_pictures_are_two_a_row_and_equal_pictures_are_equal_files(tmp_path):

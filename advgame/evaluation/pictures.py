@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def sweeps_figure(
     return figure
 
 
+@style()
 def landscapes_figure(
     planes: Mapping[str, Tensor], reach: float, title: str, norm: str = "Linf"
 ) -> Figure:
@@ -71,7 +73,7 @@ def landscapes_figure(
         norm: of the ball, whose face is dashed.
     """
     figure, axes = plt.subplots(
-        1, len(planes), figsize=(3.6 * len(planes) + 0.8, 3.6), layout="constrained", squeeze=False
+        1, len(planes), figsize=(WIDTH, 0.8 + WIDTH / max(len(planes), 2)), squeeze=False
     )
     arrays = {name: plane.cpu().numpy() for name, plane in planes.items()}
     highest = max(float(array.max()) for array in arrays.values())
@@ -87,11 +89,14 @@ def landscapes_figure(
         )  # fmt: skip
         axis.plot(*face, color="white", lw=1, ls="--")
         axis.set(title=name, xlabel="random direction, ε", ylabel="gradient, ε")
-    figure.colorbar(drawn, ax=axes[0], shrink=0.8)
-    figure.suptitle(title, fontsize=10)
+        axis.grid(visible=False)
+        axis.label_outer()
+    figure.colorbar(drawn, ax=axes[0], shrink=0.8, label="cross-entropy, nats")
+    figure.suptitle(title)
     return figure
 
 
+@style()
 def examples_figure(
     x: Tensor,
     made: Mapping[str, Tensor],
@@ -113,8 +118,8 @@ def examples_figure(
     """
     count, rows = len(x), {"clean": x, **made}
     figure, axes = plt.subplots(
-        len(rows), 2 * count, figsize=(2.1 * count + 1, 1.25 * len(rows) + 0.6),
-        layout="constrained", squeeze=False,
+        len(rows), 2 * count, figsize=(WIDTH, (0.2 + WIDTH / (2 * count)) * len(rows) + 0.3),
+        squeeze=False,
     )  # fmt: skip
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         delta = images - x
@@ -127,11 +132,11 @@ def examples_figure(
                 array = image.detach().float().cpu().permute(1, 2, 0).numpy()
                 axis.imshow(np.squeeze(array), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
-            line[2 * k].set_title(captions[name][k], fontsize=8)
+            line[2 * k].set_title(captions[name][k])
             if name == "clean":
                 line[2 * k + 1].set_visible(False)
-        line[0].set_ylabel(name.replace(":", ":\n"), fontsize=8)
-    figure.suptitle(title, fontsize=9)
+        line[0].set_ylabel(textwrap.fill(name.replace(":", ": "), 12))
+    figure.suptitle(title)
     return figure
 
 
@@ -164,22 +169,27 @@ def differences_figure(contrasts: Sequence[Mapping[str, Any]], title: str) -> Fi
 def comparison_figure(
     summary: Mapping[str, Mapping[str, Any]], also: Sequence[str], title: str
 ) -> Figure:
-    """Bars of the worst case, a line per method, with other accuracies as marks; in %.
+    """Bars of the worst case, the best on top, with other accuracies as marks; in %.
 
     Args:
         summary: method -> number -> ``mean`` and ``sd`` over seeds (NaN of one seed).
         also: further numbers, e.g. ``accuracy_clean``; those that a method lacks are left out.
         title: of the figure.
     """
-    names = list(summary)[::-1]  # the first on top
+    worst = {name: numbers["worst_case"] for name, numbers in summary.items()}
+    names = sorted(worst, key=lambda name: worst[name]["mean"])
+    several = [name for name in names if np.isfinite(worst[name]["sd"])]
     figure, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.2 * len(names)))
-    means = [100 * summary[name]["worst_case"]["mean"] for name in names]
-    spreads = np.nan_to_num([100 * summary[name]["worst_case"]["sd"] for name in names])
     axis.barh(
-        names, means, xerr=spreads, color=COLOURS[0], alpha=0.7, capsize=2, label="worst case"
-    )
+        names, [100 * worst[name]["mean"] for name in names], color=COLOURS[0], alpha=0.7,
+        label="worst case, ± sd over seeds" if several else "worst case, one seed",
+    )  # fmt: skip
+    middles, spreads = ([100 * worst[name][key] for name in several] for key in ("mean", "sd"))
+    axis.errorbar(middles, several, xerr=spreads, fmt="none", ecolor="black", capsize=2)
     for number, column in enumerate(also):
         found = [name for name in names if column in summary[name]]
+        if not found:
+            continue
         values = [100 * summary[name][column]["mean"] for name in found]
         axis.plot(
             values, found, "o|sx"[number], color=COLOURS[3 - number], label=column.split("_", 1)[1]

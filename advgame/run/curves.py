@@ -219,7 +219,7 @@ def game_figure(
             alone = "o" if len(points) == 1 else None  # a line of one point is invisible
             axis.plot(*zip(*points, strict=True), label=label, marker=alone)
         axis.set(title=name, xlabel=x[1], ylabel=textwrap.fill(unit, _LABEL))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         under = axis.transAxes + ScaledTranslation(0, -_UNDER, figure.dpi_scale_trans)
         axis.legend(
             loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, frameon=False,
@@ -303,6 +303,8 @@ def shares_figure(
 ) -> Figure:
     """How often each option was taken at each query: a stacked panel per choice.
 
+    Options that are never taken are in no legend.
+
     Args:
         shares: choice -> a row per query from the second on, a share per option.
         options: choice -> names of its options.
@@ -311,9 +313,10 @@ def shares_figure(
     figure, axes = panels_figure(len(shares), title, height=2.7)
     for axis, (name, rows) in zip(axes, shares.items(), strict=True):
         columns = list(zip(*rows, strict=True))
-        axis.stackplot(
-            range(2, len(rows) + 2), *columns, labels=options[name], step="mid", colors=COLOURS
-        )
+        names = [
+            one if any(share) else "_" for one, share in zip(options[name], columns, strict=True)
+        ]
+        axis.stackplot(range(2, len(rows) + 2), *columns, labels=names, step="mid", colors=COLOURS)
         axis.set(
             title=name.replace("_", " "), xlabel="query", ylim=(0, 1), ylabel="share of images"
         )
@@ -357,6 +360,12 @@ def seeds_figure(
             )
             if drawn is not None:
                 shown[name] = drawn
+        if not axis.lines:
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        places = {place for line in axis.lines for place in line.get_xdata()}
+        if len(places) == 1:
+            axis.set_xticks([*places])
     if len(groups) == 2:
         for left, right in zip(axes[::2], axes[1::2], strict=True):
             right.sharey(left)
@@ -456,6 +465,8 @@ def matrix_figure(
         first: numbers of the first row and of the first column.
     """
     figure, axes = panels_figure(len(errors), title, height=3.0)
+    if len(errors) == 1:  # a square panel and its scale of greys
+        figure.set_figwidth(4)
     low, left = first[0] - 0.5, first[1] - 0.5
     for axis, (name, one) in zip(axes, errors.items(), strict=True):
         extent = (left, left + len(one[0]), low + len(one), low)

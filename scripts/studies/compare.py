@@ -446,7 +446,7 @@ class Compare(MethodsStudy[Config]):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(self.table(runs))
         write_atomically(self.path.with_suffix(".csv"), text.getvalue())
-        title = f"{short_name(self.config.dataset)}, equal {self.config.budget}"
+        title = f"{self.about} on {short_name(self.config.dataset)}, equal {self.config.budget}"
         figure = comparison_figure(about["summary"], ("accuracy_clean", PGD), title)
         save_figure(figure, self.path.with_suffix(".png"), pdf=True)
 
