@@ -20,6 +20,9 @@ ADDRESSES = {  # of pages that lie at the root of the repository, where the site
 }
 FULL = re.compile(r"`((?:advgame|envs|agents)(?:\.\w+)*\.[A-Z]\w*(?:\.\w+)?)`")  # of classes
 PACKAGE = re.compile(r"^## `(.*)`$", re.MULTILINE)
+TABLES = re.compile(r"results/[^/]+/(?!README\.md$).*")  # what a study's page leads to
+CODE = re.compile(r"(?<!</span>)<code>([^<]+)</code>")  # within a line
+HYPHENED = re.compile(r"(?<!\S)(?=\S*-)\S{2,30}(?!\S)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -40,9 +43,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Names lead to their documentation: all of the page of the API, full ones elsewhere."""
+    """Names lead to their documentation: all of the page of the API, full ones elsewhere.
+
+    Tables of a study are in no menu: they have the whole width, and a link to the study's page.
+    """
     if page.file.src_uri == "docs/api.md":
         return linked(markdown)
+    if TABLES.fullmatch(page.file.src_uri):
+        page.meta["hide"] = ["navigation", "toc"]
+        up = "../" * (page.file.src_uri.count("/") - 2)
+        markdown = f"[The study of these tables]({up}README.md)\n\n{markdown}"
     return FULL.sub(r'<autoref identifier="\1" optional><code>\1</code></autoref>', markdown)
 
 
@@ -57,5 +67,11 @@ def linked(markdown: str) -> str:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A mean and its spread stay on one line, also in a narrow column."""
-    return html.replace(" ± ", "\u00a0±\u00a0")
+    """A mean and its spread stay on one line, also in a narrow column, and so does an option."""
+    return CODE.sub(whole, html.replace(" ± ", "\u00a0±\u00a0"))
+
+
+def whole(code: re.Match[str]) -> str:
+    """Code in which no line ends at a hyphen of a word, unless the word is long."""
+    words = HYPHENED.sub(r'<span class="word">\g<0></span>', code[1])
+    return f"<code>{words}</code>"

@@ -346,7 +346,8 @@ SAID = [
 def test_commands_on_the_pages_are_understood(page, capsys):
     """Options that are renamed or gone are found here, on pages and in the scripts' own words."""
     command = r"(?:^ *|`)python scripts/(\w+)\.py(.*?)(?:#|`|$)"
-    for name, line in re.findall(command, page.read_text(), re.MULTILINE):
+    text = page.read_text().replace("\\\n", " ")
+    for name, line in re.findall(command, text, re.MULTILINE):
         words = shlex.split(line.replace("$agent", "random"))
         # not whole, ended by what they print, or of a study that CONTRIBUTING adds
         if "..." in line or {"--list", "--help", "NAME", "noise"} & {*words[:1], *words[-1:]}:

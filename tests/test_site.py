@@ -33,6 +33,27 @@ def test_names_of_the_api_page_are_links():
     assert shown.endswith("## [`g`](../reference/g.md)\nh\n")
 
 
+def test_no_line_ends_within_an_option():
+    pytest.importorskip("mkdocs")
+    content = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["on_page_content"]
+    shown = content("<p>1 ± 2 <code>a.py --no-b c</code> <code>d_e</code></p>", None, None, None)
+    assert '<code>a.py <span class="word">--no-b</span> c</code> <code>d_e</code>' in shown
+    assert "1\u00a0±\u00a02" in shown
+    for untouched in (f"<code>--{'x' * 40}</code>", "<pre><span></span><code>a --b</code></pre>"):
+        assert content(untouched, None, None, None) == untouched
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*/README.md")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_code_fits_its_column(page):
+    """At 1280 pixels 100 characters do; the rest would have to be scrolled to."""
+    for block in re.findall(r"^```.*?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        assert max(map(len, block.splitlines())) <= 100, block
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")

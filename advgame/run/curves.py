@@ -62,7 +62,9 @@ class Curves:
         lines = [f"| `{name}` | {_cell(value)} |" for name, value in config.items()]
         facts = ("command", "commit", "device")
         lines += [f"| {name} | {_cell(about[name])} |" for name in facts if name in about]
-        self.events.add(summary.text("config", "\n".join(["| | |", "|---|---|", *lines])), 0)
+        self.events.add(
+            summary.text("config", "\n".join(["| setting | value |", "|---|---|", *lines])), 0
+        )
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in config.items()
