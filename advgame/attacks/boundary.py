@@ -142,7 +142,11 @@ _CHANGES = (
 
 @contextlib.contextmanager
 def attacked(
-    model: nn.Module, mode: BatchNormMode = "eval", *, restore_buffers: bool = True
+    model: nn.Module,
+    mode: BatchNormMode = "eval",
+    *,
+    restore_buffers: bool = True,
+    cast_once: bool = True,
 ) -> Iterator[None]:
     """Set the mode of ``model`` while it is attacked, then restore it bit for bit.
 
@@ -151,12 +155,16 @@ def attacked(
     are given to the model in it. Target parameters keep autograd from storing what only
     weight gradients need, so that an attack step costs one forward and one input-backward.
 
+    Under autocast each weight is cast once in the block, not at every pass: the same numbers.
+
     Args:
         model: any classifier.
         mode: ``"eval"`` uses batch norm's running statistics, ``"train"`` the batch's own (and
             turns dropout on); the running statistics are restored in either case.
         restore_buffers: False lets passes in training mode move the running statistics, as some
             published code does.
+        cast_once: False for a single pass among somebody else's: autocast's cache, which ends with
+            the block, is then left alone.
 
     Raises:
         InputError: weights that were made under ``torch.inference_mode()``, which autograd refuses.
@@ -175,16 +183,47 @@ def attacked(
         parameter.requires_grad_(False)
     dtype = precision(model)
     usual = dtype is None or dtype == torch.float32
+    casts = _casting(model) if cast_once else []
+    for module, name, _, stand_in in casts:
+        module._parameters[name] = stand_in
     try:
         with contextlib.nullcontext() if dtype is None or usual else given_in(model, dtype):
             yield
     finally:
+        for module, name, weight, _ in casts:
+            module._parameters[name] = weight
+        if casts:
+            torch.clear_autocast_cache()
         for module, training in modes:
             module.training = training
         for parameter, flag in requires_grad:
             parameter.requires_grad_(flag)
         if buffers is not None:
             buffers.restore()
+
+
+def _casting(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:
+    """What autocast would cast at every pass, as (module, name, weight, stand-in).
+
+    It keeps the casts of weights that learn, and an attack's do not. A stand-in shares its weight's
+    memory and learns as far as autocast can tell; nobody asks for its gradient.
+    """
+    if not torch.is_autocast_cache_enabled() or not any(
+        torch.is_autocast_enabled(kind) for kind in {p.device.type for p in model.parameters()}
+    ):
+        return []
+    modules = [one for one in model.modules() if not isinstance(one, torch.jit.ScriptModule)]
+    if any(hasattr(one, "_orig_mod") or one._compiled_call_impl for one in modules):
+        return []  # a compiled graph would form the stand-ins' gradients, too
+    places = [
+        (module, name, weight)
+        for module in modules
+        for name, weight in module._parameters.items()
+        # other kinds of parameters may not be what they were once detached
+        if type(weight) is nn.Parameter and weight.dtype == torch.float32
+    ]
+    stand_ins = {weight: nn.Parameter(weight.detach()) for _, _, weight in places}
+    return [(module, name, weight, stand_ins[weight]) for module, name, weight in places]
 
 
 class _Buffers:

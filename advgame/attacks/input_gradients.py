@@ -114,7 +114,8 @@ class InputGradient:
         # a gradient in half precision would lose what an attack lives on
         full = torch.float64 if points.dtype == torch.float64 else torch.float32
         leaf = points.detach().to(full).requires_grad_()
-        held = attacked(self.model, self.mode, restore_buffers=self.restore_buffers)
+        keep = self.restore_buffers
+        held = attacked(self.model, self.mode, restore_buffers=keep, cast_once=False)
         with held, torch.enable_grad():
             logits = self.model(leaf.to(self.x.dtype))
             if self._check:
