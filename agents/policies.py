@@ -96,13 +96,18 @@ DIVERGED = "the policy has diverged, its logits are not finite: lower its learni
 
 def log_probability(logits: list[Tensor], actions: Tensor) -> Tensor:
     """Log π(a | x) of all choices together, (B,)."""
-    terms = [Categorical(logits=one).log_prob(actions[:, i]) for i, one in enumerate(logits)]
+    terms = [_choice(one).log_prob(actions[:, i]) for i, one in enumerate(logits)]
     return torch.stack(terms).sum(0)
 
 
 def entropies(logits: list[Tensor]) -> Tensor:
     """Mean entropy of each choice over the batch, in nats, (choices,)."""
-    return torch.stack([Categorical(logits=one).entropy().mean() for one in logits])
+    return torch.stack([_choice(one).entropy().mean() for one in logits])
+
+
+def _choice(logits: Tensor) -> Categorical:
+    """The distribution of one choice. `sample` refuses what torch would look for, by waiting."""
+    return Categorical(logits=logits, validate_args=False)
 
 
 def entropy_stats(

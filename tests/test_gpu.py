@@ -11,23 +11,26 @@ import pytest
 import torch
 import train
 from conftest import ROOT, seeded
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs
-from advgame.attacks import n_fgsm, pgd
+from advgame.attacks import attacked, n_fgsm, pgd
 from advgame.classifiers import make_classifier
 from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.evaluation import evaluate
 from advgame.games import AdversarialTraining
+from advgame.games.las_at import LasAt
 from advgame.games.training import DefenderTraining
 from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.loop import Trainer
 from advgame.run.plan import TrainingPlan
-from advgame.seeding import seeded_init
+from advgame.seeding import seeded_init, stream
 from advgame.targets import shipped
 from advgame.threat import Linf
+from agents.policies import entropies, log_probability
 
 BALL = Linf(0.15)
 NO_CUDA = "this machine has no CUDA"
@@ -188,6 +191,51 @@ def test_within_an_epoch_the_host_waits_for_nothing(attack, device, tmp_path):
     # the average's own counter, which lies on the CPU
     assert len(asking.seen) <= 3, asking.seen
     assert made.step == 5
+
+
+def test_a_look_ahead_asks_once_per_step_who_still_stands(device):
+    """10 steps and a last look, of 2 restarts; nobody is fooled in so small a ball."""
+    data, model = load_data("digits").test.first(20).to(device), shipped().model.to(device)
+    attack, rng = LasAt(Linf(1e-4)).look_ahead_attack(), stream(0, "start", device)
+    with Asking() as asking:
+        made = attack.run(model, data.floats(), data.labels, rng=rng, check=False)
+    assert int(made.fooled.sum()) < 5
+    assert asking.seen == ["nonzero"] * 2 * 11
+
+
+def test_a_policys_chances_are_not_looked_at(device):
+    logits = [torch.randn(6, n, device=device) for n in (4, 3)]
+    with Asking() as asking:
+        entropies(logits)
+        log_probability(logits, torch.zeros(6, 2, dtype=torch.int64, device=device))
+    assert asking.seen == []
+
+
+class Copies(TorchDispatchMode):
+    """Names of the operations that write memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        if name not in ("detach", "empty_like"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_batch_norm_counts_and_averages_is_put_back_by_two_copies(device):
+    model = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(5))).to(device)
+    x = torch.rand(3, 2, 4, 4, device=device)
+    before = [buffer.clone() for buffer in model.buffers()]
+    with Copies() as into, attacked(model, "train"):
+        written = list(into.seen)
+        model(x)
+        assert not torch.equal(model[0].running_mean, before[0])
+        into.seen.clear()
+    assert written == into.seen == ["_foreach_copy_"] * 2
+    assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
 
 
 def test_a_look_at_a_number_is_seen():

@@ -239,8 +239,13 @@ class _Buffers:
         scripts = [one for one in model.modules() if isinstance(one, torch.jit.ScriptModule)]
         named = [one for _, own in self.places for one in own.values() if one is not None]
         named += [buffer for script in scripts for buffer in script.buffers()]
-        self.tensors = list(dict.fromkeys(named))  # some may be shared
-        self.values = [tensor.detach().clone() for tensor in self.tensors]
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in dict.fromkeys(named):  # some may be shared
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        # those of a kind are copied by one kernel on a GPU, where each would take one
+        self.tensors = list(kinds.values())
+        self.values = [[torch.empty_like(one) for one in some] for some in self.tensors]
+        self._copy(self.values, self.tensors)
 
     def restore(self) -> None:
         for module, own in self.places:
@@ -248,6 +253,10 @@ class _Buffers:
             if now.keys() != own.keys() or any(now[name] is not own[name] for name in own):
                 now.clear()
                 now.update(own)
-        if self.tensors:
-            with torch.no_grad():
-                torch._foreach_copy_(self.tensors, self.values)
+        self._copy(self.tensors, self.values)
+
+    @staticmethod
+    @torch.no_grad()
+    def _copy(there: list[list[Tensor]], here: list[list[Tensor]]) -> None:
+        for kind, values in zip(there, here, strict=True):
+            torch._foreach_copy_(kind, values)

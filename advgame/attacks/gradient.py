@@ -195,10 +195,7 @@ class _Ascent:
         best = x_adv.clone() if self.attack.keep == "best" else x_adv
         self.gathered = torch.zeros_like(x_adv) if self.attack.momentum is not None else None
         for done, n in enumerate(self.moving):
-            # positions ascend: those below n that still stand
-            rows: Index = (
-                self.standing[: int((self.standing < n).sum())] if self.early else slice(n)
-            )
+            rows: Index = self._standing_below(n) if self.early else slice(n)
             leaf = x_adv[rows].detach().requires_grad_()
             if not len(leaf):
                 break
@@ -221,6 +218,12 @@ class _Ascent:
         if self.stops or best is not x_adv or self.attack.restarts > 1:
             self._score_last(x_adv, best, objective)
         return best, objective
+
+    def _standing_below(self, n: int) -> Tensor:
+        """The first n positions without those that were fooled or stopped."""
+        if n == len(self.x):  # else the host waits for the device
+            return self.standing
+        return self.standing[: int((self.standing < n).sum())]  # they ascend
 
     def _logits(self, x_adv: Tensor) -> Tensor:
         self.forwards += len(x_adv)
