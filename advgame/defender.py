@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advgame.attacks.boundary import attacked
+from advgame.attacks.folding import folding
 from advgame.attacks.input_gradients import input_gradient
 from advgame.classifiers.foreign import frozen_copy
 from advgame.errors import InputError
@@ -110,6 +112,15 @@ class Defender:
     def device(self) -> torch.device:
         """The device that holds the classifier's weights."""
         return self.fabric.device
+
+    @contextlib.contextmanager
+    def under_attack(self) -> Iterator[None]:
+        """Within the block a training's attack asks the classifier: in the training's precision.
+
+        Batch norm is folded there (`advgame.attacks.folding`): rounding is all that differs.
+        """
+        with self.fabric.autocast(), folding():
+            yield
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The loss that the defender minimises, per image (B,)."""

@@ -23,7 +23,7 @@ from advgame.games.strategy import Strategies
 from advgame.seeding import seeded_init
 from advgame.threat import Linf
 
-OURS = ("advgame", "advgame unchecked")
+OURS = ("advgame", "advgame unchecked", "advgame in training")
 
 
 def run(*arguments):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from advgame.attacks.folding import folded
 from advgame.choices import BatchNormMode
 from advgame.classifiers.foreign import set_mode
 from advgame.errors import InputError
@@ -146,7 +147,7 @@ def attacked(
     mode: BatchNormMode = "eval",
     *,
     restore_buffers: bool = True,
-    cast_once: bool = True,
+    one_pass: bool = False,
 ) -> Iterator[None]:
     """Set the mode of ``model`` while it is attacked, then restore it bit for bit.
 
@@ -155,7 +156,9 @@ def attacked(
     are given to the model in it. Target parameters keep autograd from storing what only
     weight gradients need, so that an attack step costs one forward and one input-backward.
 
-    Under autocast each weight is cast once in the block, not at every pass: the same numbers.
+    What passes share is made once, if it costs more than a pass can save: under autocast each
+    weight is cast once in the block, to the same numbers, and within
+    `advgame.attacks.folding.folding` batch norm is folded, to others by rounding.
 
     Args:
         model: any classifier.
@@ -163,8 +166,8 @@ def attacked(
             turns dropout on); the running statistics are restored in either case.
         restore_buffers: False lets passes in training mode move the running statistics, as some
             published code does.
-        cast_once: False for a single pass among somebody else's: autocast's cache, which ends with
-            the block, is then left alone.
+        one_pass: whether there is one pass only, maybe among somebody else's: nothing is then made
+            for several, and autocast's cache, which otherwise ends with the block, is left alone.
 
     Raises:
         InputError: weights that were made under ``torch.inference_mode()``, which autograd refuses.
@@ -183,23 +186,36 @@ def attacked(
         parameter.requires_grad_(False)
     dtype = precision(model)
     usual = dtype is None or dtype == torch.float32
-    casts = _casting(model) if cast_once else []
-    for module, name, _, stand_in in casts:
-        module._parameters[name] = stand_in
+    shared = contextlib.nullcontext() if one_pass else _made_once(model, mode)
     try:
-        with contextlib.nullcontext() if dtype is None or usual else given_in(model, dtype):
+        with (
+            contextlib.nullcontext() if dtype is None or usual else given_in(model, dtype),
+            shared,
+        ):
             yield
     finally:
-        for module, name, weight, _ in casts:
-            module._parameters[name] = weight
-        if casts:
-            torch.clear_autocast_cache()
         for module, training in modes:
             module.training = training
         for parameter, flag in requires_grad:
             parameter.requires_grad_(flag)
         if buffers is not None:
             buffers.restore()
+
+
+@contextlib.contextmanager
+def _made_once(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """What all passes of the block share."""
+    with folded(model) if mode == "eval" else contextlib.nullcontext():
+        casts = _casting(model)
+        for module, name, _, stand_in in casts:
+            module._parameters[name] = stand_in
+        try:
+            yield
+        finally:
+            for module, name, weight, _ in casts:
+                module._parameters[name] = weight
+            if casts:
+                torch.clear_autocast_cache()
 
 
 def _casting(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]]:

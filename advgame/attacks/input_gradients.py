@@ -115,7 +115,7 @@ class InputGradient:
         full = torch.float64 if points.dtype == torch.float64 else torch.float32
         leaf = points.detach().to(full).requires_grad_()
         keep = self.restore_buffers
-        held = attacked(self.model, self.mode, restore_buffers=keep, cast_once=False)
+        held = attacked(self.model, self.mode, restore_buffers=keep, one_pass=True)
         with held, torch.enable_grad():
             logits = self.model(leaf.to(self.x.dtype))
             if self._check:

@@ -21,6 +21,8 @@ def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 class BasicBlock(nn.Module):
     """conv-BN-ReLU-conv-BN plus shortcut, then ReLU (He et al. 2016a)."""
 
+    folds = (("conv1", "bn1"), ("conv2", "bn2"), ("shortcut.0", "shortcut.1"))
+    """convolutions with the batch norm that alone sees their outputs, `advgame.attacks.folding`"""
     expansion = 1
     """output channels per channel of its 3x3 convolutions"""
 
@@ -48,6 +50,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """A 3x3 convolution between two of 1x1, each with BN, plus shortcut (He et al. 2016a)."""
 
+    folds = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("shortcut.0", "shortcut.1"))
     expansion = 4
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -77,6 +80,7 @@ class Bottleneck(nn.Module):
 class PreActBlock(nn.Module):
     """BN-ReLU-conv twice plus shortcut (He et al. 2016b; Wide ResNets use the same)."""
 
+    folds = (("conv1", "bn2"),)
     expansion = 1
     raw_shortcut = False
     """whether a convolution in the shortcut sees what the block is given, before BN-ReLU"""
@@ -104,11 +108,14 @@ class PreActBlock(nn.Module):
 class RawShortcutBlock(PreActBlock):
     """A `PreActBlock` as Wong et al. 2020 publish it."""
 
+    folds = PreActBlock.folds
     raw_shortcut = True
 
 
 class SwishBlock(PreActBlock):
     """A `PreActBlock` as DeepMind publishes it: Swish, and strides that pad right and below."""
+
+    folds = PreActBlock.folds
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__(channels_in, channels_out, stride)
@@ -138,6 +145,8 @@ class ResidualNet(nn.Module):
         last_norm: with pre-activation: whether batch norm and ReLU come before the head.
         strides: of the stem, and of the first block of each stage; the usual ones when None.
     """
+
+    folds = (("stem", "bn_stem"),)
 
     def __init__(
         self,

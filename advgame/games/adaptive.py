@@ -202,7 +202,7 @@ class Regret(Reward):
         ball = self.rules.threat.with_radii(turn.eps)
         start: Any = _From(turn.start)
         plain = GradientAttack(ball, self.steps, self.step_size * turn.eps, start=start)
-        with defender.fabric.autocast():
+        with defender.under_attack():
             made = plain.run(defender.module, turn.x, turn.y, rng=turn.rng, check=False)
         passes.add_attack(made)
         # in training mode a pass moves batch norm's statistics
@@ -217,7 +217,7 @@ class Regret(Reward):
 
     def _r2(self, turn: Turn) -> Tensor:
         ahead = turn.defender.look_ahead()
-        with turn.defender.fabric.autocast():
+        with turn.defender.under_attack():
             robust = self.rules.robust(ahead, turn.x, turn.y, turn.rng, turn.passes)
         return self.rules.r2_weight * robust.mean()
 
@@ -245,7 +245,7 @@ class LasReward(Reward):
     @override
     def ahead(self, turn: Turn) -> Tensor:
         ahead = turn.defender.look_ahead()
-        with turn.defender.fabric.autocast():
+        with turn.defender.under_attack():
             robust = self.rules.robust(ahead, turn.x, turn.y, turn.rng, turn.passes)
             with torch.no_grad():
                 clean = (ahead(turn.x).argmax(1) == turn.y).float()

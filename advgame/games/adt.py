@@ -49,7 +49,7 @@ class AdtExp(Rules):
         """
         threat = self.attack.threat.scaled(scale)
         attack = replace(self.attack, threat=threat)
-        with defender.fabric.autocast():
+        with defender.under_attack():
             fitted = attack.fit(defender.module, x, y, rng)
         made = attack.steps * attack.samples
         passes = Passes(forwards=made, input_backwards=made)

@@ -38,7 +38,7 @@ class AdversarialTraining(Rules):
     ) -> DefenderStep:
         threat, passes, x_adv = self.threat.scaled(scale), Passes(), x
         if self.attack is not None:
-            with defender.fabric.autocast():
+            with defender.under_attack():
                 made = self.attack(threat).run(defender.module, x, y, rng=rng, check=False)
             x_adv = made.x_adv
             passes.add_attack(made)

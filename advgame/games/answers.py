@@ -50,7 +50,7 @@ class DrawnAttacks(Rules):
         threat, passes, x_adv = self.threat.scaled(scale), Passes(), x.clone()
         shares = torch.tensor(self.weights, device=x.device)
         drawn = torch.multinomial(shares, len(x), replacement=True, generator=rng)
-        with defender.fabric.autocast():
+        with defender.under_attack():
             for number in drawn.unique().tolist():
                 rows = (drawn == number).nonzero()[:, 0]
                 attack = self.attacks[number](threat)
@@ -87,7 +87,7 @@ class Boosting(Rules):
         threat, passes = self.threat.scaled(scale), Passes()
         members = [*self.others, defender.module]
         mixture = ClassifierMixture(members, [1 / len(members)] * len(members)).to(x.device)
-        with defender.fabric.autocast():
+        with defender.under_attack():
             made = self.attack(threat).run(mixture, x, y, rng=rng, check=False)
         passes.forwards += made.forwards * len(members) / len(x)
         passes.input_backwards += made.backwards * len(members) / len(x)

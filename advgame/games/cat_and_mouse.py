@@ -188,7 +188,7 @@ class CatAndMouse:
         (clean, labels), (x, y) = self.clean.next(), self.adversarial.next()
         if number > 0:
             model = self.target(number - 1)
-            with self.defender.fabric.autocast(), attacked(model):
+            with self.defender.under_attack(), attacked(model):
                 x = self.attack.run(model, x, y, rng=self.rng, check=False).x_adv
         return torch.cat((clean, x)), torch.cat((labels, y))
 

@@ -209,7 +209,7 @@ class Duel:
             lesson: of the defender.
             rng: stream of the random starts, on the images' device.
         """
-        with defender.fabric.autocast():
+        with defender.under_attack():
             made = (
                 LasAt(self.threat)
                 .attack(strategies)

@@ -236,12 +236,12 @@ class LasAt:
         Returns:
             ``stats`` holds the step's `Passes`, too.
         """
-        autocast, progress, passes = defender.fabric.autocast, self.progress, Passes()
+        progress, passes = self.progress, Passes()
         looks_ahead = credit is not None and progress is None
         if progress is not None:
             progress.begin(defender, len(x), passes)
         # x' = x + δ: PGD with each image's own ε, T, α
-        with autocast():
+        with defender.under_attack():
             made = self.attack(strategies).run(defender.module, x, y, rng=rng, check=False)
         x_adv = made.x_adv
         passes.add_attack(made)
@@ -251,7 +251,7 @@ class LasAt:
         # R1: the loss L(f_θ(x'), y), before θ learns from x'
         if looks_ahead:
             defender.module.eval()
-            with torch.no_grad(), autocast():
+            with torch.no_grad(), defender.fabric.autocast():
                 loss = self.objective(defender.module, x, x_adv, y, strategies, self.loss)
             passes.forwards += self.batches
 
@@ -266,7 +266,7 @@ class LasAt:
         payoffs = None
         if looks_ahead and credit is not None:
             f_ahead = defender.look_ahead()
-            with autocast():
+            with defender.under_attack():
                 robust = self.robust(f_ahead, x, y, rng, passes)
                 with torch.no_grad():
                     clean = (f_ahead(x).argmax(1) == y).float()

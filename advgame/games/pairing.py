@@ -68,7 +68,7 @@ class PairedTraining(Rules):
         self, defender: Defender, x: Tensor, y: Tensor, rng: torch.Generator, *, scale: float = 1.0
     ) -> DefenderStep:
         threat, passes, stats = self.threat.scaled(scale), Passes(), dict[str, Tensor]()
-        with defender.fabric.autocast():
+        with defender.under_attack():
             made = self.attack(threat).run(defender.module, x, y, rng=rng, check=False)
         x_adv = made.x_adv
         passes.add_attack(made)

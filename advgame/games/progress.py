@@ -64,7 +64,7 @@ class LearningProgress:
         held = self.held_out.to(defender.device)
         x, y = held.floats(), held.labels
         rng, module = stream(0, "held out", x.device), defender.module
-        with defender.fabric.autocast():
+        with defender.under_attack():
             made = self.attack.run(module, x, y, rng=rng, check=False)
             module.eval()
             with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import grad
 
 from advgame.attacks import attacked, pgd
+from advgame.attacks.folding import folding
 from advgame.games.las_at import LasAt
 from advgame.games.strategy import Strategies, StrategySpace
 from advgame.seeding import stream
@@ -74,10 +75,16 @@ def measure_pgd(fabric: Fabric, repeats: int, network: Network) -> Case:
     model, x, y = task(name, shape, batch, fabric.device)
     attack, rng = pgd(Linf(eps), STEPS), stream(SEED, "start", fabric.device)
     bare, leaf = copy.deepcopy(model).requires_grad_(False), x.clone().requires_grad_()
+
+    def in_training() -> Tensor:
+        with folding():
+            return attack.run(model, x, y, rng=rng, check=False).x_adv
+
     plays: dict[str, Play] = {
         "floor": lambda: [grad(F.cross_entropy(bare(leaf), y), leaf) for _ in range(STEPS)],
         "advgame": lambda: attack.perturb(model, x, y, rng=rng),
         "advgame unchecked": lambda: attack.run(model, x, y, rng=rng, check=False),
+        "advgame in training": in_training,  # batch norm folded
     }
     for other in PEERS:
         with suppress(ImportError):  # on copies: some leave weight gradients behind
