@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from agents.policies import FeaturePolicy, StrategyPolicy
     from agents.reinforce import EpisodicReinforce, Reinforce
     from agents.sb3 import PPOAttacker, PPOPlayer
+    from agents.sb3_attack import SB3Attack
     from agents.settings import EpisodeConfig, PolicySettings, ReinforceConfig
     from agents.unroll import train_updater
     from agents.updaters import UPDATERS, make_updater
@@ -64,6 +65,7 @@ __all__ = [
     "RandomStrategy",
     "Reinforce",
     "ReinforceConfig",
+    "SB3Attack",
     "SteadyStrategy",
     "StoppingStrategy",
     "StrategyGame",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advgame.attacks import Attack, AttackResult, attacked
 from advgame.attacks.gradient_steps import GradientStepsState, Menu, Start
+from advgame.attacks.queries import attack_through
 from advgame.errors import InputError
 from advgame.threat import Threat
 from agents.attacker_file import filled, read_file, reading, write_file
@@ -63,10 +64,7 @@ class Attacker:
 
 @dataclass(frozen=True)
 class LearnedAttack(Attack):
-    """A policy chooses every step of a gradient attack.
-
-    An image that is fooled leaves the batch at once. Another's result is the best point seen,
-    that of the highest margin.
+    """A policy chooses every step of a gradient attack; see `attack_through`.
 
     Args:
         attacker: the policy, and what it chooses from.
@@ -94,8 +92,17 @@ class LearnedAttack(Attack):
     ) -> AttackResult:
         attacker, policy = self.attacker, self.attacker.policy.to(x.device).eval()
         budget = torch.full((len(x),), self.queries, device=x.device)
-        rows = torch.arange(len(x), device=x.device)
-        fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+        def step(state: GradientStepsState) -> None:
+            logits = policy(state.features())
+            if self.stochastic:
+                assert rng is not None
+                actions = sample(logits, rng)
+            else:
+                actions = torch.stack([one.argmax(1) for one in logits], 1)
+            state.step(actions)
+            self.watch(state)
+
         with attacked(model), torch.no_grad():
             state = GradientStepsState(
                 *(model, self.threat, attacker.menu, x, y, budget),
@@ -103,24 +110,7 @@ class LearnedAttack(Attack):
                 rng=rng,
                 check=check,
             )
-            x_adv = state.best_x.clone()
-            for _ in range(self.queries - 1):
-                if bool(state.fooled.any()):
-                    done = rows[state.fooled]
-                    x_adv[done], fooled[done] = state.best_x[state.fooled], True
-                    rows = rows[~state.fooled]
-                    state.keep(~state.fooled)
-                if not len(rows):
-                    break
-                logits = policy(state.features())
-                if self.stochastic:
-                    assert rng is not None
-                    actions = sample(logits, rng)
-                else:
-                    actions = torch.stack([one.argmax(1) for one in logits], 1)
-                state.step(actions)
-                self.watch(state)
-            x_adv[rows], fooled[rows] = state.best_x, state.fooled
+            x_adv, fooled = attack_through(state, self.queries, step)
         return AttackResult(x_adv, None, fooled, state.forwards, state.backwards)
 
 

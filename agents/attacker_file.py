@@ -43,6 +43,11 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             "(--attacks adt:exp-worst-of-10 is ADT-EXP's)"
         ) from error
     except (safetensors.SafetensorError, OSError) as error:
+        if path.suffix == ".zip":
+            raise InputError(
+                f"{path} is no attacker of this package: opening an agent of Stable-Baselines3 "
+                f"runs code, so ask for it by --attacks \"agents:SB3Attack('{path}')\""
+            ) from error
         raise InputError(f"{path} is not a safetensors file ({error})") from error
     broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:

@@ -338,13 +338,9 @@ class GradientStepsState(AttackState):
         every = torch.arange(len(self.y), device=self.y.device)
         return every if self._where is None else self._where
 
-    def keep(self, mask: Tensor) -> None:
-        """Go on with the rows of ``mask`` (B,) only."""
-        rows = mask.nonzero()[:, 0]  # once: each mask that picks rows waits for the device
+    def _keep(self, rows: Tensor) -> None:
         self._where = self._place()[rows]
-        with torch.enable_grad():
-            for name, value in self._rows().items():
-                setattr(self, name, value[rows])
+        super()._keep(rows)
 
     def _adopt(self, rows: Tensor, new: Self) -> None:
         held = sum(len(leaf) for leaf in self._leaves)

@@ -6,7 +6,8 @@ The learned gradient-step attack and the patch attack extend it; the attack envi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,15 @@ class AttackState(ABC):
         public = (item for item in vars(self).items() if not item[0].startswith("_"))
         return {name: value for name, value in public if isinstance(value, Tensor)}
 
+    def keep(self, mask: Tensor) -> None:
+        """Go on with the rows of ``mask`` (B,) only."""
+        self._keep(mask.nonzero()[:, 0])  # once: each mask that picks rows waits for the device
+
+    def _keep(self, rows: Tensor) -> None:
+        with torch.enable_grad():  # logits and losses may have a graph
+            for name, value in self._rows().items():
+                setattr(self, name, value[rows])
+
     def restart(self, rows: Tensor, x: Tensor, y: Tensor, budget: Tensor) -> None:
         """Put other images in the rows (k,) now, for k forwards more; `step` needs none for it."""
         new = object.__new__(type(self))
@@ -176,6 +186,40 @@ class AttackState(ABC):
         with torch.enable_grad():  # logits and losses may have a graph
             for name, old in self._rows().items():
                 setattr(self, name, old.index_copy(0, rows, getattr(new, name)))
+
+
+StateT = TypeVar("StateT", bound=AttackState)
+
+
+def attack_through(
+    state: StateT, queries: int, step: Callable[[StateT], None]
+) -> tuple[Tensor, Tensor]:
+    """An attack from its first query, which ``state`` has made, to its last.
+
+    An image that is fooled leaves the batch at once. Another's result is the best point seen,
+    that of the highest margin.
+
+    Args:
+        state: the images under attack; afterwards, those that were not fooled before the last step.
+        queries: forwards per image, the first one included.
+        step: chooses and makes one query of every image that is left.
+
+    Returns:
+        the points (B, C, H, W), and who is fooled there (B,).
+    """
+    rows = torch.arange(len(state.y), device=state.y.device)
+    x_adv, fooled = state.best_x.clone(), torch.zeros_like(state.fooled)
+    for _ in range(queries - 1):
+        if bool(state.fooled.any()):
+            done = rows[state.fooled]
+            x_adv[done], fooled[done] = state.best_x[state.fooled], True
+            rows = rows[~state.fooled]
+            state.keep(~state.fooled)
+        if not len(rows):
+            break
+        step(state)
+    x_adv[rows], fooled[rows] = state.best_x, state.fooled
+    return x_adv, fooled
 
 
 def select(a: Tensor, b: Tensor, choose_b: Tensor) -> Tensor:
