@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import Wrapper
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 from typing_extensions import override
 
@@ -21,8 +22,8 @@ class SB3VecEnv(VecEnv):
     """Torch-native vector environments as one `VecEnv`: each row of each is an environment.
 
     ``infos[i]`` holds a row's entries of the core's info and, where its episode has ended, those
-    of ``final_info``, ``terminal_observation`` and, for tasks with a true return, ``episode`` as
-    SB3's Monitor has it.
+    of ``final_info``, ``terminal_observation`` and ``episode``, its return and length as SB3's
+    Monitor has them: the true ones of a task that knows them, else the sum of the rewards.
 
     Args:
         cores: with equal spaces, one per classifier say. SB3 wants a finished row's next
@@ -46,6 +47,7 @@ class SB3VecEnv(VecEnv):
         self.cores: tuple[Any, ...] = cores
         self._owners = [core for core in self.cores for _ in range(core.num_envs)]
         super().__init__(len(self._owners), *spaces[0])
+        self._sums = np.zeros((2, self.num_envs))  # each row's reward and steps so far
         self.metadata |= {"render_fps": self.cores[0].metadata.get("render_fps", 30)}
 
     @override
@@ -55,6 +57,7 @@ class SB3VecEnv(VecEnv):
         seen = [as_arrays(core.reset(seed=seed)[0]) for core, seed in pairs]
         self._reset_seeds()
         self._reset_options()
+        self._sums[:] = 0
         return _joined(seen)
 
     @override
@@ -75,14 +78,21 @@ class SB3VecEnv(VecEnv):
             for i in range(core.num_envs):
                 infos.append({**_row(info, i), "TimeLimit.truncated": bool(truncated[i])})
                 if done[i]:
-                    ended = _row(final, i)
-                    infos[-1] |= {**ended, "terminal_observation": _row(last, i)}
-                    if "true_return" in ended:
-                        infos[-1]["episode"] = {"r": ended["true_return"], "l": ended["length"]}
+                    infos[-1] |= {**_row(final, i), "terminal_observation": _row(last, i)}
             seen.append(following)
             rewards.append(reward)
             dones.append(done)
-        return _joined(seen), np.concatenate(rewards), np.concatenate(dones), infos
+        paid, over = np.concatenate(rewards), np.concatenate(dones)
+        self._sums += np.stack([paid, np.ones_like(paid)])
+        for i in over.nonzero()[0]:
+            total, steps = float(self._sums[0, i]), int(self._sums[1, i])
+            ended = infos[i]
+            ended["episode"] = {
+                "r": ended.get("true_return", total),
+                "l": ended.get("length", steps),
+            }
+        self._sums[:, over] = 0
+        return _joined(seen), paid, over, infos
 
     @override
     def close(self) -> None:
@@ -115,7 +125,8 @@ class SB3VecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        return [False] * len(self._asked(indices))
+        """Of Monitor only, whose statistics `step_wait` gives."""
+        return [issubclass(wrapper_class, Monitor)] * len(self._asked(indices))
 
     @override
     def get_images(self) -> Sequence[np.ndarray[Any, Any] | None]:

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.monitor import Monitor
 
 import envs
 from advgame.data import load_data
@@ -166,10 +166,11 @@ def test_sb3_adapter_equals_the_core(name):
     adapter = envs.make_sb3(inner)
     adapter.seed(2)
     same(adapter.reset(), core.reset(seed=2)[0])
-    ends = []
+    ends, sums = [], np.zeros((2, core.num_envs))
     for action in sampled(core, 2 * STEPS[name]):
         following, reward, terminated, truncated, info = as_arrays(core.step(action))
         done = terminated | truncated
+        sums += reward, np.ones(core.num_envs)
         last, final = info.pop("final_obs", following), info.pop("final_info", {})
         if core.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
             following = core.restart()  # the core's own way to the adapter's
@@ -185,8 +186,12 @@ def test_sb3_adapter_equals_the_core(name):
             if done[i]:
                 same(row["terminal_observation"], last[i])
                 assert not np.array_equal(as_arrays(seen[i]), last[i])
+            assert ("episode" in row) == done[i]
             if done[i] and "true_return" in final:
                 same(row["episode"], {"r": final["true_return"][i], "l": final["length"][i]})
+            elif done[i]:
+                assert (row["episode"]["r"], row["episode"]["l"]) == tuple(sums[:, i])
+        sums[:, done] = 0
         ends += info.get("fooled", done)[done].tolist()
     assert len(ends) > 1
     assert "Attack" not in name or set(ends) == {True, False}, "budgets end episodes too"
@@ -202,14 +207,16 @@ def test_sb3_adapter_equals_the_core(name):
 )
 def test_sb3_learns_on_the_adapter(name, settings, n_steps, lengths):
     env = envs.make_sb3(name, 16, **settings)
-    gail = "GAIL" in name  # whose adapter knows the true returns
     kwargs = policy_kwargs() if name == STRATEGY else {}
     common = {"n_steps": n_steps, "batch_size": 32, "n_epochs": 1, "seed": 0}
-    ppo = PPO("MlpPolicy", env if gail else VecMonitor(env), policy_kwargs=kwargs, **common)
+    ppo = PPO("MlpPolicy", env, policy_kwargs=kwargs, **common)
     ppo.learn(2 * 16 * n_steps)
-    assert ppo.ep_info_buffer
+    assert ppo.ep_info_buffer, "or SB3 logs no rollout/ep_rew_mean"
     assert all(one["l"] in lengths for one in ppo.ep_info_buffer)
-    assert not gail or all(one["r"] == one["l"] for one in ppo.ep_info_buffer)
+    if "GAIL" in name:  # the true returns, not the discriminator's
+        assert all(one["r"] == one["l"] for one in ppo.ep_info_buffer)
+    assert env.env_is_wrapped(Monitor) == [True] * 16, "or evaluate_policy sums what wrappers pay"
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit, [3]) == [False]
 
 
 @every_id
