@@ -88,8 +88,8 @@ class Config:
     """task: episodes end as the task's; fixed: all as long, with absorbing states"""
     demonstrations: str | None = None
     """an .npz of ours, D4RL's or imitation's; those that ship with the package when not given"""
-    trajectories: Count = 10
-    """how many of them"""
+    trajectories: Count | None = None
+    """how many of them, the first ones; all that there are when not given (10 of the dummy)"""
     every: Count = 1
     """keep every so many pairs of each trajectory"""
     hidden: tuple[int, ...] = (64, 32)
@@ -187,14 +187,14 @@ def make_parts(config: Config) -> Parts:
     )
     recorded: Demonstrations | None = None
     if config.expert == "dummy":
-        expert = dummy_expert(env, config.trajectories, config.seed)
+        expert = dummy_expert(env, config.trajectories or 10, config.seed)
     else:
         if config.demonstrations is None:
             recorded = shipped(config.env)
         else:
             space = env.single_action_space
             recorded = Demonstrations.load(config.demonstrations, config.env, space)
-        expert = recorded.subset(config.trajectories)
+        expert = recorded.subset(config.trajectories or len(recorded))
     pairs = env.expert_pairs(expert, stream(config.seed, "subsampling"), config.every)
     discriminator = Discriminator(env.code.pair_size, config.hidden, config.spectral_norm)
     theta = discriminator.init(stream(config.seed, "discriminator"))
@@ -511,6 +511,7 @@ class Job(jobs.Job[Config, Parts]):
         """Imitate the expert to the end, then write the report."""
         from agents.gail_report import as_markdown
 
+        print(in_words(config, made)[0])
         report = imitate(config, run, made, resume=resume)
         run.write_text("report.md", as_markdown(report, run.about()["command"]))
         run.write_json("report.json", report)  # last: a run that has it is finished

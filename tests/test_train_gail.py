@@ -230,8 +230,10 @@ def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     path = tmp_path / "acrobot.npz"
     env = ImitationVectorEnv(1, env_id="Acrobot-v1", horizon="task")
     dummy_expert(env, 2, seed=0).save(path)
-    words = {"env": "Acrobot-v1", "demonstrations": str(path), "trajectories": 2}
+    words = {"env": "Acrobot-v1", "demonstrations": str(path)}
     folder = train_gail.job.run(config(tmp_path, **words, iterations=2)).path
+    said = f"demonstrations: 2 trajectories, 1,000 pairs ({path})"
+    assert said in capsys.readouterr().out, "all of the file"
     assert json.loads((folder / "report.json").read_text())["eval/return"] == -500
     part = GailTraining.step
 
