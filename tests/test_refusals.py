@@ -66,6 +66,13 @@ REFUSED = {
         "--data-dir .": "digits is embedded",
         "--eval-n 1 --attacks fea": "images of other classes to aim at",
         "--batch-size 1000000000000000": "batch size must lie in",
+        "--out x": "there is no --out: --runs-dir is where",
+        "--logdir=x": "there is no --logdir: --runs-dir is where",
+        "--run_dir x": "there is no --run-dir: --runs-dir is where",
+        "--gpu 0": "there is no --gpu: --accelerator cuda or cpu",
+        "--num-workers 3": "no --num-workers: images lie in memory",
+        "--iterations 9": "no --iterations: --epochs is how long",
+        "--load w.pth": "no --load: --init starts from weights",
     },
     train_las_at: {
         "--awp 0": "awp must be above 0",
@@ -267,3 +274,8 @@ def asked(script):
 )
 def test_wrong_words_get_one_clear_error_before_any_work(script, words, answer, refused):
     refused(script, shlex.split(words), answer)
+
+
+def test_what_is_foreign_elsewhere_is_a_scripts_own():
+    assert train_gail.job.parse(["--iterations", "20"]).iterations == 20
+    assert train.job.parse(["--data", "digits", "--name=--out"]).name == "--out"

@@ -28,6 +28,7 @@ from advgame.run.options import (
     as_typed,
     check_types,
     peek,
+    refuse_foreign,
     refuse_idle,
     refuse_unasked,
     typed_again,
@@ -195,11 +196,12 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """The settings of a command line; `check` refuses those that cannot work.
 
         Raises:
-            InputError: an option that is no more.
+            InputError: an option that is no more, or of other projects.
         """
         for word in words:
             if (option := word.partition("=")[0]) in self.gone:
                 raise InputError(f"there is no {option} any more: {self.gone[option]}")
+        refuse_foreign(self.config, words)
         seen = {**self.peeked}
         for name, value in peek(words, aliases(self.config), **self.peeked).items():
             with suppress(InputError, ValueError):  # tyro refuses the word, and shows the choices

@@ -21,6 +21,37 @@ from advgame.own_code import is_own_code
 CODE = ("model", "dataset", "game", "reward", "attacks", "attack", "updater")
 
 
+def _named(words: str, field: str, hint: str) -> dict[str, tuple[str, str]]:
+    return dict.fromkeys(words.split(), (field, hint))
+
+
+# options of other projects -> the field that a script must have instead, what to type
+FOREIGN: Mapping[str, tuple[str, str]] = {
+    **_named(
+        "out output out-dir output-dir save-dir log-dir logdir run-dir run-name exp-name",
+        "runs_dir",
+        "--runs-dir is where new folders go, --name what the new one is called",
+    ),
+    **_named(
+        "gpu gpus gpu-id cuda device",
+        "accelerator",
+        "--accelerator cuda or cpu; auto takes a GPU where there is one",
+    ),
+    **_named(
+        "workers num-workers",
+        "dataset",
+        "images lie in memory, and no processes load them",
+    ),
+    **_named("learning-rate", "lr", "--lr is the learning rate"),
+    **_named("iters iterations num-iters max-iters max-steps", "epochs", "--epochs is how long"),
+    **_named(
+        "checkpoint ckpt load pretrained",
+        "init",
+        "--init starts from weights, --resume goes on with a run folder",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Must:
     """What a number of a settings class must be; part of its type, and asked by `check_types`.
@@ -153,6 +184,25 @@ def aliases(kind: type) -> dict[str, str]:
         for part in getattr(hint, "__metadata__", ())
         for word in getattr(part, "aliases", None) or ()
     }
+
+
+def refuse_foreign(kind: type, words: Sequence[str]) -> None:
+    """Answer options of other projects, which are far from the names that they have here.
+
+    Args:
+        kind: the settings class.
+        words: of the command line.
+
+    Raises:
+        InputError: what to type.
+    """
+    own = {field.name for field in fields(kind)}
+    for word in words:
+        option = word.partition("=")[0].replace("_", "-")
+        field, hint = FOREIGN.get(option.removeprefix("--"), ("", ""))
+        known = option[2:].replace("-", "_") in own
+        if option.startswith("--") and field in own and not known:
+            raise InputError(f"there is no {option}: {hint}")
 
 
 def peek(
