@@ -19,6 +19,7 @@ from advgame.choices import Horizon
 from advgame.errors import InputError
 from advgame.imitation.demonstrations import Demonstrations, shipped
 from advgame.imitation.discriminator import REWARDS, Discriminator
+from advgame.imitation.layouts import fitting
 from advgame.imitation.pairs import PairCode
 from advgame.seeding import stream
 from envs.actions import as_numbers
@@ -161,10 +162,16 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
     def expert_pairs(
         self, demonstrations: Demonstrations, rng: torch.Generator, every: int = 1
     ) -> Tensor:
-        """Demonstrations as this environment's discriminator sees them, (E, pair size)."""
+        """Demonstrations as this environment's discriminator sees them, (E, pair size).
+
+        Raises:
+            InputError: of another task, with actions that it does not take, or too short.
+        """
         if registered(demonstrations.env_id) != self.env_id:
             raise InputError(f"the demonstrations are of {demonstrations.env_id}")
         pairs = self.code.expert_pairs(demonstrations, self.task.horizon, every, rng)
+        both = demonstrations.observations.numpy(), demonstrations.actions.numpy()
+        fitting(*both, self.single_action_space)  # `Demonstrations.load` may not have known it
         return pairs.to(self.device)
 
     @torch.inference_mode(False)

@@ -7,6 +7,7 @@ import torch
 
 import envs
 from advgame.errors import InputError
+from advgame.imitation import Demonstrations
 from advgame.imitation.discriminator import REWARDS, Discriminator
 from agents.gail import GailTraining
 from envs.imitation import ImitationVectorEnv
@@ -155,6 +156,21 @@ def test_actions_outside_a_box_are_refused_and_its_ends_are_not(end):
     env.step(np.full((2, 1), 2 * end))
     with pytest.raises(InputError, match=r"actions must lie in Box\(-2.0, 2.0"):
         env.step(np.full((2, 1), 2.001 * end))
+
+
+def test_demonstrations_with_actions_outside_a_box_are_refused(tmp_path):
+    """Read without the action space, they are compared with the task when they are first used."""
+    env, path = ImitationVectorEnv(1, env_id="Pendulum-v1"), tmp_path / "d.npz"
+    ends = np.array([False, False, True])
+    for reach in (2.0, 2.5):
+        actions = reach * np.array([[1.0], [-1.0], [0.0]])
+        np.savez(path, observations=np.zeros((3, 3)), actions=actions, terminals=ends)
+        found = Demonstrations.load(path, "Pendulum-v1")
+        if reach == 2:
+            assert len(env.expert_pairs(found, torch.Generator())) > 2
+            continue
+        with pytest.raises(InputError, match=r"actions go from -2.5 to 2.5, the task takes Box"):
+            env.expert_pairs(found, torch.Generator())
 
 
 def test_pairs_are_encoded_where_the_observations_lie():
