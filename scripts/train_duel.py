@@ -17,7 +17,7 @@ touched.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from advgame.choices import Order, Stake
 from advgame.classifiers.names import check_model
 from advgame.errors import InputError
 from advgame.run import job as jobs
+from advgame.run.fitting import fit_batch
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Must, NotNegative, Positive, parse_radius
@@ -176,6 +177,61 @@ def make_envs(
     return found
 
 
+def load(config: Config) -> Splits:
+    """The images."""
+    from advgame.data import load_data
+
+    return load_data(
+        config.dataset,
+        config.data_dir,
+        download=config.download,
+        image_size=config.image_size,
+    )
+
+
+def make(config: Config, data: Splits, fabric: Fabric) -> Made:
+    """The duels, their players, and the game of those who learn."""
+    from advgame.seeding import derive_seed, stream
+    from advgame.threat import Linf
+    from agents import duel
+
+    data, las = data.to(fabric.device), None
+    if config.attacker not in OWN:
+        threat = Linf(parse_radius(config.eps, "Linf"))
+        las = duel.read_las(Path(config.attacker), data.train.shape, threat)
+    space = las[1] if las else None
+    plain = make_envs(config, data, fabric, space, False)
+    envs = make_envs(config, data, fabric, space, True) if las else plain
+    sizes = {"attacker": plain[0].space.sizes, "defender": plain[0].lessons.sizes}
+    named = {side: duel.controls(plain[0], side) for side in SIDES}
+    players: dict[str, duel.Player] = {}
+    for side in SIDES:
+        who = getattr(config, side)
+        if who == "ppo":
+            players[side] = duel.Learner(
+                sizes[side],
+                config.duels,
+                plain[0].max_cycles,
+                derive_seed(config.seed, f"ppo {side}"),
+                lr=config.policy_lr,
+                entropy_coef=config.entropy_coef,
+                hidden=config.hidden,
+            )
+            continue
+        if las is not None and side == "attacker":
+            named[side][who] = partial(duel.LasAttacker, las[0])
+        elif who not in OWN:
+            saved = duel.read_policy(Path(who) / duel.FILES[side], side, sizes[side])
+            named[side][who] = partial(duel.Sampled, saved, saved.sizes)
+        players[side] = named[side][who](stream(config.seed, f"player {side}"))
+    game = None
+    if any(isinstance(one, duel.Learner) for one in players.values()):
+        game = duel.DuelGame(
+            envs, players, config.seed, fabric, config.updates, config.order, config.turn
+        )
+    return Made(data, envs, plain, named, game)
+
+
 def measured(config: Config, made: Made) -> list[Cell]:
     """Every attacker against every defender: the chosen ones and the controls."""
     from agents.duel import against_all
@@ -319,52 +375,14 @@ class Job(jobs.Job[Config, Made]):
 
     def build(self, config: Config, fabric: Fabric) -> Made:
         """The duels, their players, and the game of those who learn."""
-        from advgame.data import load_data
-        from advgame.seeding import derive_seed, stream
-        from advgame.threat import Linf
-        from agents import duel
+        return make(config, load(config), fabric)
 
-        data = load_data(
-            config.dataset,
-            config.data_dir,
-            download=config.download,
-            image_size=config.image_size,
-        ).to(fabric.device)
-        las = None
-        if config.attacker not in OWN:
-            threat = Linf(parse_radius(config.eps, "Linf"))
-            las = duel.read_las(Path(config.attacker), data.train.shape, threat)
-        space = las[1] if las else None
-        plain = make_envs(config, data, fabric, space, False)
-        envs = make_envs(config, data, fabric, space, True) if las else plain
-        sizes = {"attacker": plain[0].space.sizes, "defender": plain[0].lessons.sizes}
-        named = {side: duel.controls(plain[0], side) for side in SIDES}
-        players: dict[str, duel.Player] = {}
-        for side in SIDES:
-            who = getattr(config, side)
-            if who == "ppo":
-                players[side] = duel.Learner(
-                    sizes[side],
-                    config.duels,
-                    plain[0].max_cycles,
-                    derive_seed(config.seed, f"ppo {side}"),
-                    lr=config.policy_lr,
-                    entropy_coef=config.entropy_coef,
-                    hidden=config.hidden,
-                )
-                continue
-            if las is not None and side == "attacker":
-                named[side][who] = partial(duel.LasAttacker, las[0])
-            elif who not in OWN:
-                saved = duel.read_policy(Path(who) / duel.FILES[side], side, sizes[side])
-                named[side][who] = partial(duel.Sampled, saved, saved.sizes)
-            players[side] = named[side][who](stream(config.seed, f"player {side}"))
-        game = None
-        if any(isinstance(one, duel.Learner) for one in players.values()):
-            game = duel.DuelGame(
-                envs, players, config.seed, fabric, config.updates, config.order, config.turn
-            )
-        return Made(data, envs, plain, named, game)
+    @override
+    def settle(self, config: Config, fabric: Fabric, typed: Collection[str]) -> tuple[Config, Made]:
+        """The same; the batch size gives way to few images where it was not typed."""
+        data = load(config)
+        config = fit_batch(config, self.usual(config), typed, len(data.train), 1, tell=True)
+        return config, make(config, data, fabric)
 
     @override
     def images(self, made: Made) -> Mapping[str, Any]:

@@ -192,6 +192,19 @@ def test_the_policy_of_a_las_run_attacks_image_by_image(las, tmp_path, digits):
         duel.read_las(run.path, (1, 8, 8), ball)
 
 
+def test_the_batch_gives_way_to_few_images_where_it_was_not_typed(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (36, 6, 5), dtype=np.uint8), np.arange(36) % 3
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    few = {"dataset": str(tmp_path / "few.npz"), "attacker": "fixed", "defender": "random"}
+    few |= {"steps": 1, "held_out": 3, "duels": 1, "matches": 2, "runs_dir": str(tmp_path / "runs")}
+    run = train_duel.job.run(train_duel.Config(**few))
+    assert run.about()["config"]["batch_size"] == 6
+    assert "do not fill the usual batch of 64: --batch-size 6" in capsys.readouterr().err
+    with pytest.raises(InputError, match="batch size must lie in"):
+        train_duel.job.run(train_duel.Config(**few), {"batch_size"})
+
+
 def test_another_images_las_policy_is_refused(las):
     with pytest.raises(InputError, match="trained on other images"):
         duel.read_las(las[0].path, (3, 32, 32), Linf(8 / 255))
