@@ -84,9 +84,9 @@ class SB3VecEnv(VecEnv):
             dones.append(done)
         paid, over = np.concatenate(rewards), np.concatenate(dones)
         self._sums += np.stack([paid, np.ones_like(paid)])
-        for i in over.nonzero()[0]:
-            total, steps = float(self._sums[0, i]), int(self._sums[1, i])
-            ended = infos[i]
+        for row in over.nonzero()[0].tolist():
+            total, steps = float(self._sums[0, row]), int(self._sums[1, row])
+            ended = infos[row]
             ended["episode"] = {
                 "r": ended.get("true_return", total),
                 "l": ended.get("length", steps),
