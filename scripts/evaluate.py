@@ -9,6 +9,7 @@
     python scripts/evaluate.py zoo:digits/pgd-at-small_cnn-seed0      # ships with the package
     python scripts/evaluate.py mixture.json                           # one is drawn per query
     python scripts/evaluate.py --list                                 # every attack by name
+    python scripts/evaluate.py runs/NAME --n 10000 --jobs 8           # shared by 8 processes
     python scripts/evaluate.py --resume runs/EVALUATION               # go on after a kill, or help
 
 Leaves one folder: report.json, report.md, verdicts.csv (a row per image, a column per attack),
@@ -22,7 +23,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -46,11 +47,13 @@ from advgame.run.options import (
     check_types,
     parse_radius,
     refuse_unasked,
+    typed_again,
     typed_options,
 )
 from advgame.run.progress import telling
 from advgame.run.selection import SCORES, criterion
 from advgame.run.settings import OptionalDataset
+from advgame.run.workers import WorkersConfig, check_workers, run_workers
 from advgame.zoo.entries import place
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ DIGITS: Mapping[str, Any] = {"shape": (1, 8, 8), "classes": 10}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(WorkersConfig):
     """Evaluate a classifier against a list of attacks."""
 
     what: Annotated[str, tyro.conf.Positional] = ""
@@ -345,6 +348,7 @@ class Job(jobs.Job[Config, Materials]):
         from advgame.seeding import derive_seed
 
         config = super().check(config)
+        check_workers(config, "an evaluation")
         check_networks(config)
         if is_mixture(config.what):
             config = self.settled(config, read_mixture(config.what))
@@ -476,6 +480,11 @@ class Job(jobs.Job[Config, Materials]):
         with telling(
             f"{run.path}: {len(made.data)} images, {config.norm} ε = {config.eps}"
         ) as tell:
+            if config.jobs:
+                tell(f"{config.jobs} workers share the work")
+                words = words_of(config, run)
+                run_workers(config, Path(__file__), run.path, words, f"--resume {run.path}")
+                return
             common: dict[str, Any] = {
                 "seed": config.seed,
                 "batch_size": config.batch_size,
@@ -542,11 +551,19 @@ class Job(jobs.Job[Config, Materials]):
         return self.run(config, typed_options(Config) | said)
 
 
+def words_of(config: Config, run: RunFolder) -> list[str]:
+    """The command line of a worker: the folder, and what must be typed again where it goes on."""
+    asked = jobs.kept(config)
+    where = {name: value for name in ("dataset", "data_dir") if (value := asked.pop(name))}
+    data = [f"--{name.replace('_', '-')}={value}" for name, value in where.items()]
+    return ["--resume", str(run.path), *typed_again(asked), *data]
+
+
 def _is_of(path: Path, config: Config) -> bool:
     """Whether a folder is that of an evaluation with these settings, wherever its data lies."""
     if not (path / "config.json").exists():
         return False
-    had, asked = RunFolder(path).about()["config"], json.loads(json.dumps(asdict(config)))
+    had, asked = RunFolder(path).about()["config"], json.loads(json.dumps(jobs.kept(config)))
     free = ("data_dir", "download")
     return bool(had == asked | {name: had[name] for name in free if name in had})
 

@@ -28,18 +28,17 @@ from advgame.arena import hold_tournament, write_mixture
 from advgame.arena.tournament import playable
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
-from advgame.run.cells import Worker, run_cells
 from advgame.run.cli import run_script
-from advgame.run.engines import EngineConfig, check_engine, make_engine
 from advgame.run.folder import RunFolder
-from advgame.run.options import Count, Names, Whole, check_types, refuse_idle
+from advgame.run.options import Count, Names, check_types
 from advgame.run.program import prog
 from advgame.run.progress import telling
+from advgame.run.workers import WorkersConfig, check_workers, run_workers
 from advgame.zoo.entries import place
 
 
 @dataclass(frozen=True)
-class Config(EngineConfig, sweeps.Config):
+class Config(WorkersConfig, sweeps.Config):
     """Hold a tournament of classifiers and attackers."""
 
     attacks: Names = ("pgd20", "autoattack-lite")
@@ -52,8 +51,6 @@ class Config(EngineConfig, sweeps.Config):
     """images at a time; AutoAttack's verdicts can depend on it"""
     out: str = ""
     """folder of the tournament, also one that goes on or grows; runs/<current time> when empty"""
-    jobs: Whole = 0
-    """processes that share the work, started by --engine; with 0 this one does it"""
 
 
 def main(config: Config) -> None:
@@ -62,8 +59,9 @@ def main(config: Config) -> None:
     check_attacks(config.transfer)
     if not (config.attacks or config.attackers or config.transfer):
         raise InputError("a tournament needs a column: --attacks, --attackers or --transfer")
-    check_workers(config)
+    check_workers(config, "a tournament")
     out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
+    workers = Path(__file__), out, words_of(config, out), f"--out {out}"
     asked = replace(config, attacks=config.attacks or config.transfer)  # of either, one is enough
     models, data, threat, learned = sweeps.load(asked, sweeps.settled(asked))
     with telling(f"{out}: {len(models)} classifiers, {len(data)} images") as tell:
@@ -78,7 +76,7 @@ def main(config: Config) -> None:
             seed=config.seed,
             batch_size=config.batch_size,
             progress=tell,
-            begun=partial(run_workers, config, out),
+            begun=partial(run_workers, config, *workers),
         )
     paths = {sweeps.name_of(what): Path(what) for what in config.what}
     game = content["games"].get("transfer", content["games"]["all"])["per_image"]
@@ -89,36 +87,12 @@ def main(config: Config) -> None:
     )
 
 
-ENGINE = tuple(field.name for field in fields(EngineConfig) if field.name != "jobs")
-"""options of how workers are run"""
-
-
-def check_workers(config: Config) -> None:
-    """Refuse an engine that cannot run, or that has nothing to run.
-
-    Raises:
-        InputError: what is wrong.
-    """
-    if config.jobs:
-        check_engine(config)
-        return
-    refuse_idle(config, Config(), {"a tournament in one process (no --jobs)": ENGINE})
-
-
-def run_workers(config: Config, out: Path) -> None:
-    """Have processes share the work, by the engine that is asked for, until all of it is done."""
-    if config.jobs:
-        words, script = words_of(config, out), Path(__file__)
-        workers = [Worker(script, out / f"worker{n}", words) for n in range(config.jobs)]
-        run_cells(workers, make_engine(config), config.jobs)
-
-
 def words_of(config: Config, out: Path) -> list[str]:
     """The command line of a worker: what this process was asked for, less the engine."""
     usual, words = Config(), [*config.what, "--out", str(out)]
     for field in fields(Config):
         value = getattr(config, field.name)
-        left_out = field.name in ("what", "out", *ENGINE, "jobs")
+        left_out = field.name in ("what", "out", *config.unkept)
         if not left_out and value != getattr(usual, field.name):
             many = value if isinstance(value, tuple) else (value,)
             words += [f"--{field.name.replace('_', '-')}", *map(str, many)]

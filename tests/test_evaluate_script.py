@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import evaluate as script
 import pytest
@@ -175,6 +177,9 @@ def test_a_run_a_file_and_own_code_are_evaluated(root, monkeypatch, capsys):
         (["run", "--norm", "L2"], "how far an attack may go in L2"),
         (["run", "--norm", "L2", "--eps", "1", "--attacks", "fgsm,cw-adam"], "Linf norm only"),
         (["run", "--norm", "L2", "--eps", "1", "--attacks", "adt:exp-worst-of-10"], "L∞"),
+        (["run", "--engine", "ray"], "in one process (no --jobs) makes no use of --engine"),
+        (["run", "--jobs", "2", "--engine", "rey"], "did you mean ray"),
+        (["run", "--jobs", "-1"], "jobs must be 0 or above"),
         (["run", "--n", "0"], "n must be 1"),
         (["run", "--batch-size", "0"], "batch_size must be 1"),
         (["run", "--dataset", "cifar10"], "--data-dir"),
@@ -246,6 +251,77 @@ def test_the_same_command_twice_is_one_evaluation(root, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             answer([*words, *more], root, monkeypatch)
         assert "runs/twice exists and is never overwritten" in capsys.readouterr().err
+
+
+def test_workers_leave_the_one_report_that_one_process_leaves(root, monkeypatch, capsys):
+    """The folder says nothing of them, so that it goes on with others, or with none."""
+    words = ["run", "--attacks", "fgsm,pgd20", "--n", "30", "--batch-size", "10"]
+    answer([*words, "--name", "no-workers"], root, monkeypatch)
+    ran = []
+
+    def run_workers(config, script_of, folder, own, again):
+        assert (config.jobs, script_of.name, again) == (3, "evaluate.py", f"--resume {folder}")
+        assert not (folder / "evaluation").exists(), "this process does nothing of it"
+        ran.extend(own)
+        answer(own, root, monkeypatch)
+
+    monkeypatch.setattr(script, "run_workers", run_workers)
+    answer([*words, "--name", "workers", "--jobs", "3", "--threads", "2"], root, monkeypatch)
+    assert ran == ["--resume", "runs/workers", "--dataset=digits"]
+    assert capsys.readouterr().out.count("; more in runs/workers/report.md") == 2
+    one, several = (root / "runs" / name for name in ("no-workers", "workers"))
+    assert (one / "verdicts.csv").read_bytes() == (several / "verdicts.csv").read_bytes()
+    settings = [json.loads((run / "config.json").read_text())["config"] for run in (one, several)]
+    assert settings[0] | {"name": "workers"} == settings[1]
+
+
+def test_workers_are_told_again_what_a_folder_may_not_ask_for():
+    """Code, and where the data lies now."""
+    words = ["w.pth", "--model", "my_code:Net(width=8)", "--attacks", "fgsm,my_code:mine(1, b=2)"]
+    words += ["--dataset", "my_code:images", "--data-dir", "a folder", "--eps", "0.1"]
+    asked = script.job.parse([*words, "--jobs", "2", "--engine", "ray"])
+    worker = script.job.parse(script.words_of(asked, RunFolder(Path("runs/x"))))
+    told = ("model", "attacks", "dataset", "data_dir")
+    assert [getattr(worker, name) for name in told] == [getattr(asked, name) for name in told]
+    assert (worker.resume, worker.jobs, worker.engine) == ("runs/x", 0, "local")
+
+
+@pytest.mark.slow
+def test_workers_that_are_stopped_or_killed_leave_a_folder_that_goes_on(root):
+    """By Ctrl-C; then one by SIGKILL, whose pieces the other takes over."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*SCRIPT, "run", "--attacks", "pgd100,aa:apgd-t", "--n", "60", "--batch-size", "6"]
+    how = {"cwd": root, "env": env, "stderr": subprocess.PIPE, "text": True}
+    subprocess.run([*words, "--name", "lone"], **how, check=True)
+    folder = root / "runs" / "shared"
+    cells = partial(folder.glob, "evaluation/*/*.json")
+
+    def until(wanted):
+        while len(list(cells())) < wanted:
+            time.sleep(0.01)
+
+    stopped = subprocess.Popen([*words, "--name", "shared", "--jobs", "2"], **how)
+    until(2)
+    stopped.send_signal(signal.SIGINT)
+    said = stopped.communicate(timeout=120)[1]
+    assert stopped.returncode == 130
+    assert said.endswith("error: interrupted; --resume with the run's folder goes on\n")
+    assert len(list(cells())) < 30
+
+    again = [*SCRIPT, "--resume", "runs/shared", "--jobs", "2"]
+    going_on = subprocess.Popen(again, **how)
+    until(len(list(cells())) + 1)
+    threads = Path(f"/proc/{going_on.pid}/task").glob("*/children")
+    workers = [int(pid) for path in threads for pid in path.read_text().split()]
+    assert len(workers) == 2
+    os.kill(min(workers), signal.SIGKILL)
+    said = going_on.communicate(timeout=300)[1]
+    assert going_on.returncode == 2
+    assert "failed, its last words: none, it was killed" in said
+    assert said.endswith("; --resume runs/shared goes on\n")
+    subprocess.run(again, **how, check=True)
+    one, two = (root / "runs" / name / "verdicts.csv" for name in ("lone", "shared"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.slow

@@ -150,6 +150,8 @@ def run_cell(cell: Cell, env: Mapping[str, str], cwd: Path | None = None) -> Non
     if child.returncode:
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         said = errors[-1].removeprefix("error: ") if errors else stderr[-500:]
+        if child.returncode == -signal.SIGKILL:  # nothing that it said is of its end
+            said = "none, it was killed (by the system, where memory is full)"
         raise InputError(f"{cell.folder.name} failed, its last words: {said}")
 
 

@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -175,7 +175,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         Raises:
             InputError: it exists, or cannot be made.
         """
-        RunFolder.create(path, asdict(cast(Any, config)), device, images)
+        RunFolder.create(path, kept(config), device, images)
 
     def share(self, config: ConfigT, run: RunFolder, made: MadeT) -> None:
         """What processes of a `shared` job do together, before one of them does the work."""
@@ -282,7 +282,13 @@ def check_images(config: Any) -> None:
 
 def about(config: Any) -> dict[str, Any]:
     """What a learned attacker's file says of its making."""
-    return {"command": command(), "commit": commit(), "config": asdict(config)}
+    return {"command": command(), "commit": commit(), "config": kept(config)}
+
+
+def kept(config: Any) -> dict[str, Any]:
+    """The settings that a folder notes: all, less those that the class names ``unkept``."""
+    left_out = getattr(config, "unkept", ())
+    return {name: value for name, value in asdict(config).items() if name not in left_out}
 
 
 def resume_settings(
@@ -300,7 +306,7 @@ def resume_settings(
         InputError: not a run of this script and version, or another setting is asked for.
     """
     run = RunFolder.open(path)
-    saved = _rebuild(type(asked), run)
+    saved = _rebuild(asked, run)
     for name in typed:
         want, had = getattr(asked, name), getattr(saved, name)
         moved_data = name == "dataset" and None not in (want, had) and is_own(want) and is_own(had)
@@ -325,12 +331,13 @@ def resume_settings(
     return run, replace(cast(Any, saved), **moved)
 
 
-def _rebuild(kind: type[ConfigT], run: RunFolder) -> ConfigT:
-    stored: Mapping[str, Any] = run.about()["config"]
+def _rebuild(asked: ConfigT, run: RunFolder) -> ConfigT:
+    """The settings that a folder notes, and of the others those of now."""
+    kind, stored = type(asked), run.about()["config"]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    if values.keys() != {field.name for field in fields(cast(Any, kind))}:
+    if values.keys() != kept(asked).keys():
         raise InputError(
             f"{run.path} holds the settings of another script or version: resume it with those"
         )
     check_types(kind, values, f"{run.path}/config.json")
-    return kind(**values)
+    return cast(ConfigT, replace(cast(Any, asked), **values))
