@@ -234,21 +234,7 @@ class Defender:
             )
         self._wrapped_optimizer.step()
         if self.fabric.world_size > 1:
-            self._share_statistics()
-
-    @torch.no_grad()
-    def _share_statistics(self) -> None:
-        """Average batch norm's statistics over the processes, each of which saw its own images.
-
-        All of them attack the same network then.
-        """
-        norms = (one for one in self.module.modules() if isinstance(one, _BatchNorm))
-        buffers = [b for one in norms for b in one.buffers() if b.is_floating_point()]
-        if buffers:
-            flat = torch.cat([one.flatten() for one in buffers])
-            mean = cast(Tensor, self.fabric.all_reduce(flat))
-            for one, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-                one.copy_(part.view_as(one))
+            share_statistics(self.module, self.fabric)
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser state; weights are saved apart, as safetensors."""
@@ -257,3 +243,22 @@ class Defender:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the optimiser's state, which `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+@torch.no_grad()
+def share_statistics(module: nn.Module, fabric: Fabric) -> None:
+    """Average batch norm's statistics over the processes, each of which saw its own images.
+
+    All of them attack the same network then, or by the same one.
+
+    Args:
+        module: the network, whose statistics are replaced.
+        fabric: the processes.
+    """
+    norms = (one for one in module.modules() if isinstance(one, _BatchNorm))
+    buffers = [b for one in norms for b in one.buffers() if b.is_floating_point()]
+    if buffers:
+        flat = torch.cat([one.flatten() for one in buffers])
+        mean = cast(Tensor, fabric.all_reduce(flat))
+        for one, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+            one.copy_(part.view_as(one))

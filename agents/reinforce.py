@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from typing_extensions import override
 
+from advgame.defender import share_statistics
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
 from agents.policies import (
@@ -37,7 +38,10 @@ from agents.settings import EpisodeConfig, ReinforceConfig
 
 
 def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
-    """Average a network's gradients over several processes, for ``synchronise``."""
+    """Average a network's gradients, and batch norm's statistics, over several processes.
+
+    It is what takes ``synchronise``.
+    """
     if fabric.world_size == 1:
         return None
 
@@ -45,6 +49,7 @@ def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
         for parameter in module.parameters():
             if parameter.grad is not None:
                 parameter.grad.copy_(cast(Tensor, fabric.all_reduce(parameter.grad)))
+        share_statistics(module, fabric)
 
     return average
 

@@ -163,6 +163,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     repo = REPO
     repo_recipes = dict.fromkeys(COLOUR, _REPO_COLOUR)
     linf_only = "ADT's distributions are those of ε·tanh(u), which fills an L∞ ball"
+    helped = True
 
     def defaults(self, **peeked: str) -> Config:
         """IMP-AM's λ is per dimension of z."""
@@ -242,6 +243,12 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         """One sample, which is what the defender meets."""
         return sampler(game, threat)
 
+    @override
+    def met(self, config: Config, game: DefenderTraining, threat: Threat) -> dict[str, Attack]:
+        """The worst of several samples."""
+        name = f"learned:{config.method}-worst-of-{config.draws}"
+        return {name: sampler(game, threat, config.draws)}
+
     def judging(
         self, config: Config, run: RunFolder, game: DefenderTraining, data: Splits, threat: Threat
     ) -> Mapping[str, Any]:
@@ -256,10 +263,11 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         few = tested(config, data).subset(slice(DIVERSITY_IMAGES))
 
         def respond(model: nn.Module) -> dict[str, Attack]:
-            own = sampler(game, threat, config.draws)
+            met = self.met(config, game, threat)
+            (own,) = met.values()
             found = variety(model, few, cast(Sampler, own), threat, DIVERSITY_RUNS, config.seed)
             write_atomically(run.path / "diversity.json", json.dumps(found, indent=1) + "\n")
-            return {f"learned:{config.method}-worst-of-{config.draws}": own}
+            return met
 
         return {"respond": respond}
 

@@ -1,6 +1,7 @@
 """A training in several processes: what is refused, what they agree on, and an end of one."""
 
 import csv
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import train
 from conftest import ROOT
 from torch import nn
 
+from advgame.attacks import pgd
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import verdicts
@@ -29,6 +31,7 @@ from advgame.run.folder import RunFolder
 from advgame.run.job import resume_settings
 from advgame.run.loop import Trainer
 from advgame.threat import Linf
+from agents.reinforce import averaging
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none"}
 
@@ -99,6 +102,18 @@ def test_all_processes_attack_the_same_network():
     assert int(net[2].num_batches_tracked) == 1
 
 
+def test_all_processes_attack_by_the_same_network():
+    """What learns to attack: its gradients, and batch norm's statistics."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    (net(torch.rand(4, 2)) ** 3).sum().backward()
+    buffers = net[1].running_mean, net[1].running_var
+    before = [one.clone() for one in (net[0].weight.grad, *buffers)]
+    averaging(SimpleNamespace(world_size=2, all_reduce=lambda mine: (mine + 1) / 2))(net)
+    for one, mine in zip((net[0].weight.grad, *buffers), before, strict=True):
+        assert torch.equal(one, (mine + 1) / 2)
+    assert averaging(SimpleNamespace(world_size=1)) is None
+
+
 def test_metrics_are_means_over_processes(monkeypatch):
     """A statistic that one process alone has is that one's."""
 
@@ -155,9 +170,10 @@ def test_another_number_of_processes_is_refused_with_the_reason(tmp_path):
 def test_a_process_that_helps_leaves_the_first_one_nothing_to_attack(tmp_path, victim, digits):
     run, few, ball = RunFolder.create(tmp_path / "run", {}, "cpu"), digits.test.first(20), Linf(0.1)
     save_weights(victim, run.path / "checkpoints" / "best.safetensors")
-    help_judging(run, victim, few, ball, ("fgsm",), 3)
+    own = {"learned:own": pgd(ball, 2)}
+    help_judging(run, victim, few, ball, ("fgsm",), 3, own)
     asked = {"dataset": "digits", "weights": "best", "seed": 3, "tell": (lines := []).append}
-    judge_classifier(run, victim, few, ball, ("fgsm",), **asked)
+    judge_classifier(run, victim, few, ball, ("fgsm",), extra=own, **asked)
     assert not [line for line in lines if "on images" in line]
 
 
@@ -251,6 +267,19 @@ def test_the_report_that_processes_share_is_that_of_one(one, how):
     shared, alone = (path / "verdicts.csv" for path in (one, one.parent / "judged"))
     assert shared.read_bytes() == alone.read_bytes()
     assert not [path for path in one.glob("evaluation/.claims/*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_processes_share_the_report_of_adt_by_the_same_generator(tmp_path, how):
+    """Its batch norm has seen other images in each process: a helper with another is refused."""
+    words = [sys.executable, str(ROOT / "scripts" / "train_adt.py"), "--method", "exp-am"]
+    words += ["--generator", "resnet-3blocks", "--ngf", "4", "--train-n", "64", "--epochs", "1"]
+    words += ["--batch-size", "16", "--attacks", "fgsm", "--eval-n", "20", "--draws", "2"]
+    words += ["--devices", "2", "--accelerator", "cpu", "--name", "adt"]
+    done = subprocess.run(words, cwd=tmp_path, **how, check=True, capture_output=True)
+    assert "error" not in done.stderr
+    report = json.loads((tmp_path / "runs" / "adt" / "report.json").read_text())
+    assert list(report["accuracy"]) == ["clean", "fgsm", "learned:exp-am-worst-of-2"]
 
 
 @pytest.mark.slow

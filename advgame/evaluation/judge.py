@@ -183,6 +183,7 @@ def help_judging(
     threat: Threat,
     attacks: Sequence[str],
     seed: int,
+    extra: Mapping[str, Attack] | None = None,
 ) -> None:
     """Share the attacks of `judge_run`, from another process of the training, and write no report.
 
@@ -193,6 +194,7 @@ def help_judging(
         threat: the ball.
         attacks: names; `judge_run` is asked for these and no others.
         seed: of the attacks.
+        extra: further attacks by name, which are all that `judge_run` is to ``respond``.
 
     Raises:
         SystemExit: the process that has started this one is gone.
@@ -204,7 +206,8 @@ def help_judging(
             raise SystemExit(1)
 
     load_best(run, module, "best")
-    evaluate(module, test, threat, attacks, seed=seed, folder=_cells(run), progress=look)
+    asked = (*attacks, *(extra or {}))
+    evaluate(module, test, threat, asked, seed=seed, extra=extra, folder=_cells(run), progress=look)
 
 
 def _cells(run: RunFolder) -> Path:

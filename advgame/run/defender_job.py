@@ -72,7 +72,7 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     """why the game is played in L∞ balls only, where it is"""
     helped: ClassVar[bool] = False
     """whether all processes of a training share the report's attacks: only where these are those of
-    ``--attacks`` on the best weights, and `judging` adds none"""
+    ``--attacks`` and `met` on the best weights, and `judging` adds none"""
 
     # what a script says
 
@@ -97,6 +97,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
     def own_attacker(self, game: GameT, threat: Threat) -> Attack | None:
         """The game's own attacker, where it has one, for ``eval/own_attacker``."""
         return None
+
+    def met(self, config: RunConfigT, game: GameT, threat: Threat) -> Mapping[str, Attack]:
+        """Attacks by name that the report has beside ``--attacks``, as the game has left them."""
+        return {}
 
     def watch(self, config: RunConfigT, game: GameT, data: Splits, threat: Threat) -> Validate:
         """Further scores of the defender at each validation."""
@@ -347,7 +351,8 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
             self.report(config, run, game, data, threat)
         elif self.helped:
             module, test = game.learner.module, tested(config, data)
-            help_judging(run, module, test, threat, config.attacks, config.seed)
+            met = self.met(config, game, threat)
+            help_judging(run, module, test, threat, config.attacks, config.seed, met)
 
     def report(
         self, config: RunConfigT, run: RunFolder, game: GameT, data: Splits, threat: Threat
