@@ -142,7 +142,11 @@ def test_compare_evaluates_a_cell_when_it_and_the_surrogate_are_trained(tmp_path
         "advgame.run.study.run_cells", lambda cells, engine, jobs, begun: ran.extend(cells)
     )
     asked = compare.Config(
-        methods=("pgd-at", "las-at"), seeds=1, runs_dir=str(tmp_path), attacks=("fgsm", "transfer")
+        methods=("pgd-at", "las-at"),
+        seeds=1,
+        attacks=("fgsm", "transfer"),
+        runs_dir=str(tmp_path),
+        out=str(tmp_path),
     )
     one = compare.Compare(asked)
     one.run(one.cells())
@@ -153,6 +157,26 @@ def test_compare_evaluates_a_cell_when_it_and_the_surrogate_are_trained(tmp_path
         ("train_las_at", "las-at-seed0"), ("evaluate", "las-at-seed0"),
     ]  # fmt: skip
     assert [path.name for path in ran[2].after] == ["pgd-at-seed0", "pgd-at-seed1000"]
+
+
+def test_compare_begins_what_took_longest_and_what_is_new_first_within_a_seed(tmp_path):
+    asked = compare.Config(
+        methods=("fast", "trades", "mart", "pgd-at"), seeds=2, first_seed=1, out=str(tmp_path)
+    )
+    one = compare.Compare(asked)
+    names = list(one.cells())
+    assert list(one.long_ones_first(one.cells())) == names, "nothing is known"
+    took = {"fast": 3.0, "trades": 50.0, "pgd-at": 40.0}
+    runs = [
+        {"method": game, "seed": 0, "epochs": 10, "seconds_per_epoch": seconds}
+        for game, seconds in took.items()
+    ]
+    one.path.write_text(json.dumps({"extra": one.same(), "runs": runs}))
+    order = list(one.long_ones_first(one.cells()))
+    assert order == [
+        f"{game}-seed{seed}" for seed in (1, 2) for game in ("mart", "trades", "pgd-at", "fast")
+    ]
+    assert list(one.cells()) == names, "results are read in the order of the games"
 
 
 def test_each_process_sees_its_own_gpu_and_its_threads(script, tmp_path):

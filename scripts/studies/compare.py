@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -339,6 +340,7 @@ class Compare(MethodsStudy[Config]):
     def run(self, cells: Mapping[str, Flags]) -> None:
         """Train, the surrogate first, and evaluate each as soon as it is trained."""
         others, judgings = self.surrogate(), self.evaluations(cells)
+        cells = self.long_ones_first(cells)
         todo = [self.cell(name, flags) for name, flags in others.items()]
         judge, needed = Path(__file__).parents[1] / "evaluate.py", [one.folder for one in todo]
         for name, flags in cells.items():
@@ -351,6 +353,22 @@ class Compare(MethodsStudy[Config]):
             best = self.root / name / "checkpoints" / "best.safetensors"
             kept = Path(str(self.config.weights)) / self.stem / best.with_stem(name).name
             write_atomically(kept, best.read_bytes())
+
+    def long_ones_first(self, cells: Mapping[str, Flags]) -> dict[str, Flags]:
+        """Cells as they begin: of each seed the games first that took longest in the results.
+
+        A long one that began last would have all but one of several jobs wait. Games that the
+        results do not hold yet come before the others.
+        """
+        took: dict[str, list[float]] = {}
+        for run in self.earlier():
+            took.setdefault(run["method"], []).append(run["epochs"] * run["seconds_per_epoch"])
+
+        def place(name: str) -> tuple[int, float]:
+            game, seed = self.key(name, None)
+            return seed, -mean(took.get(game, [math.inf]))
+
+        return {name: cells[name] for name in sorted(cells, key=place)}
 
     @override
     def finished(self, name: str) -> bool:
