@@ -287,6 +287,7 @@ def test_workers_are_told_again_what_a_folder_may_not_ask_for():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_workers_that_are_stopped_or_killed_leave_a_folder_that_goes_on(root):
     """By Ctrl-C; then one by SIGKILL, whose pieces the other takes over."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -303,7 +304,7 @@ def test_workers_that_are_stopped_or_killed_leave_a_folder_that_goes_on(root):
     stopped = subprocess.Popen([*words, "--name", "shared", "--jobs", "2"], **how)
     until(2)
     stopped.send_signal(signal.SIGINT)
-    said = stopped.communicate(timeout=120)[1]
+    said = stopped.communicate(timeout=600)[1]
     assert stopped.returncode == 130
     assert said.endswith("error: interrupted; --resume with the run's folder goes on\n")
     assert len(list(cells())) < 30
@@ -315,7 +316,7 @@ def test_workers_that_are_stopped_or_killed_leave_a_folder_that_goes_on(root):
     workers = [int(pid) for path in threads for pid in path.read_text().split()]
     assert len(workers) == 2
     os.kill(min(workers), signal.SIGKILL)
-    said = going_on.communicate(timeout=300)[1]
+    said = going_on.communicate(timeout=600)[1]
     assert going_on.returncode == 2
     assert "failed, its last words: none, it was killed" in said
     assert said.endswith("; --resume runs/shared goes on\n")

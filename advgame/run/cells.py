@@ -151,7 +151,7 @@ def run_cell(cell: Cell, env: Mapping[str, str], cwd: Path | None = None) -> Non
         errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
         said = errors[-1].removeprefix("error: ") if errors else stderr[-500:]
         if child.returncode == -signal.SIGKILL:  # nothing that it said is of its end
-            said = "none, it was killed (by the system, where memory is full)"
+            said = "none, it was killed, as the system does where memory is full"
         raise InputError(f"{cell.folder.name} failed, its last words: {said}")
 
 
@@ -282,7 +282,8 @@ def run_cells(
                             future.result()
                         except InputError as problem:
                             failed.append(str(problem))
-                            console.print(f"{problem}; no further cell begins")
+                            told = f"{problem}; no further cell begins"
+                            console.print(told, markup=False, highlight=False, soft_wrap=True)
                             waiting.clear()
                         else:
                             number += 1
