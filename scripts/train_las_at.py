@@ -11,7 +11,8 @@
 
 The game is `advgame.games.las_at`, the environment `envs.strategy_selection`, the learner
 `agents.reinforce`. A run leaves one folder: settings, TensorBoard events, metrics.csv,
-checkpoints, report.json and report.md (AutoAttack on test images), curves.png, examples.png.
+checkpoints, report.json and report.md (AutoAttack on test images), curves.png, examples.png; of
+--agent stopper strategy.png and .pdf, too: which images have how many steps.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing_extensions import override
 
 from advgame.choices import Credit, Preset
 from advgame.classifiers.names import check_model, is_built_in
+from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.games.spaces import BETAS, parse_space
 from advgame.own_code import own_code
@@ -385,12 +387,17 @@ class Job(DefenderJob[Config, "StrategyGame"]):
     def report(
         self, config: Config, run: RunFolder, game: StrategyGame, data: Splits, threat: Threat
     ) -> None:
-        """The classifier's report; what a stopper has learned is a file beside it."""
+        """The classifier's report; beside it what a stopper has learned, and whom it attacks."""
         if config.agent in LEARNED_STOPS:
             from advgame.games.stopping import LearnedStop
             from agents.stopper_file import NAME, write_stopper
 
             write_stopper(run.path / NAME, cast("LearnedStop", game.env.rules.rule))
+        if config.agent == "stopper":  # before the best weights are loaded: the rule fits the last
+            from agents.stopper_picture import write_picture
+
+            title = f"The stopper on {short_name(config.dataset)}, seed {config.seed}"
+            write_picture(run, game, data.train, config.seed, title)
         super().report(config, run, game, data, threat)
 
 

@@ -29,10 +29,12 @@ from advgame.health import deaths
 from advgame.losses import cross_entropy, margin
 from advgame.run import RunFolder
 from advgame.run.defender_job import DefenderJob
+from advgame.run.folder import Metrics
 from advgame.seeding import stream
 from advgame.threat import L2, Linf
 from agents.las_at import StoppingStrategy, StrategyGame
 from agents.stopper_file import read_stopper, write_stopper
+from agents.stopper_picture import replay
 from envs.strategy_selection import StrategySelectionVectorEnv
 
 
@@ -171,6 +173,19 @@ def test_the_learned_rule_predicts_the_gains_that_come():
     assert rule.threshold == pytest.approx(-10 + 0.05 * float(gain.std(correction=0)) * -0.4)
 
 
+def test_halves_of_a_batch_are_told_by_the_probability_at_the_start():
+    rule, first = LearnedStop(0.1), seen(4, done=0)
+    rule.begin(4)
+    rule.stop(first)
+    p = first.logits.softmax(1)[torch.arange(4), first.y]
+    steps = 10 * p.argsort().argsort()  # 0, 10, 20, 30 in the order of p
+    rule.end(steps)
+    told = {name: float(value) for name, value in rule.stats().items()}
+    assert told["strategy/steps_unsure"] == 5
+    assert told["strategy/steps_sure"] == 25
+    assert told["strategy/steps_spread"] == pytest.approx(125**0.5)
+
+
 def test_dealt_steps_are_the_rules_of_other_images(double_cnn):
     model, x, y = double_cnn
     counts = [1, 5, 2, 4, 3, 1, 5, 2, 4, 3, 1, 2]
@@ -250,12 +265,26 @@ def play(steps, deal=False, seed=0, game=None, rows=None):
 
 def test_on_planted_data_the_right_stopping_rule_is_learned():
     rows = []
-    _, eps, counts = play(150, rows=rows)
+    game, eps, counts = play(150, rows=rows)
     narrow, wide = counts[eps < 0.05].float(), counts[eps > 0.05].float()
     assert counts.float().mean() == pytest.approx(6.0, abs=0.5), "the mean that was asked for"
     assert narrow.mean() < 3.5, "a small ball is exhausted after a step or two"
     assert wide.mean() > 8.0
     assert rows[-1]["health/strategy/unexplained"] < 1 < rows[0]["health/strategy/unexplained"]
+    images = planted_images()
+    before = copy.deepcopy((game.state_dict(), game.defender.module.state_dict()))
+    given = replay(game, images, 0)
+    after = (game.state_dict(), game.defender.module.state_dict())
+    torch.testing.assert_close(after, before, rtol=0, atol=0)  # nobody has learned
+    assert len(given.steps) == len(images)
+    assert torch.equal(given.label, images.labels)
+    with torch.no_grad():
+        logits = game.defender.module(images.floats())
+    torch.testing.assert_close(given.margin, -margin(logits, images.labels))
+    assert given.steps[given.eps < 0.05].float().mean() < 3.5
+    assert given.steps[given.eps > 0.05].float().mean() > 8.0
+    assert torch.equal(given.steps, replay(game, images, 0).steps)
+    assert not torch.equal(given.eps, replay(game, images, 1).eps)
     _, eps, counts = play(60, deal=True)
     narrow, wide = counts[eps < 0.05].float(), counts[eps > 0.05].float()
     assert abs(narrow.mean() - wide.mean()) < 0.6, "dealt at random, ε has no say"
@@ -356,7 +385,13 @@ def test_what_was_learned_on_one_data_set_is_played_on_another(tmp_path, monkeyp
         game.step()
     monkeypatch.setattr(DefenderJob, "report", lambda *args: None)  # that of the classifier
     run = RunFolder.create(tmp_path / "first", {}, "cpu")
+    stats = {name: float(value) for name, value in game.step().items()}
+    Metrics(run.path / "metrics.csv").add({"epoch": 1.0, **stats})
     train_las_at.job.report(config, run, game, data, Linf(0.15))
+    lines = (run.path / "strategy.csv").read_text().splitlines()
+    assert lines[0] == "image,label,margin,eps,steps"
+    assert len(lines) == 101
+    assert {path.suffix for path in run.path.glob("strategy.*")} == {".png", ".pdf", ".csv"}
     held = json.loads((run.path / "stopper.json").read_text())
     assert held["weights"].keys() == FEATURES.keys()
     assert list(held["weights"].values()) == game.env.rules.rule.regression.weights.tolist()

@@ -133,7 +133,10 @@ def step_stats(steps: Tensor, limit: int) -> dict[str, Tensor]:
         steps: (B,) int64 that each image made.
         limit: the most that one can have.
     """
-    stats = {"strategy/stopped": (steps < limit).float().mean()}
+    stats = {
+        "strategy/stopped": (steps < limit).float().mean(),
+        "strategy/steps_spread": steps.float().std(correction=0),
+    }
     if limit > 1:
         shares = steps.bincount(minlength=limit + 1) / len(steps)
         entropy = torch.special.entr(shares).sum() / math.log(limit)
@@ -233,12 +236,17 @@ class LearnedStop(StoppingRule):
         self._limit = seen.limit
         self._p, self._loss = p.new_zeros(self._images), loss.new_zeros(self._images)
         self._p[seen.rows] = p
+        self._first = self._p.clone()
         self._predicted = torch.zeros_like(self._p)
         self._features = p.new_zeros(self._images, len(FEATURES))
 
     @override
     def end(self, steps: Tensor) -> None:
         self._stats = step_stats(steps, self._limit)
+        if len(steps) > 1:
+            unsure, sure = steps.float()[self._first.argsort()].chunk(2)
+            halves = {"unsure": unsure, "sure": sure}
+            self._stats |= {f"strategy/steps_{one}": own.mean() for one, own in halves.items()}
         if self._pairs:
             phi, predicted, gain = (torch.cat(part) for part in zip(*self._pairs, strict=True))
             self._stats |= self._learn(phi, predicted, gain)
