@@ -23,6 +23,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.adaptive import FEATURES, AdaptiveAttack, Turn
 from advgame.games.costs import DefenderStep
+from advgame.losses import margin
 from advgame.seeding import stream
 from advgame.threat import Linf
 from envs.actions import as_numbers, choice_space, unflatten
@@ -181,7 +182,7 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         self._start, self._points = self.state.x_adv.clone(), self.state.x_adv.clone()
         self._eps = self.state.eps.clone()
         self._loss, self._margin = torch.zeros_like(self._eps), torch.zeros_like(self._eps)
-        self._logits = self.state.logits.detach().float().clone()
+        self._logits = self.state.logits.float().clone()
         self._used = torch.zeros_like(self._y)
         self._p = torch.zeros_like(self._eps)
         self._features = torch.zeros(self.batch_size, len(FEATURES), device=device)
@@ -199,8 +200,8 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         seen, p = self.rules.seen(state, None if first else self._p[rows])
         self._features[rows, : seen.shape[1]] = seen.clamp(-1, 1)
         self._p[rows], self._points[rows] = p, state.x_adv
-        self._loss[rows], self._margin[rows] = state.losses[:, 0].detach(), state.margin
-        self._logits[rows], self._used[rows] = state.logits.detach().float(), state.used
+        self._loss[rows], self._margin[rows] = state.loss, margin(state.logits, state.y)
+        self._logits[rows], self._used[rows] = state.logits.float(), state.queries
         if self.render_mode:
             for row in rows[rows < self.num_envs].tolist():
                 self._curves[row].append(float(self._margin[row]))
@@ -255,26 +256,21 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         if self.render_mode:
             self._words = [self._in_words(int(one)) for one in mine]
         here = chosen[self._rows]
-        going = here != self.rules.stop
-        if not bool(going.all()):
-            self._leave(going)
-        if not len(self._rows):
+        stops = here == self.rules.stop
+        self._features[self._rows, -3] = stops.float()
+        going = (~stops).nonzero()[:, 0]
+        self._rows = self._rows[going]
+        if not len(going):
             return
-        before = self.state.losses[:, 0].detach()
+        before = self.state.loss[going]
         with self.defender.fabric.autocast():
-            self.state.step(self.rules.in_menu(here[going]))
-        paid = self.rules.reward.query(before, self.state.losses[:, 0].detach())
+            self.state.step(going, here[going])
+        paid = self.rules.reward.query(before, self.state.loss)
         reward[self._rows] += (paid - self.rules.price).float()
         self._note()
-        if int(self.state.used[0]) >= self.rules.queries:
-            self._leave(torch.zeros_like(self._rows, dtype=torch.bool))
-
-    def _leave(self, going: Tensor) -> None:
-        """Of the images still attacked, only those of ``going`` go on."""
-        self._features[self._rows[~going], -3] = 1
-        self._rows = self._rows[going]
-        if len(self._rows):
-            self.state.keep(going)
+        if self.state.queries == self.rules.queries:
+            self._features[self._rows, -3] = 1
+            self._rows = self._rows[:0]
 
     def _others_choose(self) -> Tensor:
         """Actions (B - n,) of the images that are not the agent's."""

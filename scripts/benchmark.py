@@ -40,11 +40,12 @@ from advgame.run.program import prog
 class Config(games.Games, autoattack.Judges):
     """Measure attacks, environments or games; prints tables and writes one JSON file."""
 
-    only: str = "pgd,strategies,env,duel,attack,imitation"
-    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments; GAIL; games;
-    autoattack beside pyautoattack"""
+    only: str = "pgd,strategies,env,adaptive,duel,attack,imitation"
+    """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments (adaptive:
+    AdaptiveAttack-v0 beside the bare loop); GAIL; games; autoattack beside pyautoattack"""
     repeats: int | None = None
-    """how often every contestant takes its turn, 15 if not told, games 5; environments ten times"""
+    """how often every contestant takes its turn, 15 if not told, games 5; environments ten times,
+    adaptive, whose turn is an episode, twice"""
     threads: int = 0
     """CPU threads; 0 is torch's default, all cores"""
     quick: bool = False
@@ -67,6 +68,10 @@ def main(config: Config) -> None:
         "pgd": (attacks.measure_pgd, attacks.NETWORKS[:cases]),
         "strategies": (attacks.measure_strategies, attacks.NETWORKS[:cases]),
         "env": (environments.measure_env, environments.data_sets()[:cases]),
+        "adaptive": (
+            environments.measure_adaptive,
+            environments.adaptive_cases()[: 1 if config.quick else None],
+        ),
         "duel": (environments.measure_duel, environments.data_sets()[:cases]),
         "attack": (environments.measure_attack, attacked),
         "imitation": (environments.measure_imitation, ["CartPole-v1", "MountainCar-v0"][:cases]),

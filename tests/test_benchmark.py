@@ -8,7 +8,7 @@ import benchmark
 import pytest
 import torch
 import tyro
-from benchmarks import attacks, autoattack, games
+from benchmarks import attacks, autoattack, environments, games
 from benchmarks.attacks import PEERS
 from conftest import ROOT
 from lightning_fabric import Fabric
@@ -50,14 +50,17 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert content["threads"] == 1
     assert content["repeats"] == 2
     assert {"torch", *PEERS} <= set(content["versions"])
-    turns = {"pgd": 2, "strategies": 2, "env": 20, "duel": 20, "attack": 20, "imitation": 2}
+    turns = {
+        **{"pgd": 2, "strategies": 2, "env": 20, "adaptive": 4},
+        **{"duel": 20, "attack": 20, "imitation": 2},
+    }
     assert set(content["groups"]) == set(turns)
     for group, cases in content["groups"].items():
         for case in cases:
             for row in case["contestants"].values():
                 assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
                 assert row["n"] == turns[group]
-    (pgd,), (strategies,), (env,), (duel,), (attack,), (gail,) = (
+    (pgd,), (strategies,), (env,), (adaptive,), (duel,), (attack,), (gail,) = (
         content["groups"][n] for n in turns
     )
     assert {*pgd["contestants"], *pgd["not_installed"]} == {"floor", *OURS, *PEERS}
@@ -67,6 +70,7 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert strategies["speed_up"] > 0
     assert strategies["max_steps"] == 14
     assert "overhead_percent" in env
+    assert "overhead_percent" in adaptive
     assert set(attack["contestants"]) == {"floor", "advgame", "advgame, SB3 adapter"}
     assert attack["image_steps_per_second"] > 0
     assert gail["environment_steps_per_second"] > 0
@@ -76,7 +80,15 @@ def test_quick_run_writes_every_figure(tmp_path):
     assert 0.05 < attack["share_of_rows_ending_per_step"] < 0.5, "nearly all episodes in full"
     if content["device"].startswith("cpu"):  # elsewhere equal seeds may differ in the last bits
         assert env["same_work"]
+        assert adaptive["same_work"]
         assert duel["same_work"]
+
+
+def test_the_bare_stopping_loop_does_the_environments_work():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    case = environments.measure_adaptive(fabric, 1, environments.adaptive_cases()[0])
+    assert case["same_work"]
+    assert 2 < case["mean_steps"] < 5
 
 
 def test_masked_loop_gives_the_adversarial_examples_of_the_attack():

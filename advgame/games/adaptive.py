@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from advgame.attacks import GradientAttack
-from advgame.attacks.gradient_steps import GradientStepsState, Menu
+from advgame.attacks.input_gradients import input_gradient
 from advgame.attacks.stopping import Seen
 from advgame.choices import Credit
 from advgame.data import ImageSet
@@ -39,7 +39,8 @@ from advgame.games.las_at import LasAt
 from advgame.games.progress import LearningProgress
 from advgame.games.stopping import FEATURES as STOPPING
 from advgame.games.stopping import features, true_probability
-from advgame.threat import Threat
+from advgame.losses import cross_entropy
+from advgame.threat import Threat, per_image
 
 # name -> what it is: the stopper's features, but for its constant, and three more
 FEATURES = {
@@ -253,6 +254,90 @@ class LasReward(Reward):
         return self.rules.pay(turn.loss, robust, clean, self.credit).reward
 
 
+class QueriedAttacks:
+    """Images of a batch under attack, query by query; a row each while its attack goes on.
+
+    The forward at the present points keeps its graph, so that going on costs its backward and the
+    forward at the next points. Every row has made as many queries.
+
+    Args:
+        model: the classifier in evaluation mode, without weight gradients.
+        ball: with a radius per image.
+        step_sizes: of the actions, in units of an image's ε; the action after them restarts.
+        x: clean images (n, C, H, W) in [0, 1].
+        y: labels (n,).
+        rng: stream of starts and restarts, on the images' device.
+    """
+
+    x_adv: Tensor  # where the last query was made
+    logits: Tensor  # (n, K) there
+    loss: Tensor  # (n,) cross-entropy there
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ball: Threat,
+        step_sizes: tuple[float, ...],
+        x: Tensor,
+        y: Tensor,
+        rng: torch.Generator,
+    ) -> None:
+        self.model, self.ball, self.x, self.y, self.rng = model, ball, x, y, rng
+        self.sizes = torch.tensor([*step_sizes, 0.0], device=x.device)
+        self.queries = self.forwards = self.backwards = 0
+        self._query(ball.random_start(x, rng))
+
+    @property
+    def eps(self) -> Tensor:
+        """Radii (n,) in pixel units."""
+        return torch.as_tensor(self.ball.eps)
+
+    def step(self, going: Tensor, actions: Tensor) -> None:
+        """One more query of the images that go on; the others are gone.
+
+        Args:
+            going: their rows (k,), ascending.
+            actions: (k,) what they do.
+        """
+        self.backwards += len(self.x)
+        slope = input_gradient(self._total, self._leaf)
+        points = self.x_adv
+        if len(going) < len(self.x):
+            slope, points, self.x, self.y = (one[going] for one in (slope, points, self.x, self.y))
+            self.ball = self.ball.select(going)
+        size = self.sizes[actions] * self.eps
+        move = self.ball.steepest(slope).mul_(per_image(size, slope))
+        points = self.ball.project(move.add_(points), self.x)
+        if len(jumps := (actions == len(self.sizes) - 1).nonzero()[:, 0]):
+            points[jumps] = self.ball.select(jumps).random_start(self.x[jumps], self.rng)
+        self._query(points)
+
+    def _query(self, points: Tensor) -> None:
+        self.x_adv = points
+        self.queries += 1
+        self.forwards += len(points)
+        self._forward()
+
+    def _forward(self) -> None:
+        """What the model says of the present points, with the graph that going on needs."""
+        self._leaf = self.x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.model(self._leaf)
+            losses = cross_entropy(logits, self.y)
+            self._total = losses.sum()
+        self.logits, self.loss = logits.detach(), losses.detach()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Graphs cannot be copied: the other side makes the last forward again."""
+        return {name: value for name, value in vars(self).items() if name not in self._GRAPH}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forward()
+
+    _GRAPH = ("_leaf", "_total")
+
+
 @dataclass(frozen=True)
 class AdaptiveAttack:
     """The rules of the game.
@@ -282,13 +367,8 @@ class AdaptiveAttack:
             raise InputError(f"queries must be a whole number of 2 or above, not {self.queries}")
         if not isinstance(self.reward, Reward):
             raise InputError(f"reward is a Reward such as Gain(), not {self.reward!r:.40}")
-        self.menu  # noqa: B018  refuses step sizes
-
-    @property
-    def menu(self) -> Menu:
-        """What of the gradient-step attack can be chosen."""
-        moves = ("on", "random")
-        return Menu(tuple(self.step_sizes), (0,), ("ce",), ("steepest",), moves)
+        if not self.step_sizes or min(self.step_sizes) <= 0:
+            raise InputError(f"step_sizes must be numbers above 0, not {self.step_sizes}")
 
     @property
     def options(self) -> int:
@@ -300,43 +380,30 @@ class AdaptiveAttack:
         """The action that ends an image's attack."""
         return self.options - 1
 
-    def in_menu(self, actions: Tensor) -> Tensor:
-        """Actions (n,) other than stop as the menu's, (n, 5)."""
-        restart = actions == len(self.step_sizes)
-        chosen = actions.new_zeros(len(actions), 5)
-        chosen[:, 0] = actions.masked_fill(restart, 0)
-        chosen[:, 4] = restart.long()
-        return chosen
-
-    def begin(
-        self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator
-    ) -> GradientStepsState:
+    def begin(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> QueriedAttacks:
         """Attacks on a batch; makes the first query, at a random point of each image's ball.
 
         Args:
             model: the classifier in evaluation mode, without weight gradients.
             x: clean images (B, C, H, W).
             y: labels (B,).
-            rng: stream of radii and starts, on the images' device.
+            rng: stream of radii, starts and restarts, on the images' device.
         """
         units = torch.tensor(self.radii, device=x.device)
         drawn = torch.randint(len(units), (len(x),), generator=rng, device=x.device)
         ball = self.threat.with_radii(units[drawn] * self.threat.eps)
-        budget = torch.full_like(y, self.queries)
-        return GradientStepsState(model, ball, self.menu, x, y, budget, start="random", rng=rng)
+        return QueriedAttacks(model, ball, self.step_sizes, x, y, rng)
 
-    def seen(self, state: GradientStepsState, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def seen(self, state: QueriedAttacks, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stopper's features of images under attack (n, 8), and their p (n,).
 
         Args:
             state: the attacks.
             before: (n,) p at the query before; None at the first.
         """
-        used, loss = int(state.used[0]), state.losses[:, 0].detach()
-        ball = self.threat.with_radii(state.eps)
-        delta, rows = state.x_adv - state.x, torch.arange(len(state.y), device=loss.device)
-        limit = self.queries - 1
-        one = Seen(rows, delta, ball, state.logits.detach(), loss, state.y, used - 1, limit)
+        delta, rows = state.x_adv - state.x, torch.arange(len(state.y), device=state.y.device)
+        said, done = (state.logits, state.loss, state.y), (state.queries - 1, self.queries - 1)
+        one = Seen(rows, delta, state.ball, *said, *done)
         p = true_probability(one)
         largest = max(self.radii) * float(self.threat.eps)
         return features(one, p, p if before is None else before, largest)[:, 1:], p

@@ -22,18 +22,23 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.autograd import grad
 
+from advgame.attacks import Seen, attacked
 from advgame.data import Batches, ImageSet, load_data
 from advgame.defender import Defender
+from advgame.games.adaptive import AdaptiveAttack
 from advgame.games.las_at import LasAt
+from advgame.games.stopping import features, true_probability
 from advgame.games.strategy import Strategies
+from advgame.losses import cross_entropy
 from advgame.seeding import stream
-from advgame.threat import Linf
+from advgame.threat import Linf, per_image
 from agents.imitator import Imitator
 from agents.las_at import RandomStrategy
 from agents.updaters import make_updater
 from benchmarks.attacks import NETWORKS, Network
 from benchmarks.timing import CLASSES, SEED, WARM_UP, Case, Play, compare, task
 from envs import make_sb3
+from envs.adaptive_attack import AdaptiveAttackVectorEnv
 from envs.attack import AttackVectorEnv
 from envs.duel import DuelEnv
 from envs.strategy_selection import StrategySelectionVectorEnv
@@ -49,6 +54,12 @@ def data_sets() -> list[tuple[ImageSet, float]]:
     """Images of two sizes, with a radius each: digits, and random ones like MNIST's."""
     _, x, y = task("small_cnn", (1, 28, 28), 20 * ENVS, torch.device("cpu"))
     return [(load_data("digits").train, 0.15), (ImageSet.from_floats(x, y, CLASSES), 0.3)]
+
+
+def adaptive_cases() -> list[tuple[str, ImageSet, float]]:
+    """The same with their classifiers, and once more with a larger one."""
+    digits, large = data_sets()
+    return [("small_cnn", *digits), ("small_cnn", *large), ("minimax_cnn", *large)]
 
 
 def bare_parts(
@@ -93,6 +104,103 @@ def measure_env(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) ->
     facts["overhead_percent"] = 100 * (1 / rows["advgame"]["floor_share"] - 1)
     same_work = all(map(torch.equal, *(model.parameters() for model in models)))
     return facts | {"same_work": same_work, "contestants": rows}
+
+
+def bare_stopping(
+    rules: AdaptiveAttack,
+    defender: Defender,
+    x: Tensor,
+    y: Tensor,
+    actions: Tensor,
+    rng: torch.Generator,
+    *,
+    seen: bool,
+) -> None:
+    """A turn of AdaptiveAttack-v0, line by line: attacks that are chosen query by query, a lesson.
+
+    Args:
+        rules: of the game, with one radius.
+        defender: learns.
+        x: clean images (B, C, H, W).
+        y: labels (B,).
+        actions: (queries, B), of which an image's first stop ends its attack.
+        rng: stream of the starts.
+        seen: also form the features that a choice is made from.
+    """
+    torch.randint(1, (len(x),), generator=rng, device=x.device)  # the environment draws radii
+    ball, model = rules.threat, defender.module
+    sizes = torch.tensor([*rules.step_sizes, 0.0, 0.0], device=x.device) * float(ball.eps)
+    rows = torch.arange(len(x), device=x.device)
+    x_adv = ball.random_start(x, rng)
+    p = None
+    with attacked(model), defender.fabric.autocast():
+        for done, chosen in enumerate(actions):
+            leaf = x_adv[rows].requires_grad_()
+            with torch.enable_grad():
+                logits = model(leaf)
+                loss = cross_entropy(logits, y[rows])
+            if seen:
+                delta, told = leaf.detach() - x[rows], (logits.detach(), loss.detach(), y[rows])
+                one = Seen(rows, delta, ball, *told, done, rules.queries - 1)
+                after = true_probability(one)
+                features(one, after, after if p is None else p[rows], float(ball.eps))
+                p = after.new_zeros(len(x)).index_copy(0, rows, after)
+            if done == rules.queries - 1:
+                break
+            going = (chosen[rows] != rules.stop).nonzero()[:, 0]
+            if not len(going):
+                break
+            (slope,) = grad(loss.sum(), leaf)
+            rows, points, slope = rows[going], leaf.detach()[going], slope[going]
+            move = ball.steepest(slope).mul_(per_image(sizes[chosen[rows]], slope))
+            points = ball.project(move.add_(points), x[rows])
+            if len(jumps := (chosen[rows] == len(rules.step_sizes)).nonzero()[:, 0]):
+                points[jumps] = ball.random_start(x[rows[jumps]], rng)
+            x_adv[rows] = points
+    defender.backward(x_adv, y)
+    defender.step()
+
+
+def measure_adaptive(fabric: Fabric, repeats: int, images: tuple[str, ImageSet, float]) -> Case:
+    """A turn of AdaptiveAttack-v0 against the bare loop, on equal batches, streams and actions."""
+    (name, data, eps), device = images, fabric.device
+    rules = AdaptiveAttack(Linf(eps))
+    models = [task(name, data.shape, ENVS, device)[0] for _ in range(3)]
+    defender, twin, third = (Defender(model, lr=0.05, fabric=fabric) for model in models)
+    env = AdaptiveAttackVectorEnv(ENVS, data=data, defender=defender, rules=rules)
+    turns = WARM_UP + 2 * repeats
+    drawn = stream(SEED, "actions")
+    actions = torch.randint(rules.options, (turns, rules.queries, ENVS), generator=drawn)
+    actions = actions.to(device)
+
+    def bare(defender: Defender, *, seen: bool) -> Play:
+        batches, rng = Batches(data.to(device), ENVS, SEED), stream(SEED, "attack0", device)
+        given = iter(actions)
+        return lambda: bare_stopping(rules, defender, *batches.next(), next(given), rng, seen=seen)
+
+    played, steps = iter(actions), []
+    env.reset(seed=SEED)
+
+    def turn() -> None:
+        for chosen in next(played):
+            _, _, ended, *_ = env.step(chosen[:, None])
+            if ended[0]:
+                break
+        assert env.result is not None
+        steps.append(float(env.result.stats["strategy/steps"]))
+        env.reset()
+
+    plays = {
+        "floor": bare(twin, seen=True),
+        "advgame": turn,
+        "without features": bare(third, seen=False),
+    }
+    rows = compare(plays, 2 * repeats, WARM_UP, nullcontext)
+    facts: Case = {"network": name, "shape": data.shape, "batch": ENVS, "eps": eps}
+    facts["mean_steps"] = sum(steps) / len(steps)
+    facts["overhead_percent"] = 100 * (1 / rows["advgame"]["floor_share"] - 1)
+    alike = (map(torch.equal, models[0].parameters(), one.parameters()) for one in models[1:])
+    return facts | {"same_work": all(map(all, alike)), "contestants": rows}
 
 
 def measure_duel(fabric: Fabric, repeats: int, images: tuple[ImageSet, float]) -> Case:
