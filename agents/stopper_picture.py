@@ -6,7 +6,6 @@ import copy
 import csv
 import io
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from typing import TYPE_CHECKING
@@ -36,6 +35,7 @@ IMAGES = 2000
 """At most so many are replayed."""
 NAMED = 20
 """Classes whose names fit under a panel."""
+_OVER_TIME = (COLOURS[0], COLOURS[3], COLOURS[6], COLOURS[7])
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,26 @@ def stopper_figure(given: Given, rows: Rows, classes: Sequence[str], title: str)
     figure, axes = panels_figure(4, title, height=2.5)
     _against_margin(axes[0], given)
     _by_class(axes[1], given, classes)
-    _steps_over_time(axes[2], rows)
+    _over_time(
+        axes[2],
+        rows,
+        {
+            "strategy/steps_unsure": "half of a batch with the smaller p of the true class",
+            "strategy/steps_sure": "half with the larger p",
+            "strategy/steps": "all",
+            "strategy/steps_spread": "standard deviation",
+        },
+    )
+    axes[2].set(title="Steps over the training", ylabel="mean steps")
     _over_time(
         axes[3],
         rows,
         {
-            "strategy/threshold": "threshold: the last step is predicted to gain less",
+            "strategy/threshold": "threshold: a step that is predicted to gain less is the last",
             "strategy/gain": "mean gain of a step that was not the last",
         },
     )
-    axes[3].set(title="What a step must gain", ylabel="nats")
+    axes[3].set(title="Gain over the training", ylabel="gain of a step, nats")
     return figure
 
 
@@ -161,6 +171,7 @@ def _against_margin(axis: Axes, given: Given) -> None:
         xlabel="clean margin: true logit less the largest other",
         ylabel="steps of an image",
     )
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(loc="best")
 
 
@@ -184,36 +195,13 @@ def _by_class(axis: Axes, given: Given, classes: Sequence[str]) -> None:
     axis.grid(visible=False, axis="x")
 
 
-def _steps_over_time(axis: Axes, rows: Rows) -> None:
-    """Mean and spread of the steps by epoch, and the means of halves of a batch."""
-    told = {
-        "strategy/steps_unsure": "the half with the smaller probability of the true class",
-        "strategy/steps_sure": "the half with the larger one",
-    }
-    _over_time(axis, rows, told)
-    found = [row for row in rows if "strategy/steps_spread" in row]
-    if found:
-        epochs, means, spreads = (
-            [row[name] for row in found]
-            for name in ("epoch", "strategy/steps", "strategy/steps_spread")
-        )
-        low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
-        high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-        axis.fill_between(epochs, low, high, color=COLOURS[7], alpha=0.25, lw=0)
-        axis.plot(epochs, means, color="black", ls="--", label="all, ± sd")
-    axis.set(title="Over the training", ylabel="steps of an image")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)
-
-
 def _over_time(axis: Axes, rows: Rows, tags: Mapping[str, str]) -> None:
-    for number, (tag, label) in enumerate(tags.items()):
+    """A line per tag, named below the panel."""
+    for colour, (tag, label) in zip(_OVER_TIME, tags.items(), strict=False):
         points = [(row["epoch"], row[tag]) for row in rows if tag in row]
         if points:
             alone = "o" if len(points) == 1 else None  # a line of one point is invisible
-            name = textwrap.fill(label, 60)
-            axis.plot(
-                *zip(*points, strict=True), label=name, color=COLOURS[3 * number], marker=alone
-            )
+            axis.plot(*zip(*points, strict=True), label=label, color=colour, marker=alone)
     axis.set(xlabel="epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)
