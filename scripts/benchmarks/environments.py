@@ -30,7 +30,7 @@ from advgame.games.las_at import LasAt
 from advgame.games.stopping import features, true_probability
 from advgame.games.strategy import Strategies
 from advgame.losses import cross_entropy
-from advgame.seeding import stream
+from advgame.seeding import PrivateRNG, derive_seed, stream
 from advgame.threat import Linf, per_image
 from agents.imitator import Imitator
 from agents.las_at import RandomStrategy
@@ -175,8 +175,13 @@ def measure_adaptive(fabric: Fabric, repeats: int, images: tuple[str, ImageSet, 
 
     def bare(defender: Defender, *, seen: bool) -> Play:
         batches, rng = Batches(data.to(device), ENVS, SEED), stream(SEED, "attack0", device)
-        given = iter(actions)
-        return lambda: bare_stopping(rules, defender, *batches.next(), next(given), rng, seen=seen)
+        given, dropout = iter(actions), PrivateRNG(derive_seed(SEED, "dropout0"), device)
+
+        def turn() -> None:
+            with dropout:
+                bare_stopping(rules, defender, *batches.next(), next(given), rng, seen=seen)
+
+        return turn
 
     played, steps = iter(actions), []
     env.reset(seed=SEED)
@@ -190,7 +195,7 @@ def measure_adaptive(fabric: Fabric, repeats: int, images: tuple[str, ImageSet, 
         steps.append(float(env.result.stats["strategy/steps"]))
         env.reset()
 
-    plays = {
+    plays: dict[str, Play] = {
         "floor": bare(twin, seen=True),
         "advgame": turn,
         "without features": bare(third, seen=False),
