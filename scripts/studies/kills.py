@@ -39,7 +39,7 @@ from advgame.run import table
 from advgame.run.cells import Cell, check_cells, run_cells
 from advgame.run.engines import Local, Ray, check_package
 from advgame.run.files import digest
-from advgame.run.folder import cpu_name
+from advgame.run.folder import commit, cpu_name
 from advgame.run.options import Count, Names
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
@@ -85,7 +85,7 @@ class Kills(Study[Config]):
     """A run is a part: the same work without and with kills."""
 
     about, files = "Killed workers, a killed machine", "kills"
-    ending = ("Commit {commit}. Command: `{command}`.",)
+    ending = ("Made at commit {commits}. Command: `{command}`.",)
     parallel = remembers = False
 
     @override
@@ -123,7 +123,8 @@ class Kills(Study[Config]):
         does = {WORKERS: self.workers, CLUSTER: self.cluster}
         for name, cell in cells.items() if not self.config.finished_only else ():
             chance = random.Random(cell["seed"])
-            yield [{**cell, **does[cell["method"]](self.root / name, chance)}]
+            found = does[cell["method"]](self.root / name, chance)
+            yield [{**cell, "commit": commit(), **found}]
 
     def workers(self, root: Path, chance: random.Random) -> dict[str, Any]:
         """One evaluation by a process, and by workers of which some are killed."""
@@ -143,7 +144,7 @@ class Kills(Study[Config]):
         """Trainings by processes, and by a cluster that loses a machine."""
         alone, killed = root / "alone", root / "killed"
         began = time.perf_counter()
-        run_cells(self.trainings(alone), Local([None]), 1)
+        run_cells(self.trainings(alone), Local([None] * MACHINES), MACHINES)
         between = time.perf_counter()
         lost = on_lossy_cluster(self.trainings(killed), chance)
         ended = time.perf_counter()
@@ -198,7 +199,7 @@ class Kills(Study[Config]):
                 "## A machine of a cluster",
                 f"Trainings of a thread, on a Ray cluster of {MACHINES} machines that this one "
                 "plays, a training at a time on each. One machine is killed while all are at work. "
-                "`alone` is one training after the other, by processes.",
+                "`alone` is the same by processes, as many at a time.",
                 cluster_table(mine),
             ]
         return texts
@@ -221,11 +222,12 @@ def workers_table(runs: Runs) -> str:
 
 def cluster_table(runs: Runs) -> str:
     """What became of the trainings of clusters that lost a machine."""
-    head = ["seed", "machines", "trainings", "finished at the kill", "gone on afterwards"]
+    head = ["seed", "machines", "trainings", "finished at the kill", "gone on, at step"]
     head += ["weights", "s", "alone, s"]
     lines = []
     for run in runs:
-        line = [run["seed"], run["machines"], run["cells"], run["finished"], len(run["gone_on"])]
+        steps = ", ".join(str(one) for gone_on in run["gone_on"].values() for one in gone_on)
+        line = [run["seed"], run["machines"], run["cells"], run["finished"], steps or "none"]
         line += [same(run["equal"]), f"{run['seconds']:.0f}", f"{run['alone']['seconds']:.0f}"]
         lines.append([str(one) for one in line])
     return table.markdown(head, lines)
@@ -329,7 +331,7 @@ def on_lossy_cluster(cells: Sequence[Cell], chance: random.Random) -> dict[str, 
     """Run trainings on a cluster of which a machine is killed in the middle.
 
     The moment: at least a third of the trainings is finished, and every machine is at one that has
-    a checkpoint.
+    a checkpoint of an epoch.
 
     Args:
         cells: the trainings.
@@ -351,7 +353,7 @@ def on_lossy_cluster(cells: Sequence[Cell], chance: random.Random) -> dict[str, 
         while not over.wait(0.1):
             ended = [cell for cell in cells if cell.finished]
             at_work = [one for one in cells if one.folder.exists() and not one.finished]
-            saved = [one for one in at_work if any(one.folder.glob("checkpoints/step_*"))]
+            saved = [one for one in at_work if any(one.folder.glob("checkpoints/step_*[1-9]*"))]
             if 3 * len(ended) >= len(cells) and len(saved) == len(at_work) == MACHINES:
                 cluster.remove_node(chance.choice(machines), allow_graceful=False)
                 found["finished"] = len(ended)
@@ -364,16 +366,16 @@ def on_lossy_cluster(cells: Sequence[Cell], chance: random.Random) -> dict[str, 
     finally:
         over.set()
         killer.join()
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
     if not found:
         raise InputError("no machine was killed: all had no checkpoint at a time, try more --cells")
     return found
 
 
 def starts(folder: Path) -> Counter[int]:
-    """The steps at which processes went on with a run, as its event file notes them."""
+    """The steps from which processes went on with a run: its event file says at which next one."""
     return Counter(
-        event.step
+        event.step - 1
         for path in folder.glob("events.*")
         for event in EventFileLoader(str(path)).Load()
         if event.session_log.status == SessionLog.START
