@@ -157,7 +157,12 @@ def _check_labels(name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> Non
     if len(shape) not in (1, 2):
         raise InputError(f"{name} has the shape {shape}: labels are (N,) or (N, 1)")
     if kind.kind not in "iu":
-        raise InputError(f"{name} is {kind}: labels are whole numbers 0, 1, …, K-1")
+        hint = {
+            "f": f"save {name}.astype(int)",
+            "U": f"numpy.unique({name}, return_inverse=True) numbers names",
+        }.get(kind.kind)
+        more = f"; {hint}" if hint else ""
+        raise InputError(f"{name} is {kind}: labels are whole numbers 0, 1, …, K-1{more}")
 
 
 def _levels(name: str, images: Array) -> tuple[Array, str]:
@@ -168,8 +173,11 @@ def _levels(name: str, images: Array) -> tuple[Array, str]:
     if not len(images):
         raise InputError(f"{name} is empty")
     low, high = float(images.min()), float(images.max())
+    if low != low:
+        bad = int(np.isnan(images).reshape(len(images), -1).any(1).sum())
+        raise InputError(f"{name} holds NaN, in {bad} of {len(images)} images: leave these out")
     most = 1 if kind.kind == "f" else 255
-    if not (low >= 0 and high <= most):  # NaN is neither
+    if not (low >= 0 and high <= most):
         hint = ": divide by 255, or save as uint8" if kind.kind == "f" and 1 < high <= 255 else ""
         raise InputError(
             f"{name} is {kind} from {low:g} to {high:g}, and should lie in "
