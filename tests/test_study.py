@@ -66,6 +66,7 @@ COMMITTED = [
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
     ("schedule", "cluster", "schedule", {}),
     ("engines", "cluster", "engines", {}),
+    ("kills", "cluster", "kills", {}),
     ("gail", "gail", "cartpole_v1-paper/stability", {}),
     ("gail", "gail", "cartpole_v1-fixed/stability", {"setting": "fixed"}),
     ("gail", "gail", "cartpole_v1-fixed-1-every-1/stability", ONE),
