@@ -365,7 +365,7 @@ def seeds_figure(
         if not axis.lines:
             axis.set_axis_off()
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
-        places = {place for line in axis.lines for place in line.get_xdata()}
+        places = {float(one) for line in axis.lines for one in np.asarray(line.get_xdata())}
         if len(places) == 1:
             axis.set_xticks([*places])
     if len(groups) == 2:
