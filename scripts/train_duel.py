@@ -295,8 +295,15 @@ def compared(config: Config, cells: list[Cell]) -> list[str]:
     return lines
 
 
-def as_markdown(config: Config, cells: list[Cell], command: str) -> str:
-    """The report: standings at a match's end, attackers by defenders."""
+def as_markdown(config: Config, cells: list[Cell], held_out: int, command: str) -> str:
+    """The report: standings at a match's end, attackers by defenders.
+
+    Args:
+        config: all settings.
+        cells: what was measured.
+        held_out: images that there are for the standing, at most those asked for.
+        command: that made it.
+    """
     from agents.duel import level
 
     defenders = list(dict.fromkeys(cell.defender for cell in cells))
@@ -308,7 +315,7 @@ def as_markdown(config: Config, cells: list[Cell], command: str) -> str:
         [
             f"# Duel: attacker {config.attacker}, defender {config.defender}, seed {config.seed}",
             "",
-            f"Robust accuracy in % (PGD-10 at ε₀ = {config.eps}) on {config.held_out} validation "
+            f"Robust accuracy in % (PGD-10 at ε₀ = {config.eps}) on {held_out} validation "
             f"images of {config.dataset} at the end of a match: mean and standard error of "
             f"{config.matches} matches, which are the same for every pair. The attacker wants it "
             "low. A policy draws its moves.",
@@ -393,8 +400,8 @@ class Job(jobs.Job[Config, Made]):
         flags = [] if made.game is None else self.learn(config, run, made, resume)
         began = time.perf_counter()
         cells = measured(config, made)
-        known = about(config)
-        run.write_text("report.md", as_markdown(config, cells, known["command"]))
+        known, held_out = about(config), len(made.plain[0].held_out)
+        run.write_text("report.md", as_markdown(config, cells, held_out, known["command"]))
         report = {
             **known,
             "cells": [asdict(cell) for cell in cells],

@@ -197,9 +197,10 @@ def test_the_batch_gives_way_to_few_images_where_it_was_not_typed(tmp_path, monk
     x, y = rng.integers(0, 256, (36, 6, 5), dtype=np.uint8), np.arange(36) % 3
     np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
     few = {"dataset": str(tmp_path / "few.npz"), "attacker": "fixed", "defender": "random"}
-    few |= {"steps": 1, "held_out": 3, "duels": 1, "matches": 2, "runs_dir": str(tmp_path / "runs")}
+    few |= {"steps": 1, "duels": 1, "matches": 2, "runs_dir": str(tmp_path / "runs")}
     run = train_duel.job.run(train_duel.Config(**few))
     assert run.about()["config"]["batch_size"] == 6
+    assert "on 6 validation images of" in (run.path / "report.md").read_text(), "not on 64"
     assert "do not fill the usual batch of 64: --batch-size 6" in capsys.readouterr().err
     with pytest.raises(InputError, match="batch size must lie in"):
         train_duel.job.run(train_duel.Config(**few), {"batch_size"})
@@ -223,7 +224,7 @@ def test_a_report_compares_match_by_match(tmp_path):
         "- attacker ppo for fixed, against defender fixed: +35.0 ± 10.0 points of robust accuracy"
     )
     assert len(lines) == 4, "a control is compared with nobody"
-    told = train_duel.as_markdown(config, cells, "python x")
+    told = train_duel.as_markdown(config, cells, 64, "python x")
     assert "| fixed | 25.0 ± 0.0 | 25.0 ± 0.0 |" in told
     mean, error = duel.level([1.0, 3.0])
     assert (mean, error) == (2.0, 1.0)
