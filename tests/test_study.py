@@ -64,6 +64,7 @@ COMMITTED = [
     ("compare", "compare/l2", "digits-epochs", L2),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
+    ("arena", "arena", "digits", {}),
     ("influence", "strategies", "influence", {}),
     ("schedule", "cluster", "schedule", {}),
     ("engines", "cluster", "engines", {}),

@@ -10,6 +10,7 @@ from studies.arena import CONTROLS, MEMBERS, METHODS, SINGLES, Arena, Config
 
 from advgame.arena import read_mixture
 from advgame.errors import InputError
+from advgame.run import table
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder
 
@@ -29,6 +30,14 @@ def trained(cell, robust, spent=10.0, epochs=2):
     rows += [f"{one},{2 * one},{robust},{spent}" for one in range(1, epochs + 1)]
     write_atomically(cell.folder / "metrics.csv", "\n".join(rows) + "\n")
     write_atomically(cell.folder / "report.json", '{"flags": []}')
+
+
+def test_a_control_is_compared_with_the_mixture_whose_compute_it_has():
+    found = [("uniform-4", 0, 0.5), ("uniform-4", 1, 0.6), ("long-uniform-4", 0, 0.7)]
+    found += [("long-uniform-4", 1, 0.8), ("pgd-at", 0, 0.4), ("pgd-at", 1, 0.4)]
+    runs = [{"method": name, "seed": seed, "worst_case": own} for name, seed, own in found]
+    told = {row.name: arena.over_mixture(row) for row in table.rows(runs)}
+    assert told == {"uniform-4": "–", "long-uniform-4": "+20.0 ± 0.0", "pgd-at": "–"}
 
 
 def test_every_training_is_a_command_line_that_works(tmp_path):

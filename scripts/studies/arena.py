@@ -300,6 +300,7 @@ class Arena(Study[Config]):
             "**worst of all**": table.Percent("worst_case"),
             "adaptive − worst": table.Percent(lambda run: run["adaptive"] - run["worst_case"]),
             f"worst − {self.control}, paired, 95 %": table.Paired("worst_case", minus=self.control),
+            "worst − mixture of equal compute": over_mixture,
             "forwards per training image": table.Mean("forwards", 0),
         }
         bases = table.names(run["base"] for run in runs if run["base"])
@@ -319,6 +320,12 @@ class Arena(Study[Config]):
 def script_of(words: str) -> ModuleType:
     """The module of a training's script, by its words."""
     return import_module(words.split()[0].removesuffix(".py"))
+
+
+def over_mixture(row: table.Row) -> str:
+    """Column: a control less the mixture whose compute it has, paired over seeds."""
+    mixture = CONTROLS.get(row.name)
+    return table.Paired("worst_case", minus=mixture)(row) if mixture else "–"
 
 
 def different(cells: Sequence[Cell]) -> list[Cell]:
