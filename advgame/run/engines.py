@@ -37,7 +37,7 @@ _PACKAGES = {"ray": "ray", "slurm": "submitit"}
 _RETRIES = 5  # of a cell whose machine was lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """What runs the cells, and how many of them."""
 

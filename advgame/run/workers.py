@@ -16,7 +16,7 @@ ENGINE = tuple(field.name for field in fields(EngineConfig) if field.name != "jo
 """options of how workers are run"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkersConfig(EngineConfig):
     """How many processes share the work, and what runs them."""
 
