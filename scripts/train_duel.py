@@ -178,7 +178,7 @@ def make_envs(
 
 
 def load(config: Config) -> Splits:
-    """The images."""
+    """Training, validation and test images, of which a batch must fit the first."""
     from advgame.data import load_data
 
     return load_data(

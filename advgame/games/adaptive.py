@@ -289,7 +289,7 @@ class QueriedAttacks:
 
     @property
     def eps(self) -> Tensor:
-        """Radii (n,) in pixel units."""
+        """The radius of each image's ball (n,), in pixel units."""
         return torch.as_tensor(self.ball.eps)
 
     def step(self, going: Tensor, actions: Tensor) -> None:

@@ -113,7 +113,7 @@ class Influence(Study[Config]):
         return run["epoch"]
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        """A line per epoch."""
+        """What the features explain, and what steps are worth, a line per epoch each."""
         first = runs[0]
         columns: dict[str, table.Column] = {
             "": table.row_name,
@@ -172,7 +172,7 @@ class Watch(StoppingRule):
         self._p: Tensor | None = None
 
     def stop(self, seen: Seen) -> Tensor:
-        """Nowhere."""
+        """End no image's attack, and keep what is seen."""
         p = true_probability(seen)
         self.features.append(features(seen, p, p if self._p is None else self._p, self.eps0))
         self.losses.append(seen.loss)
@@ -307,7 +307,7 @@ def explained(phi: Tensor, target: Tensor, penalty: float = 1.0) -> tuple[float,
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, of two (n,)."""
+    """Pearson's correlation of two vectors (n,)."""
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 

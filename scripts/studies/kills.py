@@ -113,7 +113,7 @@ class Kills(Study[Config]):
                 raise InputError(f"{self.root / name} is there: delete it, or choose --runs-dir")
 
     def evaluation(self) -> list[str]:
-        """Flags of the evaluation."""
+        """The command line that all workers are given, but for the folder."""
         config = self.config
         sizes = ["--n", str(config.n), "--batch-size", str(config.batch_size)]
         return [config.what, "--attacks", *config.attacks, *sizes, "--accelerator", "cpu"]
@@ -176,7 +176,7 @@ class Kills(Study[Config]):
         ]
 
     def facts(self) -> dict[str, Any]:
-        """What this machine is."""
+        """Processor and cores, which the seconds are of."""
         return {"cpu": cpu_name(), "cores": os.cpu_count()}
 
     @override
