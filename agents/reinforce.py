@@ -40,7 +40,7 @@ from agents.settings import EpisodeConfig, ReinforceConfig
 def averaging(fabric: Fabric) -> Callable[[nn.Module], None] | None:
     """Average a network's gradients, and batch norm's statistics, over several processes.
 
-    It is what takes ``synchronise``.
+    The learners take it as ``synchronise``; one process needs none.
     """
     if fabric.world_size == 1:
         return None

@@ -1,6 +1,7 @@
 """`advgame/AdaptiveAttack-v0`: the attack as a sequence, its rewards, its costs, its learners."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -321,6 +322,7 @@ def test_misuse_is_refused(digits):
         ({"radii": ()}, "radii must be"),
         ({"radii": (0.0,)}, "radii must be"),
         ({"step_sizes": (0.0,)}, "step_sizes must be"),
+        ({"step_sizes": (0.5, math.nan)}, "step_sizes must be"),
         ({"reward": "gain"}, "a Reward such as"),
     ):
         with pytest.raises(InputError, match=words):

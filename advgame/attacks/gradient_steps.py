@@ -16,6 +16,7 @@ Sources: Madry et al. 2018 (PGD), Dong et al. 2018 (MI-FGSM), Croce & Hein 2020 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -93,7 +94,7 @@ class Menu(Choices):
     moves: tuple[str, ...] = MOVES
 
     def __post_init__(self) -> None:
-        if not self.step_sizes or min(self.step_sizes) <= 0:
+        if not self.step_sizes or not all(0 < one < math.inf for one in self.step_sizes):
             raise InputError(f"step_sizes must be numbers above 0, not {self.step_sizes}")
         if not self.momenta or not all(0 <= m < 1 for m in self.momenta):
             raise InputError(f"momenta must lie in [0, 1), not {self.momenta}")

@@ -19,6 +19,7 @@ Off each of them goes a price for every query.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -367,7 +368,7 @@ class AdaptiveAttack:
             raise InputError(f"queries must be a whole number of 2 or above, not {self.queries}")
         if not isinstance(self.reward, Reward):
             raise InputError(f"reward is a Reward such as Gain(), not {self.reward!r:.40}")
-        if not self.step_sizes or min(self.step_sizes) <= 0:
+        if not self.step_sizes or not all(0 < one < math.inf for one in self.step_sizes):
             raise InputError(f"step_sizes must be numbers above 0, not {self.step_sizes}")
 
     @property
