@@ -260,27 +260,12 @@ class Arena(Study[Config]):
 
     def read(self, name: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         """What the evaluation of a row found, and what its training took."""
-        folder = self.judged(name, cell)
-        report = read_json(folder / "report.json")
-        with (folder / "verdicts.csv").open(newline="") as file:
-            images = list(csv.DictReader(file))
-        union = [name for name in images[0] if name.startswith("members:")]
         trained = [one.folder for one in self.members(cell)]
         return {
             **{"method": cell["method"], "seed": cell["seed"]},
             "base": self.base if cell["method"] in (*UNIFORM, *CONTROLS) else "",
-            "n": report["n"],
-            **report["threat"],
-            "clean": report["accuracy"]["clean"],
-            "adaptive": report["mixture"]["adaptive_alone"],
-            "arc": worst(images, ARC),
-            "union": worst(images, union),
-            "worst_case": report["worst_case"],
-            "members": len(report["mixture"]["members"]),
+            **judgement(self.judged(name, cell)),
             "forwards": sum(map(forwards, trained)),
-            "flags": [flag["name"] for flag in report["flags"]],
-            "device": report["device"],
-            "commit": RunFolder.open(folder).about()["commit"],
         }
 
     @override
@@ -291,30 +276,71 @@ class Arena(Study[Config]):
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         first = runs[0]
         columns: table.Columns = {
-            **{"method": table.row_name, "seeds": table.seeds},
-            "members": table.Mean("members", 1),
-            "clean": table.Percent("clean"),
-            "adaptive PGD alone": table.Percent("adaptive"),
-            "ARC": table.Percent("arc"),
-            "union": table.Percent("union"),
-            "**worst of all**": table.Percent("worst_case"),
-            "adaptive − worst": table.Percent(lambda run: run["adaptive"] - run["worst_case"]),
-            f"worst − {self.control}, paired, 95 %": table.Paired("worst_case", minus=self.control),
+            **judged_columns(self.control),
             "worst − mixture of equal compute": over_mixture,
             "forwards per training image": table.Mean("forwards", 0),
         }
         bases = table.names(run["base"] for run in runs if run["base"])
         return [
             f"# {self.title}",
-            f"{first['norm']} ε = {first['eps']:.4g}, {first['n']} test images. Expected accuracy "
-            "in %, mean ± sd over seeds, under an attacker that knows members and weights and not "
-            "the draw. Adaptive PGD: the worst of ascent on three expected losses. ARC: from the "
-            "clean image, and from where ascent ends. Union: the members' own adversarial "
-            f"examples. Uniform mixtures and controls (long-NAME: one classifier with NAME's "
-            f"training compute) are of {bases}, the best by PGD-10 on validation images unless "
-            "it was asked for.",
+            f"{judged_how(first)} Uniform mixtures and controls (long-NAME: one classifier with "
+            f"NAME's training compute) are of {bases}, the best by PGD-10 on validation images "
+            "unless it was asked for.",
             table.render(columns, table.rows(runs)),
         ]
+
+
+def judgement(folder: Path) -> dict[str, Any]:
+    """What an evaluation of a mixture found.
+
+    Args:
+        folder: of `evaluate.py`; its classifier is a mixture, or one of weight 1.
+    """
+    report = read_json(folder / "report.json")
+    with (folder / "verdicts.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    return {
+        "n": report["n"],
+        **report["threat"],
+        "clean": report["accuracy"]["clean"],
+        "adaptive": report["mixture"]["adaptive_alone"],
+        "arc": worst(images, ARC),
+        "union": worst(images, [name for name in images[0] if name.startswith("members:")]),
+        "worst_case": report["worst_case"],
+        "members": len(report["mixture"]["members"]),
+        "flags": [flag["name"] for flag in report["flags"]],
+        "device": report["device"],
+        "commit": RunFolder.open(folder).about()["commit"],
+    }
+
+
+def judged_columns(control: str) -> table.Columns:
+    """Columns of a table of mixtures.
+
+    Args:
+        control: the row that the others are compared with.
+    """
+    return {
+        **{"method": table.row_name, "seeds": table.seeds},
+        "members": table.Mean("members", 1),
+        "clean": table.Percent("clean"),
+        "adaptive PGD alone": table.Percent("adaptive"),
+        "ARC": table.Percent("arc"),
+        "union": table.Percent("union"),
+        "**worst of all**": table.Percent("worst_case"),
+        "adaptive − worst": table.Percent(lambda run: run["adaptive"] - run["worst_case"]),
+        f"worst − {control}, paired, 95 %": table.Paired("worst_case", minus=control),
+    }
+
+
+def judged_how(run: table.Run) -> str:
+    """What those columns say, with the ball and images of a run."""
+    return (
+        f"{run['norm']} ε = {run['eps']:.4g}, {run['n']} test images. Expected accuracy in %, mean "
+        "± sd over seeds, under an attacker that knows members and weights and not the draw. "
+        "Adaptive PGD: the worst of ascent on three expected losses. ARC: from the clean image, "
+        "and from where ascent ends. Union: the members' own adversarial examples."
+    )
 
 
 def script_of(words: str) -> ModuleType:

@@ -1,0 +1,104 @@
+"""The study of mixtures of committed weights: its members, what is read of them."""
+
+import json
+
+import pytest
+from studies.mixtures import Config, Mixtures
+
+from advgame.arena import read_mixture
+from advgame.errors import InputError
+from advgame.run.files import write_atomically
+from advgame.run.folder import RunFolder
+
+VERDICTS = "image,label,clean,adaptive:ce,arc,arc:warm,members:pgd20\n0,1,1,1,0.5,1,1\n"
+
+
+def runs(*named, spent=60.0):
+    about = {"norm": "Linf", "eps": 0.15, "spent": spent}
+    return {"runs": [{"method": name, "seed": seed, **about} for name, seed in named]}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of two games with three seeds each, and of a longer one's; its weights are empty."""
+    short = [(game, seed) for game in ("pgd", "fgsm") for seed in range(3)]
+    longer = [("pgd", seed) for seed in range(3)]
+    for folder, named, spent in (("", short, 60.0), ("long", longer, 120.0)):
+        home = tmp_path / folder
+        write_atomically(home / "r.json", json.dumps(runs(*named, spent=spent)))
+        for game, seed in named:
+            write_atomically(home / "weights" / "r" / f"{game}-seed{seed}.safetensors", "")
+
+    def make(**changes):
+        where = {"results": str(tmp_path / "r.json"), "longer": str(tmp_path / "long" / "r.json")}
+        own = {"dataset": "digits", "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "o")}
+        return Mixtures(Config(**{**where, **own, "rows": ("pgd",), **changes}))
+
+    return make
+
+
+def test_a_game_that_comes_again_is_another_seed(study):
+    one = study()
+    for seed, others in ((0, [0, 1]), (2, [2, 0])):
+        assert [run["seed"] for run in one.members("pgd+pgd", seed)] == others
+    both = one.members("pgd+fgsm", 1)
+    assert [(run["method"], run["seed"]) for run in both] == [("pgd", 1), ("fgsm", 1)]
+    later = study(seeds=2, first_seed=1)
+    assert [run["seed"] for run in later.members("pgd+pgd", 2)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"rows": ("pdg",)}, "unknown game"),
+        ({"rows": ("long:fgsm",)}, "unknown game"),
+        ({"rows": ("pgd+pgd",), "seeds": 1}, "see --seeds"),
+        ({"seeds": 4}, r"has pgd of the seeds \[0, 1, 2\]"),
+        ({"rows": ()}, "nothing to run"),
+        ({"results": "nowhere.json"}, "nowhere.json"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(study, tmp_path, changes, answer):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=answer):
+        study(**changes).play()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_are_not_there_are_refused(study, tmp_path):
+    (tmp_path / "weights" / "r" / "pgd-seed2.safetensors").unlink()
+    with pytest.raises(InputError, match=r"pgd-seed2\.safetensors is not there"):
+        study().play()
+
+
+def test_rows_are_mixed_judged_and_told(study, tmp_path, monkeypatch):
+    mixed = {}
+
+    def run_all(self, cells, jobs=None):
+        for cell in cells:
+            mixed[cell.folder.name] = read_mixture(cell.flags[0])
+            assert cell.flags[cell.flags.index("--eps") + 1] == "0.15"
+            RunFolder.create(cell.folder, {}, "cpu")
+            write_atomically(cell.folder / "verdicts.csv", VERDICTS)
+            report = {
+                **{"n": 1, "threat": {"norm": "Linf", "eps": 0.15}, "accuracy": {"clean": 1.0}},
+                **{"mixture": {"adaptive_alone": 0.75, "members": ["a", "b"]}},
+                **{"worst_case": 0.5, "flags": [{"name": "gap"}], "device": "cpu"},
+            }
+            write_atomically(cell.folder / "report.json", json.dumps(report))
+
+    monkeypatch.setattr(Mixtures, "run_all", run_all)
+    study(rows=("pgd", "pgd+fgsm", "long:pgd")).play()
+    assert len(mixed) == 9
+    assert mixed["pgd+fgsm-seed1"].weights == (0.5, 0.5)
+    names = [path.name for path in mixed["pgd+fgsm-seed1"].members]
+    assert names == ["pgd-seed1.safetensors", "fgsm-seed1.safetensors"]
+    assert mixed["long-pgd-seed0"].members[0].parts[-4] == "long"
+    found = json.loads((tmp_path / "o" / "digits-mixtures.json").read_text())["runs"]
+    spent = {run["method"]: run["forwards"] for run in found}
+    assert spent == {"pgd": 60, "pgd+fgsm": 120, "long:pgd": 120}
+    page = (tmp_path / "o" / "digits-mixtures.md").read_text()
+    assert "| long:pgd | 3 |" in page
+    assert "Linf ε = 0.15, 1 test images" in page
+    assert "pgd: gap" in page
