@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow test-lowest lint format docs
+.PHONY: train test test-slow test-long test-lowest lint format docs
 
 # the marker is written last, so that an interrupted installation is made again
 .venv/installed: pyproject.toml constraints.txt
@@ -28,8 +28,11 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
+test-long: .venv/installed
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile $(ARGS)
+
 test-lowest: .venv-lowest/installed
-	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv-lowest/bin/python -m pytest --once -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

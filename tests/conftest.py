@@ -45,6 +45,22 @@ def renamed(state: dict[str, torch.Tensor], parts: dict[str, str]) -> dict[str, 
     return found
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--once`: what the lowest versions are tested with, which differ by the test, not by case."""
+    parser.addoption("--once", action="store_true", help="each test with its first parameters")
+
+
+@pytest.hookimpl(trylast=True)  # marks are looked at before
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `--once` leave out all but the first case of each test."""
+    if not config.getoption("--once"):
+        return
+    first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+    kept = set(first.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tests share two cores with others; small tensors are fastest on one thread."""
@@ -78,7 +94,7 @@ def _strangers_code_is_forgotten(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _pictures_are_drawn_where_a_test_looks(request, monkeypatch):
     """Drawing takes much of a tiny training's time; what is drawn is made up in every test."""
-    if not {"drawn", "slow"} & {mark.name for mark in request.node.iter_markers()}:
+    if not {"drawn", "slow", "long"} & {mark.name for mark in request.node.iter_markers()}:
         monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: file.write(b"not drawn"))
 
 

@@ -70,7 +70,7 @@ def test_the_best_cell_of_a_game_is_chosen_among_those_whose_attacker_lives():
     assert sweep_minimax.chosen(runs) == {"alt": "alt-2"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sweep_reads_validation_only(tmp_path):
     config = sweep_minimax.Config(
         rates=(1e-3,), ratios=(1.0, 10.0), gammas=(1.0, 0.1), jobs=1,

@@ -104,6 +104,7 @@ def test_three_commands_lead_from_pictures_to_report_and_sweeps(folder):
         assert (folder / "sweeps" / picture).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_same_in_python_takes_at_most_25_lines(folder, monkeypatch, capsys):
     """The run that it leaves is one: the scripts take it."""
     assert len(PYTHON.strip().splitlines()) <= 25

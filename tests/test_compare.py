@@ -227,7 +227,7 @@ def test_a_budget_has_the_prices_that_were_measured(tmp_path):
             study(tmp_path, **{**asked, **wrong}).check()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_of_a_small_comparison(tmp_path):
     asked = config(tmp_path)
     compare.main(asked)

@@ -99,6 +99,7 @@ def trained():
     return updater, ratios
 
 
+@pytest.mark.slow
 def test_a_trained_updater_beats_adam_and_sgd_tuned_on_held_out_quadratics(trained):
     updater, ratios = trained
     reached = final_ratio(updater)

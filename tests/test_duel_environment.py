@@ -122,6 +122,7 @@ def test_pay_is_zero_sum_and_a_match_pays_its_last_standing_less_its_first(rewar
     assert returns["step"] == returns["end"] != 0, "when it is paid changes nothing that is played"
 
 
+@pytest.mark.slow
 def test_a_match_can_be_won_by_either_side(digits):
     """The classifier learns from attacks of ε₀; from none, with small steps, it does not."""
     env, ends = duel.parallel_env(held_out=digits.validation, data=digits.train), []

@@ -347,7 +347,7 @@ def test_three_processes_of_one_command_and_kills_give_the_verdicts_of_one(root)
     assert not [path for path in folder.glob("evaluation/.claims/*") if path.is_file()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_workers_of_which_one_or_another_is_killed_give_the_verdicts_of_one(root):
     """At random moments, eight times; another worker comes in its place."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -374,7 +374,7 @@ def test_four_workers_of_which_one_or_another_is_killed_give_the_verdicts_of_one
     assert not [path for path in folder.glob("evaluation/.claims/*") if path.is_file()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_moments_and_resumed_gives_the_same_verdicts(root):
     words = ["run", "--attacks", "fgsm,pgd20,fea,autoattack", "--n", "24", "--batch-size", "8"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -271,7 +271,7 @@ def test_logits_of_another_scale_are_flagged(digits):
     assert "logit_scale" not in names(model, data, ball)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("robust", [False, True], ids=["plain", "robust"])
 @pytest.mark.parametrize(
     ("dataset", "model", "eps", "steps"),

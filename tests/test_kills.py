@@ -99,7 +99,7 @@ def test_folders_and_parts_that_will_not_do_are_refused(tmp_path):
         study(tmp_path).play()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", kills.PARTS)
 def test_real_evaluations_and_trainings_lose_nothing(part, tmp_path):
     if part == kills.CLUSTER:

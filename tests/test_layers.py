@@ -63,6 +63,7 @@ def run(code, **settings):
     subprocess.run([sys.executable, "-c", code], check=True, **settings)
 
 
+@pytest.mark.slow
 def test_advgame_works_beside_somebody_elses_envs(tmp_path):
     """The mathematics must not need our `envs` and `agents`, whose names are common."""
     (tmp_path / "envs.py").write_text("raise SystemExit('the wrong envs')")

@@ -216,7 +216,7 @@ def test_a_fresh_attnet_on_digits_still_attacks_each_image_for_itself(digits):
     assert float(errors(model, network.attack(threat), data).mean()) > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fresh_attnet_defeats_a_plain_mnist_classifier(real_data):
     """Error .50 at the least after 6,000 steps; the network to the letter is at .30 and dead."""
     data = load_data("mnist", real_data, train_n=20000)

@@ -132,7 +132,7 @@ def test_an_interrupted_cell_of_an_own_task_says_what_to_do(here):
         made.prepare(made.cells())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_study_compares_own_updaters_on_an_own_task(here):
     config = study.Config(
         env=REACH[1],

@@ -40,6 +40,7 @@ def test_both_players_learn_by_the_formula():
     assert torch.allclose(rules.u[moved], (u + 0.1 * ascent.sign())[moved], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_resumes_to_the_bit_and_is_judged(tmp_path, monkeypatch):
     config = stranger_game.Config(**{**SMALL, "runs_dir": str(tmp_path), "name": "whole"})
     whole = stranger_game.job.run(config)

@@ -159,7 +159,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(changes, answer,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_cells_are_trained_and_judged_and_not_mixed_with_others(tmp_path):
     tiny = "--epochs 1 --train-n 100 --batch-size 20"
     rows = {"methods": ("pgd-at", "uniform-2", "psro", "long-uniform-2"), "rounds": 1}

@@ -209,6 +209,7 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     assert set(found["landscape"]) == {"plain", "grad"}
 
 
+@pytest.mark.slow
 def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     cells = [str(path) for path in sorted(folder.iterdir())]
     config = study_black_box.Config(

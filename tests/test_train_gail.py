@@ -247,7 +247,7 @@ def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     assert "it cannot go on" in capsys.readouterr().err, "what --resume would refuse"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
     flags = "--episodes 8 --envs 4 --n-steps 16"
     study = gail_stability.Config(
@@ -298,7 +298,7 @@ def test_controls_alone_have_no_picture(tmp_path):
     assert study.path.with_suffix(".png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_leaves_a_resumable_run(tmp_path):
     words = [*GAIL, "--runs-dir", str(tmp_path), "--iterations", "200", "--evaluate-every", "10"]
     words += ["--episodes", "20", "--save-every", "1"]

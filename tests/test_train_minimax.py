@@ -136,7 +136,7 @@ def test_defences_are_compared_with_minimax_seed_by_seed():
     assert text.splitlines()[-1] == "| minimax | 3 | -0.200 ± 0.248 | – |"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_study_writes_the_tables_of_the_paper(tmp_path):
     extra = "--train-n 100 --epochs 2 --batch-size 50 --eval-n 20 --response-steps 3 --hidden 9"
     config = study_minimax.Config(

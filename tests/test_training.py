@@ -274,7 +274,7 @@ def test_every_data_set_has_settings_that_pass_their_own_check(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("agent", ["reinforce", "ppo"])
 def test_memory_is_flat_over_a_thousand_steps(agent, tmp_path, monkeypatch):
     resident = []
