@@ -24,7 +24,7 @@ from advgame.targets import from_run, shipped
 from advgame.zoo import entries, shipping
 
 DIGITS = "digits/pgd-at-small_cnn-seed0"
-SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
 @pytest.fixture
