@@ -24,6 +24,8 @@ from advgame.run.cli import run_script
 from advgame.run.program import prog, retold
 
 _FOLDER = Path(__file__).with_name("studies")
+OF_FLAGS = ("--extra", "--slurm-more")
+"""Options whose value is flags."""
 STUDIES = {path.stem: path for path in sorted(_FOLDER.glob("[a-z]*.py"))}
 
 
@@ -46,7 +48,16 @@ def run(words: Sequence[str]) -> None:
 
     study = import_module(f"studies.{name}")
     typed = f"{prog()} {name}" if name in sys.argv[1:2] else prog()  # compare.py says no name
-    study.main(tyro.cli(study.Config, args=rest, prog=typed))
+    study.main(tyro.cli(study.Config, args=joined(rest), prog=typed))
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """``--extra "--epochs 5"`` as ``--extra="--epochs 5"``: a value of dashes seems an option."""
+    found, left = list[str](), iter(words)
+    for word in left:
+        value = next(left, None) if word in OF_FLAGS else None
+        found.append(word if value is None else f"{word}={value}")
+    return found
 
 
 if __name__ == "__main__":

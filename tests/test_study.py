@@ -91,6 +91,12 @@ def test_the_studies_are_listed_by_their_first_lines(capsys):
         study.run(["las-at"])
 
 
+def test_flags_for_the_trainings_may_be_a_word_of_their_own():
+    words = ["--seeds", "2", "--extra", "--epochs 5", "--out=o"]
+    assert study.joined(words) == ["--seeds", "2", "--extra=--epochs 5", "--out=o"]
+    assert study.joined(["--extra"]) == ["--extra"]  # refused by the parser
+
+
 def test_every_committed_results_file_is_rendered_below():
     results = ROOT / "results"
     made = {f"{folder}/{stem}.json" for _, folder, stem, _ in COMMITTED}

@@ -36,7 +36,7 @@ import tyro
 from typing_extensions import override
 
 from advgame.classifiers.names import is_built_in
-from advgame.data.names import DATASETS, check_dataset, recipe, short_name
+from advgame.data.names import DATASETS, check_dataset, is_own, recipe, short_name
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
@@ -120,6 +120,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+POSTER_IS = "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:"
 # accuracy in %, as Markdown
 POSTER = """\
 | game | clean | FGSM | PGD-20 | PGD-100 | MIM | C&W | FeaAttack | worst |
@@ -455,8 +456,7 @@ class Compare(MethodsStudy[Config]):
             + "".join(f" {told}" for name, told in TOLD.items() if f"accuracy_{name}" in first)
             + told_budget(about),
             table.markdown([*head, "flags"], flagged),
-            "The ADT poster, CIFAR-10, WRN-28-10, ε 8/255; worst of its columns:",
-            POSTER,
+            *([] if is_own(self.config.dataset) else (POSTER_IS, POSTER)),
         ]
 
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
