@@ -137,10 +137,16 @@ def test_the_table_tells_the_passes_of_the_whole_training(tmp_path):
     assert study(tmp_path).table(runs[1:])[1][-1] == "–"
 
 
-def test_the_papers_numbers_stand_beside_published_data_alone(tmp_path):
+def test_a_table_is_beside_the_papers_numbers_and_any_game(tmp_path):
     run = {"method": "pgd-at", "seed": 0, "n": 3, "eps": 0.1, "norm": "Linf", "epochs": 1.0}
     run |= {"accuracy_clean": 1.0, "worst_case": 0.5, "seconds_per_epoch": 1.0, "train_n": None}
     run |= {"forwards_per_image": 23.0, "selected_by": "x", "flags": [], "seconds": 1.0}
+    beside = study(tmp_path, against="trades")
+    better = {**run, "method": "trades", "worst_case": 0.75}
+    both = [{**one, "seed": seed} for seed in (0, 1) for one in (run, better)]
+    head, *lines = beside.table(both)
+    own = head.index("worst − trades, paired, 95 %")
+    assert [line[own] for line in lines] == ["-25.0 ± 0.0", "–"]
     for dataset, told in (("digits", True), ("own.npz", False)):
         pages = compare.Compare(config(tmp_path, dataset=dataset)).document([run], {})
         assert (compare.POSTER in pages) == told
@@ -149,6 +155,8 @@ def test_the_papers_numbers_stand_beside_published_data_alone(tmp_path):
 def test_words_that_cannot_work_are_refused(tmp_path):
     with pytest.raises(InputError, match="unknown method"):
         compare.main(config(tmp_path, methods=("strong",)))
+    with pytest.raises(InputError, match="unknown method 'pgd'"):
+        compare.main(config(tmp_path, against="pgd"))
     with pytest.raises(InputError, match="no finished cell"):
         compare.main(config(tmp_path, finished_only=True))
     with pytest.raises(InputError, match="unknown attack 'nosuch'"):

@@ -30,6 +30,7 @@ CIFAR = {
     "attacks": ("adt:fgsm", "adt:pgd20", "adt:mim20", "adt:cw30", "autoattack"),
     "cost": str(ROOT / "results" / "cifar10" / "cost.json"),
     "extra": "--model lean_resnet-half --precision 32-true --lr 0.2 --validate-every 4",
+    "against": "pgd-at-2",
 }
 PAPERS_CNN = {
     **MNIST,

@@ -37,7 +37,7 @@ from typing_extensions import override
 
 from advgame.classifiers.names import is_built_in
 from advgame.data.names import DATASETS, check_dataset, is_own, recipe, short_name
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
@@ -164,6 +164,8 @@ class Config(MethodsConfig):
     """of the evaluations, see `evaluate --list`"""
     eval_n: Count = 360
     """test images"""
+    against: str = CONTROL
+    """game that the others are compared with, paired over seeds"""
     weights: str | None = None
     """a folder for the weights of every cell that were judged"""
     judged: str = "judged"
@@ -180,7 +182,11 @@ class Compare(MethodsStudy[Config]):
         "Hardware: {devices}, {jobs} at a time. Cells made at commit {commits}.",
         "Command: `{command}`.",
     )
-    methods, control = GAMES | MORE, CONTROL
+    methods = GAMES | MORE
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.control = config.against
 
     @property
     def judged(self) -> Path:
@@ -215,6 +221,8 @@ class Compare(MethodsStudy[Config]):
             raise InputError("--forwards is for --budget compute")
         if config.cost and not config.forwards:
             raise InputError("--cost is for --forwards")
+        if config.against not in self.methods:
+            raise unknown("method", config.against, self.methods)
         check_attacks(config.attacks)
         if not config.attacks:
             raise InputError("--attacks names none: a table needs one")
@@ -425,7 +433,7 @@ class Compare(MethodsStudy[Config]):
             **{"game": table.row_name, "seeds": table.seeds, "epochs": table.Mean("epochs", 0)},
             **table.accuracies(held),
             "PGD-20 − AutoAttack": table.Percent("gap"),
-            f"worst − {CONTROL}, paired, 95 %": table.Paired("worst_case", minus=CONTROL),
+            f"worst − {self.control}, paired, 95 %": table.Paired("worst_case", minus=self.control),
             "s per epoch": table.Mean("seconds_per_epoch", 2),
             "F per image and step": table.Mean("forwards_per_image", 1),
             f"passes, {CONTROL} = 1": passes,
