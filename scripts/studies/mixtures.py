@@ -44,7 +44,6 @@ class Config(StudyConfig):
         "pgd-at-2",
         "pgd-at-2+pgd-at-2",
         "pgd-at-2+stopper",
-        "long:pgd-at-2",
     )
     """games with + between them, or long:GAME; the first is what the others are compared with"""
     results: str = "results/cifar10/cifar10-compute.json"
