@@ -83,7 +83,7 @@ class Mixtures(Study[Config]):
                     raise InputError(f"{path} is not there: study.py compare --weights writes it")
 
     def cells(self) -> dict[str, dict[str, Any]]:
-        """Every row with every seed."""
+        """What is judged: a row of games, once per seed of its first classifier."""
         return {
             f"{row.replace(':', '-')}-seed{seed}": {"method": row, "seed": seed}
             for seed in self.seeds()
@@ -111,14 +111,14 @@ class Mixtures(Study[Config]):
 
     @cached_property
     def trained(self) -> Mapping[str, Runs]:
-        """The runs of both results files."""
+        """Of each results file that a row needs: what it says of every cell."""
         paths = {self.config.results}
         if any(row.startswith(LONG) for row in self.config.rows):
             paths.add(self.config.longer)
         return {path: read_json(Path(path))["runs"] for path in paths}
 
     def weights(self, member: Run) -> Path:
-        """The file of a member's weights."""
+        """Where `study.py compare --weights` put what a member learned."""
         path = Path(member["path"])
         name = f"{member['method']}-seed{member['seed']}.safetensors"
         return path.parent / "weights" / path.stem / name
@@ -135,7 +135,7 @@ class Mixtures(Study[Config]):
         return [*flags, "--attacks", *config.attacks, "--n", str(config.n)]
 
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
-        """Write the mixtures, judge them."""
+        """Give a row's classifiers equal weights, and have `evaluate.py` attack the mixture."""
         judge, todo = Path(__file__).parents[1] / "evaluate.py", []
         for name, cell in cells.items():
             members = self.members(**cell)
