@@ -65,6 +65,7 @@ COMMITTED = [
     ("compare", "compare/l2", "digits-epochs", L2),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
+    ("strategies", "strategies", "mnist-split0-230", {**MNIST, "forwards": 230.0}),
     ("arena", "arena", "digits", {}),
     ("influence", "strategies", "influence", {}),
     ("schedule", "cluster", "schedule", {}),
