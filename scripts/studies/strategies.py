@@ -72,6 +72,7 @@ ABLATIONS = {
     # the stopper's and short's means of ε, steps and step size, the same for every image
     "fixed-mean": f"{_LAS} --agent fixed --fixed 9 4 3",
     # one thing drawn or learned, all else as the fixed PGD-AT of as many steps has it
+    "fixed-eps": f"{_LAS} --agent fixed --fixed 9 7 2",
     "random-eps": f"{_LAS} --agent random --space {_RADII} steps=7 step_size=2",
     "random-steps": f"{_LAS} --agent random --space eps=8 {_STEPS} step_size=2",
     "stopper-steps": f"{MORE[STOPPER]} --space eps=8 {_STEPS} step_size=3",
@@ -100,6 +101,8 @@ CONTRASTS = (
     ("short", BEST),
     ("stopper-60", BEST),
     ("random-eps", "pgd-at-7"),
+    ("fixed-eps", "pgd-at-7"),
+    ("random-eps", "fixed-eps"),
     ("random-steps", "pgd-at-7"),
     ("stopper-steps", "pgd-at-4"),
     ("stopper-steps", BEST),
@@ -116,7 +119,7 @@ class Config(compare.Config):
 
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
-    """which players; fixed-mean, random-eps, random-steps and stopper-steps (one thing drawn or
+    """which players; fixed-mean, fixed-eps, random-eps, random-steps and stopper-steps (one thing drawn or
     learned alone), stopper-60 (at 60 % of the budget), stopper-threshold, stopper-no-FEATURE and
     stopper-frozen are left out by default"""
     learned: str = STOPPER
