@@ -9,6 +9,7 @@ from advgame.arena import read_mixture
 from advgame.errors import InputError
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder
+from advgame.zoo.entries import HOME
 
 VERDICTS = "image,label,clean,adaptive:ce,arc,arc:warm,members:pgd20\n0,1,1,1,0.5,1,1\n"
 
@@ -70,6 +71,26 @@ def test_weights_that_are_not_there_are_refused(study, tmp_path):
     (tmp_path / "weights" / "r" / "pgd-seed2.safetensors").unlink()
     with pytest.raises(InputError, match=r"pgd-seed2\.safetensors is not there"):
         study().play()
+
+
+@pytest.mark.slow
+def test_real_weights_are_judged(tmp_path):
+    """Two classifiers of the zoo, in the place where a study keeps its weights."""
+    named = [("pgd-at", 0), ("stopper", 0)]
+    write_atomically(tmp_path / "r.json", json.dumps(runs(*named)))
+    for game, _ in named:
+        best = HOME / "digits" / f"{game}-small_cnn-seed0" / "checkpoints" / "best.safetensors"
+        kept = tmp_path / "weights" / "r" / f"{game}-seed0.safetensors"
+        write_atomically(kept, best.read_bytes())
+    rows = {"rows": ("pgd-at", "pgd-at+stopper"), "seeds": 1, "attacks": ("fgsm",), "n": 12}
+    where = {"results": str(tmp_path / "r.json"), "out": str(tmp_path / "o")}
+    where["runs_dir"] = str(tmp_path / "runs")
+    Mixtures(Config(**rows, **where, dataset="digits", model="small_cnn", jobs=1)).play()
+    found = json.loads((tmp_path / "o" / "digits-mixtures.json").read_text())["runs"]
+    assert {run["method"]: run["members"] for run in found} == {"pgd-at": 1, "pgd-at+stopper": 2}
+    for run in found:
+        least = min(run["adaptive"], run["arc"], run["union"])
+        assert run["worst_case"] - 1e-6 <= least <= run["clean"] + 1e-6
 
 
 def test_rows_are_mixed_judged_and_told(study, tmp_path, monkeypatch):

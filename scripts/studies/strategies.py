@@ -119,9 +119,9 @@ class Config(compare.Config):
 
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
-    """which players; fixed-mean, fixed-eps, random-eps, random-steps and stopper-steps (one thing drawn or
-    learned alone), stopper-60 (at 60 % of the budget), stopper-threshold, stopper-no-FEATURE and
-    stopper-frozen are left out by default"""
+    """which players; left out by default: fixed-mean, fixed-eps, random-eps, random-steps and
+    stopper-steps (one thing changed, drawn or learned alone), stopper-60 (at 60 % of the budget),
+    stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
     learned: str = STOPPER
     """of the primary contrasts"""
     resplit: Whole = 0
