@@ -97,8 +97,8 @@ def test_packages_are_carried_without_their_examples(tmp_path):
         p.name for p in site.iterdir()
     }
     assert not list(site.rglob("examples"))
-    # of which the zoo's classifiers are up to 10 MB
-    assert sum(path.stat().st_size for path in (tmp_path / "plan").iterdir()) < 12e6
+    assert not list((tmp_path / "unpacked" / "code").rglob("*.safetensors")), "the zoo's weights"
+    assert sum(path.stat().st_size for path in (tmp_path / "plan").iterdir()) < 4e6
 
 
 @pytest.mark.parametrize(
