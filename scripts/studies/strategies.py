@@ -73,6 +73,8 @@ ABLATIONS = {
     "fixed-mean": f"{_LAS} --agent fixed --fixed 9 4 3",
     # one thing drawn or learned, all else as the fixed PGD-AT of as many steps has it
     "fixed-eps": f"{_LAS} --agent fixed --fixed 9 7 2",
+    # the best fixed PGD-AT's radius tuned on validation, as its number of steps is
+    **{f"fixed-eps-{eps}": f"{_LAS} --agent fixed --fixed {eps} 7 2" for eps in (10, 12)},
     "random-eps": f"{_LAS} --agent random --space {_RADII} steps=7 step_size=2",
     "random-steps": f"{_LAS} --agent random --space eps=8 {_STEPS} step_size=2",
     "stopper-steps": f"{MORE[STOPPER]} --space eps=8 {_STEPS} step_size=3",
@@ -101,7 +103,7 @@ CONTRASTS = (
     ("short", BEST),
     ("stopper-60", BEST),
     ("random-eps", "pgd-at-7"),
-    ("fixed-eps", "pgd-at-7"),
+    *((f"fixed-eps{more}", "pgd-at-7") for more in ("", "-10", "-12")),
     ("random-eps", "fixed-eps"),
     ("random-steps", "pgd-at-7"),
     ("stopper-steps", "pgd-at-4"),
@@ -120,7 +122,8 @@ class Config(compare.Config):
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
     """which players; left out by default: fixed-mean, fixed-eps, random-eps, random-steps and
-    stopper-steps (one thing changed, drawn or learned alone), stopper-60 (at 60 % of the budget),
+    stopper-steps (one thing changed, drawn or learned alone), fixed-eps-10 and fixed-eps-12 (a
+    larger radius, in eighths of the ball's), stopper-60 (at 60 % of the budget),
     stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
     learned: str = STOPPER
     """of the primary contrasts"""
