@@ -104,10 +104,26 @@ def runs(seeds=3, **shares):
 
 def test_the_best_fixed_training_is_that_of_validation():
     made = runs(pgd_at=0.5, pgd_at_2=0.6, random=0.9)
-    assert best_fixed(made) == "pgd-at-2"
+    assert best_fixed(made) == ["pgd-at-2"]
     made[0]["validation"], made[1]["validation"] = 0.8, 0.8  # test accuracy has no say
-    assert best_fixed(made) == "pgd-at"
-    assert best_fixed(runs(random=0.5)) == ""
+    assert best_fixed(made) == ["pgd-at"]
+    assert best_fixed(runs(random=0.5)) == []
+
+
+def test_each_of_several_that_validation_ties_is_compared():
+    made = runs(stopper=0.6, random=0.5, pgd_at=0.4, pgd_at_7=0.45, pgd_at_2=0.45)
+    thirds = iter((0.1, 0.1, 0.4, 0.2, 0.3, 0.1))  # the same sum but for rounding
+    for one in made:
+        if one["method"].startswith("pgd-at"):
+            one["validation"] = next(thirds) if one["method"] != "pgd-at-2" else 0.1
+    best = best_fixed(made)
+    assert best == ["pgd-at-7", "pgd-at"]
+    found = find_contrasts(made, "stopper", best)
+    first = [one["name"] for one in found if one["primary"]]
+    assert first == ["stopper less random", "stopper less pgd-at-7", "stopper less pgd-at"]
+    assert [one["holm"] for one in found[:3]] == holm([one["p"] for one in found[:3]])
+    others = [one["name"] for one in found[3:]]
+    assert others == ["random less pgd-at-7", "random less pgd-at"]
     assert set(FIXED) <= set(strategies.PLAYERS)
 
 
@@ -122,12 +138,12 @@ def test_contrasts_are_paired_by_seed_and_image_and_the_primary_ones_adjusted():
     assert all(one["low"] <= one["mean"] <= one["high"] for one in found)
     assert [one["holm"] for one in found[:2]] == holm([one["p"] for one in found[:2]])
     assert all("holm" not in one for one in found[2:])
-    assert find_contrasts(runs(1, stopper=0.6, random=0.5), "stopper", "") == []
-    other = find_contrasts(made, "shuffled", "pgd-at")
+    assert find_contrasts(runs(1, stopper=0.6, random=0.5), "stopper", []) == []
+    other = find_contrasts(made, "shuffled", ["pgd-at"])
     assert [one["name"] for one in other][:2] == ["shuffled less random", "shuffled less pgd-at"]
     with pytest.raises(InputError, match="different numbers of images"):
         find_contrasts([*runs(2, stopper=0.5), *[cell("random", s, 0.5, 40) for s in (0, 1)]],
-                       "stopper", "")  # fmt: skip
+                       "stopper", [])  # fmt: skip
 
 
 def study(tmp_path, **changes):

@@ -22,6 +22,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -49,6 +50,7 @@ _LISTS = "--space eps=4,8,12 steps=2,5,10 step_size=2,4"
 _RADII = f"eps={','.join(map(str, range(3, 16)))}"
 _STEPS = f"steps={','.join(map(str, range(3, 15)))}"
 _SMOOTHED = "--true-probability 0.7"
+_OF_THE_IMAGE = [name for name in FEATURES if name not in ("one", "done", "eps")]
 STOPPER, FROZEN, BEST = "stopper", "stopper-frozen", "best fixed PGD-AT"
 # name -> script and flags
 PLAYERS = {
@@ -76,9 +78,12 @@ ABLATIONS = {
     # the best fixed PGD-AT's radius tuned on validation, as its number of steps is
     **{f"fixed-eps-{eps}": f"{_LAS} --agent fixed --fixed {eps} 7 2" for eps in (10, 12)},
     "random-eps": f"{_LAS} --agent random --space {_RADII} steps=7 step_size=2",
+    "random-eps-4": f"{_LAS} --agent random --space {_RADII} steps=4 step_size=3",
     "random-steps": f"{_LAS} --agent random --space eps=8 {_STEPS} step_size=2",
     "stopper-steps": f"{MORE[STOPPER]} --space eps=8 {_STEPS} step_size=3",
     "stopper-60": MORE[STOPPER],
+    # learns how many steps a radius gets, and sees nothing of an image under attack
+    "stopper-eps-alone": f"{MORE[STOPPER]} --without {' '.join(_OF_THE_IMAGE)}",
     "stopper-threshold": f"{MORE[STOPPER]} --threshold 0.1",
     FROZEN: MORE[STOPPER],
     **{
@@ -105,6 +110,9 @@ CONTRASTS = (
     ("random-eps", "pgd-at-7"),
     *((f"fixed-eps{more}", "pgd-at-7") for more in ("", "-10", "-12")),
     ("random-eps", "fixed-eps"),
+    ("random-eps-4", "fixed-mean"),
+    ("short", "fixed-mean"),
+    ("fixed-mean", "pgd-at-4"),
     ("random-steps", "pgd-at-7"),
     ("stopper-steps", "pgd-at-4"),
     ("stopper-steps", BEST),
@@ -121,10 +129,10 @@ class Config(compare.Config):
 
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
-    """which players; left out by default: fixed-mean, fixed-eps, random-eps, random-steps and
-    stopper-steps (one thing changed, drawn or learned alone), fixed-eps-10 and fixed-eps-12 (a
-    larger radius, in eighths of the ball's), stopper-60 (at 60 % of the budget),
-    stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
+    """which players; left out by default: fixed-mean, fixed-eps, random-eps, random-eps-4,
+    random-steps and stopper-steps (one thing changed, drawn or learned alone), fixed-eps-10 and
+    fixed-eps-12 (a larger radius, in eighths of the ball's), stopper-60 (at 60 % of the budget),
+    stopper-eps-alone, stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
     learned: str = STOPPER
     """of the primary contrasts"""
     resplit: Whole = 0
@@ -199,7 +207,7 @@ class Strategies(compare.Compare):
     def found(self, runs: Runs) -> dict[str, Any]:
         best = best_fixed(runs)
         contrasts = find_contrasts(runs, self.config.learned, best)
-        return {**super().found(runs), "best_fixed": best, "contrasts": contrasts}
+        return {**super().found(runs), "best_fixed": ", ".join(best), "contrasts": contrasts}
 
     @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
@@ -247,33 +255,37 @@ def first_budget(about: Mapping[str, Any]) -> str:
     return f"{about['budget']:g} forwards per training image"
 
 
-def best_fixed(runs: Runs) -> str:
-    """The fixed PGD-AT with the best validation accuracy, mean over seeds; "" where none is."""
+def best_fixed(runs: Runs) -> list[str]:
+    """The fixed PGD-AT with the best validation accuracy, mean over seeds: all where several tie.
+
+    A tie is usual: the mean is a count of images, over few of them.
+    """
     scores = {
         name: mean(found)
         for name in FIXED
         if (found := [run["validation"] for run in runs if run["method"] == name])
     }
-    return max(scores, key=lambda name: scores[name], default="")
+    best = max(scores.values(), default=0.0)
+    return [name for name, score in scores.items() if isclose(score, best, abs_tol=1e-9)]
 
 
-def find_contrasts(runs: Runs, learned: str, best: str) -> list[Contrast]:
+def find_contrasts(runs: Runs, learned: str, best: Sequence[str]) -> list[Contrast]:
     """All differences that two or more common seeds tell; the primary ones first.
 
     Args:
         runs: ``method``, ``seed``, and ``survives``, a 0 or 1 per image.
         learned: the player of the primary contrasts.
-        best: the fixed PGD-AT that stands for `BEST`.
+        best: the fixed PGD-ATs that stand for `BEST`, each in a contrast of its own.
     """
-    primary = ((learned, "random"), (learned, BEST))
+    primary = ((learned, "random"), *((learned, one) for one in best))
+    rest = ((one, own) for one, other in CONTRASTS for own in (best if other == BEST else [other]))
     found = list[Contrast]()
-    for one, other in dict.fromkeys((*primary, *CONTRASTS)):
-        pair = (one, best if other == BEST else other)
+    for pair in dict.fromkeys((*primary, *rest)):
         tables = survivals(runs, pair)
         if tables is None:
             continue
         interval = crossed_interval(tables[0] - tables[1])
-        words = {"name": f"{one} less {pair[1]}", "primary": (one, other) in primary}
+        words = {"name": " less ".join(pair), "primary": pair in primary}
         found.append({**words, "seeds": len(tables[0]), **interval})
     first = [one for one in found if one["primary"]]
     for contrast, p in zip(first, holm([one["p"] for one in first]), strict=True):
