@@ -392,6 +392,8 @@ class Compare(MethodsStudy[Config]):
         steps, seconds = cell.rows[-1]["step"], cell.rows[-1]["time/seconds"]
         epochs = steps / cell.rows[0]["step"] if len(cell.rows) > 1 else cell.settings["epochs"]
         spent = {"spent": cell.rows[-1]["cost/spent"]} if "cost/spent" in cell.rows[-1] else {}
+        scores = [row["eval/robust"] for row in cell.rows if "eval/robust" in row]
+        chosen = {"validation": max(scores), "validation_last": scores[-1]} if scores else {}
         # of the training's own report only signs of life count: it saw few images
         dead = [name for name in cell.facts()["flags"] if name.startswith("dead_")]
         return {
@@ -407,6 +409,7 @@ class Compare(MethodsStudy[Config]):
             "seconds_per_epoch": seconds / epochs,
             "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in cell.rows),
             **spent,
+            **chosen,
             "flags": [flag["name"] for flag in report["flags"]]
             + dead
             + ["catastrophic_overfitting"] * ("catastrophic_overfitting" in cell.report),

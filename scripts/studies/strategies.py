@@ -38,7 +38,7 @@ from advgame.run import table
 from advgame.run.curves import save_figure
 from advgame.run.files import write_atomically
 from advgame.run.options import Count, Names, Positive, Whole
-from advgame.run.study import Finished, selection, training_images
+from advgame.run.study import selection, training_images
 from advgame.run.table import Runs
 from advgame.statistics import crossed_interval, holm
 from studies import compare
@@ -195,13 +195,7 @@ class Strategies(compare.Compare):
         if "autoattack" in judges:
             judges = ["clean", "autoattack"]
         survives = (all(float(row[name]) for name in judges) for row in rows)
-        scores = [row["eval/robust"] for row in Finished(folder).rows if "eval/robust" in row]
-        return {
-            **super().read(folder),
-            "validation": max(scores),
-            "validation_last": scores[-1],
-            "survives": "".join(str(int(one)) for one in survives),
-        }
+        return {**super().read(folder), "survives": "".join(str(int(one)) for one in survives)}
 
     @override
     def found(self, runs: Runs) -> dict[str, Any]:
