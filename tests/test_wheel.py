@@ -335,6 +335,9 @@ def test_the_commit_is_that_of_a_repository_which_holds_the_source(monkeypatch, 
     source = tmp_path / "advgame" / "run" / "folder.py"
     source.parent.mkdir(parents=True)
     source.touch()
+    table = tmp_path / "results" / "digits.json"
+    table.parent.mkdir()
+    table.touch()
     monkeypatch.setattr("advgame.run.folder.__file__", str(source))
     assert commit() == "unknown"
 
@@ -349,6 +352,8 @@ def test_the_commit_is_that_of_a_repository_which_holds_the_source(monkeypatch, 
     git("add", ".")
     git("commit", "-m", "with the source")
     assert commit() == git("rev-parse", "HEAD")
+    table.write_text("a cell more")
+    assert commit() == git("rev-parse", "HEAD"), "a study's own table is no change of the source"
     source.write_text("other")
     assert commit().endswith("+changes")
 

@@ -58,6 +58,8 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The source's git commit, with ``+changes`` when the tree differs; "unknown" outside git.
 
+    Results do not count: a study rewrites its own after every cell.
+
     An installed package may lie within somebody's own repository, whose commit says nothing of it:
     this file must be one of those that the repository tracks.
     """
@@ -66,7 +68,8 @@ def commit() -> str:
     try:
         _git(root, "ls-files", "--error-unmatch", str(source))
         head = _git(root, "rev-parse", "HEAD").strip()
-        return head + ("+changes" if _git(root, "status", "--porcelain", "-uno").strip() else "")
+        changed = _git(root, "status", "--porcelain", "-uno", "--", ".", ":(exclude)results")
+        return head + ("+changes" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
