@@ -330,6 +330,31 @@ def test_misuse_is_refused():
         Ridge(3, memory=0)
 
 
+def test_a_fixed_threshold_above_the_first_gains_still_sees_what_later_ones_are():
+    """Without probes each attack would end after its first step, and nothing would be learned."""
+    rule = LearnedStop(0.1, threshold=0.5)
+    steps = []
+    for number in range(12):
+        rule.begin(40)
+        done = torch.ones(40, dtype=torch.int64)
+        for step in range(4):
+            now = seen(40, done=step, seed=number)
+            gain = 0.01 if number < 4 else 1.0  # of every step
+            rows = (done > step).nonzero()[:, 0]
+            own = [one[rows] if torch.is_tensor(one) else one for one in now[1:]]
+            now = Seen(rows, *own)._replace(loss=torch.full((len(rows),), step * gain))
+            stops = rule.stop(now)
+            assert not stops[rows % 20 == 0].any(), "a probe goes on"
+            done[rows[~stops]] += 1
+        rule.end(done)
+        steps.append(float(done.float().mean()))
+    assert steps[3] < 1.5 < 4 < steps[-1]
+    free = LearnedStop(0.1)
+    free.threshold = 0.5
+    free.begin(40)
+    assert free.stop(seen(40, done=0)).all(), "an adapted one falls, and needs no probes"
+
+
 def test_a_fixed_threshold_stays_and_a_frozen_regression_does_not_learn():
     weights = 0.1 * torch.arange(1.0, 10.0).double()
 

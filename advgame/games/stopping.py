@@ -45,6 +45,8 @@ FEATURES = {
     "eps": "ε / ε₀",
 }
 """What `LearnedStop` sees of an image."""
+PROBES = 20
+"""With a fixed threshold one image in so many is attacked to its end, whatever is predicted."""
 
 
 def true_probability(seen: Seen) -> Tensor:
@@ -179,7 +181,9 @@ class LearnedStop(StoppingRule):
         eps0: ε₀.
         mean_steps: what the threshold is adapted to.
         regression: of the gain; a new one when None.
-        threshold: a fixed θ in nats, whatever number of steps comes of it; None adapts it.
+        threshold: a fixed θ in nats, whatever number of steps comes of it; None adapts it. A θ
+            above what a step gains at first would end every attack after one step, and no gain
+            would ever be seen: so one image in `PROBES` goes on.
         without: features that it does not see.
         frozen: the regression does not learn any more.
 
@@ -217,7 +221,10 @@ class LearnedStop(StoppingRule):
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # features, prediction, gain
 
     def stop(self, seen: Seen) -> Tensor:
-        """Where the step that is next is predicted to gain less than the threshold."""
+        """Where the step that is next is predicted to gain less than the threshold.
+
+        Of a fixed threshold the probes do not stop.
+        """
         with torch.autocast(seen.loss.device.type, enabled=False):
             p, loss = true_probability(seen), full_precision(seen.loss)
             if seen.done == 0:
@@ -229,7 +236,8 @@ class LearnedStop(StoppingRule):
             predicted = self.regression.predict(phi)
         self._p[seen.rows], self._loss[seen.rows] = p, loss
         self._features[seen.rows], self._predicted[seen.rows] = phi, predicted
-        return predicted < self.threshold
+        stops: Tensor = predicted < self.threshold
+        return stops & (seen.rows % PROBES != 0) if self.fixed else stops
 
     def _begin_memory(self, seen: Seen, p: Tensor, loss: Tensor) -> None:
         """What the last iterate of each image was, by its place in the batch."""

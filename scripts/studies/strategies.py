@@ -84,7 +84,8 @@ ABLATIONS = {
     "stopper-60": MORE[STOPPER],
     # learns how many steps a radius gets, and sees nothing of an image under attack
     "stopper-eps-alone": f"{MORE[STOPPER]} --without {' '.join(_OF_THE_IMAGE)}",
-    "stopper-threshold": f"{MORE[STOPPER]} --threshold 0.1",
+    # about where the adapted one is in the middle of a training
+    "stopper-threshold": f"{MORE[STOPPER]} --threshold 0.02",
     FROZEN: MORE[STOPPER],
     **{
         f"stopper-no-{name}": f"{MORE[STOPPER]} --without {name}"
