@@ -65,6 +65,7 @@ COMMITTED = [
     ("compare", "compare/l2", "digits-epochs", L2),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
+    ("strategies", "strategies/again", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies", "mnist-split0-230", {**MNIST, "forwards": 230.0}),
     ("arena", "arena", "digits", {}),
     ("influence", "strategies", "influence", {}),
@@ -78,7 +79,7 @@ COMMITTED = [
     ("gail", "gail", "mountaincar_v0-fixed/stability", {**CAR, "setting": "fixed"}),
     ("gail", "gail", "mountaincar_v0-fixed-1-every-1/stability", {**CAR, **ONE}),
 ]
-OF_OTHERS = {"benchmark", "cost", "sweeps", "tuning"}  # stems of what other scripts made
+OF_OTHERS = {"benchmark", "cost", "stopper-mnist", "sweeps", "tuning"}  # stems of what other scripts made
 
 
 def module(name):
