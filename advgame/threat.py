@@ -69,6 +69,18 @@ class Threat(ABC):
         object.__setattr__(ball, "eps", eps)
         return ball
 
+    def _radii(self, x: Tensor) -> float | Tensor:
+        """ε as images have it: radii from NumPy are float64, which no fp32 classifier takes.
+
+        Raises:
+            InputError: not one for each image.
+        """
+        if not isinstance(self.eps, Tensor):
+            return self.eps
+        if len(self.eps) != len(x):
+            raise InputError(f"eps has {len(self.eps)} entries for {len(x)} images")
+        return self.eps.to(x)
+
     def scaled(self, factor: float) -> Self:
         """The ball of ``factor`` times the radius, however large that is."""
         if not 0 < factor < math.inf:
@@ -176,7 +188,7 @@ class Linf(Threat):
     def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Every pixel moves by U(-ε, ε)."""
         noise = torch.empty_like(x).uniform_(-1, 1, generator=rng)
-        return (x + noise * per_image(self.eps, x)).clamp_(0, 1)
+        return (x + noise * per_image(self._radii(x), x)).clamp_(0, 1)
 
 
 @dataclass(frozen=True)
@@ -228,7 +240,7 @@ class L2(Threat):
         direction = torch.empty_like(x).normal_(generator=rng)
         direction = direction / per_image(self.size(direction), x)
         radius = torch.empty_like(x[:, 0, 0, 0]).uniform_(0, 1, generator=rng)
-        radius = radius ** (1 / x[0].numel()) * self.eps
+        radius = radius ** (1 / x[0].numel()) * self._radii(x)
         return (x + direction * per_image(radius, x)).clamp_(0, 1)
 
 

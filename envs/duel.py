@@ -534,6 +534,8 @@ def against(opponent: Policy, agent: str = "defender", **settings: Any) -> OneSi
         settings: of `DuelEnv`.
 
     Raises:
-        InputError: as `DuelEnv`, or another agent.
+        InputError: as `DuelEnv`, another agent, or an opponent that cannot be called.
     """
+    if not callable(opponent):
+        raise InputError(f"an opponent maps its observation to its action, unlike {opponent!r}")
     return OneSidedEnv(DuelEnv(**settings), agent, opponent)

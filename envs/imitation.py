@@ -292,9 +292,15 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place; call ``reset()`` first."""
+        """Go on from a saved place; call ``reset()`` first.
+
+        Raises:
+            InputError: it is of another number of environments.
+        """
         if self._rng is None:
             raise gym.error.ResetNeeded("call reset() before load_state_dict()")
+        if (rows := len(state[_PLACE[0]])) != self.num_envs:
+            raise InputError(f"the state is of {rows} environments, these are {self.num_envs}")
         self.task.load_state_dict(state["task"])
         self._rng.set_state(state["rng"])
         for name in _PLACE:

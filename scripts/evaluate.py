@@ -294,6 +294,10 @@ def check_networks(config: Config) -> None:
         )
     if config.normalise:
         statistics(config.normalise)
+    if is_mixture(config.surrogate):
+        raise InputError(f"{config.surrogate} is a mixture: a surrogate is one classifier")
+    if config.what and (mixed := place(config.what) / "mixture.json").exists():
+        raise InputError(f"{config.what} holds no classifier but a mixture: evaluate {mixed}")
     one_by_one = "" if is_mixture(config.what) else config.what  # members are checked each
     for path in filter(None, (one_by_one, config.surrogate)):
         if not place(path).exists():
@@ -383,6 +387,11 @@ class Job(jobs.Job[Config, Materials]):
         threat(config)
         if not (config.attacks or config.attackers):
             raise InputError("--attacks names none: say one, e.g. fgsm,pgd20,autoattack")
+        if is_mixture(config.what) and not (names(config) or config.attackers):
+            raise InputError(
+                "a mixture is judged by its members' adversarial examples, too: name an attack "
+                "beside clean, e.g. --attacks fgsm"
+            )
         evaluation.check_attacks(names(config))
         wants = [name for name in names(config) if "transfer" in name]
         if wants and not config.surrogate:

@@ -109,9 +109,7 @@ def load(
         InputError: two of one name, or data or networks that cannot be judged.
     """
     first = asked[0]
-    names = [name_of(what) for what in config.what]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"two classifiers are called {twice[0]}: rename one")
+    names = names_of(config.what)
     learned, (data, _) = evaluate.learned(first), evaluate.images(first)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
@@ -125,8 +123,23 @@ def load(
     return models, data, evaluate.threat(first), learned
 
 
+def names_of(whats: Sequence[str]) -> list[str]:
+    """What classifiers are called: by all that was typed where a shorter name is of several.
+
+    Raises:
+        InputError: one is named twice.
+    """
+    short = [name_of(what) for what in whats]
+    names = [
+        what if short.count(name) > 1 else name for what, name in zip(whats, short, strict=True)
+    ]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two classifiers are called {twice[0]}: name each once")
+    return names
+
+
 def name_of(what: str) -> str:
-    """What a classifier is called: its folder, its file without ending, or its factory."""
+    """The short name of a classifier: its folder, its file without ending, or its factory."""
     if is_zoo(what):
         return what
     path = Path(what)

@@ -78,7 +78,7 @@ def main(config: Config) -> None:
             progress=tell,
             begun=partial(run_workers, config, *workers),
         )
-    paths = {sweeps.name_of(what): Path(what) for what in config.what}
+    paths = dict(zip(sweeps.names_of(config.what), map(Path, config.what), strict=True))
     game = content["games"].get("transfer", content["games"]["all"])["per_image"]
     write_defender(out, paths, game["defender"])
     print(
@@ -103,8 +103,10 @@ def write_defender(out: Path, paths: Mapping[str, Path], shares: Mapping[str, fl
     """Write the mixture as evaluate.py takes it, where all that it plays are files or folders."""
     played = playable(shares)
     (out / "mixture.json").unlink(missing_ok=True)  # of a smaller tournament
-    if all(place(paths[name]).exists() for name in played):
-        write_mixture(out / "mixture.json", [paths[name] for name in played], list(played.values()))
+    if odd := [name for name in played if not place(paths[name]).exists()]:
+        print(f"{odd[0]} is code, which no file of a mixture can name: there is no mixture.json")
+        return
+    write_mixture(out / "mixture.json", [paths[name] for name in played], list(played.values()))
 
 
 if __name__ == "__main__":

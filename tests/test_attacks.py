@@ -353,3 +353,26 @@ def test_attacks_that_need_nothing_but_a_ball_are_made_by_name(name):
 def test_what_a_name_alone_does_not_make_is_refused(name, words):
     with pytest.raises(InputError, match=words):
         attacks.by_name(name, Linf(0.1))
+
+
+@pytest.mark.parametrize("ball", [Linf, L2])
+def test_radii_from_numpy_leave_images_in_their_own_precision(ball, pair):
+    model, x, y = pair[0], pair[1], pair[2]
+    eps = torch.linspace(0.05, 0.15, len(x), dtype=torch.float64)
+    made = [
+        pgd(ball(radii), 3).perturb(model, x, y, rng=torch.Generator().manual_seed(0))
+        for radii in (eps, eps.float())
+    ]
+    assert made[0].dtype == x.dtype
+    torch.testing.assert_close(*made)
+
+
+def test_what_no_attack_can_use_is_refused_in_a_line(pair):
+    model, x, y = pair[0], pair[1], pair[2]
+    with pytest.raises(InputError, match=r"steps must be a whole number, 0 or above, not 3\.5"):
+        GradientAttack(Linf(0.1), 3.5, 0.1)
+    short = GradientAttack(Linf(0.1), 3, 0.1, start=Linf(torch.tensor([0.1])))
+    with pytest.raises(InputError, match=f"eps has 1 entries for {len(x)} images"):
+        short.perturb(model, x, y, rng=torch.Generator())
+    with pytest.raises(InputError, match=r"a classifier is a torch\.nn\.Module, not a function"):
+        fgsm(Linf(0.1)).perturb(lambda images: model(images), x, y)

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from advgame.errors import InputError
-from advgame.run.cells import Cell, run_cells
+from advgame.run.cells import Cell, run_cells, values_of, without
 from advgame.run.engines import Local
 
 # a cell that notes when it begins, fails or waits as told, and how it ends
@@ -101,4 +101,17 @@ def test_a_study_that_is_stopped_stops_its_cells_once(script, tmp_path, number):
     assert {path.parent.name: path.read_text() for path in root.glob("*/stopped")} == {
         "c0": "once ",
         "c1": "once ",
+    }
+
+
+def test_options_are_left_out_with_all_their_values():
+    words = ["--fixed", "8", "5", "2", "--lr=0.1", "--space", "eps=1", "steps=2", "--seed", "-1"]
+    assert without(words, ["fixed", "lr"]) == words[5:]
+    assert without(words, ["space", "seed"]) == words[:5]
+    assert values_of([*words, "--lr", "0.2", "--no-ema"]) == {
+        "fixed": ["8", "5", "2"],
+        "lr": ["0.2"],
+        "space": ["eps=1", "steps=2"],
+        "seed": ["-1"],
+        "no_ema": [],
     }

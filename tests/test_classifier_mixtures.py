@@ -433,6 +433,30 @@ def test_evaluate_takes_a_mixture(root, two, digits, tmp_path, monkeypatch):
     assert again["accuracy"] == report["accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["mixture.json", "--attacks", "clean"], "name an attack beside clean"),
+        (
+            ["runs/robust", "--attacks", "transfer", "--surrogate", "mixture.json"],
+            "a surrogate is one classifier",
+        ),
+        ([".", "--attacks", "fgsm"], "holds no classifier but a mixture: evaluate mixture.json"),
+    ],
+)
+def test_what_is_no_judgement_of_a_mixture_is_refused_and_nothing_written(
+    words, said, root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(root)
+    argv = [*words, "--model", "small_cnn", "--runs-dir", str(tmp_path), "--name", "x"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *argv])
+    with pytest.raises(SystemExit) as stop:
+        run_script(script.job.from_command_line)
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 MIXTURES = {
     "[1]": "cannot be read",
     '{"members": "a", "weights": [1]}': "must hold",

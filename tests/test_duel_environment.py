@@ -359,5 +359,7 @@ def test_without_pettingzoo_a_line_says_what_to_install(monkeypatch):
 def test_an_agent_that_there_is_not_is_refused(small):
     with pytest.raises(InputError, match="agent must be attacker or defender"):
         duel.against(lambda seen: 0, agent="referee", **small)
+    with pytest.raises(InputError, match="maps its observation to its action, unlike None"):
+        duel.against(None, **small)
     with pytest.raises(InputError, match="seed must lie in"):
         duel.parallel_env(**small).reset(seed=-1)

@@ -88,6 +88,14 @@ def test_the_task_ends_its_episodes():
     assert (env.observations[at].abs() <= 0.05).all()
 
 
+def test_the_state_of_another_number_of_environments_is_refused():
+    three, two = (gym.make_vec("advgame/GAILCartPole-v0", num_envs=n) for n in (3, 2))
+    for env in (three, two):
+        env.reset(seed=0)
+    with pytest.raises(InputError, match="the state is of 3 environments, these are 2"):
+        two.unwrapped.load_state_dict(three.unwrapped.state_dict())
+
+
 def test_a_time_limit_truncates():
     env = ImitationVectorEnv(3, env_id="MountainCar-v0", horizon="task")
     env.reset(seed=0)

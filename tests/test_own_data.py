@@ -313,6 +313,7 @@ ARRAYS = {
     "floats": ({"train_labels": np.arange(30) / 3}, r"; save train_labels.astype"),
     "lengths": ({"train_labels": np.arange(29) % 3}, "differ in length, 30 and 29"),
     "0..255": ({"train_images": np.full((30, 8, 8), 255.0)}, "divide by 255"),
+    "rounding": ({"train_images": np.full((30, 8, 8), 1.0000001)}, "clip it"),
     "negative": ({"train_images": np.full((30, 8, 8), -1.0)}, "from -1 to -1"),
     "nan": ({"train_images": np.full((30, 8, 8), np.nan)}, "holds NaN, in 30 of 30 images"),
     "16 bits": ({"train_images": np.full((30, 8, 8), 256, np.uint16)}, r"lie in 0\.\.255"),

@@ -79,7 +79,13 @@ COMMITTED = [
     ("gail", "gail", "mountaincar_v0-fixed/stability", {**CAR, "setting": "fixed"}),
     ("gail", "gail", "mountaincar_v0-fixed-1-every-1/stability", {**CAR, **ONE}),
 ]
-OF_OTHERS = {"benchmark", "cost", "stopper-mnist", "sweeps", "tuning"}  # stems of what other scripts made
+OF_OTHERS = {
+    "benchmark",
+    "cost",
+    "stopper-mnist",
+    "sweeps",
+    "tuning",
+}  # stems of what other scripts made
 
 
 def module(name):
@@ -235,6 +241,33 @@ def test_a_damaged_results_file_is_refused(content, toy):
     with pytest.raises(InputError, match="choose another --out"):
         Toy.main(toy)
     assert Toy(toy).path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"runs": []}, "holds no results of this study"),
+        ({"commit": "c"}, "holds no results of this study .KeyError: 'runs'"),
+        ({"runs": [{"seed": 1}], "commit": "c"}, "KeyError: 'method'"),
+        ({"runs": 2 * [{"method": "a", "seed": 1}], "commit": "c"}, "has a 1 twice"),
+    ],
+)
+def test_an_edited_results_file_is_not_rendered_as_if_it_were_whole(content, said, toy):
+    Toy(toy).path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        Toy.main(replace(toy, from_json=True))
+    assert not Toy(toy).path.with_suffix(".md").exists()
+
+
+@pytest.mark.parametrize("extra", ["--seed 3", "--name foo", "--game trades"])
+def test_further_flags_that_no_cell_would_have_are_refused(extra, tmp_path):
+    """Else the results would name a setting that was not used."""
+    compare = module("compare")
+    asked = {"methods": ("pgd-at", "fgsm-at"), "runs_dir": str(tmp_path), "out": str(tmp_path)}
+    with pytest.raises(InputError, match=f"{extra.split()[0]} is set by the study itself, or no"):
+        compare.main(compare.Config(extra=extra, finished_only=True, **asked))
+    with pytest.raises(InputError, match="no finished cell"):
+        compare.main(compare.Config(extra="--epochs 3", finished_only=True, **asked))
 
 
 def test_older_cells_are_of_the_cpu():

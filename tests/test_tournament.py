@@ -301,13 +301,32 @@ def test_two_workers_hold_the_tournament_of_one_process(root):
     assert not [name for name in left if name.startswith(".token") or name.endswith(".partial")]
 
 
-def test_a_mixture_of_own_code_leaves_no_file(root, tmp_path):
+def test_a_mixture_of_own_code_leaves_no_file(root, tmp_path, capsys):
     """evaluate.py takes files and folders; that of a smaller tournament goes, too."""
     paths = {"robust": root / "robust", "mine": root / "my_code:build"}
     script.write_defender(tmp_path, paths, {"robust": 1.0, "mine": 1e-5})
     assert [path.name for path in read_mixture(tmp_path / "mixture.json").members] == ["robust"]
     script.write_defender(tmp_path, paths, {"robust": 0.5, "mine": 0.5})
     assert not (tmp_path / "mixture.json").exists()
+    assert "mine is code, which no file of a mixture can name" in capsys.readouterr().out
+
+
+def test_a_zoo_classifier_attacks_the_others_by_transfer(root, monkeypatch):
+    zoo = "zoo:digits/pgd-at-small_cnn-seed0"
+    cup([zoo, "robust", "--transfer", "fgsm", "--attacks", "--n", "4", "--out", "two",
+         "--eps", "0.1"], root, monkeypatch)  # fmt: skip
+    content = json.loads((root / "two" / "tournament.json").read_text())
+    assert content["columns"] == [f"transfer:{zoo}:fgsm", "transfer:robust:fgsm"]
+
+
+def test_rows_of_one_short_name_are_called_what_was_typed():
+    names_of = script.sweeps.names_of
+    assert names_of(["a/best.pth", "b/best.pth", "c"]) == ["a/best.pth", "b/best.pth", "c"]
+    assert names_of(["nets:Wrap('')", "nets:Wrap('drop')"]) == [
+        "nets:Wrap('')",
+        "nets:Wrap('drop')",
+    ]
+    assert names_of(["nets:Wrap('')", "zoo:a/b"]) == ["nets.Wrap", "zoo:a/b"]
 
 
 @pytest.mark.parametrize(

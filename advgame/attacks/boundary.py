@@ -111,6 +111,11 @@ def refusing_changes(model: nn.Module) -> Iterator[None]:
         if enabled and not torch.is_grad_enabled():
             raise InputError(_SWITCHES_OFF)
 
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"a classifier is a torch.nn.Module, not a {type(model).__name__}: wrap it in one "
+            "whose forward calls it"
+        )
     try:
         hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
     except RuntimeError as error:  # torch.jit's

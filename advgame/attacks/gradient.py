@@ -17,6 +17,7 @@ is computed only to be masked.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -80,8 +81,8 @@ class GradientAttack(Attack):
             if self.steps.dim() != 1 or self.steps.is_floating_point():
                 raise InputError("steps per image must be an integer tensor (B,)")
             # signs are checked in `run`, where a training loop can leave the checks out
-        elif self.steps < 0:
-            raise InputError(f"steps must be 0 or above, not {self.steps}")
+        elif not isinstance(self.steps, Integral) or self.steps < 0:
+            raise InputError(f"steps must be a whole number, 0 or above, not {self.steps}")
         if isinstance(self.step_size, Tensor):
             if self.step_size.dim() != 1 or not self.step_size.is_floating_point():
                 raise InputError("step sizes per image must be a float tensor (B,)")

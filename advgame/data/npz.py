@@ -178,7 +178,9 @@ def _levels(name: str, images: Array) -> tuple[Array, str]:
         raise InputError(f"{name} holds NaN, in {bad} of {len(images)} images: leave these out")
     most = 1 if kind.kind == "f" else 255
     if not (low >= 0 and high <= most):
-        hint = ": divide by 255, or save as uint8" if kind.kind == "f" and 1 < high <= 255 else ""
+        hint = ""
+        if kind.kind == "f" and 1 < high <= 255:
+            hint = ": clip it" if high < 1.01 else ": divide by 255, or save as uint8"
         raise InputError(
             f"{name} is {kind} from {low:g} to {high:g}, and should lie in "
             f"{'[0, 1]' if most == 1 else '0..255'}{hint}"

@@ -8,7 +8,6 @@ process, or how often the evaluation was interrupted.
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -187,10 +186,11 @@ def check_evaluation(
     """
     extra = extra or {}
     for name in extra:
-        if name in ATTACKS or name == "clean" or not re.fullmatch(r"[\w:. -]+", name):
-            raise InputError(f"{name!r} names an attack of ours, or no file: call it otherwise")
+        if name in ATTACKS or name == "clean" or not (name.strip() and name.isprintable()):
+            raise InputError(f"{name!r} names an attack of ours, or nothing: call it otherwise")
     if not isinstance(threat, Threat) or isinstance(threat.eps, Tensor):
-        raise InputError(f"threat is a ball with one radius, e.g. Linf(8 / 255), not {threat!r}")
+        found = "radii per image" if isinstance(threat, Threat) else repr(threat)
+        raise InputError(f"threat is a ball with one radius, e.g. Linf(8 / 255), not {found}")
     if len(set(attacks)) < len(attacks):
         raise InputError(f"an attack is asked for twice: {', '.join(attacks)}")
     check_attacks(tuple(name for name in attacks if name not in extra))

@@ -342,19 +342,34 @@ def without(words: Sequence[str], options: Collection[str]) -> list[str]:
     """Words of a command line less these options and their values.
 
     Args:
-        words: ``--some-option 5`` or ``--some-option=5``, and others.
-        options: fields such as ``some_option``, each with one value.
+        words: ``--some-option 5 6`` or ``--some-option=5``, and others.
+        options: fields such as ``some_option``.
     """
     kept: list[str] = []
-    left = iter(words)
-    for word in left:
-        name = word.partition("=")[0]
-        if name.startswith("--") and name[2:].replace("-", "_") in options:
-            if "=" not in word:
-                next(left, None)
-        else:
+    dropped = False
+    for word in words:
+        if word.startswith("--"):
+            dropped = option_of(word) in options
+        if not dropped:
             kept.append(word)
     return kept
+
+
+def option_of(word: str) -> str:
+    """The field that ``--some-option`` or ``--some-option=5`` sets: ``some_option``."""
+    return word.removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def values_of(words: Sequence[str]) -> dict[str, list[str]]:
+    """Option -> the values that a command line has last for it."""
+    found: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            _, equals, value = word.partition("=")
+            found[last := option_of(word)] = [value] if equals else []
+        elif found:
+            found[last].append(word)
+    return found
 
 
 def same_flags(root: Path, flags: str) -> None:

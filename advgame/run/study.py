@@ -36,6 +36,7 @@ from advgame.run.cells import (
     same_flags,
     split_flags,
     usable,
+    values_of,
 )
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.engines import EngineConfig, check_engine, make_engine
@@ -83,6 +84,8 @@ class MethodsConfig(StudyConfig):
     """data folder (all but digits)"""
 
 
+RESERVED = {"name", "resume", "runs_dir", "seed"}
+"""Options by which cells differ: the study sets them."""
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
 MethodsT = TypeVar("MethodsT", bound=MethodsConfig)
 Flags = Sequence[str]
@@ -303,7 +306,7 @@ class Study(ABC, Generic[ConfigT]):
         """
         config, made = self.config, list[Run]()
         if config.from_json:
-            self.write(read_json(self.path))
+            self.write_again()
             return
         self.check()
         cells = self.cells()
@@ -331,6 +334,28 @@ class Study(ABC, Generic[ConfigT]):
             f"{len(made)} cells, {len(about[self.listed])} in all, {asked - len(made)} left out; "
             f"{self.path.with_suffix('.md')}"
         )
+
+    def write_again(self) -> None:
+        """Write the results of the JSON file, which may have been edited.
+
+        Raises:
+            InputError: it does not hold results of this study.
+        """
+        about = read_json(self.path)
+        try:
+            keys = Counter(map(self.told_apart, about[self.listed]))
+            if twice := [key for key, count in keys.items() if count > 1]:
+                raise InputError(
+                    f"{self.path} has {' '.join(map(str, twice[0]))} twice: restore it"
+                )
+            self.write(about)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.path} holds no results of this study ({type(error).__name__}: {error}): "
+                "restore it"
+            ) from error
 
     def told_apart(self, run: Run) -> tuple[Any, ...]:
         """By what a run differs from the others; what an older one does not say is 0."""
@@ -440,7 +465,27 @@ class TrainingStudy(Study[ConfigT]):
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         """Refuse cells whose script would refuse them, or whose folders had other flags."""
         check_cells(self.script, cells)
+        self.check_extra(cells)
         self.agree(self.root, self.same())
+
+    def check_extra(self, cells: Mapping[str, Flags], heard: Collection[str] = ()) -> None:
+        """Refuse options of ``--extra`` that no cell has: the results would name them all the same.
+
+        Args:
+            cells: their flags.
+            heard: options that the study itself makes use of.
+
+        Raises:
+            InputError: which one.
+        """
+        made = [values_of(flags) for flags in cells.values()]
+        for option, values in values_of(split_flags(self.config.extra)).items():
+            used = any(one.get(option) == values for one in made) or option in heard
+            if option in RESERVED or not used:
+                raise InputError(
+                    f"--extra: --{option.replace('_', '-')} is set by the study itself, or no "
+                    "method makes use of it"
+                )
 
     def make(self, cells: Mapping[str, Flags]) -> Iterator[Runs]:
         """Run what is not finished, and read it."""

@@ -332,6 +332,7 @@ class Compare(MethodsStudy[Config]):
         """Refuse cells that cannot work, or of other epochs than games are asked for now."""
         for name, words in (self.surrogate() | dict(cells)).items():
             check_cells(self.script_of(name), {name: words})
+        self.check_extra(cells, heard=["epochs"])  # from which lengths follow
         asked = self.epochs() if self.config.forwards is None else {}
         lengths = [(run["method"], run["epochs"]) for run in self.earlier()]
         for path in self.root.glob("*-seed*/config.json"):
