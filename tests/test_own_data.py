@@ -105,6 +105,14 @@ def test_grey_folders_stay_grey(mode, channels, tmp_path):
     assert load_data(root).train.shape[0] == 3, "one image of colour makes all of them so"
 
 
+def test_a_folder_of_nearly_black_images_is_told(tmp_path):
+    root = tree(tmp_path / "d", mode="L")
+    assert not any("black" in note for note in load_data(root).notes)
+    for path in root.rglob("*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) > 99).astype(np.uint8)).save(path)
+    assert "no pixel is above 1, where 255 is white: nearly black" in load_data(root).notes
+
+
 def test_sixteen_bits_become_eight_and_it_is_said(tmp_path):
     root = tree(tmp_path / "d", mode="L")
     for path in root.rglob("*.png"):

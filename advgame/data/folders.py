@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from advgame.data.raw import Array, Raw, check_memory
+from advgame.data.raw import DARK, Array, Raw, check_memory
 from advgame.errors import InputError
 
 T = TypeVar("T")
@@ -174,6 +174,8 @@ def decode(paths: Sequence[Path], size: int | None = None) -> tuple[Array, tuple
         notes.append(f"{wide} images of 16 bits per pixel were rounded to 8")
     if size and set(sizes) != {(size, size)}:
         notes.append(f"images were resized and cropped to {size}x{size}")
+    if (high := int(images.max())) <= DARK:
+        notes.append(f"no pixel is above {high}, where 255 is white: nearly black")
     return images, tuple(notes)
 
 

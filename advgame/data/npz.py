@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from advgame.data.raw import Array, Raw, check_memory
+from advgame.data.raw import DARK, Array, Raw, check_memory
 from advgame.errors import InputError
 
 # split -> the keys of images and labels, in lower case
@@ -22,7 +22,6 @@ _KEYS = {
 _WANTED = (
     "train_images, train_labels, test_images, test_labels, or x_train, y_train, x_test, y_test"
 )
-_DARK = 16  # the highest of 0..16 digits; binary images have 1
 _CHUNK = 4096  # images that are converted at a time
 
 Header = tuple[tuple[int, ...], np.dtype[Any]]
@@ -187,7 +186,7 @@ def _levels(name: str, images: Array) -> tuple[Array, str]:
         )
     if kind.kind != "f":
         dark = f"{name} is {kind} from {low:g} to {high:g}, where 255 is white: nearly black"
-        return images.astype(np.uint8, copy=False), dark if high <= _DARK else ""
+        return images.astype(np.uint8, copy=False), dark if high <= DARK else ""
     found, rounded = np.empty(images.shape, np.uint8), False
     for start in range(0, len(images), _CHUNK):
         part = images[start : start + _CHUNK].astype(np.float64) * 255

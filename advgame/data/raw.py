@@ -11,6 +11,8 @@ import numpy as np
 from advgame.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+DARK = 16
+"""The highest level of images that are nearly black: of 0..16 digits, of 12 bits in 16."""
 _SHARE = 0.7  # of the memory: the training needs some, too
 
 
