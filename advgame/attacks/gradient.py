@@ -16,8 +16,8 @@ is computed only to be masked.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Literal
 
 import torch
@@ -77,12 +77,7 @@ class GradientAttack(Attack):
     mode: BatchNormMode = "eval"
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, Tensor):
-            if self.steps.dim() != 1 or self.steps.is_floating_point():
-                raise InputError("steps per image must be an integer tensor (B,)")
-            # signs are checked in `run`, where a training loop can leave the checks out
-        elif not isinstance(self.steps, Integral) or self.steps < 0:
-            raise InputError(f"steps must be a whole number, 0 or above, not {self.steps}")
+        _check_steps(self.steps)
         if isinstance(self.step_size, Tensor):
             if self.step_size.dim() != 1 or not self.step_size.is_floating_point():
                 raise InputError("step sizes per image must be a float tensor (B,)")
@@ -121,6 +116,23 @@ class GradientAttack(Attack):
             raise InputError(f"eps has {self.threat.eps.shape[0]} entries for {len(x)} images")
         with attacked(model, self.mode):
             return _Ascent(self, model, x, y, check).run(rng)
+
+
+def _check_steps(steps: int | Tensor) -> None:
+    """Refuse what is no number of steps.
+
+    Signs of steps per image are checked in `run`, where a training loop can leave the checks out.
+    """
+    if isinstance(steps, Tensor):
+        if steps.dim() != 1 or steps.is_floating_point():
+            raise InputError("steps per image must be an integer tensor (B,)")
+        return
+    try:
+        whole = operator.index(steps)  # which whole numbers alone have, NumPy's among them
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise InputError(f"steps must be a whole number, 0 or above, not {steps}")
 
 
 class _Ascent:
