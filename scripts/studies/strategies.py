@@ -76,7 +76,7 @@ ABLATIONS = {
     # one thing drawn or learned, all else as the fixed PGD-AT of as many steps has it
     "fixed-eps": f"{_LAS} --agent fixed --fixed 9 7 2",
     # the best fixed PGD-AT's radius tuned on validation, as its number of steps is
-    **{f"fixed-eps-{eps}": f"{_LAS} --agent fixed --fixed {eps} 7 2" for eps in (10, 12)},
+    **{f"fixed-eps-{eps}": f"{_LAS} --agent fixed --fixed {eps} 7 2" for eps in (10, 12, 14)},
     "random-eps": f"{_LAS} --agent random --space {_RADII} steps=7 step_size=2",
     "random-eps-4": f"{_LAS} --agent random --space {_RADII} steps=4 step_size=3",
     "random-steps": f"{_LAS} --agent random --space eps=8 {_STEPS} step_size=2",
@@ -109,7 +109,7 @@ CONTRASTS = (
     ("short", BEST),
     ("stopper-60", BEST),
     ("random-eps", "pgd-at-7"),
-    *((f"fixed-eps{more}", "pgd-at-7") for more in ("", "-10", "-12")),
+    *((f"fixed-eps{more}", "pgd-at-7") for more in ("", "-10", "-12", "-14")),
     ("random-eps", "fixed-eps"),
     ("random-eps-4", "fixed-mean"),
     ("short", "fixed-mean"),
@@ -131,8 +131,8 @@ class Config(compare.Config):
     seeds: Count = 5
     methods: tuple[str, ...] = tuple(PLAYERS)
     """which players; left out by default: fixed-mean, fixed-eps, random-eps, random-eps-4,
-    random-steps and stopper-steps (one thing changed, drawn or learned alone), fixed-eps-10 and
-    fixed-eps-12 (a larger radius, in eighths of the ball's), stopper-60 (at 60 % of the budget),
+    random-steps and stopper-steps (one thing changed, drawn or learned alone), fixed-eps-10,
+    fixed-eps-12 and fixed-eps-14 (a larger radius, in eighths of the ball's), stopper-60 (at 60 % of the budget),
     stopper-eps-alone, stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
     learned: str = STOPPER
     """of the primary contrasts"""
