@@ -132,8 +132,8 @@ class Config(compare.Config):
     methods: tuple[str, ...] = tuple(PLAYERS)
     """which players; left out by default: fixed-mean, fixed-eps, random-eps, random-eps-4,
     random-steps and stopper-steps (one thing changed, drawn or learned alone), fixed-eps-10,
-    fixed-eps-12 and fixed-eps-14 (a larger radius, in eighths of the ball's), stopper-60 (at 60 % of the budget),
-    stopper-eps-alone, stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
+    fixed-eps-12 and fixed-eps-14 (a larger radius, in eighths of the ball's), stopper-60 (at 60 %
+    of the budget), stopper-eps-alone, stopper-threshold, stopper-no-FEATURE and stopper-frozen"""
     learned: str = STOPPER
     """of the primary contrasts"""
     resplit: Whole = 0
