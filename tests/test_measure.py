@@ -180,7 +180,7 @@ def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_pat
         ({"attacks": ("mine", "mine"), "extra": {"mine": fgsm(BALL)}}, "twice"),
         *(
             ({"attacks": (name,), "extra": {name: fgsm(BALL)}}, "call it otherwise")
-            for name in ("pgd20", "clean", "a/b", "")
+            for name in ("pgd20", "clean", "a\nb", "")
         ),
         (
             {"model": Linear(torch.eye(2, 4)), "data": TWO_CLASSES, "attacks": ("autoattack",)},
