@@ -296,8 +296,11 @@ def check_networks(config: Config) -> None:
         statistics(config.normalise)
     if is_mixture(config.surrogate):
         raise InputError(f"{config.surrogate} is a mixture: a surrogate is one classifier")
-    if config.what and (mixed := place(config.what) / "mixture.json").exists():
-        raise InputError(f"{config.what} holds no classifier but a mixture: evaluate {mixed}")
+    folder = place(config.what) if config.what else Path()
+    if config.what and (folder / "mixture.json").exists() and not (folder / "checkpoints").exists():
+        raise InputError(
+            f"{config.what} holds no classifier but a mixture: evaluate {folder / 'mixture.json'}"
+        )
     one_by_one = "" if is_mixture(config.what) else config.what  # members are checked each
     for path in filter(None, (one_by_one, config.surrogate)):
         if not place(path).exists():

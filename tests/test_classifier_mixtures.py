@@ -30,6 +30,7 @@ from advgame.run.checkpoint import save_weights
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.statistics import beats
+from advgame.seeding import seeded_init
 from advgame.threat import L2, Linf
 
 EPS = 0.2
@@ -160,7 +161,8 @@ def few(digits):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_attacks_stay_inside_repeat_themselves_and_leave_the_members_alone(name, few):
-    members = [BatchNormNet(), BatchNormNet()]
+    with seeded_init(0):  # some are wrong on every image, where ARC has nothing to do
+        members = [BatchNormNet(), BatchNormNet()]
     mixture = ClassifierMixture(members, [0.5, 0.5]).train()
     before = {key: value.clone() for key, value in mixture.state_dict().items()}
     attack, x, y = EVERY[name](Linf(0.1)), few.floats(), few.labels

@@ -349,10 +349,11 @@ def test_a_fixed_threshold_above_the_first_gains_still_sees_what_later_ones_are(
         rule.end(done)
         steps.append(float(done.float().mean()))
     assert steps[3] < 1.5 < 4 < steps[-1]
-    free = LearnedStop(0.1)
+    free, frozen = LearnedStop(0.1), LearnedStop(0.1, threshold=0.5, frozen=True)
     free.threshold = 0.5
-    free.begin(40)
-    assert free.stop(seen(40, done=0)).all(), "an adapted one falls, and needs no probes"
+    for one in (free, frozen):  # an adapted threshold falls; what does not learn need not see
+        one.begin(40)
+        assert one.stop(seen(40, done=0)).all()
 
 
 def test_a_fixed_threshold_stays_and_a_frozen_regression_does_not_learn():

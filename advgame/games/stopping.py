@@ -183,7 +183,7 @@ class LearnedStop(StoppingRule):
         regression: of the gain; a new one when None.
         threshold: a fixed θ in nats, whatever number of steps comes of it; None adapts it. A θ
             above what a step gains at first would end every attack after one step, and no gain
-            would ever be seen: so one image in `PROBES` goes on.
+            would ever be seen: so one image in `PROBES` goes on, unless it is frozen.
         without: features that it does not see.
         frozen: the regression does not learn any more.
 
@@ -237,7 +237,8 @@ class LearnedStop(StoppingRule):
         self._p[seen.rows], self._loss[seen.rows] = p, loss
         self._features[seen.rows], self._predicted[seen.rows] = phi, predicted
         stops: Tensor = predicted < self.threshold
-        return stops & (seen.rows % PROBES != 0) if self.fixed else stops
+        probes = self.fixed and not self.frozen
+        return stops & (seen.rows % PROBES != 0) if probes else stops
 
     def _begin_memory(self, seen: Seen, p: Tensor, loss: Tensor) -> None:
         """What the last iterate of each image was, by its place in the batch."""

@@ -349,9 +349,9 @@ class Study(ABC, Generic[ConfigT]):
                     f"{self.path} has {' '.join(map(str, twice[0]))} twice: restore it"
                 )
             self.write(about)
+        except InputError:
+            raise
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(
                 f"{self.path} holds no results of this study ({type(error).__name__}: {error}): "
                 "restore it"
