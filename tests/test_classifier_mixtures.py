@@ -29,8 +29,8 @@ from advgame.losses import cross_entropy
 from advgame.run.checkpoint import save_weights
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
-from advgame.statistics import beats
 from advgame.seeding import seeded_init
+from advgame.statistics import beats
 from advgame.threat import L2, Linf
 
 EPS = 0.2
