@@ -204,6 +204,12 @@ def test_runs_are_never_overwritten(tmp_path):
             RunFolder.new_path(tmp_path, name)
 
 
+def test_runs_without_a_name_that_begin_in_one_second_get_folders_of_their_own(tmp_path):
+    paths = [RunFolder.create(RunFolder.new_path(tmp_path, ""), {}, "cpu").path for _ in range(3)]
+    assert len(set(paths)) == 3
+    assert all(path.name.startswith("20") for path in paths)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import platform
@@ -138,12 +139,16 @@ class RunFolder:
 
     @staticmethod
     def new_path(root: Path, name: str) -> Path:
-        """Where a new run goes; an empty name becomes the current time.
+        """Where a new run goes; an empty name becomes the current time, and is always free.
 
         Raises:
             InputError: the folder exists, or the name is not one of a folder.
         """
-        path = root / (name or datetime.now().strftime("%Y%m%d-%H%M%S"))
+        if not name:
+            now = datetime.now().strftime("%Y%m%d-%H%M%S")
+            names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+            return next(root / one for one in names if not (root / one).exists())
+        path = root / name
         if path.parent != root or path.name == ".." or not path.name.isprintable():
             raise InputError(
                 f"the name of a run must be a plain folder name, not {name!r}: choose another "
