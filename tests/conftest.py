@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +33,12 @@ def load_example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def slowly(names: Iterable[str], costly: Collection[str]) -> list[object]:
+    """Parameters of a test; those of the costly names are slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=slow) if name in costly else name for name in names]
 
 
 def renamed(state: dict[str, torch.Tensor], parts: dict[str, str]) -> dict[str, torch.Tensor]:

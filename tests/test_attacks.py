@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import BatchNormNet, Linear
+from conftest import BatchNormNet, Linear, slowly
 from torch import nn
 
 from advgame import attacks
@@ -209,17 +209,14 @@ def test_eot_sees_through_noise_and_counts_every_pass(pair):
 
 
 SLOW = {"adt:spsa", "spsa", "adt:fea", "autoattack-rand"}  # the same code with larger numbers
+COSTLY = {"aa:square", "aa:apgd-t", "fea"}
 QUICK = [name for name in ATTACKS if not name.startswith(("aa:fab", "autoattack"))]
 
 
 @pytest.mark.parametrize("norm", [Linf(0.1), L2(0.7)])
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name == "aa:square" else name
-        for name in QUICK
-        if name not in SLOW
-    ],
+    slowly([name for name in QUICK if name not in SLOW], COSTLY),
 )
 def test_every_attack_stays_in_the_ball_and_leaves_the_model_alone(name, norm, trained):
     if norm.norm == "L2" and name in ("cw-adam", "l2l:cw-adam", "adt:exp-worst-of-10"):

@@ -115,6 +115,7 @@ def test_stopped_between_rounds_and_resumed_is_the_same_to_the_bit(whole, tmp_pa
     assert_equal_games(whole.path, interrupted(tmp_path, 24).path, 4)
 
 
+@pytest.mark.slow
 def test_stopped_within_a_round_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch):
     """With random starts, dropout, and weights that began the round anew."""
     monkeypatch.setattr(

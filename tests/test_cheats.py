@@ -220,6 +220,7 @@ def test_a_disguised_memory_of_the_test_images_shows_beside_other_images(digits)
     assert found(Neighbours(digits.train), test, ball, other) == set()
 
 
+@pytest.mark.slow
 def test_evaluate_compares_with_other_images(tmp_path):
     config = evaluate_script.Config(
         model="test_cheats:disguised",
@@ -246,7 +247,11 @@ def honest_networks(digits):
 
 @pytest.mark.parametrize(
     ("n", "ball"),
-    [(3, BALL), (40, L2(1.0)), pytest.param(200, BALL, marks=pytest.mark.slow)],
+    [
+        (3, BALL),
+        pytest.param(40, L2(1.0), marks=pytest.mark.slow),
+        pytest.param(200, BALL, marks=pytest.mark.slow),
+    ],
 )
 def test_honest_networks_pass(n, ball, digits):
     for model in honest_networks(digits):

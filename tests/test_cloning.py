@@ -44,6 +44,7 @@ def spied(student, monkeypatch):
     return asked
 
 
+@pytest.mark.slow
 def test_it_learns_a_linear_policy():
     student = policy()
     stats = clone(student, *linear(2000), rng())

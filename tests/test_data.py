@@ -283,6 +283,7 @@ def test_the_first_layer_has_the_mean_and_deviation_of_own_colour_images(own):
     assert channel_statistics("cifar10", one) == STATISTICS["cifar10"]
 
 
+@pytest.mark.slow
 def test_the_size_of_a_run_is_not_that_of_what_code_returns(own, monkeypatch):
     arrays = {"x": np.arange(7290, dtype=np.uint8).reshape(30, 9, 9, 3), "y": np.arange(30) % 3}
     parts = ("train", "test")
@@ -295,6 +296,7 @@ def test_the_size_of_a_run_is_not_that_of_what_code_returns(own, monkeypatch):
     assert judged.report()["n"] == 60
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_images(own, monkeypatch):
     words = ["--data", "own_data:splits"]
     run = typed(train, monkeypatch, *words, "--name", "one", *TINY)

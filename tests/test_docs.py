@@ -75,9 +75,19 @@ def blocks(page):
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
+# trainings of 10 seconds and more
+TRAININGS = {("duel_v0", 1), ("las_at", 2), ("minimax", 0), ("l2l", 0), ("privacy", 0)}
+
+
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, number) for page in PAGES for number in range(len(blocks(page)))],
+    [
+        pytest.param(
+            page, number, marks=[pytest.mark.slow] if (page.stem, number) in TRAININGS else []
+        )
+        for page in PAGES
+        for number in range(len(blocks(page)))
+    ],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_code_on_the_pages_runs_as_it_stands(page, number, capsys, tmp_path, monkeypatch):

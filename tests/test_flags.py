@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Around, Linear, undefended
+from conftest import Around, Linear, slowly, undefended
 from torch import nn
 
 from advgame.classifiers import Normalise, make_classifier
@@ -22,6 +22,9 @@ from advgame.threat import L2, Linf
 
 BALL = Linf(0.1)
 WIDE = Linf(0.25)  # where many of these 60 images can be fooled
+# further names of one check: each is a slow test
+PGDS, STRONGER = ("adt:pgd20", "las:pgd50", "madry:pgd40"), ("autoattack-plus", "cw", "mim")
+TRANSFERS = ("l2l:transfer-fgsm", "l2l:transfer-pgd10")
 
 
 def names(model, data, ball=BALL, attacks=("pgd20",)):
@@ -179,7 +182,7 @@ def test_the_mode_that_a_classifier_comes_in_changes_nothing(test_images):
     assert names(model.train(), test_images) == names(model.eval(), test_images)
 
 
-@pytest.mark.parametrize("attack", ["transfer", "l2l:transfer-fgsm", "l2l:transfer-pgd10"])
+@pytest.mark.parametrize("attack", slowly(["transfer", *TRANSFERS], TRANSFERS))
 def test_a_transfer_attack_that_beats_the_gradients_is_flagged(attack, honest, test_images):
     """The quantised classifier's gradients are gone; its honest twin's are as good as its own."""
     masked = broken("quantised", honest)
@@ -234,7 +237,7 @@ def test_loss_that_falls_with_eps_is_flagged():
     assert "loss_falls_with_eps" in names(Around(None, detector), data)
 
 
-@pytest.mark.parametrize("name", ["pgd20", "adt:pgd20", "las:pgd50", "madry:pgd40"])
+@pytest.mark.parametrize("name", slowly(["pgd20", *PGDS], PGDS))
 def test_a_gap_to_autoattack_beyond_chance_is_flagged(name, honest, test_images):
     def found(broken, *longer):
         pgd = torch.ones(60, dtype=torch.bool)
@@ -249,7 +252,7 @@ def test_a_gap_to_autoattack_beyond_chance_is_flagged(name, honest, test_images)
     assert "pgd_far_above_autoattack" not in found(20, "pgd100"), "more steps were all it took"
 
 
-@pytest.mark.parametrize("column", ["aa:apgd-ce", "autoattack-plus", "cw", "mim", "learned:mine"])
+@pytest.mark.parametrize("column", slowly(["aa:apgd-ce", "learned:mine", *STRONGER], STRONGER))
 def test_any_stronger_column_is_seen(column, honest, test_images):
     alive = torch.ones(60, dtype=torch.bool)
     strong = alive.clone()

@@ -102,6 +102,7 @@ def test_what_they_cannot_do_is_refused_for_its_true_reason(victim, few):
         pass
 
 
+@pytest.mark.slow
 def test_quantised_modules_are_attacked_without_gradients(victim, few):
     model = made("quantised", victim, few.floats())
     found = evaluate(model, few, BALL, ("pgd10", "aa:square")).accuracy()

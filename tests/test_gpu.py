@@ -57,6 +57,7 @@ def device(request):
 SMALL = "--game n-fgsm --train-n 256 --epochs 3 --batch-size 64 --ema 0.9 --eval-n 10"
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_goes_on(device, tmp_path, monkeypatch):
     """To the losses of one that was not; to the bit on a CPU, which other tests hold."""
     words = [*SMALL.split(), "--attacks", "fgsm", "--accelerator", device]
@@ -97,6 +98,7 @@ def on_the_cpu():
     return verdicts("cpu")
 
 
+@pytest.mark.slow
 def test_verdicts_are_the_cpus(device, on_the_cpu):
     """AutoAttack draws on the CPU, FGSM does not draw: what differs would be ties of rounding."""
     found = verdicts(device)

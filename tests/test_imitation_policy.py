@@ -74,6 +74,7 @@ def test_it_acts_as_the_imitator_did(env_id, horizon, hidden, tmp_path):
     assert torch.equal(policy.act(raw, deterministic=False, rng=rng).double(), drawn[-1])
 
 
+@pytest.mark.slow
 def test_a_run_loads_back_and_sb3s_evaluation_finds_the_reported_return(tmp_path):
     words = {"source": "cloning", "episodes": 8, "runs_dir": str(tmp_path), "name": "run"}
     run = train_gail.job.run(train_gail.Config(**words))

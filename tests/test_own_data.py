@@ -431,6 +431,7 @@ def picture_figure():
     return pyplot.figure()
 
 
+@pytest.mark.slow
 def test_the_size_of_a_run_is_that_of_its_evaluation(tmp_path, monkeypatch):
     saved(tmp_path / "a.npz")
     monkeypatch.chdir(tmp_path)

@@ -156,6 +156,7 @@ def test_an_own_network_trains_resumes_and_is_judged_where_it_is_typed(here, mon
     assert torch.equal(model[1].weight, weights(whole)["best/1.weight"])
 
 
+@pytest.mark.slow
 def test_own_weights_of_an_own_loop_are_judged_swept_and_started_from(here, monkeypatch, capsys):
     own = ["--model", "my_net:Net(12)"]
     monkeypatch.setattr(sweep_report, "STEPS", (1,))

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import slowly
 
 from advgame.data import ImageSet
 from advgame.defender import Defender
@@ -113,11 +114,12 @@ def test_the_value_baseline_follows_rewards_of_any_level(level):
     assert float(stats["attacker/advantage_spread"]) < 0.3  # 1.0 without V, 0.1 is the noise
 
 
-@pytest.mark.parametrize(
-    "make",
-    [*(partial(reinforce, baseline=one) for one in ("none", "loo", "running", "value")), ppo],
-)
-def test_the_best_strategy_of_a_bandit_is_found(make):
+FURTHER = ("loo", "running", "value", "ppo")
+
+
+@pytest.mark.parametrize("player", slowly(["none", *FURTHER], FURTHER))
+def test_the_best_strategy_of_a_bandit_is_found(player):
+    make = ppo if player == "ppo" else partial(reinforce, baseline=player)
     rewards = play_bandit(make(), 300)
     assert sum(rewards[:4]) / 4 < 1.5, "uniform play earns 1/4·… = 1.08 on average"
     assert sum(rewards[-20:]) / 20 > 2.8
@@ -153,7 +155,7 @@ def test_the_published_optimisers_are_torchs(preset, peer):
     assert ours.defaults == theirs.defaults
 
 
-@pytest.mark.parametrize("make", [reinforce, ppo])
+@pytest.mark.parametrize("make", [reinforce, pytest.param(ppo, marks=pytest.mark.slow)])
 def test_same_seed_same_bits_and_resumable(make):
     """PPO is stopped in the middle of a rollout; SB3's global streams must not leak in or out."""
     whole = play_bandit(make(), 30)

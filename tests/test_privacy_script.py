@@ -27,6 +27,7 @@ def without_time(path):
     }
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     whole = job.run(small(tmp_path, "whole"))
     names = {"config.json", "curves.png", "filter.safetensors", "metrics.csv", "report.json"}

@@ -20,6 +20,7 @@ def bayes_loss(distance):
     return float(2 * F.softplus(logit).mean())
 
 
+@pytest.mark.slow
 def test_equals_cannot_be_told_apart(rng):
     found = held_out_discriminator(episodes(rng, 0.0), episodes(rng, 0.0))
     assert found["loss"] == pytest.approx(CHANCE_LOSS, abs=0.05)
@@ -27,7 +28,7 @@ def test_equals_cannot_be_told_apart(rng):
     assert found["divergence"] == pytest.approx(0, abs=0.04)
 
 
-@pytest.mark.parametrize("distance", [1.0, 2.0])
+@pytest.mark.parametrize("distance", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 def test_two_normal_clouds_are_as_far_apart_as_they_are(rng, distance):
     shift = torch.tensor([distance, 0.0])
     found = held_out_discriminator(episodes(rng, 0.0), episodes(rng, shift))

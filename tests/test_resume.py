@@ -112,7 +112,7 @@ TRAININGS = {
         },
     ),
 }  # fmt: skip
-QUICK = {"turns", "reinforce", "imp-am", "coordinatewise"}
+QUICK = {"reinforce", "coordinatewise"}
 
 
 def settings(script, variant):

@@ -10,11 +10,11 @@ import gymnasium as gym
 import pytest
 import torch
 from attacker_parts import ADTS, network
-from conftest import seeded, undefended
+from conftest import seeded, slowly, undefended
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import SPSA, FeatureAttack, attacked, kl_pgd
+from advgame.attacks import SPSA, CarliniWagnerLinf, FeatureAttack, attacked, kl_pgd
 from advgame.classifiers import SmallCNN
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -36,6 +36,7 @@ NAMES = (*(name for name in ATTACKS if not name.startswith("autoattack")), *LEAR
 # one of each kind
 PLAIN = ("pgd10", "mim", "kl-pgd", "cw-adam", "spsa", "fea", "aa:apgd-ce", "adt:exp-worst-of-10")
 KINDS = (*PLAIN, *LEARNED)
+COSTLY = {"aa:apgd-t", "aa:fab", "aa:fab-t"}  # whose steps are AutoAttack's, a target each
 READ_LOGITS = [name for name in KINDS if name != "attnet"]  # which asks the classifier nothing
 
 
@@ -56,6 +57,8 @@ def attacks(name, data, surrogate):
             made[number] = replace(one, iterations=2, samples=8)
         if isinstance(one, AutoAttackPart):
             made[number] = replace(one, square_queries=20)
+        if isinstance(one, CarliniWagnerLinf):
+            made[number] = replace(one, iterations=10)
         if isinstance(one, FeatureAttack):
             made[number] = replace(one, targets=2, steps=10)
     return made
@@ -70,7 +73,7 @@ def run(name, model, data, x, y, surrogate=None):
         ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly(NAMES, COSTLY))
 def test_an_attack_does_the_same_in_inference_mode(name, victim, few):
     x, y = few.floats(), few.labels
     expected = run(name, victim, few, x, y)
@@ -156,7 +159,7 @@ class Root(nn.Module):
 GRADIENTS = [n for n in NAMES if "transfer" not in n and "spsa" not in n and n not in LEARNED]
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", slowly(GRADIENTS, COSTLY))
 def test_one_infinite_entry_does_not_spoil_an_image(name, victim, digits):
     data = digits.test.subset(slice(40))
     if name.startswith("aa:"):

@@ -166,6 +166,7 @@ def test_landscapes_and_examples_are_drawn_from_what_they_are_given():
     )  # +ε white, -ε black
 
 
+@pytest.mark.slow
 def test_no_picture_of_an_earlier_sweep_stays(line, tmp_path):
     model, data = line
     for names in (("a",), ("a", "b"), ("b",)):
@@ -237,6 +238,7 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     assert row["l2l:transfer-fgsm"] == pytest.approx(float(right.float().mean()))
 
 
+@pytest.mark.slow
 def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, monkeypatch):
     judged = []
 

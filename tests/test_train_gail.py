@@ -226,6 +226,7 @@ def test_updaters_that_would_share_a_name_are_refused(names, tmp_path, monkeypat
         gail_stability.Gail(gail_stability.Config(updaters=names)).check()
 
 
+@pytest.mark.slow
 def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     path = tmp_path / "acrobot.npz"
     env = ImitationVectorEnv(1, env_id="Acrobot-v1", horizon="task")
