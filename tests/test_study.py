@@ -79,7 +79,7 @@ COMMITTED = [
     ("gail", "gail", "mountaincar_v0-fixed/stability", {**CAR, "setting": "fixed"}),
     ("gail", "gail", "mountaincar_v0-fixed-1-every-1/stability", {**CAR, **ONE}),
 ]
-OF_OTHERS = {"benchmark", "cost", "sweeps", "tuning"}  # stems of what other scripts made
+OF_OTHERS = {"benchmark", "cost", "stopper", "sweeps", "tuning"}  # stems of what other scripts made
 
 
 def module(name):
