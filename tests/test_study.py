@@ -32,6 +32,7 @@ CIFAR = {
     "extra": "--model lean_resnet-half --precision 32-true --lr 0.2 --validate-every 4",
     "against": "pgd-at-2",
 }
+LONGER = {**CIFAR, "forwards": 120.0, "attacks": ("adt:pgd20",)}
 PAPERS_CNN = {
     **MNIST,
     "model": "minimax_cnn",
@@ -64,10 +65,12 @@ COMMITTED = [
     ("compare", "compare/spsa", "digits-epochs", SPSA),
     ("compare", "compare/l2", "digits-epochs", L2),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
+    ("compare", "cifar10/long", "cifar10-compute", LONGER),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies/again", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies", "mnist-split0-230", {**MNIST, "forwards": 230.0}),
     ("arena", "arena", "digits", {}),
+    ("mixtures", "arena", "cifar10-mixtures", {"data_dir": "data"}),
     ("influence", "strategies", "influence", {}),
     ("schedule", "cluster", "schedule", {}),
     ("engines", "cluster", "engines", {}),
