@@ -208,7 +208,7 @@ def test_eot_sees_through_noise_and_counts_every_pass(pair):
     assert steps["eot"] > steps["plain"] + 1e-3
 
 
-SLOW = {"adt:spsa", "spsa", "adt:fea", "autoattack-rand"}  # the same code with larger numbers
+LARGER = {"adt:spsa", "spsa", "adt:fea", "autoattack-rand"}  # the same code with larger numbers
 COSTLY = {"aa:square", "aa:apgd-t", "fea"}
 QUICK = [name for name in ATTACKS if not name.startswith(("aa:fab", "autoattack"))]
 
@@ -216,7 +216,7 @@ QUICK = [name for name in ATTACKS if not name.startswith(("aa:fab", "autoattack"
 @pytest.mark.parametrize("norm", [Linf(0.1), L2(0.7)])
 @pytest.mark.parametrize(
     "name",
-    slowly([name for name in QUICK if name not in SLOW], COSTLY),
+    slowly([name for name in QUICK if name not in LARGER], COSTLY),
 )
 def test_every_attack_stays_in_the_ball_and_leaves_the_model_alone(name, norm, trained):
     if norm.norm == "L2" and name in ("cw-adam", "l2l:cw-adam", "adt:exp-worst-of-10"):

@@ -12,7 +12,7 @@ from studies.compare import AUTOATTACK, PGD, flags_of
 
 from advgame.errors import InputError
 from advgame.run.selection import SCORES
-from advgame.run.study import selection
+from advgame.run.training_study import selection
 
 pytestmark = pytest.mark.drawn
 

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from studies.mixtures import Config, Mixtures
+from studies.mixtures import Config, Mixtures, pairs
 
 from advgame.arena import read_mixture
 from advgame.errors import InputError
+from advgame.run import table
 from advgame.run.files import write_atomically
 from advgame.run.folder import RunFolder
 from advgame.zoo.entries import HOME
@@ -123,3 +124,17 @@ def test_rows_are_mixed_judged_and_told(study, tmp_path, monkeypatch):
     assert "| long:pgd | 3 |" in page
     assert "Linf ε = 0.15, 1 test images" in page
     assert "pgd: gap" in page
+    assert "| long:pgd | pgd+fgsm | +0.0 ± 0.0 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in page
+
+
+def test_differences_of_rows_are_paired_by_hand():
+    worst = {"one": (0.3, 0.31, 0.32), "two": (0.32, 0.33, 0.34)}
+    runs = [
+        {"method": name, "seed": seed, "worst_case": value, "adaptive": value + 0.01}
+        for name, values in worst.items()
+        for seed, value in enumerate(values)
+    ]
+    runs[-1]["adaptive"] += 0.03
+    # adaptive: 2, 2 and 5 points more, t = 4.303 with two degrees of freedom, sd = 1.732
+    line = "| two | one | +2.0 ± 0.0 | +3.0 ± 4.3 | +1.0 ± 4.3 |"
+    assert pairs(table.rows(runs)).splitlines()[2:] == [line]

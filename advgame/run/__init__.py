@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from advgame.run.loop import Game, Trainer, load_best
     from advgame.run.plan import TrainingPlan
     from advgame.run.settings import PerturbedConfig, RunConfig
-    from advgame.run.study import Finished, MethodsConfig, MethodsStudy, Study, StudyConfig
+    from advgame.run.study import Study, StudyConfig
+    from advgame.run.training_study import Finished, MethodsConfig, MethodsStudy
 
 __all__ = [
     "Checkpoints",

@@ -25,8 +25,8 @@ from advgame.run import table
 from advgame.run.curves import Rows, matrix_figure, save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.options import Count, Names, parse_eps
-from advgame.run.study import Finished, MethodsConfig, MethodsStudy, training_images
 from advgame.run.table import Row, Run, Runs, Value
+from advgame.run.training_study import Finished, MethodsConfig, MethodsStudy, training_images
 
 # name -> flags of cat_and_mouse.py
 METHODS = {"fgsm": "", "scratch": "--restart-weights", "ifgsm": "--attack mvm:ifgsm"}

@@ -47,7 +47,8 @@ from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names, Positive
 from advgame.run.selection import selected_by
-from advgame.run.study import (
+from advgame.run.table import Row, Runs
+from advgame.run.training_study import (
     Finished,
     Flags,
     MethodsConfig,
@@ -55,7 +56,6 @@ from advgame.run.study import (
     selection,
     training_images,
 )
-from advgame.run.table import Row, Runs
 
 CONTROL, SURROGATE_SEED = "pgd-at", 1000
 _SCATTER = "train.py --game feature-scatter --true-probability 0.5"

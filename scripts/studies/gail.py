@@ -43,8 +43,9 @@ from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics
 from advgame.run.options import Count
-from advgame.run.study import Flags, StudyConfig, TrainingStudy
+from advgame.run.study import StudyConfig
 from advgame.run.table import Column, Columns, Row, Runs
+from advgame.run.training_study import Flags, TrainingStudy
 from agents.gail import random_returns
 from agents.resemblance import expert_halves
 from envs.imitation import ImitationVectorEnv

@@ -22,7 +22,8 @@ from typing_extensions import override
 from advgame.run import table
 from advgame.run.options import Names
 from advgame.run.selection import selected_by
-from advgame.run.study import (
+from advgame.run.table import Columns, Runs
+from advgame.run.training_study import (
     Finished,
     MethodsConfig,
     MethodsStudy,
@@ -30,7 +31,6 @@ from advgame.run.study import (
     thinned,
     training_images,
 )
-from advgame.run.table import Columns, Runs
 
 CONTROL = "pgd"
 # name -> flags of train_l2l.py

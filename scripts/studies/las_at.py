@@ -29,8 +29,14 @@ from typing_extensions import override
 from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.options import Count, Whole
-from advgame.run.study import Finished, MethodsConfig, MethodsStudy, thinned, training_images
 from advgame.run.table import Columns, Run, Runs
+from advgame.run.training_study import (
+    Finished,
+    MethodsConfig,
+    MethodsStudy,
+    thinned,
+    training_images,
+)
 
 _COST = "attacker/forwards_per_image"
 

@@ -24,8 +24,8 @@ from advgame.run import table
 from advgame.run.cells import split_flags
 from advgame.run.folder import Metrics
 from advgame.run.options import Names, parse_eps
-from advgame.run.study import Finished, MethodsConfig, MethodsStudy, thinned
 from advgame.run.table import Columns, Row, Runs
+from advgame.run.training_study import Finished, MethodsConfig, MethodsStudy, thinned
 from studies._lemma import lemma_one
 
 # what `study.py minimax_rates` chose for Minimax and for Alt, on validation images of MNIST

@@ -27,8 +27,8 @@ from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.cells import split_flags
 from advgame.run.options import Count
-from advgame.run.study import Finished, MethodsConfig, MethodsStudy
 from advgame.run.table import Run, Runs
+from advgame.run.training_study import Finished, MethodsConfig, MethodsStudy
 from agents.attackers import load_network
 
 COLUMNS = {

@@ -14,7 +14,7 @@ All are judged as mixtures, a single one with weight 1, as `study.py arena` judg
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from advgame.run.options import Count, Names
 from advgame.run.settings import Dataset
 from advgame.run.study import Study, StudyConfig
 from advgame.run.table import Run, Runs
-from studies.arena import judged_columns, judged_how, judgement
+from studies.arena import gap, judged_columns, judged_how, judgement
 
 LONG = "long:"
 
@@ -168,7 +168,29 @@ class Mixtures(Study[Config]):
             f"{judged_how(runs[0])} GAME+GAME: one of each, or of two seeds. {LONG}GAME: one "
             "classifier with a larger budget.",
             table.render(columns, table.rows(runs)),
+            "Differences of any two rows, paired over seeds, in points with 95 % intervals over "
+            "seeds, on the same images:",
+            pairs(table.rows(runs)),
         ]
+
+
+def pairs(rows: Sequence[table.Row]) -> str:
+    """A table of the differences of each row to those before it."""
+    values: Mapping[str, table.Value] = {
+        "worst of all": "worst_case",
+        "adaptive PGD alone": "adaptive",
+        "adaptive − worst": gap,
+    }
+    body = [
+        [
+            row.name,
+            other.name,
+            *(table.Paired(one, minus=other.name)(row) for one in values.values()),
+        ]
+        for number, row in enumerate(rows)
+        for other in rows[:number]
+    ]
+    return table.markdown(["row", "less", *values], body)
 
 
 main = Mixtures.main

@@ -33,8 +33,9 @@ from advgame.run import table
 from advgame.run.curves import panels_figure, save_figure
 from advgame.run.files import read_json
 from advgame.run.options import Count
-from advgame.run.study import Flags, StudyConfig, TrainingStudy
+from advgame.run.study import StudyConfig
 from advgame.run.table import Columns, Row, Runs
+from advgame.run.training_study import Flags, TrainingStudy
 
 _MARKERS = "osD^vP*"
 TASKS = {

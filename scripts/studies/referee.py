@@ -24,8 +24,9 @@ from advgame.run import table
 from advgame.run.cells import check_cells, split_flags
 from advgame.run.files import read_json
 from advgame.run.options import Count, Names
-from advgame.run.study import Flags, StudyConfig, TrainingStudy
+from advgame.run.study import StudyConfig
 from advgame.run.table import Columns, Row, Runs, Value
+from advgame.run.training_study import Flags, TrainingStudy
 from advgame.statistics import wilson
 
 POSTER = (

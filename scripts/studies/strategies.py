@@ -38,8 +38,8 @@ from advgame.run import table
 from advgame.run.curves import save_figure
 from advgame.run.files import write_atomically
 from advgame.run.options import Count, Names, Positive, Whole
-from advgame.run.study import selection, training_images
 from advgame.run.table import Runs
+from advgame.run.training_study import selection, training_images
 from advgame.statistics import crossed_interval, holm
 from studies import compare
 from studies.compare import CONTROL, GAMES, MORE
