@@ -11,7 +11,7 @@ The contestants of a case take turns in shuffled order, so that a busy machine s
 ratios are medians over turns of the ratio within one turn. ``floor`` is what cannot be left out:
 the bare model's passes, or the parts of an environment's step. The steps of games are held against
 their own counts of passes (`cost/*` in their curves): what single passes took in the same run
-predicts what a step takes. Games have a table of Markdown beside the JSON file.
+predicts what a step takes. Games and autoattack have a table of Markdown beside the JSON file.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def main(config: Config) -> None:
     write_atomically(out, json.dumps({**about, "groups": groups}, indent=2) + "\n")
     for case in groups.get("games", ()):
         write_atomically(out.with_suffix(".md"), games.as_markdown(case, about))
+    if judged := groups.get("autoattack"):
+        write_atomically(out.with_suffix(".md"), autoattack.as_markdown(judged, about))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from advgame.errors import InputError
 from advgame.evaluation.autoattack import VERSIONS, AutoAttackPart
 from advgame.losses import margin
 from advgame.run.options import Count
+from advgame.run.table import markdown
 from advgame.targets import Target, from_run, shipped
 from advgame.threat import Linf
 from benchmarks.timing import Case
@@ -109,6 +111,53 @@ def measure_autoattack(fabric: Fabric, repeats: int, one: tuple[Target, Judges])
     facts = {"target": target.name, "dataset": target.dataset, "images": len(y)}
     facts |= {"eps": float(target.threat.eps), "robust": robust, "differing": differing}
     return {**facts, "contestants": rows}
+
+
+def as_markdown(cases: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
+    """The table for people.
+
+    Args:
+        cases: of `measure_autoattack`.
+        about: ``cpu``, ``threads``, ``commit`` and ``command``.
+    """
+    lines, notes = list[list[str]](), list[str]()
+    for case in cases:
+        ours, theirs = (case["contestants"][name] for name in ("advgame", "pyautoattack"))
+        name, differing = case["target"], case["differing"]
+        judged = case["images"] * len(case["robust"])
+        lines.append(
+            [
+                f"{name}, {case['dataset']}, ε = {case['eps']:.3g}",
+                f"{case['images']} × {len(case['robust'])}",
+                ", ".join(map(str, case["robust"])),
+                f"{len(differing)} of {judged}",
+                *(f"{one['cpu_s']:.0f}" for one in (ours, theirs)),
+                f"{ours['cpu_s'] / theirs['cpu_s']:.2f}",
+                *(f"{one['median_s']:.0f}" for one in (ours, theirs)),
+            ]
+        )
+        for one in differing:
+            after, other = (f"{value:.2g}" for value in one["margins"])
+            notes.append(
+                f"- {name}, seed {one['seed']}, image {one['image']}: {after} after ours, {other} "
+                "after pyautoattack"
+            )
+    head = ["classifier", "images × seeds", "robust, per seed", "verdicts that differ"]
+    head += ["CPU s, ours", "CPU s, pyautoattack", "ratio", "s, ours", "s, pyautoattack"]
+    text = [
+        "# AutoAttack standard beside pyautoattack",
+        "Both get the same images and seeds, and take turns. Seconds are medians over seeds, of "
+        f"one process with {about['threads']} thread(s).",
+        markdown(head, lines),
+    ]
+    if notes:
+        said = "Verdicts that differ, with the margin of the image that the attack ended with"
+        text += [f"{said} (logits; above 0 is fooled):", "\n".join(notes)]
+    text.append(
+        f"Hardware: {about['device']}, {about['cpu']}. Commit {about['commit'][:12]}. "
+        f"Command: `{about['command']}`."
+    )
+    return "\n\n".join(text) + "\n"
 
 
 def pairs(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
