@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import train
+import train_adt
+import train_l2l
 import train_las_at
 import train_minimax
 
@@ -37,6 +39,21 @@ def test_colour_images_get_the_large_network_on_a_gpu_only(script, machine):
     assert (asked.model, asked.epochs) == (lean.model, lean.epochs)
     assert script.job.parse([*CIFAR, "--accelerator", "cuda"]).model == "preact_resnet18"
     assert script.job.parse([*CIFAR, "--model", "resnet18"]).model == "resnet18"
+
+
+def test_without_a_gpu_an_attacker_asks_for_less_than_its_classifier(machine):
+    found = []
+    for gpu in (True, False):
+        machine(gpu=gpu)
+        adt = train_adt.job.parse([*CIFAR, "--method", "exp-am"])
+        played = train_las_at.job.parse(CIFAR).policy_network, train_l2l.job.parse(CIFAR).width
+        found.append((*played, adt.generator, adt.attacker_lr))
+    assert found == [
+        (None, "slim", "resnet-3blocks", 2e-4),
+        ("lean_resnet-half", "small", "small", 2e-3),
+    ]
+    asked = ["--method", "exp-am", "--generator", "resnet-3blocks", "--ngf", "16"]
+    assert train_adt.job.parse([*CIFAR, *asked]).ngf == 16
 
 
 def test_digits_and_published_settings_do_not_depend_on_the_machine(machine):
