@@ -9,6 +9,9 @@ comes again gives that of its next seed. `long:GAME` is one classifier from a st
 budget (`--longer`), the control that has a mixture's compute.
 
 All are judged as mixtures, a single one with weight 1, as `study.py arena` judges its own.
+
+Where a game comes twice, each of its classifiers is in two of the row's mixtures. These are not
+independent, so that spreads and intervals are of the jackknife over classifiers, `jackknifed`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from typing_extensions import override
@@ -104,8 +108,12 @@ class Mixtures(Study[Config]):
                 raise unknown("game", game, {run["method"] for run in self.trained[path]})
             again = sum(one["method"] == game for one in found)
             number = self.seeds()[(self.seeds().index(seed) + again) % len(self.seeds())]
-            if number not in of_game or again == len(self.seeds()):
+            if number not in of_game:
                 raise InputError(f"{path} has {game} of the seeds {sorted(of_game)}: see --seeds")
+            if again and again + 1 >= len(self.seeds()):
+                raise InputError(
+                    f"{method} would be one mixture of all {len(self.seeds())} seeds: ask for more"
+                )
             found.append({**of_game[number], "path": path})
         return found
 
@@ -149,8 +157,12 @@ class Mixtures(Study[Config]):
             self.run_all(todo)
         for (name, cell), judged in zip(cells.items(), todo, strict=True):
             if judged.finished:
-                spent = sum(member["spent"] for member in self.members(**cell))
-                yield [{**cell, **judgement(self.root / "judged" / name), "forwards": spent}]
+                members, found = self.members(**cell), judgement(self.root / "judged" / name)
+                more = {
+                    "forwards": sum(member["spent"] for member in members),
+                    "drawn": [member["seed"] for member in members],
+                }
+                yield [{**cell, **found, **more}]
 
     @override
     def place(self, run: Mapping[str, Any]) -> Any:
@@ -158,20 +170,63 @@ class Mixtures(Study[Config]):
         return rows.index(run["method"]) if run["method"] in rows else len(rows)
 
     @override
+    def found(self, runs: Runs) -> dict[str, Any]:
+        return super().found(jackknifed(runs))
+
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         columns: table.Columns = {
             **judged_columns(self.control),
             "forwards per training image": table.Mean("forwards", 0),
         }
+        rows = table.rows(jackknifed(runs))
         return [
             f"# {self.title}",
             f"{judged_how(runs[0])} GAME+GAME: one of each, or of two seeds. {LONG}GAME: one "
             "classifier with a larger budget.",
-            table.render(columns, table.rows(runs)),
+            table.render(columns, rows),
             "Differences of any two rows, paired over seeds, in points with 95 % intervals over "
-            "seeds, on the same images:",
-            pairs(table.rows(runs)),
+            "seeds, on the same images. Mixtures of one game share classifiers: sd and intervals "
+            "of such rows are by the jackknife over classifiers.",
+            pairs(rows),
         ]
+
+
+def jackknifed(runs: Runs) -> list[Run]:
+    """The same runs; those of rows whose mixtures share classifiers as jackknife pseudo-values.
+
+    The pseudo-value of a seed is S times the mean over all S mixtures less S − 1 times the mean
+    over those without that seed's classifier (Tukey 1958). Their mean is the mixtures', their
+    spread is that of independent classifiers. A row that is not complete becomes one run: it has a
+    mean and no spread.
+
+    Args:
+        runs: of the study, with the seeds of their members in ``drawn``.
+    """
+    found = list[Run]()
+    for row in table.rows(runs):
+        drawn = [{*run.get("drawn", [run["seed"]])} for run in row.runs]
+        if all(len(seeds) == 1 for seeds in drawn):
+            found += row.runs
+            continue
+        numbers = [key for key, value in row.runs[0].items() if isinstance(value, float)]
+        count, means = len(row.runs), {key: mean(run[key] for run in row.runs) for key in numbers}
+        without = {
+            run["seed"]: [
+                other
+                for other, seeds in zip(row.runs, drawn, strict=True)
+                if run["seed"] not in seeds
+            ]
+            for run in row.runs
+        }
+        if set[int]().union(*drawn) != without.keys() or not all(without.values()):
+            found.append({**row.runs[0], **means})
+            continue
+        for run in row.runs:
+            left = {key: mean(other[key] for other in without[run["seed"]]) for key in numbers}
+            values = {key: count * means[key] - (count - 1) * left[key] for key in numbers}
+            found.append({**run, **values})
+    return found
 
 
 def pairs(rows: Sequence[table.Row]) -> str:
