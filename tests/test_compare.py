@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import train
 import tyro
@@ -11,6 +12,7 @@ from studies import compare, minimax
 from studies.compare import AUTOATTACK, PGD, flags_of
 
 from advgame.errors import InputError
+from advgame.run import table
 from advgame.run.selection import SCORES
 from advgame.run.training_study import selection
 
@@ -242,6 +244,77 @@ def test_a_budget_has_the_prices_that_were_measured(tmp_path):
     for wrong in ({"budget": "epochs"}, {"forwards": None}, {"counted": "x"}):
         with pytest.raises(InputError, match="is for"):
             study(tmp_path, **{**asked, **wrong}).check()
+
+
+def test_budgets_are_not_mixed_into_one_table(tmp_path):
+    """What another budget made is refused: the page would state the new one for all."""
+    asked = {"budget": "compute", "forwards": 60.0, "missing_only": True, "extra": ""}
+    one = study(tmp_path, **asked)
+    words = {"extra": one.same(), "budget": 60.0, "prices": [1.0, 2.0]}
+    one.path.parent.mkdir(parents=True)
+    one.path.write_text(json.dumps({**words, "runs": [cell("standard")]}))
+    assert len(one.earlier()) == 1
+    for changes in ({"forwards": 90.0}, {"forwards": None}):
+        with pytest.raises(InputError, match="is about budget 60"):
+            study(tmp_path, **{**asked, **changes}).earlier()
+    one.path.write_text(json.dumps({"extra": one.same(), "runs": [cell("standard")]}))
+    with pytest.raises(InputError, match="is about budget None"):
+        one.earlier()
+    folder = one.root / "standard-seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": {"epochs": 40}}))
+    one.path.unlink()
+    one.prepare(one.cells())
+    one._note_flags()
+    later = study(tmp_path, **{**asked, "forwards": 90.0})
+    with pytest.raises(InputError, match=r"cells made with other flags.*--forwards 90"):
+        later.prepare(later.cells())
+
+
+def test_own_images_are_known_by_their_content_not_by_their_name(tmp_path):
+    def save(folder, value):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        images = np.full((60, 8, 8), value, np.uint8)
+        labels = np.arange(60, dtype=np.uint8) % 3
+        path = tmp_path / folder / "faces.npz"
+        np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        return str(path)
+
+    asked = {"methods": ("standard",), "attacks": ("fgsm",), "extra": ""}
+    one = study(tmp_path, **asked, dataset=save("p", 10))
+    one.path.parent.mkdir(parents=True)
+    one.path.write_text(json.dumps({"extra": one.same(), **one.facts(), "runs": []}))
+    other = study(tmp_path, **asked, dataset=save("q", 200))
+    assert one.stem == other.stem
+    one.earlier()
+    with pytest.raises(InputError, match="is about data"):
+        other.earlier()
+    (one.root / "standard-seed0").mkdir(parents=True)
+    about = {"config": {"epochs": one.epochs()["standard"]}}
+    (one.root / "standard-seed0" / "config.json").write_text(json.dumps(about))
+    one.path.unlink()
+    one.prepare(one.cells())
+    one._note_flags()
+    with pytest.raises(InputError, match="cells made with other flags"):
+        other.prepare(other.cells())
+    assert study(tmp_path, **asked).facts() == {}, "a known data set is told by its name"
+
+
+def test_a_table_is_written_again_with_the_attacks_and_the_control_that_it_had(tmp_path):
+    runs = [cell(name, seed) for name in ("trades", "pgd-at-2") for seed in (0, 1)]
+    for number, run in enumerate(runs):
+        run |= {"accuracy_clean": 1.0, PGD: 0.8, "accuracy_adt:fea": 0.25, "eps": 0.1}
+        run |= {"train_n": None, "worst_case": 0.5 + number / 10}
+    one = study(tmp_path, methods=("trades",), from_json=True)
+    one.path.parent.mkdir(parents=True)
+    about = {"runs": runs, "against": "pgd-at-2", "commit": "c", "command": "c"}
+    about |= {"device": "cpu", "jobs": 1, "summary": table.summarise(runs)}
+    one.path.write_text(json.dumps(about))
+    one.play()
+    head, row = one.path.with_suffix(".csv").read_text().splitlines()[:2]
+    assert "adt:fea" in head
+    assert "worst − pgd-at-2" in head
+    assert "-20.0 ± 0.0" in row
 
 
 @pytest.mark.long

@@ -16,28 +16,8 @@ from advgame.run.study import Study, StudyConfig, hardware
 MNIST = {"dataset": "mnist", "data_dir": "data"}
 ONE = {"setting": "fixed", "trajectories": 1}
 CAR = {"env": "MountainCar-v0"}
-SPSA = {"attacks": ("adt:pgd20", "adt:fea", "spsa")}
-POSTER = {
-    "attacks": (
-        *("adt:fgsm", "adt:pgd20", "adt:pgd100", "adt:mim20", "adt:cw30", "fea", "transfer"),
-        "autoattack",
-    )
-}
-COMPUTE = {**POSTER, "budget": "compute"}
-L2 = {"attacks": ("fgsm", "pgd20", "autoattack"), "extra": "--norm l2 --eps 0.5"}
-CIFAR = {
-    **{"dataset": "cifar10", "data_dir": "data", "budget": "compute", "forwards": 60.0},
-    "attacks": ("adt:fgsm", "adt:pgd20", "adt:mim20", "adt:cw30", "autoattack"),
-    "cost": str(ROOT / "results" / "cifar10" / "cost.json"),
-    "extra": "--model lean_resnet-half --precision 32-true --lr 0.2 --validate-every 4",
-    "against": "pgd-at-2",
-}
-LONGER = {**CIFAR, "forwards": 120.0, "attacks": ("adt:pgd20",)}
-PAPERS_CNN = {
-    **MNIST,
-    "model": "minimax_cnn",
-    "attacks": ("mvm:fgsm", "mvm:ifgsm", "pgd20", "autoattack-lite"),
-}
+COMPUTE = {"budget": "compute"}
+CIFAR = {"dataset": "cifar10", "data_dir": "data", "against": "pgd-at-2", **COMPUTE}
 # study, folder of results, stem within it, settings
 COMMITTED = [
     ("l2l", "l2l", "digits", {}),
@@ -46,7 +26,7 @@ COMMITTED = [
     ("minimax", "minimax", "digits-small_cnn-0.15", {}),
     ("minimax", "minimax", "mnist-small_cnn-0.15", MNIST),
     ("minimax", "minimax", "mnist-small_cnn-0.2", {**MNIST, "eps": "0.2"}),
-    ("minimax", "minimax", "mnist-minimax_cnn-0.15", PAPERS_CNN),
+    ("minimax", "minimax", "mnist-minimax_cnn-0.15", {**MNIST, "model": "minimax_cnn"}),
     ("minimax_rates", "minimax", "sweep-mnist-small_cnn-0.15", MNIST),
     ("attnet", "minimax", "attnet-games", {"name": "games"}),
     ("attnet", "minimax", "attnet-plain", {"name": "plain"}),
@@ -59,13 +39,13 @@ COMMITTED = [
     ("attacker", "referee", "attacker_digits", {"title": "digits"}),
     ("referee", "referee", "digits", {"title": "digits"}),
     ("referee", "referee", "mnist", {"title": "mnist"}),
-    ("compare", "compare", "digits-epochs", POSTER),
+    ("compare", "compare", "digits-epochs", {}),
     ("compare", "compare", "digits-compute", COMPUTE),
     ("compare", "compare/first", "digits-compute", COMPUTE),
-    ("compare", "compare/spsa", "digits-epochs", SPSA),
-    ("compare", "compare/l2", "digits-epochs", L2),
+    ("compare", "compare/spsa", "digits-epochs", {}),
+    ("compare", "compare/l2", "digits-epochs", {}),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
-    ("compare", "cifar10/long", "cifar10-compute", LONGER),
+    ("compare", "cifar10/long", "cifar10-compute", CIFAR),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies/again", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies", "mnist-split0-230", {**MNIST, "forwards": 230.0}),
@@ -197,6 +177,9 @@ def test_cells_that_the_results_hold_stay_and_can_be_left_out(toy):
     Toy.main(replace(toy, seeds=1, first_seed=1))
     assert Toy.made[8:] == ["a1", "b1", "c1", "c2"]
     assert held(toy) == ["a0", "a1", "a2", "b0", "b1", "b2", "c1", "c2"]
+    before = Toy(toy).path.read_bytes()
+    Toy.main(replace(toy, missing_only=True))
+    assert Toy(toy).path.read_bytes() == before, "its command made the runs, this one made none"
     with pytest.raises(InputError, match=r"other flags, '', not '--epochs 3'.*another --out"):
         Toy.main(replace(toy, extra="--epochs 3"))
 
@@ -303,3 +286,23 @@ def test_a_column_tells_mean_and_spread_and_what_is_missing():
         ["b", "2", "40.0 ± 28.3", "0.40", "-20.0 ± 127.1", "–", "9"],
         ["c", "1", "10.0", "0.10", "–", "–", "9"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "stem", "changes", "said"),
+    [
+        ("influence", "strategies", "influence", {"lr": 0.5}, "not '--lr 0.5'"),
+        ("mixtures", "arena", "cifar10-mixtures", {"data_dir": "data", "n": 100}, "not '--n 100'"),
+        ("arena", "arena", "digits", {"extra": "--epochs 20", "rounds": 2}, "--rounds 2"),
+        ("gail", "gail", "cartpole_v1-paper/stability", {"iterations": 9}, "--iterations 9"),
+    ],
+)
+def test_options_that_change_numbers_are_not_mixed_into_one_table(
+    name, folder, stem, changes, said, tmp_path
+):
+    copy = tmp_path / f"{stem}.json"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "results" / folder / f"{stem}.json", copy)
+    one = module(name)
+    with pytest.raises(InputError, match=f"made with other flags.*{said}"):
+        one.main.__self__(one.Config(out=str(tmp_path), **changes)).earlier()

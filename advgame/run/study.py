@@ -73,6 +73,8 @@ class Study(ABC, Generic[ConfigT]):
     """keys by which the runs of a results file differ"""
     sharing: tuple[str, ...] = ()
     """options that they share, by which a file without them was made as is usual"""
+    unsaid: Mapping[str, Any] = {}
+    """of `facts`: what a results file that does not say one is about; others are as asked for"""
     control = ""
     """a method; the summary has differences to it"""
     flat = False
@@ -260,10 +262,11 @@ class Study(ABC, Generic[ConfigT]):
                 todo = {name: one for name, one in todo.items() if self.key(name, one) not in known}
             for part in self.make(todo):
                 made += part
-                about = self.save(made) if made or held else {}
+                about = self.save(made) if made else {}
         if not made and not held:
             raise InputError(f"{self.root} holds no finished cell: leave --finished-only away")
-        about = about or self.save(made)
+        # without a new cell the file stays as it is: this command made none of its runs
+        about = about or read_json(self.path)
         self.write(about)
         print(
             f"{len(made)} cells, {len(about[self.listed])} in all, {asked - len(made)} left out; "
@@ -315,7 +318,7 @@ class Study(ABC, Generic[ConfigT]):
                     f"{self.same()!r}: choose another --out"
                 )
             for fact, value in self.facts().items():
-                if (other := file.get(fact, value)) != value:
+                if (other := file.get(fact, self.unsaid.get(fact, value))) != value:
                     raise InputError(
                         f"{self.path} is about {fact} {other}, not {value}: choose another name"
                     )

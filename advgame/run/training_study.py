@@ -11,12 +11,14 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from typing_extensions import override
 
+from advgame.data.names import is_own
 from advgame.errors import InputError, unknown
 from advgame.run import table
 from advgame.run.cells import Cell, check_cells, split_flags, usable, values_of
@@ -211,6 +213,30 @@ class MethodsStudy(TrainingStudy[MethodsT]):
         attacks = ["--attacks", *self.config.attacks] if self.config.attacks else []
         return shlex.join([*attacks, *split_flags(self.config.extra)])
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of one's own images; "" of a known data set, which its name tells.
+
+        Files and folders are called alike where they hold other images, or change.
+        """
+        if not is_own(self.config.dataset):
+            return ""
+        from advgame.data import load_data
+
+        size = values_of(split_flags(self.config.extra)).get("image_size", ())
+        found = load_data(
+            self.config.dataset, self.config.data_dir, image_size=int(size[0]) if size else None
+        )
+        return str(found.about()["sha256"])
+
+    def facts(self) -> dict[str, Any]:
+        """What all runs are about: one's own images by their digest."""
+        return {"data": self.digest} if self.digest else {}
+
+    @override
+    def agree(self, root: Path, flags: str) -> None:
+        super().agree(root, f"{flags} --images {self.digest}" if self.digest else flags)
+
     def images(self) -> list[str]:
         """Flags that name the data set."""
         folder = ["--data-dir", self.config.data_dir] if self.config.data_dir else []
@@ -234,6 +260,18 @@ class MethodsStudy(TrainingStudy[MethodsT]):
         }
         words = f"{runs[0]['n']} test images; mean ± sd over seeds, in %."
         return [f"# {self.title}", words, table.render(columns, table.rows(runs))]
+
+
+def attacks_of(runs: Runs, of: str = "accuracy_") -> list[str]:
+    """The attacks that any run was judged by, in the order of the runs; learned ones left out.
+
+    Args:
+        runs: of a results file.
+        of: what the keys of their numbers begin with.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run if key.startswith(of))
+    found = [key.removeprefix(of) for key in keys]
+    return [name for name in found if name != "clean" and not name.startswith("learned:")]
 
 
 def selection(runs: Runs) -> str:

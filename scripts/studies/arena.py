@@ -88,6 +88,7 @@ class Arena(Study[Config]):
 
     about = "Mixtures of classifiers on {dataset}"
     control = "pgd-at"
+    sharing = ("rounds", "attacks", "n")
 
     @override
     def check(self) -> None:

@@ -130,7 +130,7 @@ class CatAndMouseStudy(MethodsStudy[Config]):
 
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         """The answers, the last classifiers, and table 3 beside the paper's."""
-        first, attacks = runs[0], ("clean", *self.config.attacks)
+        first, attacks = runs[0], list(runs[0]["last"])
         found: list[Run] = [{**run, **answers(run)} for run in runs]
         games = {title: table.Number(question) for question, title in QUESTIONS.items()}
         last = {attack: table.Number(_last(attack)) for attack in attacks}

@@ -53,6 +53,7 @@ from advgame.run.training_study import (
     Flags,
     MethodsConfig,
     MethodsStudy,
+    attacks_of,
     selection,
     training_images,
 )
@@ -183,6 +184,7 @@ class Compare(MethodsStudy[Config]):
         "Command: `{command}`.",
     )
     methods = GAMES | MORE
+    unsaid: Mapping[str, Any] = {"budget": None, "prices": None}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -344,7 +346,8 @@ class Compare(MethodsStudy[Config]):
                     f"{game} has cells of {length:.0f} epochs in the results or in {self.root}, "
                     f"not {asked[game]}: the same --counted, or another --out and --runs-dir"
                 )
-        self.agree(self.root, self.config.extra)
+        budget = ["--forwards", *map(str, self.facts().values())] if self.config.forwards else []
+        self.agree(self.root, shlex.join([*split_flags(self.config.extra), *budget]))
         self.agree(self.judged, shlex.join(self.judging()))
 
     def run(self, cells: Mapping[str, Flags]) -> None:
@@ -418,11 +421,24 @@ class Compare(MethodsStudy[Config]):
 
     def found(self, runs: Runs) -> dict[str, Any]:
         """How many cells shared the machine, for their seconds."""
-        config, found = self.config, {"jobs": self.config.jobs, **super().found(runs)}
-        if config.forwards is not None:
-            found["budget"] = config.forwards
-            found["prices"] = self.prices(config.cost) if config.cost else (1.0, 2.0)
-        return found
+        config = self.config
+        return {"jobs": config.jobs, "against": config.against, **super().found(runs)}
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        """Of equal compute the budget besides, in forwards, and the prices of other passes."""
+        config, found = self.config, super().facts()
+        if config.budget == "epochs":
+            return found
+        if config.forwards is None:  # epochs follow from counts
+            return {**found, "budget": None, "prices": None}
+        prices = self.prices(config.cost) if config.cost else (1.0, 2.0)
+        return {**found, "budget": config.forwards, "prices": list(prices)}
+
+    @override
+    def write(self, about: Mapping[str, Any]) -> None:
+        self.control = about.get("against", self.control)  # --from-json is not told it again
+        super().write(about)
 
     def table(self, runs: Runs) -> list[list[str]]:
         """Header and rows, everything in % but cost; "–" where a number is missing."""
@@ -432,10 +448,9 @@ class Compare(MethodsStudy[Config]):
         def passes(row: Row) -> str:
             return f"{_passes(summary[row.name]) / full:.2f}" if full else "–"
 
-        held = [one for one in self.config.attacks if any(f"accuracy_{one}" in run for run in runs)]
         columns: dict[str, table.Column] = {
             **{"game": table.row_name, "seeds": table.seeds, "epochs": table.Mean("epochs", 0)},
-            **table.accuracies(held),
+            **table.accuracies(attacks_of(runs)),
             "PGD-20 − AutoAttack": table.Percent("gap"),
             f"worst − {self.control}, paired, 95 %": table.Paired("worst_case", minus=self.control),
             "s per epoch": table.Mean("seconds_per_epoch", 2),
@@ -453,7 +468,7 @@ class Compare(MethodsStudy[Config]):
         equal = {
             "epochs": "equal epochs",
             "compute": "equal passes"
-            if "budget" in about
+            if about.get("budget")
             else f"epochs such that all make as many passes as {CONTROL}",
         }[self.config.budget]
         head, *body = self.table(runs)
@@ -483,7 +498,7 @@ class Compare(MethodsStudy[Config]):
 
 def told_budget(about: Mapping[str, Any]) -> str:
     """What a budget is of; "" where epochs are equal, or follow from counts."""
-    if "budget" not in about:
+    if not about.get("budget"):
         return ""
     to_input, with_weights = about["prices"]
     return (

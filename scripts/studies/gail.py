@@ -147,7 +147,7 @@ class Gail(TrainingStudy[Config]):
 
     about, script = "stability of imitation", train_gail
     ending = ("Flags raised: {flags}.", "Hardware: {device}. Command: `{command}`.")
-    sharing = ("demonstrations",)
+    sharing = ("demonstrations", "iterations", "control_iterations", "heavy_iterations")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

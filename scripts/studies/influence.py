@@ -74,6 +74,7 @@ class Influence(Study[Config]):
     about, files = "Influence of an attack's steps on the held-out robust loss", "influence"
     ending = ("Hardware: {devices}. Command: `{command}`.",)
     parallel = remembers = False
+    sharing = ("steps", "lr")
 
     @override
     def check(self) -> None:

@@ -27,6 +27,7 @@ from advgame.run.training_study import (
     Finished,
     MethodsConfig,
     MethodsStudy,
+    attacks_of,
     selection,
     thinned,
     training_images,
@@ -114,7 +115,7 @@ class L2LStudy(MethodsStudy[Config]):
         first = runs[0]
         columns: Columns = {
             **{"method": table.row_name, "seeds": table.seeds},
-            **table.accuracies(self.config.attacks),
+            **table.accuracies(attacks_of(runs)),
             f"worst − {CONTROL}, paired, 95 %": table.Paired("worst_case", minus=CONTROL),
             "s per epoch": table.Mean("seconds_per_epoch", 2),
             "F": table.Mean("attacker/forwards_per_image", 0),

@@ -25,7 +25,7 @@ from advgame.run.cells import split_flags
 from advgame.run.folder import Metrics
 from advgame.run.options import Names, parse_eps
 from advgame.run.table import Columns, Row, Runs
-from advgame.run.training_study import Finished, MethodsConfig, MethodsStudy, thinned
+from advgame.run.training_study import Finished, MethodsConfig, MethodsStudy, attacks_of, thinned
 from studies._lemma import lemma_one
 
 # what `study.py minimax_rates` chose for Minimax and for Alt, on validation images of MNIST
@@ -167,7 +167,8 @@ class MinimaxStudy(MethodsStudy[Config]):
     @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         config, first, eta = self.config, runs[0], 2 * parse_eps(self.config.eps)
-        errors = [f"error_{name}" for name in ("clean", *config.attacks)]
+        attacks = [name for name in attacks_of(runs, "error_") if name not in WORST]
+        errors = [f"error_{name}" for name in ("clean", *attacks)]
         errors += [key for run in runs for key in run if key.startswith("error_learned:")]
         columns = {
             key.removeprefix("error_").removeprefix("learned:"): table.Number(key) for key in errors

@@ -73,6 +73,7 @@ class Mixtures(Study[Config]):
 
     about = "Mixtures of committed classifiers on {dataset}"
     files = "{dataset}-mixtures"
+    sharing = ("n", "attacks", "model", "results", "longer")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -134,7 +135,8 @@ class Mixtures(Study[Config]):
     @override
     def prepare(self, cells: Mapping[str, Any]) -> None:
         """Refuse a folder whose mixtures were judged otherwise."""
-        self.agree(self.root / "judged", shlex.join(self.judging()))
+        of = [self.config.results, self.config.longer]
+        self.agree(self.root / "judged", shlex.join([*self.judging(), *of]))
 
     def judging(self) -> list[str]:
         """Flags of `evaluate.py` that every row is judged with."""

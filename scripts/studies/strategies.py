@@ -22,6 +22,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isclose
 from pathlib import Path
 from statistics import mean
@@ -36,11 +37,12 @@ from advgame.evaluation.pictures import differences_figure
 from advgame.games.stopping import FEATURES
 from advgame.run import table
 from advgame.run.curves import save_figure
-from advgame.run.files import write_atomically
+from advgame.run.files import digest, read_json, write_atomically
 from advgame.run.options import Count, Names, Positive, Whole
 from advgame.run.table import Runs
 from advgame.run.training_study import selection, training_images
 from advgame.statistics import crossed_interval, holm
+from agents.stopper_file import NAME as STOPPER_FILE
 from studies import compare
 from studies.compare import CONTROL, GAMES, MORE
 
@@ -172,6 +174,23 @@ class Strategies(compare.Compare):
         if (FROZEN in config.methods) != (config.stopper is not None):
             raise InputError(f"{FROZEN} plays what --stopper names: give both, or neither")
 
+    @cached_property
+    def frozen(self) -> str:
+        """SHA-256 of the rule that `stopper-frozen` plays; "" where it is not asked for."""
+        return rule_digest(self.config.stopper) if self.config.stopper else ""
+
+    @override
+    def prepare(self, cells: Mapping[str, Sequence[str]]) -> None:
+        super().prepare(cells)
+        held = {run.get("stopper") for run in self.earlier() if run["method"] == FROZEN}
+        made = map(read_json, self.root.glob(f"{FROZEN}-seed*/config.json"))
+        held |= {rule_digest(one["config"]["stopper"]) for one in made}
+        if self.frozen and held - {self.frozen, "", None}:  # None: older; "": its file is gone
+            raise InputError(
+                f"{FROZEN} has cells of another rule than {self.config.stopper}: choose another "
+                "--out and --runs-dir"
+            )
+
     @override
     def lengths(self) -> dict[str, list[str]]:
         found = super().lengths()
@@ -196,7 +215,9 @@ class Strategies(compare.Compare):
         if "autoattack" in judges:
             judges = ["clean", "autoattack"]
         survives = (all(float(row[name]) for name in judges) for row in rows)
-        return {**super().read(folder), "survives": "".join(str(int(one)) for one in survives)}
+        rule = {"stopper": self.frozen} if folder.name.startswith(f"{FROZEN}-seed") else {}
+        survived = "".join(str(int(one)) for one in survives)
+        return {**super().read(folder), **rule, "survives": survived}
 
     @override
     def found(self, runs: Runs) -> dict[str, Any]:
@@ -243,6 +264,12 @@ class Strategies(compare.Compare):
         title = f"{self.about} on {short_name(self.config.dataset)}, {first_budget(about)}"
         shown = [one for one in contrasts if one["primary"] or one["high"] - one["low"] < WIDEST]
         save_figure(differences_figure(shown, title), beside.with_suffix(".png"))
+
+
+def rule_digest(words: str) -> str:
+    """SHA-256 of a stopping rule's file, which a run folder may stand for; "" if it is gone."""
+    path = Path(words) / STOPPER_FILE if Path(words).is_dir() else Path(words)
+    return digest(path) if path.is_file() else ""
 
 
 def first_budget(about: Mapping[str, Any]) -> str:
