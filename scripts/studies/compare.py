@@ -24,7 +24,7 @@ import csv
 import io
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -362,10 +362,16 @@ class Compare(MethodsStudy[Config]):
             todo += [training] if name not in others else []
             todo.append(Cell(judge, self.judged / name, judgings[name], after))
         self.run_all(todo)
-        for name in cells if self.config.weights else ():
-            best = self.root / name / "checkpoints" / "best.safetensors"
-            kept = Path(str(self.config.weights)) / self.stem / best.with_stem(name).name
-            write_atomically(kept, best.read_bytes())
+
+    @override
+    def make(self, cells: Mapping[str, Flags]) -> Iterator[Runs]:
+        for found in super().make(cells):
+            for run in found if self.config.weights else ():
+                name = f"{run['method']}-seed{run['seed']}"
+                best = self.root / name / "checkpoints" / "best.safetensors"
+                kept = Path(str(self.config.weights)) / self.stem / best.with_stem(name).name
+                write_atomically(kept, best.read_bytes())
+            yield found
 
     def long_ones_first(self, cells: Mapping[str, Flags]) -> dict[str, Flags]:
         """Cells as they begin: of each seed the games first that took longest in the results.
