@@ -94,7 +94,7 @@ class Config(RunConfig):
 
 
 # what a data set changes in Config
-RECIPES = recipes(colour={"width": "slim", "eps": "0.031"})
+RECIPES = recipes(colour={"width": "slim", "eps": "0.031"}, small={"width": "small"})
 REPO: dict[str, Any] = {"preset": "repo", "scaling": "paper", "gradient_mode": "repo"}
 _REPO_COLOUR: dict[str, Any] = {
     "model": "wrn-34-10",

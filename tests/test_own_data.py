@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 import train
+import train_adt
+import train_l2l
 from PIL import Image
 from studies import compare
 
 from advgame.data import load_data, load_test
 from advgame.data.names import check_dataset, colour, recipe, short_name
 from advgame.errors import InputError
+from advgame.run.devices import make_fabric
 from advgame.run.folder import RunFolder
 from advgame.targets import from_run
 
@@ -308,6 +311,21 @@ def test_small_colour_images_are_not_cropped(tmp_path):
     for side, crop in ((15, False), (16, True)):
         data = load_data(tree(tmp_path / str(side), size=(side, 20))).train
         assert train.job.augmentation(config, data)["crop"] == crop
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
+def test_attackers_of_small_colour_images_are_small(accelerator, tmp_path):
+    data = str(saved(tmp_path / "a.npz", shape=(8, 8, 3)))
+    images, fabric = load_data(data).train, make_fabric("cpu", 1, "32-true")
+    peeked = {"dataset": data, "accelerator": accelerator}
+    config = train_adt.job.defaults(**peeked, method="imp-am")
+    assert (config.model, config.generator, config.latent) == ("small_cnn", "small", 16)
+    assert (config.attacker_lr, config.encoder_lr) == (2e-3, 2e-3)
+    network = train_adt.job.rules(config, images, fabric).attacker.module
+    assert network.settings["body"] == "small", "the published encoder needs 20 pixels"
+    config = train_l2l.job.defaults(**peeked)
+    assert (config.width, config.eps) == ("small", "0.031")
+    assert train_l2l.job.rules(config, images, fabric).attacker.module.settings["width"] == "small"
 
 
 OBJECTS = np.array([{"a": 1}, None, 3], dtype=object)

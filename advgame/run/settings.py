@@ -127,6 +127,7 @@ def recipes(
     mnist: Mapping[str, Any] | None = None,
     colour: Mapping[str, Any] | None = None,
     svhn: Mapping[str, Any] | None = None,
+    small: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Data set -> what it changes in the settings of a training.
 
@@ -134,6 +135,7 @@ def recipes(
         mnist: what a game changes further.
         colour: the same of CIFAR-10, CIFAR-100 and SVHN.
         svhn: the same of SVHN alone.
+        small: the same of one's own colour images below 16 pixels, after ``colour``.
     """
     grey = {"eps": "0.3", "eps_ramp": 0.4, "epochs": 10, "batch_size": 128, "eval_n": 1000}
     usual = {"eps": "8/255", "epochs": 30, "batch_size": 128, "ema": 0.999, "eval_n": 1000}
@@ -149,7 +151,7 @@ def recipes(
         "fashionmnist": {**usual_grey, "eps": "0.1"},
         # one's own: ink on paper withstands 0.3, photographs do not
         "grey": {**usual_grey, "eps": "8/255"},
-        "small": {**found, "model": "small_cnn"},
+        "small": {**found, "model": "small_cnn", **(small or {})},
     }
 
 
