@@ -18,7 +18,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -33,7 +33,7 @@ from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.options import Count, Names, Positive, Share, parse_eps
 from advgame.run.progress import telling
-from advgame.run.settings import RunConfig
+from advgame.run.settings import RunConfig, paper_recipes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -138,10 +138,10 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
     algorithm = "adam"
     uncounted = "its length is --rounds and --round-steps"
     # pixels of the paper lie in [-1, 1], its η is 2ε
-    recipes: ClassVar = {
-        "mnist": {"eps": "0.15", "round_steps": 350, "eval_n": 1000},
-        "cifar10": {"eps": "0.05", "round_steps": 1000, "eval_n": 1000},
-    }
+    recipes = paper_recipes(
+        mnist={"eps": "0.15", "round_steps": 350, "eval_n": 1000},
+        cifar10={"eps": "0.05", "round_steps": 1000, "eval_n": 1000},
+    )
 
     def check(self, config: Config) -> Config:
         """Refuse what cannot work, before any work; settles the folder's name."""

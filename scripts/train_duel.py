@@ -27,13 +27,14 @@ from typing_extensions import override
 
 from advgame.choices import Order, Stake
 from advgame.classifiers.names import check_model
+from advgame.data.names import recipe
 from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.fitting import fit_batch
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Must, NotNegative, Positive, parse_radius
-from advgame.run.settings import Dataset
+from advgame.run.settings import Dataset, recipes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -51,7 +52,10 @@ LEARNERS_OWN = ("policy_lr", "entropy_coef", "hidden", "order", "turn", "epochs"
 
 @dataclass(frozen=True)
 class Config:
-    """Let an attacker and a defender play the trainings of a classifier, and learn from them."""
+    """Let an attacker and a defender play the trainings of a classifier, and learn from them.
+
+    The defaults shown are those of the --dataset on the same command line.
+    """
 
     attacker: str = "ppo"
     """ppo learns; fixed (PGD-10 at ε₀) and random are the controls; or a run folder: of this
@@ -114,6 +118,10 @@ class Config:
     """name of the run folder; the current time when empty"""
     resume: str | None = None
     """a run folder to go on with; its own settings are used"""
+
+
+# data set -> ε₀; MNIST has that of digits: its 0.3 goes with a ramp of ε, which no match has
+EPS = {name: usual["eps"] for name, usual in recipes().items() if name not in ("digits", "mnist")}
 
 
 @dataclass(frozen=True)
@@ -343,6 +351,12 @@ class Job(jobs.Job[Config, Made]):
     """The job in which two players play the trainings of a classifier."""
 
     config = Config
+    peeked = {"dataset": "digits"}  # noqa: RUF012
+
+    @override
+    def defaults(self, **peeked: str) -> Config:
+        changes: dict[str, Any] = {**self.peeked, **peeked}
+        return self.config(eps=EPS.get(recipe(changes["dataset"]), Config.eps), **changes)
 
     @override
     def check(self, config: Config) -> Config:

@@ -31,7 +31,7 @@ from advgame.run.folder import RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Positive, Share, Whole
 from advgame.run.selection import Criterion
-from advgame.run.settings import RunConfig
+from advgame.run.settings import RunConfig, paper_recipes
 from agents.settings import Bound
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ class Config(RunConfig):
 
 
 # what a data set changes in Config: pixels of the paper lie in [-1, 1], its η is 2ε
-RECIPES: dict[str, dict[str, Any]] = {
-    "mnist": {"eps": "0.15", "epochs": 10, "batch_size": 128, "eval_n": 1000},
-    "cifar10": {"eps": "0.05", "epochs": 30, "batch_size": 128, "eval_n": 1000},
-}
+RECIPES = paper_recipes(
+    mnist={"eps": "0.15", "epochs": 10, "batch_size": 128, "eval_n": 1000},
+    cifar10={"eps": "0.05", "epochs": 30, "batch_size": 128, "eval_n": 1000},
+)
 
 
 def direction(config: Config) -> solvers.Direction:
@@ -185,11 +185,6 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
 
     config = Config
     recipes = RECIPES
-
-    def on_a_cpu(self) -> Mapping[str, Any]:
-        """The same in full precision: gradients are differentiated once more."""
-        return {**super().on_a_cpu(), "precision": "32-true"}
-
     algorithm = "adam"
     uncounted = "the passes of its responses are not counted; go by --epochs"
     linf_only = (

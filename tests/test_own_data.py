@@ -11,12 +11,15 @@ import pytest
 import torch
 import train
 import train_adt
+import train_cat_and_mouse
+import train_duel
 import train_l2l
+import train_minimax
 from PIL import Image
 from studies import compare
 
 from advgame.data import load_data, load_test
-from advgame.data.names import check_dataset, colour, recipe, short_name
+from advgame.data.names import NAMED, check_dataset, colour, recipe, short_name
 from advgame.errors import InputError
 from advgame.run.devices import make_fabric
 from advgame.run.folder import RunFolder
@@ -311,6 +314,20 @@ def test_small_colour_images_are_not_cropped(tmp_path):
     for side, crop in ((15, False), (16, True)):
         data = load_data(tree(tmp_path / str(side), size=(side, 20))).train
         assert train.job.augmentation(config, data)["crop"] == crop
+
+
+def test_other_data_than_the_papers_have_the_usual_radius(tmp_path):
+    own = [saved(tmp_path / f"{n}.npz", shape=s) for n, s in enumerate([(8, 8), (8, 8, 3)])]
+    for data in (*NAMED, *map(str, own)):
+        usual, whose = train.job.defaults(dataset=data).eps, recipe(data)
+        mnist = {"mnist": "0.15"}.get(whose, usual)
+        paper = {"cifar10": "0.05"}.get(whose, mnist)  # MNIST's and CIFAR-10's η over 2
+        assert train_duel.job.defaults(dataset=data).eps == mnist, data
+        for script in (train_minimax, train_cat_and_mouse):
+            assert script.job.check(script.job.defaults(dataset=data)).eps == paper, data
+    assert train_duel.job.parse(["--data", "svhn", "--data-dir", "d"]).eps == "8/255"
+    assert train_minimax.job.defaults(dataset="cifar100").epochs == 30
+    assert train_cat_and_mouse.job.defaults(dataset="fashionmnist").round_steps == 350
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])

@@ -155,6 +155,26 @@ def recipes(
     }
 
 
+def paper_recipes(
+    *, mnist: Mapping[str, Any], cifar10: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The same of a game whose paper has settings of its own for MNIST and CIFAR-10.
+
+    Other grey images have those of MNIST and other colour images those of CIFAR-10, both with the ε
+    of `recipes`: the paper says nothing of theirs.
+
+    Args:
+        mnist: the paper's on MNIST.
+        cifar10: the paper's on CIFAR-10.
+    """
+    found: dict[str, dict[str, Any]] = {"digits": {}, "mnist": {**mnist}, "cifar10": {**cifar10}}
+    for name, usual in recipes().items():
+        if name not in found:
+            nearest = mnist if name in ("fashionmnist", "grey") else cifar10
+            found[name] = {**nearest, "eps": usual["eps"]}
+    return found
+
+
 def on_a_cpu() -> dict[str, Any]:
     """What a training of colour images changes on a machine without a GPU, to end within hours.
 
