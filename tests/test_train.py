@@ -4,7 +4,11 @@ import sys
 from dataclasses import fields, replace
 
 import pytest
+import torch
 import train
+import train_adt
+import train_l2l
+import train_las_at
 from equal_runs import SMALL
 from published import PUBLISHED
 from train import Config, job
@@ -14,6 +18,7 @@ from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.evaluation import validator
 from advgame.games.awp import AWPDefender
+from advgame.run.defender_job import training_plan
 from advgame.run.devices import make_fabric
 from advgame.run.folder import Metrics
 from advgame.run.loop import load_best
@@ -101,17 +106,39 @@ def test_published_settings_are_the_papers():
         assert (c.epochs, c.lr, c.weight_decay, c.batch_size, c.eps) == said[name], name
         assert c.ema is None
         assert set(PUBLISHED[name]) <= {field.name for field in fields(Config)}
-    drops = {"trades": [75], "mart": [75, 90, 100], "feature-scatter": [60, 90]}
-    for name, epochs in drops.items():
-        config = found[name]
-        assert [round(one * config.epochs) for one in config.milestones] == epochs
-    assert [found[name].model for name in drops] == ["wrn-34-10", "resnet18", "wrn-28-10"]
+    models = {"trades": "wrn-34-10", "mart": "resnet18", "feature-scatter": "wrn-28-10"}
+    assert {name: found[name].model for name in models} == models
     assert [found[name].beta for name in ("trades", "mart")] == [6.0, 5.0]
     assert [found[name].normalise for name in ("pgd-at", "trades", "mart")] == [True, False, False]
     for name in ("trades", "mart"):
         assert found[name].step_size * 0.031 == pytest.approx(0.007)
     assert (found["free"].replays, found["fast"].step_size) == (8, 1.25)
     assert [found[name].attack_mode for name in ("pgd-at", "fast")] == ["train", "train"]
+
+
+def test_published_rates_drop_before_the_epochs_of_the_published_loops():
+    """Those who count from 1 ask whether the epoch that begins is ``drop`` or above."""
+    loops = {  # what the first epoch is called, and where the rate drops
+        "trades": (train, 1, (75, 90, 100)),
+        "mart": (train, 1, (75, 90, 100)),
+        "feature-scatter": (train, 0, (60, 90)),
+        "pgd-at": (train, 0, (100, 150)),
+        "adt": (train_adt, 1, (75, 90, 100)),
+        "l2l": (train_l2l, 1, (30, 60, 90)),
+        "las-at": (train_las_at, 0, (99, 104)),
+    }
+    for name, (script, first, drops) in loops.items():
+        game = {"game": name} if script is train else {}
+        config = script.job.defaults(dataset="cifar10", preset="repo", **game)
+        optimizer = torch.optim.SGD([torch.zeros(1)], config.lr)
+        schedule = training_plan(config).scheduler(optimizer, 5 * config.epochs)
+        for epoch in range(first, first + config.epochs):
+            wanted = config.lr * 0.1 ** sum(epoch >= drop for drop in drops)
+            for _ in range(5):
+                rate = optimizer.param_groups[0]["lr"]
+                assert rate == pytest.approx(wanted), (name, epoch)
+                optimizer.step()
+                schedule.step()
 
 
 def test_settings_reach_the_game():

@@ -108,7 +108,6 @@ def test_the_repo_preset_and_every_data_set_have_settings_of_their_own(tmp_path)
     repo = job.defaults(dataset="cifar10", preset="repo")
     assert (repo.width, repo.scaling, repo.gradient_mode) == ("wide-repo", "paper", "repo")
     assert repo.epochs == 76
-    assert [round(share * 76) for share in repo.milestones] == [30, 60]
     assert not list(tmp_path.iterdir()), "nothing is left behind by a refused run"
 
 
