@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 _STEPS: dict[str, Any] = {"schedule": "multistep", "ema": None}
+_WONG: dict[str, Any] = {"model": "preact_resnet18-fast", "ema": None}
 _NEAR: dict[str, Any] = {**_STEPS, "eps": "0.031", "step_size": 7 / 31}
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     # Rice et al. 2020, robust_overfitting: the last weights overfit, the best are near epoch 106
     "pgd-at": {**_STEPS, "epochs": 200, "attack_mode": "train"},
-    # Wong et al. 2020, fast_adversarial, and Free beside it: epochs and rates. The learning rate
+    # Wong et al. 2020, fast_adversarial, and Free beside it: network, epochs and rates. The rate
     # goes up and down in straight lines there, in one cycle of cosines here
-    "fast": {"ema": None, "lr": 0.2, "epochs": 15, "attack_mode": "train"},
-    "free": {"ema": None, "lr": 0.04, "epochs": 11},
+    "fast": {**_WONG, "lr": 0.2, "epochs": 15, "attack_mode": "train"},
+    "free": {**_WONG, "lr": 0.04, "epochs": 11},
     # Zhang et al. 2019: 76 epochs, the last two of them after a drop, are its early stopping
     "trades": {
         **_NEAR,

@@ -107,7 +107,11 @@ def test_published_settings_are_the_papers():
         assert c.ema is None
         assert set(PUBLISHED[name]) <= {field.name for field in fields(Config)}
     models = {"trades": "wrn-34-10", "mart": "resnet18", "feature-scatter": "wrn-28-10"}
+    models |= {"pgd-at": "preact_resnet18"}
+    models |= dict.fromkeys(("fast", "free"), "preact_resnet18-fast")
     assert {name: found[name].model for name in models} == models
+    las = train_las_at.job.defaults(dataset="tinyimagenet", preset="repo")
+    assert train_las_at.job.check(las).model == "preact_resnet18-las"
     assert [found[name].beta for name in ("trades", "mart")] == [6.0, 5.0]
     assert [found[name].normalise for name in ("pgd-at", "trades", "mart")] == [True, False, False]
     for name in ("trades", "mart"):
