@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from advgame.errors import InputError
+from advgame.games import gail
 from advgame.games.gail import Gail
-from advgame.imitation.discriminator import CHANCE_LOSS, Discriminator
+from advgame.imitation.discriminator import CHANCE_LOSS, Discriminator, gradient_penalty
 from agents.updaters import AdamUpdater, make_updater
 
 
@@ -72,6 +73,23 @@ def test_the_objective_is_the_sum_of_its_terms(sides, rng):
     (slope,) = torch.autograd.grad(one.logits(theta, between).sum(), between)
     expected = base - 0.5 * entropy + 2.0 * slope.square().sum(1).mean()
     assert float(full) == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("all_expert", [False, True])
+def test_every_expert_pair_is_penalised_in_time(all_expert, monkeypatch):
+    expert, policy = torch.arange(1, 41.0)[:, None], torch.zeros(8, 1)
+    seen = []
+
+    def watched(discriminator, theta, between, target):
+        seen.append(between)
+        return gradient_penalty(discriminator, theta, between, target)
+
+    monkeypatch.setattr(gail, "gradient_penalty", watched)
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(size))  # at the expert's pair
+    game = Gail(Discriminator(1, (2,)), expert, penalty=1.0, steps=40, all_expert=all_expert)
+    played(game, policy, AdamUpdater(0.01), 1)
+    assert len(seen) == 40
+    assert {*torch.cat(seen).flatten().tolist()} == {*expert.flatten().tolist()}
 
 
 def test_the_penalty_flattens_the_discriminator(sides):

@@ -35,8 +35,8 @@ class Gail:
         controller: weight k of C-GAIL's k/2·(D − 1/2)², mean over each side (Luo et al. 2024,
             algorithm 1): near an equilibrium it is what draws D back to 1/2.
         steps: discriminator steps per iteration, on the same pairs.
-        all_expert: every step sees all expert pairs; otherwise as many as the policy's, drawn
-            with replacement, as Ho & Ermon.
+        all_expert: every step sees all expert pairs, in a new order; otherwise as many as the
+            policy's, drawn with replacement, as Ho & Ermon.
 
     Source: Ho & Ermon 2016, algorithm 1; L2L, algorithm 3, whose U is the updater.
 
@@ -117,10 +117,13 @@ class Gail:
         }
         new = theta
         for _ in range(self.steps):
-            expert = self.expert
-            if not self.all_expert:
-                expert = expert[torch.randint(len(expert), (len(policy),), generator=rng)]
-            # a shuffled policy side, so that any part of it is a sample of all of it
+            count = len(self.expert)
+            if self.all_expert:
+                drawn = torch.randperm(count, generator=rng)
+            else:
+                drawn = torch.randint(count, (len(policy),), generator=rng)
+            expert = self.expert[drawn]
+            # both sides are shuffled, so that any part of one is a sample of all of it
             shuffled = policy[torch.randperm(len(policy), generator=rng)]
             mix = torch.rand(min(len(policy), len(expert)), 1, generator=rng)
             update = updater.update(new, self.objective(shuffled, expert, mix))
