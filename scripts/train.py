@@ -169,8 +169,8 @@ GAMES: dict[str, Game] = {
 # games that people ask this script for, and whose they are
 SCRIPTS = {
     "las-at": "train_las_at.py", "las-trades": "train_las_at.py --objective trades",
-    "las-awp": "train_las_at.py --awp 0.005", "l2l": "train_l2l.py", "adt": "train_adt.py",
-    "minimax": "train_minimax.py", "gail": "train_gail.py",
+    "las-awp": "train_las_at.py --awp 0.01 --clamp", "l2l": "train_l2l.py",
+    "adt": "train_adt.py", "minimax": "train_minimax.py", "gail": "train_gail.py",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@
     python scripts/train_las_at.py --agent stopper                   # learned: when attacks end
     python scripts/train_las_at.py --agent thompson                  # learned: which attacks pay
     python scripts/train_las_at.py --objective trades                # LAS-TRADES, β chosen too
-    python scripts/train_las_at.py --awp 0.01                        # LAS-AWP
+    python scripts/train_las_at.py --awp 0.01 --clamp                # LAS-AWP
     python scripts/train_las_at.py --dataset cifar10 --data-dir DIR  # uses a GPU if there is one
     python scripts/train_las_at.py --resume runs/NAME                # go on, to the same bits
 

@@ -61,6 +61,7 @@ REFUSED = {
         "--milestones 0.3": "--schedule onecycle makes no use of --milestones",
         "--game standard --eps-ramp 0.5": "standard makes no use of --eps-ramp",
         "--game las-at": "use train_las_at.py",
+        "--game las-awp": "use train_las_at.py --awp 0.01 --clamp",
         "--game trade": "did you mean trades?",
         "--attacks PGD20": "did you mean pgd20?",
         "--data-dir .": "digits is embedded",
