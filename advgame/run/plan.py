@@ -18,7 +18,7 @@ class TrainingPlan:
 
     Args:
         epochs: passes over the training images.
-        schedule: ``"onecycle"`` (linear warm-up over 30 %, cosine down), ``"multistep"``
+        schedule: ``"onecycle"`` (cosine warm-up over 30 %, cosine down), ``"multistep"``
             (times ``gamma`` at each of ``milestones``) or ``"constant"``; per step.
         milestones: shares of all steps.
         gamma: factor at a milestone.
