@@ -1,5 +1,7 @@
 """Runs that go on elsewhere or later, whose files got lost, that are stopped or not watched."""
 
+import errno
+import json
 import os
 import re
 import shutil
@@ -31,7 +33,7 @@ from advgame.run.checkpoint import Checkpoints
 from advgame.run.cli import run_script
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import kept, resume_settings
-from advgame.run.loop import Trainer
+from advgame.run.loop import Trainer, load_best
 from advgame.run.plan import TrainingPlan
 
 TRAINING = (train, train_adt, train_l2l, train_las_at, train_minimax)
@@ -107,12 +109,88 @@ def test_a_run_whose_checkpoints_are_lost_is_not_begun_again(lost, run):
     assert (run.path / "metrics.csv").read_bytes() == before
 
 
+def forget_best(path):
+    """Make a checkpoint one of an earlier version, which held no best weights."""
+    (path / "best.safetensors").unlink()
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]["best.safetensors"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_best_weights_that_are_lost_come_from_the_checkpoint(run):
+    with pytest.raises(SystemExit):
+        play(run, stop(3))
+    best = run.path / "checkpoints" / "best.safetensors"
+    before = best.read_bytes()
+    best.unlink()
+    assert play(run, resume=True) == [1.5, 3.5, 5.5]
+    assert best.read_bytes() == before, "epochs that are no better leave them"
+
+
 def test_a_run_whose_best_weights_are_lost_is_not_gone_on_with(run):
     with pytest.raises(SystemExit):
         play(run, stop(3))
+    for path in run.path.glob("checkpoints/step_*[1-9]*"):
+        forget_best(path)
     (run.path / "checkpoints" / "best.safetensors").unlink()
     with pytest.raises(InputError, match=r"best.safetensors is lost: restore it"):
         play(run, resume=True)
+
+
+def scored(run, scores, *, resume=False, dies_at=0, **plan):
+    """Play with these scores; the network's weight is the number of the epoch."""
+
+    def learn(step):
+        if step == dies_at:
+            raise KeyboardInterrupt
+        torch.nn.init.constant_(game.learner.module.weight, (step + 1) // 2)
+
+    game, told = Game(learn), iter(scores)
+    plan = TrainingPlan(4, "constant", **plan)
+    trainer = Trainer(game, run, plan, lambda module: {"eval/robust": next(told)})
+    trainer.fit(resume=resume)
+    return trainer.best
+
+
+def best_epoch(run):
+    module = torch.nn.Linear(1, 1)
+    load_best(run, module)
+    return module.weight.item()
+
+
+def no_links(*_):
+    raise OSError(errno.EPERM, "no hard links here")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_best_weights_are_those_of_the_best_score_after_a_kill(links, run, monkeypatch):
+    """Epoch 3 was the best, and is lost: played again it has another score, as on a GPU."""
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(KeyboardInterrupt):
+        scored(run, [0.1, 0.5, 0.9], dies_at=7, save_every=2)
+    assert best_epoch(run) == 3
+    assert scored(run, [0.4, 0.45], resume=True, save_every=2) == 0.5
+    assert best_epoch(run) == 2
+
+
+def test_no_best_weights_are_left_where_the_only_score_is_lost(run):
+    best = run.path / "checkpoints" / "best.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        scored(run, [0.9], dies_at=3, save_every=2)
+    assert best.exists()
+    with pytest.raises(SystemExit):
+        play(run, stop(1), resume=True)
+    assert not best.exists()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(run):
+    with pytest.raises(KeyboardInterrupt):
+        scored(run, [0.1, 0.5, 0.9], dies_at=7)
+    for path in run.path.glob("checkpoints/step_*[1-9]*"):
+        forget_best(path)
+    assert scored(run, [0.4], resume=True) == 0.9
+    assert best_epoch(run) == 3
 
 
 @pytest.mark.parametrize("state", [{}, {"device": "cpu"}, {"device": "cpu", "game": [1]}], ids=str)

@@ -1,9 +1,10 @@
 """Checkpoints that survive a kill at any moment, and load without running code.
 
 A checkpoint is a folder ``step_00000123``: modules as safetensors, everything else in
-``state.pt`` (plain containers, numbers and tensors, read back with ``weights_only=True``), and
-``manifest.json`` with the SHA-256 of every file. It is written under another name and renamed
-when complete, so that a folder of that name is whole or does not exist.
+``state.pt`` (plain containers, numbers and tensors, read back with ``weights_only=True``), files
+of the run that belong to that step, and ``manifest.json`` with the SHA-256 of every file. It is
+written under another name and renamed when complete, so that a folder of that name is whole or
+does not exist.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from advgame.classifiers.foreign import weights
 from advgame.errors import InputError
-from advgame.run.files import UMASK, digest, read_json, sync, write_atomically
+from advgame.run.files import UMASK, digest, link_or_copy, read_json, sync, write_atomically
 
 FORMAT = 1
 
@@ -78,7 +79,12 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(
-        self, step: int, modules: Mapping[str, nn.Module], state: Mapping[str, Any], rank: int = 0
+        self,
+        step: int,
+        modules: Mapping[str, nn.Module],
+        state: Mapping[str, Any],
+        rank: int = 0,
+        files: Collection[Path] = (),
     ) -> Path:
         """Write one checkpoint; the older ones stay usable whatever happens.
 
@@ -87,6 +93,8 @@ class Checkpoints:
             modules: saved as ``<name>.safetensors``.
             state: containers, numbers and tensors.
             rank: with several processes each rank writes its own state under the same step.
+            files: of the run as they are now, kept under their names; they must be replaced later,
+                not changed in place, since the checkpoint may hold links to them.
 
         Raises:
             OSError: disk full or not writable.
@@ -99,6 +107,8 @@ class Checkpoints:
             partial.chmod(0o777 & ~UMASK)
             for name, module in modules.items():
                 save_weights(module, partial / f"{name}.safetensors")
+            for path in files:
+                link_or_copy(path, partial / path.name)
             with (partial / "state.pt").open("wb") as file:
                 torch.save(dict(state), file)
             sync(partial / "state.pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file's content a second name, without its bytes where the disk knows hard links.
+
+    Args:
+        source: a file that is only ever replaced, as `write_atomically` does.
+        target: a free name.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without them
+        shutil.copyfile(source, target)
+        sync(target)
 
 
 def digest(path: Path) -> str:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -22,6 +23,7 @@ from advgame.run.callback import Callback, Hooks
 from advgame.run.checkpoint import Checkpoints, load_weights, save_weights, step_of
 from advgame.run.curves import STEP, Curves, Panels, means
 from advgame.run.devices import left_alone
+from advgame.run.files import digest, write_atomically
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.interrupt import Interrupt
 from advgame.run.options import typed_again
@@ -178,6 +180,11 @@ class Trainer:
         """What is validated and reported: the average where there is one."""
         return self.average.module if self.average is not None else self.module
 
+    @property
+    def best_weights(self) -> Path:
+        """The file of the weights that validation has chosen so far."""
+        return self.run.path / "checkpoints" / "best.safetensors"
+
     def fit(self, *, resume: bool = False) -> None:
         """Play to the end, or until a callback says that it is enough.
 
@@ -203,6 +210,8 @@ class Trainer:
     def _fit(self, resume: bool) -> None:
         rows = self._restore() if resume else 0
         if self.chief:
+            if self.best == float("-inf"):  # no score yet: such a file is of an epoch that is lost
+                self.best_weights.unlink(missing_ok=True)
             if self.role == "defender":
                 self.run.note_network(built_as(self.module))
             self.metrics = Metrics(self.run.path / "metrics.csv", rows)
@@ -366,7 +375,7 @@ class Trainer:
             if row[self.select] > self.best:
                 self.best = row[self.select]
                 if self.chief:
-                    save_weights(self.judged, self.run.path / "checkpoints" / "best.safetensors")
+                    save_weights(self.judged, self.best_weights)
         row["time/seconds"] = self.seconds
         row["time/steps_per_second"] = self.step / max(self.seconds, 1e-9)
         if not all(math.isfinite(value) for value in row.values()):
@@ -425,7 +434,9 @@ class Trainer:
         }
         if self.hooks.named:
             state["callbacks"] = self.hooks.state_dict()
-        self.run.checkpoints.save(self.step, self._modules(), state, self.fabric.global_rank)
+        scored = self.chief and self.best > float("-inf") and self.best_weights.is_file()
+        files = [self.best_weights] if scored else []
+        self.run.checkpoints.save(self.step, self._modules(), state, self.fabric.global_rank, files)
         self.fabric.barrier()
 
     def _restore(self) -> int:
@@ -446,7 +457,7 @@ class Trainer:
         if path is None or step_of(path) == 0:
             return 0  # killed before there was more: begin again, to the same bits
         try:
-            return self._take(Checkpoints.load(path, self._modules()))
+            rows = self._take(Checkpoints.load(path, self._modules()))
         except InputError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -454,6 +465,22 @@ class Trainer:
                 f"{path} is a checkpoint of another game or version ({error!r}): restore the "
                 "run's own, or start a new run"
             ) from error
+        if self.chief and self.best > float("-inf"):
+            self._restore_best(path / self.best_weights.name)
+        return rows
+
+    def _restore_best(self, kept: Path) -> None:
+        """Go back to the weights of `best`: a kill may have lost the epoch that wrote the file.
+
+        Args:
+            kept: the checkpoint's own; those of earlier versions have none.
+        """
+        best = self.best_weights
+        if kept.is_file():
+            if not best.is_file() or digest(best) != digest(kept):
+                write_atomically(best, kept.read_bytes())
+        elif not best.is_file():
+            raise InputError(f"{best} is lost: restore it from a backup, or start a new run")
 
     def _take(self, state: Mapping[str, Any]) -> int:
         """Go on from a checkpoint; how many rows of metrics.csv it vouches for."""
@@ -470,9 +497,6 @@ class Trainer:
         device = self.fabric.device
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = state["counts"]
-        best = self.run.path / "checkpoints" / "best.safetensors"
-        if self.chief and self.best > float("-inf") and not best.is_file():
-            raise InputError(f"{best} is lost: restore it from a backup, or start a new run")
         return int(state["rows"])
 
     def _asked_to_stop(self, signal_here: int | None, *, last: bool) -> tuple[int, bool]:
