@@ -16,6 +16,8 @@ import advgame
 from advgame import zoo
 from advgame.arena.mixture_file import read_mixture, write_mixture
 from advgame.errors import InputError
+from advgame.evaluation.cells import describe
+from advgame.run.checkpoint import save_weights
 from advgame.run.cli import run_script
 from advgame.run.defender_job import start
 from advgame.run.files import digest
@@ -159,6 +161,9 @@ def judged(tmp_path):
     (judged / "config.json").write_text(json.dumps({**about, "config": asked}))
     report = json.loads((run / "report.json").read_text())
     report["command"] = "python scripts/evaluate.py --runs-dir /far/away"
+    (judged / "evaluation").mkdir()
+    noted = {"networks": [describe(from_run(run).model)]}
+    (judged / "evaluation" / "settings.json").write_text(json.dumps(noted))
     (judged / "report.json").write_text(json.dumps(report))
     dead = {"name": "dead_attacker", "meaning": "dead"}
     (run / "report.json").write_text(json.dumps({**report, "flags": [dead]}))
@@ -202,6 +207,29 @@ def test_what_is_no_evaluation_of_these_weights_is_refused(judged, home, file, c
     with pytest.raises(InputError, match=answer):
         shipping.ship(*judged, home)
     assert sorted(home.rglob("*")) == before
+
+
+def test_an_evaluation_of_a_run_that_was_trained_again_is_refused(judged, home):
+    """Under the same folder name, so that nothing but the weights tells them apart."""
+    run, evaluation = judged
+    model = from_run(run).model
+    with torch.no_grad():
+        model.head.bias[0] += 1
+    save_weights(model, run / "checkpoints" / "best.safetensors")
+    with pytest.raises(InputError, match=r"judged other weights than the best of .*evaluate that"):
+        shipping.ship(run, evaluation, home, game="again")
+    (evaluation / "evaluation" / "settings.json").unlink()
+    with pytest.raises(InputError, match=r"which weights were judged: evaluate .* again"):
+        shipping.ship(run, evaluation, home, game="again")
+
+
+def test_what_evaluate_notes_of_a_run_is_what_ships(judged, home, tmp_path):
+    run, _ = judged
+    words = [str(run), "--attacks", "fgsm", "--n", "8", "--runs-dir", str(tmp_path), "--name", "e"]
+    evaluation = evaluate.job.run(evaluate.job.parse(words), set())
+    evaluation.write_json("report.json", {**evaluation.report(), "accuracy": {"autoattack": 1.0}})
+    with pytest.raises(InputError, match="exists: remove it"):
+        shipping.ship(run, evaluation.path, home)
 
 
 def test_a_commit_of_another_source_is_refused(judged, home):

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from advgame.classifiers.names import knows
 from advgame.data.names import NAMED
 from advgame.errors import InputError
-from advgame.run.files import digest, write_atomically
+from advgame.run.files import digest, read_json, write_atomically
 from advgame.run.folder import RunFolder
 from advgame.run.options import parse_radius
 from advgame.statistics import wilson
@@ -44,12 +44,14 @@ def ship(run: Path, judged: Path, home: Path, *, game: str = "", commit: str = "
         The entry's name.
 
     Raises:
-        InputError: the evaluation is not of these weights or without AutoAttack, the network is
-            not built in, the file is too large, or the entry exists.
+        InputError: the evaluation is not of these weights, by what its folder ``evaluation`` notes
+            of the network, or without AutoAttack; the network is not built in, the file is too
+            large, or the entry exists.
     """
     trained, evaluation = RunFolder.open(run), RunFolder.open(judged)
     about, report, weights = trained.about(), evaluation.report(), trained.weights()
     _check(trained, about, evaluation.about(), report, weights)
+    _check_weights(trained, evaluation)
     config = about["config"]
     found = re.fullmatch(r"(.+)-seed\d+", trained.path.name)
     game = game or (found[1] if found else "")
@@ -138,6 +140,24 @@ def _check(
         kinds = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118, it is no dict
     if not kinds <= {"F32", "I64"}:  # I64: batch norm's counters
         raise InputError(f"{weights} is not in fp32 but {', '.join(sorted(kinds))}")
+
+
+def _check_weights(run: RunFolder, evaluation: RunFolder) -> None:
+    """Refuse an evaluation of other weights: another run may have had a folder of this name.
+
+    Raises:
+        InputError: the network that was attacked is not this one, or is no longer noted.
+    """
+    from advgame.evaluation.cells import describe
+    from advgame.targets import from_run
+
+    noted = evaluation.path / "evaluation" / "settings.json"
+    judged = read_json(noted, f"it tells which weights were judged: evaluate {run.path} again")
+    if judged["networks"][0] != describe(from_run(run.path).model):
+        raise InputError(
+            f"{evaluation.path} has judged other weights than the best of {run.path} are now: "
+            "evaluate that again"
+        )
 
 
 def _flags(run: RunFolder) -> list[str]:
