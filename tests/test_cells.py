@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
+import train
 from conftest import ROOT
 
 from advgame.errors import InputError
 from advgame.run.cells import Cell, run_cells, values_of, without
 from advgame.run.engines import Local
+from advgame.run.folder import RunFolder
+from advgame.run.job import resume_settings
 
 # a cell that notes when it begins, fails or waits as told, and how it ends
 CELL = """
@@ -75,6 +79,18 @@ def test_finished_cells_are_left_alone(script, tmp_path):
     (tmp_path / "runs" / "a" / "report.json").write_text(json.dumps({}))
     run(script, tmp_path / "runs", {"a": ["--fail", "never run"], "b": ["--wait", "0"]}, 1)
     assert began(tmp_path / "runs") == ["b"]
+
+
+@pytest.mark.parametrize("data", [["--data-dir", "new place"], ["--data-dir=new place"]])
+def test_a_cell_that_goes_on_is_told_where_its_data_lie_now(data, tmp_path):
+    """Its folder may have been made where they lay elsewhere; of the other flags it has its own."""
+    cell = Cell(tmp_path, tmp_path / "a", ["--epochs", "3", *data, "--seed", "1"])
+    assert cell.words(tmp_path)[:2] == ["--epochs", "3"], "it is new"
+    RunFolder.create(cell.folder, asdict(train.Config(data_dir="old place")), "cpu")
+    words = cell.words(tmp_path)
+    assert words == ["--resume", str(cell.folder), "--data-dir", "new place"]
+    asked = train.job.parse(words)
+    assert resume_settings(cell.folder, asked, {"resume", "data_dir"})[1].data_dir == "new place"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -25,7 +25,7 @@ from advgame.data import (
     published,
 )
 from advgame.errors import InputError
-from advgame.run.cells import code_options
+from advgame.run.cells import options_again
 from advgame.run.devices import make_fabric
 
 
@@ -266,7 +266,7 @@ def test_a_training_on_what_own_code_returns_asks_for_it_again(own, monkeypatch)
         typed(train, monkeypatch, "--resume", "runs/one", "--data", "own_data:images")
     typed(train, monkeypatch, "--resume", "runs/one", "--data", "own_data:splits")
     assert (run.path / "report.json").exists()
-    assert code_options(["--data=own_data:splits", "--eps", "1"]) == ["--data", "own_data:splits"]
+    assert options_again(["--data=own_data:splits", "--eps", "1"]) == ["--data", "own_data:splits"]
 
 
 def test_the_first_layer_has_the_mean_and_deviation_of_own_colour_images(own):

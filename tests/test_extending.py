@@ -17,7 +17,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import ATTACKS, evaluate
 from advgame.games import AdversarialTraining, DefenderTraining
-from advgame.run.cells import code_options
+from advgame.run.cells import options_again
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.run.options import refuse_unasked
@@ -142,7 +142,7 @@ def test_own_game_and_own_attack_from_the_command_line(here, monkeypatch, capsys
             run(train, ["--resume", "runs/a", *words], monkeypatch)
         assert f"to go on, type {option}'my_" in capsys.readouterr().err
     run(train, ["--resume", "runs/a", *typed], monkeypatch)
-    assert code_options([*typed, "--epochs", "3"]) == typed
+    assert options_again([*typed, "--epochs", "3"]) == typed
     assert list(report(here / "runs/a")["accuracy"]) == ["clean", "fgsm", one]
     head, *rows = (here / "runs/a/verdicts.csv").read_text().splitlines()
     assert head == f"image,label,clean,fgsm,{one}"

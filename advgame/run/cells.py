@@ -35,7 +35,7 @@ class Cell:
     Args:
         script: takes ``--runs-dir``, ``--name`` and ``--resume``; ends by writing report.json.
         folder: of the run.
-        flags: of a new run; one that is resumed has its own.
+        flags: of a new run; one that is resumed has its own, and is given `options_again`.
         after: folders of the runs that it makes use of.
     """
 
@@ -61,7 +61,7 @@ class Cell:
     def words(self, cwd: Path) -> list[str]:
         """Of its command line, after the script: those of a new run, or of one that goes on."""
         if (cwd / self.folder / "config.json").exists():
-            return ["--resume", str(self.folder), *code_options(self.flags)]
+            return ["--resume", str(self.folder), *options_again(self.flags)]
         where = ["--runs-dir", str(self.folder.parent), "--name", self.folder.name]
         return [*self.flags, *where]
 
@@ -184,8 +184,11 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 _PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 
-def code_options(flags: Sequence[str]) -> list[str]:
-    """The options among flags whose values name code, which a resumed run wants typed again."""
+def options_again(flags: Sequence[str]) -> list[str]:
+    """The options among flags that a resumed run is given, too.
+
+    They are those whose values name code, which it wants typed again, and where its data lie now.
+    """
     pairs = [flag.split("=", 1) if flag.startswith("--") else [flag] for flag in flags]
     words = [word for pair in pairs for word in pair]
     starts = [place for place, word in enumerate(words) if word.startswith("--")]
@@ -193,7 +196,8 @@ def code_options(flags: Sequence[str]) -> list[str]:
     return [
         word
         for option in options
-        if any(is_own_code(name) for value in option[1:] for name in split_names(value))
+        if option_of(option[0]) == "data_dir"
+        or any(is_own_code(name) for value in option[1:] for name in split_names(value))
         for word in option
     ]
 
