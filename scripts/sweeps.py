@@ -16,7 +16,7 @@ among them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -123,13 +123,17 @@ def load(
     return models, data, evaluate.threat(first), learned
 
 
-def names_of(whats: Sequence[str]) -> list[str]:
+def names_of(whats: Sequence[str], shorten: Callable[[str], str] | None = None) -> list[str]:
     """What classifiers are called: by all that was typed where a shorter name is of several.
+
+    Args:
+        whats: as they were typed.
+        shorten: gives the shorter name; `name_of` where there is none.
 
     Raises:
         InputError: one is named twice.
     """
-    short = [name_of(what) for what in whats]
+    short = list(map(shorten or name_of, whats))
     names = [
         what if short.count(name) > 1 else name for what, name in zip(whats, short, strict=True)
     ]

@@ -11,6 +11,7 @@ from studies import minimax_rates as sweep_minimax
 from train_minimax import Config, job
 
 from advgame.errors import InputError
+from advgame.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,20 @@ def test_a_fresh_attackers_curve_goes_on_from_step_to_step(played, tmp_path):
     assert whole["rows"][0] == made["curves"][1]["rows"][1], "looking does not disturb"
     with pytest.raises(InputError, match="steps must"):
         study_attnet.main(replace(config, steps=(3, 3)))
+
+
+def test_classifiers_in_folders_of_one_name_are_told_apart(tmp_path):
+    paths = tuple(str(tmp_path / part / "m-seed0") for part in "AB")
+    for path in paths:
+        RunFolder.create(Path(path), {}, "cpu")
+
+    def named(*runs):
+        return study_attnet.FreshAttNets(study_attnet.Config(runs=runs)).folders
+
+    assert list(named(*paths)) == list(paths)
+    assert list(named(paths[0])) == ["m-seed0"]
+    with pytest.raises(InputError, match="name each once"):
+        named(paths[0], paths[0])
 
 
 def run(method, criterion, spread, saturated=0.1):

@@ -3,15 +3,21 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import evaluate
 import pytest
 import study
 from conftest import ROOT
+from studies import referee
 
 from advgame.errors import InputError
 from advgame.run import table
+from advgame.run.folder import RunFolder
+from advgame.run.job import kept
 from advgame.run.options import check_types
 from advgame.run.study import Study, StudyConfig, hardware
+from advgame.zoo.entries import HOME
 
 MNIST = {"dataset": "mnist", "data_dir": "data"}
 ONE = {"setting": "fixed", "trajectories": 1}
@@ -248,6 +254,43 @@ def test_further_flags_that_no_cell_would_have_are_refused(extra, tmp_path):
         compare.main(compare.Config(extra=extra, finished_only=True, **asked))
     with pytest.raises(InputError, match="no finished cell"):
         compare.main(compare.Config(extra="--epochs 3", finished_only=True, **asked))
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Two classifiers in folders of one name, and evaluations of them with these flags."""
+    for part in "AB":
+        shutil.copytree(HOME / "digits" / "pgd-at-small_cnn-seed0", tmp_path / part / "m-seed0")
+    config = referee.Config(
+        runs=tuple(str(tmp_path / part / "m-seed0") for part in "AB"),
+        attacks=("fgsm",),
+        n=20,
+        finished_only=True,
+        runs_dir=str(tmp_path / "runs"),
+        out=str(tmp_path / "out"),
+    )
+
+    def evaluated(extra=""):
+        for name, flags in referee.Referee(replace(config, extra=extra)).cells().items():
+            asked = evaluate.job.check(evaluate.job.parse(flags))
+            run = RunFolder.create(tmp_path / "runs" / name, kept(asked), "cpu")
+            report = json.loads(Path(asked.what, "report.json").read_text())
+            run.write_json("report.json", {**report, "what": asked.what})
+        return config
+
+    return evaluated
+
+
+def test_classifiers_in_folders_of_one_name_have_a_row_each(judged):
+    config = judged()
+    referee.main(config)
+    found = json.loads(Path(config.out, "referee.json").read_text())["reports"]
+    assert [one["classifier"] for one in found] == [one["what"] for one in found]
+    assert [one["classifier"] for one in found] == list(config.runs)
+    with pytest.raises(InputError, match="name each once"):
+        referee.main(replace(config, runs=config.runs[:1] * 2))
+    names = list(referee.Referee(replace(config, runs=("a/x=1", "b/y"))).cells())
+    assert names == ["referee-x=1", "referee-y"], "others keep their folders"
 
 
 def test_older_cells_are_of_the_cpu():

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from sweeps import names_of
 from torch import nn
 from typing_extensions import override
 
@@ -97,7 +98,9 @@ class FreshAttNets(Study[Config]):
     @cached_property
     def folders(self) -> dict[str, RunFolder]:
         """The runs of the classifiers by name."""
-        return {Path(path).name: RunFolder.open(Path(path)) for path in self.config.runs}
+        paths = self.config.runs
+        names = names_of(paths, lambda path: Path(path).name)
+        return {name: RunFolder.open(Path(path)) for name, path in zip(names, paths, strict=True)}
 
     @cached_property
     def data(self) -> Splits:

@@ -17,9 +17,11 @@ from typing import Annotated, Any
 
 import evaluate
 import tyro
+from sweeps import names_of
 from typing_extensions import override
 
 from advgame.errors import InputError
+from advgame.evaluation.cells import file_name
 from advgame.run import table
 from advgame.run.cells import check_cells, split_flags
 from advgame.run.files import read_json
@@ -63,7 +65,9 @@ class Referee(TrainingStudy[Config]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.methods = {Path(what).name: "" for what in config.runs}
+        names = names_of(config.runs, lambda what: Path(what).name)
+        self.called = dict(zip(config.runs, names, strict=True))
+        self.methods = dict.fromkeys(names, "")
 
     def cells(self) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
@@ -74,16 +78,21 @@ class Referee(TrainingStudy[Config]):
         if not config.runs:
             raise InputError("name the run folders of the classifiers to compare")
         return {
-            f"{config.title}-{Path(what).name}-judged{seed}".removesuffix("-judged0"): [
+            f"{config.title}-{self.short(what)}-judged{seed}".removesuffix("-judged0"): [
                 *(what, *shared, "--seed", str(seed))
             ]
             for what in config.runs
             for seed in self.seeds()
         }
 
+    def short(self, what: str) -> str:
+        """A classifier's name as a part of a folder's: one that is a path has a checksum."""
+        name = self.called[what]
+        return file_name(name) if "/" in name else name
+
     def key(self, name: str, cell: Any) -> tuple[str, int]:
         """The classifier, and the seed of its evaluation."""
-        return Path(cell[0]).name, int(cell[-1])
+        return self.called[cell[0]], int(cell[-1])
 
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         """Refuse cells that cannot work, or that were evaluated otherwise before."""
@@ -93,7 +102,7 @@ class Referee(TrainingStudy[Config]):
     def read(self, folder: Path) -> dict[str, Any]:
         own = read_json(folder / "config.json")["config"]
         report = read_json(folder / "report.json")
-        return {"classifier": Path(own["what"]).name, "seed": own["seed"], **report}
+        return {"classifier": self.called[own["what"]], "seed": own["seed"], **report}
 
     def found(self, runs: Runs) -> dict[str, Any]:
         """Refuses classifiers that cannot stand in one table."""
