@@ -293,6 +293,16 @@ def test_classifiers_in_folders_of_one_name_have_a_row_each(judged):
     assert names == ["referee-x=1", "referee-y"], "others keep their folders"
 
 
+@pytest.mark.parametrize("extra", ["--eps 0.3", "--weights last", "--batch-size 7"])
+def test_classifiers_that_were_judged_otherwise_are_not_taken_for_these(extra, judged):
+    """Their folders do not say so by their names, whichever of the two was typed."""
+    config = judged(extra)
+    name = extra.split()[0].removeprefix("--").replace("-", "_")
+    with pytest.raises(InputError, match=f"was started with {name}="):
+        referee.main(config)
+    referee.main(replace(config, extra=extra))
+
+
 def test_older_cells_are_of_the_cpu():
     assert hardware([{"device": "cuda (H100)"}, {}], 2).startswith("cpu, cuda (H100); 2")
 

@@ -1,7 +1,7 @@
 """The study of learned attackers: equal counting of queries, and its numbers."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -45,6 +45,9 @@ def test_every_attack_spends_its_queries_and_no_more(name, digits):
             assert looks or (x_adv != x).any(), "APGD gives back what it could not fool"
 
 
+FEW = "--queries 3 --envs 8 --epochs 1 --updates 1 --validation-n 10"
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Two run folders of classifiers and two attackers of hardly any training."""
@@ -54,13 +57,9 @@ def folders(tmp_path_factory):
         save_weights(shipped().model, run.path / "checkpoints" / "best.safetensors")
     for seed in range(2):
         train_attacker.job.run(
-            train_attacker.Config(
+            replace(
+                train_attacker.job.parse(FEW.split()),
                 classifier=(str(root / "known"),),
-                queries=(3,),
-                envs=8,
-                epochs=1,
-                updates=1,
-                validation_n=10,
                 seed=seed,
                 runs_dir=str(root / "attackers"),
                 name=f"known-attacker{seed}",
@@ -78,6 +77,7 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
         budgets=(2, 4),
         n=40,
         attackers=str(folders / "attackers"),
+        extra=FEW,
         out=str(tmp_path),
     )
     study_attacker.main(config)
@@ -105,6 +105,21 @@ def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_pat
         out=str(tmp_path),
     )
     with pytest.raises(InputError, match="was started with classifier="):
+        study_attacker.main(config)
+
+
+@pytest.mark.parametrize("extra", ["", f"{FEW} --price 0.1"])
+def test_attackers_that_learned_otherwise_are_not_taken_for_these(extra, folders, tmp_path):
+    config = study_attacker.Config(
+        runs_dir=str(folders),
+        train_on=("known",),
+        test_on=("unseen",),
+        seeds=2,
+        attackers=str(folders / "attackers"),
+        extra=extra,
+        out=str(tmp_path),
+    )
+    with pytest.raises(InputError, match=r"was started with (queries|price)="):
         study_attacker.main(config)
 
 

@@ -24,7 +24,7 @@ from advgame.errors import InputError
 from advgame.own_code import is_own_code
 from advgame.run.files import write_atomically
 from advgame.run.interrupt import hangup
-from advgame.run.job import resume_settings
+from advgame.run.job import kept, resume_settings
 from advgame.run.options import split_names
 
 
@@ -214,29 +214,28 @@ def split_flags(text: str) -> list[str]:
         raise InputError(f"these flags cannot be read, {text!r}: {error}") from error
 
 
-def check_cells(
-    script: Any,
-    cells: Mapping[str, Sequence[str]],
-    root: Path = Path(),
-    agreeing: Collection[str] = (),
-) -> None:
+_ELSEWHERE = ("accelerator", "data_dir", "download", "name", "resume", "runs_dir")
+"""settings that may be others where a finished cell is taken for the one that is asked for"""
+
+
+def check_cells(script: Any, cells: Mapping[str, Sequence[str]], root: Path | None = None) -> None:
     """Refuse cells that cannot run, before the first one.
 
     Args:
         script: the module of their script, whose ``job`` is an `advgame.run.job.Job`.
         cells: name of the folder -> flags.
-        root: where their folders go.
-        agreeing: settings in which a cell must agree with the folder that is there.
+        root: where their folders go, if one that is there must have the settings of its cell, but
+            for where it was made and its data lay.
 
     Raises:
         InputError: what the script would say, and of which cell.
     """
     for name, flags in cells.items():
         try:
-            asked = script.job.parse(flags)
-            script.job.check(asked)
-            if agreeing and (root / name).exists():
-                resume_settings(root / name, asked, agreeing)
+            asked = script.job.check(script.job.parse(flags))
+            if root is not None and (root / name).exists():
+                same = [setting for setting in kept(asked) if setting not in _ELSEWHERE]
+                resume_settings(root / name, asked, same)
         except InputError as problem:
             raise InputError(f"{name}: {problem}") from problem
 

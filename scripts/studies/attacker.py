@@ -208,9 +208,9 @@ class AttackerStudy(Study[Config]):
         return {" ".join(map(str, cell.values())): cell for cell in found}
 
     def prepare(self, cells: Mapping[str, Any]) -> None:
-        """Refuse attackers that cannot learn, and classifiers that are not there."""
+        """Refuse attackers that cannot learn, or learned otherwise, and lost classifiers."""
         root = Path(self.config.attackers)
-        check_cells(train_attacker, dict(self.trainings().values()), root, ("classifier",))
+        check_cells(train_attacker, dict(self.trainings().values()), root)
         _ = self.victims
 
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:

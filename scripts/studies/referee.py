@@ -96,7 +96,7 @@ class Referee(TrainingStudy[Config]):
 
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         """Refuse cells that cannot work, or that were evaluated otherwise before."""
-        check_cells(evaluate, cells, self.root, ("what", "attacks", "n", "seed"))
+        check_cells(evaluate, cells, self.root)
 
     @override
     def read(self, folder: Path) -> dict[str, Any]:
