@@ -215,6 +215,14 @@ def test_the_study_writes_its_tables_and_pictures(whole, tmp_path):
         assert (tmp_path / picture).stat().st_size
 
 
+@pytest.mark.parametrize(("eps", "shown"), [("1e-1", "0.1"), ("0.15", "0.15"), ("8/255", "0.0314")])
+def test_a_cell_is_known_by_its_radius_however_that_is_typed(eps, shown):
+    config = study_cat_and_mouse.Config(eps=(eps,), seeds=1, first_seed=7)
+    study = study_cat_and_mouse.CatAndMouseStudy(config)
+    ((name, flags),) = study.cells().items()
+    assert study.key(name, flags) == (f"fgsm, ε {shown}", 7)
+
+
 def test_the_papers_numbers_stand_beside_ours():
     run = {"method": "fgsm, ε 0.15", "clean": [0.1] * 5, "errors": [[0.2] * 5] * 5}
     (row,) = rows([run])

@@ -100,8 +100,9 @@ class CatAndMouseStudy(MethodsStudy[Config]):
 
     def key(self, name: str, cell: Any) -> tuple[str, int]:
         """Method and radius, and the seed."""
-        method, eps, seed = name.split("-")
-        return f"{method}, ε {parse_eps(eps.replace('_', '/')):.3g}", int(seed.removeprefix("seed"))
+        method, rest = name.split("-", 1)
+        eps, seed = rest.rsplit("-seed", 1)  # a radius such as 1e-1 has a hyphen, too
+        return f"{method}, ε {parse_eps(eps.replace('_', '/')):.3g}", int(seed)
 
     def read(self, folder: Path) -> dict[str, Any]:
         """What a finished cell found; errors, 4 digits."""
