@@ -92,6 +92,7 @@ class Imitator(SB3Learner):
         self.policy.file_metadata = described(env.env_id, env.code, env.task.action_space)  # type: ignore[assignment]
         self.fabric = Fabric(accelerator="cpu", devices=1)
         self._discrete = isinstance(env.single_action_space, spaces.Discrete)
+        self._entries = _entries(env.single_action_space)
 
     @property
     def module(self) -> ActorCriticPolicy:
@@ -180,12 +181,16 @@ class Imitator(SB3Learner):
         buffer.pos, buffer.full = buffer.buffer_size, True
         if self.settings.settle:
             shorter = 1 + self.algorithm._n_updates / self.settings.settle
-            self.algorithm.target_kl = self.settings.max_kl / shorter**2  # type: ignore[attr-defined]
+            radius = self.settings.max_kl / self._entries
+            self.algorithm.target_kl = radius / shorter**2  # type: ignore[attr-defined]
         with self.running():
             buffer.compute_returns_and_advantage(last_values, ended[-1].numpy())
             self.algorithm.train()
         logged = self.algorithm.logger.name_to_value
-        kl = logged.get("train/kl_divergence_loss", logged.get("train/approx_kl", float("nan")))
+        if self.settings.algorithm == "trpo":
+            kl = self._entries * logged["train/kl_divergence_loss"]
+        else:
+            kl = logged["train/approx_kl"]
         entropy_mean = float(entropy.mean()) if entropy is not None else float("nan")
         stats = {
             "policy/kl": float(kl),
@@ -227,14 +232,24 @@ def _make(env: ImitationVectorEnv, settings: PolicySettings) -> OnPolicyAlgorith
     }
     made: OnPolicyAlgorithm
     if settings.algorithm == "trpo":
+        entries = _entries(env.single_action_space)
         made = SubsampledTRPO(
             settings.fisher_every,
             **shared,
-            target_kl=settings.max_kl,
+            target_kl=settings.max_kl / entries,
             cg_max_steps=settings.cg_steps,
-            cg_damping=settings.cg_damping,
+            cg_damping=settings.cg_damping / entries,
             n_critic_updates=settings.value_epochs,
         )
     else:
         made = PPO(**shared)
     return set_up(made, env.single_observation_space, env.single_action_space, env.num_envs)
+
+
+def _entries(actions: spaces.Space[Any]) -> int:
+    """By how much TRPO's divergence, and with it the Fisher matrix, is too small.
+
+    SB3 gives a Gaussian's divergence per entry of the action, and sb3-contrib takes the mean over
+    entries where the divergence is their sum.
+    """
+    return actions.shape[0] if isinstance(actions, spaces.Box) else 1

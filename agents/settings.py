@@ -110,12 +110,12 @@ class PolicySettings:
         n_steps: steps per environment and iteration.
         gamma: discount.
         gae_lambda: λ of the advantage estimate.
-        max_kl: TRPO's trust region.
+        max_kl: TRPO's trust region, in nats of the whole action.
         settle: TRPO's steps shrink as 1 / (1 + t/settle) over iterations t, the trust region with
             their square; 0 keeps them. At full length they go on at an equilibrium too, where
             advantages are noise and are standardised all the same.
         cg_steps: conjugate-gradient steps.
-        cg_damping: added to the Fisher matrix.
+        cg_damping: added to the Fisher matrix of the whole action.
         fisher_every: the Fisher matrix sees every so many pairs (Ho & Ermon: 10); the gradient
             and the check of the trust region see all.
         value_lr: of Adam on the value network; PPO's learning rate.

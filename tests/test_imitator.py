@@ -2,6 +2,8 @@
 
 import copy
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from sb3_contrib import TRPO
@@ -130,6 +132,46 @@ def test_steps_that_settle_are_as_short_as_they_should_be():
     assert settled[0] == free[0]
     assert settled[-1] > bounds[-1] / 20  # shorter, and not gone
     assert free[-1] > bounds[-1]
+
+
+class Drift(gym.Env):
+    """Three numbers that actions of three entries push about; paid for staying near zero."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        self.place = (0.9 * self.place + 0.1 * action).astype(np.float32)
+        return self.place.copy(), float(-(self.place**2).sum()), False, False, {}
+
+
+@pytest.mark.parametrize("settle", [0, 1])
+def test_the_trust_region_is_of_the_whole_action(settle):
+    """The divergence of three independent Gaussians is the sum of theirs, not the mean."""
+    gym.register("Drift-v0", Drift, max_episode_steps=50)
+    settings = PolicySettings(n_steps=32, fisher_every=1, value_epochs=1, settle=settle)
+    try:
+        env, imitator = made(settings=settings, env_id="Drift-v0")
+    finally:
+        del gym.registry["Drift-v0"]
+    for t in range(2):
+        rollout = imitator.collect(env)
+        seen = rollout.observations.flatten(0, 1)
+        with torch.no_grad():
+            old = imitator.policy.get_distribution(seen).distribution
+            old = torch.distributions.Normal(old.mean.clone(), old.stddev.clone())
+        stats = imitator.learn(rollout, rollout.true_rewards)
+        with torch.no_grad():
+            new = imitator.policy.get_distribution(seen).distribution
+        kl = float(torch.distributions.kl_divergence(new, old).sum(1).mean())
+        bound = settings.max_kl / (1 + t * settle) ** 2
+        assert bound / 3 < kl <= bound
+        assert stats["policy/kl"] == pytest.approx(kl, rel=1e-4)
 
 
 def test_actions_of_a_box_stay_inside():
