@@ -67,8 +67,7 @@ def expert_halves(env: ImitationVectorEnv, expert: Demonstrations) -> list[float
 def _trajectories(env: ImitationVectorEnv, expert: Demonstrations, seed: int) -> list[Tensor]:
     """Encoded pairs of each of the expert's trajectories (n, inputs), thinned."""
     pairs = env.expert_pairs(expert, stream(seed, "resemblance"))
-    padded = expert.terminated & (env.horizon == "fixed")
-    lengths = torch.where(padded, env.task.horizon, expert.lengths)
+    lengths = env.code.horizons(expert, env.task.horizon)
     return [one[::_THIN] for one in pairs.split(lengths.tolist())]
 
 

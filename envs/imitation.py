@@ -129,6 +129,7 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         check_kind("discriminator", discriminator, Discriminator, "Discriminator(inputs=7)")
         check_kind("theta", theta, Tensor, "discriminator.init(rng)")
         self.task = make_task(env_id, num_envs, device, render_mode)
+        self._limit = self.task.horizon  # the task's own
         if max_episode_steps is not None:
             self.task.horizon = min(self.task.horizon, max_episode_steps)
         self.render_mode = render_mode
@@ -164,11 +165,19 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
     ) -> Tensor:
         """Demonstrations as this environment's discriminator sees them, (E, pair size).
 
+        ``max_episode_steps`` cuts them off as it cuts episodes off.
+
         Raises:
-            InputError: of another task, with actions that it does not take, or too short.
+            InputError: of another task, with actions that it does not take, too short, or longer
+                than the task's own time limit.
         """
         if registered(demonstrations.env_id) != self.env_id:
             raise InputError(f"the demonstrations are of {demonstrations.env_id}")
+        if (longest := int(demonstrations.lengths.max())) > self._limit:
+            raise InputError(
+                f"trajectory {int(demonstrations.lengths.argmax())} has {longest} steps: "
+                f"{self.env_id} has a time limit of {self._limit}, record it with that"
+            )
         pairs = self.code.expert_pairs(demonstrations, self.task.horizon, every, rng)
         both = demonstrations.observations.numpy(), demonstrations.actions.numpy()
         fitting(*both, self.single_action_space)  # `Demonstrations.load` may not have known it

@@ -181,6 +181,24 @@ def test_demonstrations_with_actions_outside_a_box_are_refused(tmp_path):
             env.expert_pairs(found, torch.Generator())
 
 
+def test_a_lower_time_limit_holds_for_demonstrations_too():
+    env = gym.make_vec("advgame/GAILCartPole-v0", 2, max_episode_steps=200)
+    pairs = env.expert_pairs(env.demonstrations.subset(2), torch.Generator())  # of 500 steps
+    assert pairs.shape == (400, 7)
+
+
+@pytest.mark.parametrize("horizon", ["task", "fixed"])
+def test_demonstrations_beyond_the_tasks_time_limit_are_refused(horizon):
+    env = ImitationVectorEnv(2, horizon=horizon)
+    seen, actions = torch.zeros(600, 4), torch.zeros(600, dtype=torch.int64)
+    paid = torch.full((1,), 600.0, dtype=torch.float64)
+    long = Demonstrations(
+        seen, actions, torch.tensor([600]), paid, torch.tensor([False]), "CartPole-v1"
+    )
+    with pytest.raises(InputError, match="600 steps: CartPole-v1 has a time limit of 500"):
+        env.expert_pairs(long, torch.Generator())
+
+
 def test_pairs_are_encoded_where_the_observations_lie():
     """The constants lie on the CPU; `meta` stands for a GPU here."""
     env = ImitationVectorEnv(2)

@@ -74,8 +74,14 @@ def test_demonstrations_of_another_task_are_refused(demonstrations, rng):
         PairCode(torch.zeros(3), torch.ones(3), 3, 3, False).expert_pairs(demonstrations, 6, 1, rng)
     with pytest.raises(InputError, match="trajectory 0 has 4"):
         code().expert_pairs(demonstrations, 6, 5, rng)
-    with pytest.raises(InputError, match="trajectory 0 has 4 of at most 3"):
-        code(absorbing=True).expert_pairs(demonstrations, 3, 1, rng)
+
+
+@pytest.mark.parametrize("absorbing", [False, True])
+def test_a_shorter_horizon_cuts_trajectories_off(absorbing, demonstrations, rng):
+    whole = code(absorbing).expert_pairs(demonstrations, 6, 1, rng)
+    cut = code(absorbing).expert_pairs(demonstrations, 3, 1, rng)
+    second = 6 if absorbing else 4
+    assert torch.equal(cut, torch.cat([whole[:3], whole[second : second + 3]]))
 
 
 def test_choices_that_the_task_has_not_are_named(demonstrations, rng):

@@ -78,11 +78,11 @@ class PairCode:
     def expert_pairs(
         self, demonstrations: Demonstrations, horizon: int, every: int, rng: torch.Generator
     ) -> Tensor:
-        """The demonstrations' pairs; with ``absorbing`` each trajectory is as long as the horizon.
+        """The demonstrations' pairs, in trajectories of `horizons`.
 
         Args:
             demonstrations: raw observations and actions.
-            horizon: steps after which the task cuts an episode off.
+            horizon: steps after which an episode is cut off.
             every: keep every so many pairs of each trajectory, from a random one of the first on.
             rng: draws where each trajectory begins.
 
@@ -93,10 +93,22 @@ class PairCode:
             InputError: the demonstrations are of another task, or ``every`` leaves a trajectory
                 empty.
         """
-        ends = demonstrations.terminated & self.absorbing
-        padded = torch.where(ends, horizon, demonstrations.lengths)
-        parts = self._thinned(demonstrations, padded, every, rng)
+        lengths = self.horizons(demonstrations, horizon)
+        parts = self._thinned(demonstrations, lengths, every, rng)
         return torch.cat([self.pairs(seen, actions) for seen, actions in parts])
+
+    def horizons(self, demonstrations: Demonstrations, horizon: int) -> Tensor:
+        """How many pairs of each trajectory an environment of this horizon would see, (T,).
+
+        It would cut longer ones off. With ``absorbing``, those that the task ended rest in the
+        absorbing state until the horizon; those that were cut off earlier stay as short.
+
+        Args:
+            demonstrations: whose lengths and ends.
+            horizon: steps after which an episode is cut off.
+        """
+        ends = demonstrations.terminated & self.absorbing
+        return torch.where(ends, horizon, demonstrations.lengths.clamp(max=horizon))
 
     def expert_steps(
         self, demonstrations: Demonstrations, every: int, rng: torch.Generator
@@ -119,20 +131,18 @@ class PairCode:
         return torch.cat(seen), torch.cat(actions), torch.tensor([len(one) for one in seen])
 
     def _thinned(
-        self, demonstrations: Demonstrations, padded: Tensor, every: int, rng: torch.Generator
+        self, demonstrations: Demonstrations, lengths: Tensor, every: int, rng: torch.Generator
     ) -> list[tuple[Tensor, Tensor]]:
-        """Encoded observations and actions kept of each trajectory, padded to a length (T,)."""
+        """Encoded observations and actions kept of trajectories cut or padded to lengths (T,)."""
         parts = []
         for number, length in enumerate(demonstrations.lengths.tolist()):
             raw, actions = demonstrations.trajectory(number)
             self._check(raw, actions)
-            most = int(padded[number])
-            if length > most or every > most:
-                what = f"every {every}th of it cannot be kept"
-                if length > most:
-                    what = "it is longer than the task's time limit"
+            most = int(lengths[number])
+            if every > most:
                 raise InputError(
-                    f"trajectory {number} has {length} of at most {most} steps: {what}"
+                    f"trajectory {number} has {length} of at most {most} steps: "
+                    f"every {every}th of it cannot be kept"
                 )
             first = int(torch.randint(every, (), generator=rng))
             chosen = torch.arange(first, most, every)
