@@ -169,7 +169,7 @@ def judge_returns(
     evaluations differ by their policies alone.
 
     Args:
-        env: whose task and encoding.
+        env: whose task, time limit and encoding.
         player: whose policy.
         episodes: how many, side by side.
         seed: of the starts.
@@ -183,7 +183,8 @@ def judge_returns(
         return player.act(env.code.observe(raw), deterministic=True)
 
     def validate(_: nn.Module) -> dict[str, float]:
-        returns = play(env.env_id, act, episodes, stream(seed, "evaluation"))["returns"]
+        rng = stream(seed, "evaluation")
+        returns = play(env.env_id, act, episodes, rng, env.task.horizon)["returns"]
         return {
             "eval/return": float(returns.mean()),
             "eval/standard_error": float(returns.std() / episodes**0.5),
@@ -226,7 +227,7 @@ def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demon
     something else.
 
     Args:
-        env: whose task.
+        env: whose task and time limit.
         trajectories: how many.
         seed: of the starts.
     """
@@ -239,7 +240,7 @@ def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demon
         seen.append(raw)
         return action.expand(trajectories, *action.shape)
 
-    played = play(env.env_id, act, trajectories, stream(seed, "dummy"))
+    played = play(env.env_id, act, trajectories, stream(seed, "dummy"), env.task.horizon)
     lengths, returns = played["lengths"].long(), played["returns"].double()
     rows = [raw[row : row + 1] for row, n in enumerate(lengths.tolist()) for raw in seen[:n]]
     observations = torch.cat(rows)

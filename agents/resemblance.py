@@ -25,7 +25,7 @@ def resemblance(
     """How well a fresh discriminator tells the finished policy from the expert.
 
     Args:
-        env: whose task, pairs and ends of episodes.
+        env: whose task, scales, pairs and ends of episodes.
         player: the policy.
         expert: all trajectories that there are, 4 or more; the imitator may have learned from them.
         episodes: of the policy, fresh.
@@ -75,7 +75,13 @@ def _episodes(
     env: ImitationVectorEnv, player: Imitator, episodes: int, seed: int, deterministic: bool
 ) -> list[Tensor]:
     """Encoded pairs of fresh episodes, one tensor (n, inputs) each."""
-    fresh = ImitationVectorEnv(episodes, env_id=env.env_id, horizon=env.horizon)
+    fresh = ImitationVectorEnv(
+        episodes,
+        env_id=env.env_id,
+        horizon=env.horizon,
+        scale=(env.code.shift, env.code.scale),
+        max_episode_steps=env.task.horizon,
+    )
     seen, _ = fresh.reset(seed=derive_seed(seed, "resemblance") % 2**31)
     lengths = torch.full((episodes,), fresh.task.horizon)
     steps = []

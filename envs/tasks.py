@@ -338,7 +338,11 @@ def make_task(
 
 
 def play(
-    env_id: str, act: Callable[[Tensor], Tensor], episodes: int, rng: torch.Generator
+    env_id: str,
+    act: Callable[[Tensor], Tensor],
+    episodes: int,
+    rng: torch.Generator,
+    horizon: int | None = None,
 ) -> dict[str, Tensor]:
     """Fresh episodes side by side, each to its end or the time limit.
 
@@ -347,6 +351,7 @@ def play(
         act: raw observations (B, d) to actions.
         episodes: B.
         rng: draws the starts.
+        horizon: the time limit in steps; the task's own when None.
 
     Returns:
         ``returns`` (B,), true and undiscounted; ``lengths`` (B,).
@@ -355,7 +360,7 @@ def play(
     live = torch.ones(episodes, dtype=torch.bool)
     returns, lengths = torch.zeros(episodes), torch.zeros(episodes)
     task.reset(live, rng)
-    for _ in range(task.horizon):
+    for _ in range(task.horizon if horizon is None else horizon):
         rewards, over, cut = task.step(act(task.observe()), live)
         returns += rewards
         lengths += live

@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from advgame.errors import InputError
 from advgame.imitation.discriminator import CHANCE_LOSS
 from advgame.imitation.resemblance import held_out_discriminator
+from agents.resemblance import _episodes
+from envs.imitation import ImitationVectorEnv
 
 
 def episodes(rng, mean, count=8, n=200):
@@ -47,6 +49,21 @@ def test_equal_seeds_equal_bits(rng):
     one, other = episodes(rng, 0.0, 4, 40), episodes(rng, 1.0, 4, 40)
     found = [held_out_discriminator(one, other, seed=seed, steps=100) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
+
+
+def test_the_policy_plays_in_the_environment_that_it_was_given():
+    """Its scale and its time limit are those that the policy has learned in."""
+    env = ImitationVectorEnv(2, scale=(torch.zeros(4), torch.full((4,), 0.1)), max_episode_steps=30)
+    seen = []
+
+    class Rocking:
+        def act(self, observations, *, deterministic):
+            seen.append(observations)
+            return torch.full((len(observations),), len(seen) % 2)
+
+    played = _episodes(env, Rocking(), 3, seed=0, deterministic=True)
+    assert [len(one) for one in played] == [30, 30, 30]
+    assert 0.1 < seen[0].abs().max() <= 0.5  # CartPole begins within 0.05
 
 
 def test_too_few_episodes(rng):

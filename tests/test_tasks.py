@@ -87,12 +87,13 @@ def test_rows_that_are_over_stay_where_they_are(rng):
     assert not torch.equal(task.observe()[1], before[1])
 
 
-def test_play_counts_until_each_episode_ends():
+def test_play_counts_until_each_episode_ends(rng):
     found = play("CartPole-v1", lambda raw: torch.zeros(len(raw)).long(), 50, torch.Generator())
     assert torch.equal(found["returns"], found["lengths"])
     assert 8 <= found["returns"].min() <= found["returns"].max() <= 11
-    found = play("MountainCar-v0", lambda raw: torch.ones(len(raw)).long(), 5, torch.Generator())
-    assert found["returns"].tolist() == [-200] * 5
+    for limit, steps in ((None, 200), (7, 7)):
+        found = play("MountainCar-v0", lambda raw: torch.ones(len(raw)).long(), 5, rng, limit)
+        assert found["returns"].tolist() == [-steps] * 5
 
 
 @pytest.mark.parametrize("env_id", ["Acrobot-v1", "Pendulum-v1"])

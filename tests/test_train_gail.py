@@ -24,7 +24,8 @@ from advgame.run.folder import Metrics
 from advgame.run.loop import Trainer
 from advgame.seeding import stream
 from agents import load_policy
-from agents.gail import GailTraining, dummy_expert, random_returns
+from agents.gail import GailTraining, dummy_expert, judge_returns, random_returns
+from agents.imitator import Imitator
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import play
 
@@ -149,6 +150,15 @@ def test_the_report_says_how_far_the_policy_is_from_the_expert(tmp_path):
     for way in ("sampled", "deterministic"):
         far, near = (found[source][way]["divergence"] for source in ("random", "cloning"))
         assert near < 0.5 < far
+
+
+def test_expert_and_evaluation_have_the_environments_time_limit():
+    env = ImitationVectorEnv(1, max_episode_steps=5)
+    expert = dummy_expert(env, 3, seed=0)
+    assert expert.lengths.tolist() == [5, 5, 5]
+    assert not expert.terminated.any()
+    scores = judge_returns(env, Imitator(env, 0), 4, seed=0)(torch.nn.Identity())
+    assert scores["eval/return"] == 5
 
 
 def test_the_dummy_expert_always_takes_action_0():
