@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from envs.standard import (
 )
 from envs.tasks import make_task, registered
 
+Numbers = Tensor | np.ndarray[Any, Any] | Sequence[float]
 _PLACE = ("over", "clock", "return", "length")
 
 
@@ -80,7 +81,8 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         horizon: task or fixed.
         discriminator: fresh (64, 32) tanh when None.
         theta: its parameters (m,); drawn with seed 0 when None. Zeros pay the same for all.
-        scale: (shift, scale) of observations, each (d,); the task's constants when None.
+        scale: (shift, scale) of observations, each (d,) and finite, scale above 0: tensors, arrays
+            or sequences, which are copied; the task's constants when None.
         stagger: row i begins its first episode as if i/B of its time were over, and is cut off that
             much earlier. Rows that all begin at 0 and all last as long move in step for ever:
             where a rollout is shorter than an episode, each batch is then one and the same window
@@ -91,7 +93,8 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         max_episode_steps: cuts episodes off earlier than the task's own time limit does.
 
     Raises:
-        InputError: unknown names, a task that cannot be imitated, or parameters of another size.
+        InputError: unknown names, a task that cannot be imitated, parameters of another size, or a
+            scale that is not as above.
     """
 
     metadata = {  # noqa: RUF012
@@ -111,7 +114,7 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         horizon: Horizon = "fixed",
         discriminator: Discriminator | None = None,
         theta: Tensor | None = None,
-        scale: tuple[Tensor, Tensor] | None = None,
+        scale: tuple[Numbers, Numbers] | None = None,
         stagger: bool = False,
         device: torch.device | str = "cpu",
         render_mode: str | None = None,
@@ -137,7 +140,10 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         self.num_envs, self.reward, self.horizon = num_envs, reward, horizon
         self.env_id = registered(env_id)
         self.stagger, self.device = stagger, torch.device(device)
-        self.code = _pair_code(self.task.action_space, scale or self.task.scale, horizon)
+        constants = self.task.scale
+        if scale is not None:
+            constants = _constants(scale, len(constants[0]), self.device)
+        self.code = _pair_code(self.task.action_space, constants, horizon)
         self.discriminator = discriminator or Discriminator(self.code.pair_size)
         if self.discriminator.inputs != self.code.pair_size:
             raise InputError(
@@ -357,6 +363,23 @@ class ImitationEnv(SingleEnv):
     @theta.setter
     def theta(self, theta: Tensor) -> None:
         self.core.theta = theta
+
+
+def _constants(given: Any, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(shift, scale) of observations, each (size,), as tensors of our own."""
+    try:
+        made = [torch.as_tensor(one, dtype=torch.float32, device=device) for one in given]
+        shift, scale = (one.detach().clone() for one in made)
+        known = shift.shape == scale.shape == (size,) and bool((scale > 0).all())
+        known = known and bool((shift.isfinite() & scale.isfinite()).all())
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or not two of them
+        known = False
+    if not known:
+        raise InputError(
+            f"scale must be a shift and a scale, {size} finite numbers each and the scale "
+            f"above 0, not {given!r}"
+        )
+    return shift, scale
 
 
 def _pair_code(

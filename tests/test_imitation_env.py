@@ -150,11 +150,30 @@ def test_demonstrations_come_with_the_ids():
         ({"num_envs": 0}, "1 or above"),
         ({"discriminator": Discriminator(3)}, "pairs of this environment have 7"),
         ({"theta": torch.zeros(3)}, "theta must have shape"),
+        ({"scale": (0.0, 1.0)}, r"a shift and a scale, 4 finite numbers each.*not \(0.0, 1.0\)"),
+        ({"scale": torch.ones(4)}, "a shift and a scale, 4 finite numbers each"),
+        ({"scale": (torch.zeros(3), torch.ones(3))}, "a shift and a scale, 4 finite numbers each"),
+        ({"scale": ([0.0] * 4, ["a"] * 4)}, "a shift and a scale, 4 finite numbers each"),
+        ({"scale": (torch.zeros(4), torch.zeros(4))}, "scale above 0"),
+        ({"scale": (torch.zeros(4), -torch.ones(4))}, "scale above 0"),
+        ({"scale": (torch.zeros(4), torch.full((4,), torch.nan))}, "scale above 0"),
+        ({"scale": (torch.full((4,), torch.inf), torch.ones(4))}, "4 finite numbers"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         ImitationVectorEnv(**settings)
+
+
+def test_scales_may_be_arrays_and_are_copied():
+    shift, scale = np.ones(4), np.full(4, 2.0)
+    env = ImitationVectorEnv(2, scale=(shift, scale))
+    scale[:] = 0
+    seen, _ = env.reset(seed=0)
+    plain, _ = ImitationVectorEnv(2).reset(seed=0)
+    assert seen.dtype == torch.float32
+    assert torch.equal(seen[:, :4], (plain[:, :4] - 1) / 2)
+    assert env.observation_space.contains(seen.numpy())
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
