@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from advgame.errors import InputError
 
@@ -108,7 +108,7 @@ class PolicySettings:
         algorithm: trpo, or ppo; what is not here is SB3's default.
         hidden: widths of policy and value network, tanh; (64, 32) as the L2L paper's.
         n_steps: steps per environment and iteration.
-        gamma: discount.
+        gamma: discount, below 1: rewards are scaled by 1 − γ.
         gae_lambda: λ of the advantage estimate.
         max_kl: TRPO's trust region, in nats of the whole action.
         settle: TRPO's steps shrink as 1 / (1 + t/settle) over iterations t, the trust region with
@@ -121,6 +121,9 @@ class PolicySettings:
         value_lr: of Adam on the value network; PPO's learning rate.
         value_epochs: passes over the batch for the value network; PPO's own number of epochs stays.
         value_batches: minibatches of each pass.
+
+    Raises:
+        InputError: an unknown algorithm, or a number that cannot be one of these.
     """
 
     algorithm: Algorithm = "trpo"
@@ -136,3 +139,19 @@ class PolicySettings:
     value_lr: float = 5e-3
     value_epochs: int = 5
     value_batches: int = 4
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in get_args(Algorithm):
+            raise InputError(f"algorithm must be trpo or ppo, not {self.algorithm!r}")
+        if not (0 <= self.gamma < 1 and 0 <= self.gae_lambda <= 1):
+            raise InputError(
+                "the policy needs gamma in [0, 1), since rewards are scaled by 1 - gamma, and "
+                f"gae_lambda in [0, 1], not {self.gamma} and {self.gae_lambda}"
+            )
+        counts = ("n_steps", "cg_steps", "fisher_every", "value_epochs", "value_batches")
+        if min(*self.hidden, *[getattr(self, name) for name in counts]) < 1:
+            raise InputError(f"the policy needs hidden, {', '.join(counts)} of 1 or above")
+        if not (self.max_kl > 0 and self.value_lr > 0):
+            raise InputError("the policy needs max_kl and value_lr above 0")
+        if not (self.settle >= 0 and self.cg_damping >= 0):
+            raise InputError("the policy needs settle and cg_damping of 0 or above")

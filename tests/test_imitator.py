@@ -8,6 +8,7 @@ import pytest
 import torch
 from sb3_contrib import TRPO
 
+from advgame.errors import InputError
 from agents.gail import GailTraining
 from agents.imitator import Imitator, SubsampledTRPO
 from agents.settings import PolicySettings
@@ -250,6 +251,26 @@ def test_advantages_by_the_definition():
     found = torch.as_tensor(imitator.algorithm.rollout_buffer.advantages)
     # the buffer is flattened row by row while the policy learns
     assert torch.allclose(found.view(rows, steps).T, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"algorithm": "sac"}, "trpo or ppo"),
+        ({"gamma": 1.0}, "1 - gamma"),  # would pay nothing
+        ({"gamma": -0.1}, "gamma in"),
+        ({"gae_lambda": 1.1}, "gae_lambda in"),
+        ({"n_steps": 0}, "n_steps"),
+        ({"hidden": (64, 0)}, "hidden"),
+        ({"max_kl": 0.0}, "max_kl"),
+        ({"value_lr": float("nan")}, "value_lr"),
+        ({"settle": -1}, "settle"),
+        ({"cg_damping": -0.1}, "cg_damping"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        PolicySettings(**settings)
 
 
 def test_equal_returns_have_no_variance_to_explain():
