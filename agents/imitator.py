@@ -7,7 +7,6 @@ of tensors, since an imitation loop changes the reward between two updates and r
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,10 +196,8 @@ class Imitator(SB3Learner):
             "policy/entropy": entropy_mean,
             "policy/value_loss": float(logged["train/value_loss"]),
         }
-        explained = float(logged["train/explained_variance"])
-        if not math.isnan(explained):  # there is no variance where all returns are the same
-            stats["policy/explained_variance"] = explained
-        return stats
+        explained = self.logged({"policy/explained_variance": "explained_variance"})
+        return stats | {tag: float(value) for tag, value in explained.items()}
 
     def _bootstrapped(self, rollout: Rollout, rewards: Tensor) -> Tensor:
         """A time limit is no end: what would have come after it is the value of the last state."""

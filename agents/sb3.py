@@ -93,9 +93,18 @@ class SB3Learner:
             raise InputError(DIVERGED) from error
 
     def logged(self, tags: dict[str, str]) -> dict[str, Tensor]:
-        """What `train` logged: our tag -> SB3's name without ``train/``."""
+        """What `train` logged: our tag -> SB3's name without ``train/``.
+
+        The explained variance is left out where all returns are the same: there is none then, SB3
+        says NaN, and a run that logs NaN counts as diverged.
+        """
         found = self.algorithm.logger.name_to_value
-        return {tag: torch.tensor(float(found[f"train/{name}"])) for tag, name in tags.items()}
+        said = {tag: (name, float(found[f"train/{name}"])) for tag, name in tags.items()}
+        return {
+            tag: torch.tensor(value)
+            for tag, (name, value) in said.items()
+            if name != "explained_variance" or not math.isnan(value)
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, optimiser, number of updates, and the streams outside of `running`."""

@@ -71,6 +71,17 @@ def test_both_sides_find_what_pays_them():
     assert len(set(seeds)) == len(seeds), "every match is another"
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_matches_of_equal_returns_have_no_variance_to_explain(rows):
+    """As with one step and a standing that it does not change: no sign of a divergence."""
+    player = duel.Learner((4, 3), rows, 1, 0, lr=1e-2, entropy_coef=0.0, hidden=8)
+    player.act([np.zeros(len(duel.FEATURES), np.float32)] * rows)
+    player.take(np.full(rows, 0.5, np.float32), True)
+    stats = player.learn("defender")
+    assert "defender/explained_variance" not in stats
+    assert "defender/kl" in stats
+
+
 def test_in_turns_one_side_stands_still():
     both = {"attacker": learner((13, 12, 5)), "defender": learner((4, 3, 4, 2), 1)}
     game = planted("alternating", 2, **both)
