@@ -266,6 +266,24 @@ def test_a_pickled_attack_goes_on_to_the_same_bits(cnn, batch, rng):
         assert torch.equal(state.features(), twin.features())
 
 
+def test_a_copy_after_a_restart_has_the_same_gradients(cnn, batch, monkeypatch):
+    """Its graph is of several forwards, whose batch sizes tell in the last bits."""
+    state, sizes, forward = begun(cnn, Linf(0.1), *batch), [], SmallCNN.forward
+    rows = torch.tensor([2, 5, 7])
+    state.restart(rows, batch[0][:3], batch[1][:3], state.budget[:3])
+    state.keep(torch.arange(12) != 5)
+    monkeypatch.setattr(
+        SmallCNN, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x)
+    )
+    twins = [pickle.loads(pickle.dumps(state)), copy.deepcopy(state)]
+    assert sizes == [12, 3] * 2
+    each = torch.arange(11) % len(state.menu.losses)
+    gradient = state._gradient(each)
+    for twin in twins:
+        assert torch.equal(twin.losses, state.losses)
+        assert torch.equal(twin._gradient(each), gradient)
+
+
 @pytest.mark.parametrize(
     ("name", "bad"),
     [

@@ -178,7 +178,7 @@ class GradientStepsState(AttackState):
 
     rivals: Tensor  # the class that was second among the wrong ones at the start
     losses: Tensor  # (B, losses), with their graph, as have the logits
-    _GRAPH = ("logits", "losses", "_leaves", "_where")
+    _GRAPH = ("logits", "losses")
 
     def __init__(
         self,
@@ -315,11 +315,13 @@ class GradientStepsState(AttackState):
             others = self.logits.detach().scatter(1, self.y[:, None], -torch.inf)
             second = others.topk(min(2, others.shape[1] - 1), dim=1).indices[:, -1]
             self.rivals = torch.where(first, second, self.rivals)
-            found = [self._loss(name).to(self.eps.dtype) for name in self.menu.losses]
-            self.losses = torch.stack(found, 1)
+            self.losses = self._losses()
         # row i of the gradient is row _where[i] of the leaves' gradients, one after the other
         self._leaves: list[Tensor] = [leaf]
         self._where: Tensor | None = None
+
+    def _losses(self) -> Tensor:
+        return torch.stack([self._loss(name).to(self.eps.dtype) for name in self.menu.losses], 1)
 
     def _loss(self, name: str) -> Tensor:
         if name == "second":
@@ -328,12 +330,15 @@ class GradientStepsState(AttackState):
         return {"ce": cross_entropy, "dlr": dlr, "margin": margin}[name](self.logits, self.y)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Graphs cannot be pickled: the other side makes the last forward again."""
+        """Graphs cannot be pickled: the other side makes their forwards again."""
         return {name: value for name, value in vars(self).items() if name not in self._GRAPH}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._forward(torch.zeros_like(self.fooled))
+        with torch.enable_grad():  # each at its batch size, with which rounding differs
+            made = [self.model(leaf.to(self.dtype)) for leaf in self._leaves]
+            self.logits = torch.cat(made)[self._place()]
+            self.losses = self._losses()
 
     def _place(self) -> Tensor:
         every = torch.arange(len(self.y), device=self.y.device)
