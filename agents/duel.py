@@ -25,6 +25,7 @@ from advgame.errors import InputError
 from advgame.games.duel import LESSON, Lesson, nearest
 from advgame.games.strategy import CHOICES, StrategySpace, strategy_space
 from advgame.health import gradient_sign, tagged
+from advgame.run.checkpoint import step_of
 from advgame.run.curves import Curves, Panels
 from advgame.run.folder import RunFolder
 from advgame.seeding import derive_seed, stream
@@ -432,12 +433,14 @@ def read_las(
     config = run.about()["config"]
     if "reward_interval" not in config:
         return None
-    newest, _ = run.checkpoints.newest()
-    if (config["agent"], config["objective"]) != ("reinforce", "pgd") or newest is None:
+    if (config["agent"], config["objective"]) != ("reinforce", "pgd"):
         raise InputError(
             f"{path} has no policy that could attack here: it takes a run of train_las_at.py "
-            "with --agent reinforce and --objective pgd that has a checkpoint"
+            "with --agent reinforce and --objective pgd"
         )
+    newest, _ = run.checkpoints.newest()
+    if newest is None or step_of(newest) == 0:  # an empty one marks where the run began
+        raise InputError(f"{path} has no checkpoint of its policy yet: let it train first")
     cap = threat.whole(math.prod(shape)) / 2
     space = strategy_space(config["space"], float(threat.eps), eps_cap=cap)
     policy = StrategyPolicy(shape, space.sizes, network=config["policy_network"])

@@ -14,6 +14,7 @@ validation selects by is cut from them; test images are not touched.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +33,7 @@ from agents.settings import EpisodeConfig
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from matplotlib.figure import Figure
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from advgame.attacks.gradient_steps import Menu
     from advgame.data import Splits
@@ -283,6 +284,11 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
         images = data.validation.first(config.validation_n)
         payoff = Payoff(config.gain, config.bonus, config.price)
         return game, Validation(frozen, images, config.queries, menu, payoff, config.seed)
+
+    @override
+    def frozen(self, made: tuple[AttackGame, Validation]) -> Mapping[str, nn.Module]:
+        cases = enumerate(made[1].cases, 1)
+        return {f"classifier {number} ({one.name})": one.model for number, (one, *_) in cases}
 
     @override
     def work(

@@ -38,6 +38,7 @@ from advgame.run.settings import Dataset, recipes
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch import nn
 
     from advgame.data import Splits
     from advgame.games.strategy import StrategySpace
@@ -134,6 +135,7 @@ class Made:
         plain: duels in which an attacker chooses for the whole batch, as the controls do.
         named: side -> name -> what makes a player that does not learn.
         game: of those who learn; None where nobody does.
+        frozen: side -> the policy that plays it and was learned in another run.
     """
 
     data: Splits
@@ -141,6 +143,7 @@ class Made:
     plain: list[DuelEnv]
     named: dict[str, dict[str, Named]]
     game: DuelGame | None
+    frozen: dict[str, nn.Module]
 
 
 def make_envs(
@@ -213,6 +216,7 @@ def make(config: Config, data: Splits, fabric: Fabric) -> Made:
     sizes = {"attacker": plain[0].space.sizes, "defender": plain[0].lessons.sizes}
     named = {side: duel.controls(plain[0], side) for side in SIDES}
     players: dict[str, duel.Player] = {}
+    frozen: dict[str, nn.Module] = {}
     for side in SIDES:
         who = getattr(config, side)
         if who == "ppo":
@@ -227,9 +231,11 @@ def make(config: Config, data: Splits, fabric: Fabric) -> Made:
             )
             continue
         if las is not None and side == "attacker":
+            frozen[side] = las[0]
             named[side][who] = partial(duel.LasAttacker, las[0])
         elif who not in OWN:
             saved = duel.read_policy(Path(who) / duel.FILES[side], side, sizes[side])
+            frozen[side] = saved
             named[side][who] = partial(duel.Sampled, saved, saved.sizes)
         players[side] = named[side][who](stream(config.seed, f"player {side}"))
     game = None
@@ -237,7 +243,7 @@ def make(config: Config, data: Splits, fabric: Fabric) -> Made:
         game = duel.DuelGame(
             envs, players, config.seed, fabric, config.updates, config.order, config.turn
         )
-    return Made(data, envs, plain, named, game)
+    return Made(data, envs, plain, named, game, frozen)
 
 
 def measured(config: Config, made: Made) -> list[Cell]:
@@ -408,6 +414,10 @@ class Job(jobs.Job[Config, Made]):
     @override
     def images(self, made: Made) -> Mapping[str, Any]:
         return made.data.about()
+
+    @override
+    def frozen(self, made: Made) -> Mapping[str, nn.Module]:
+        return made.frozen
 
     def work(self, config: Config, run: RunFolder, made: Made, *, resume: bool) -> None:
         """Learn, where anybody does; then measure everybody, and write the report."""

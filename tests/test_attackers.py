@@ -15,6 +15,7 @@ from advgame.attacks import pgd
 from advgame.attacks.gradient_steps import CHOICES, Menu
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.run.folder import RunFolder
 from advgame.seeding import seeded_init, stream
 from advgame.targets import shipped
 from advgame.threat import L2, Linf
@@ -314,6 +315,24 @@ def test_a_run_leaves_what_it_says(tmp_path, capsys):
     assert load_attacker(run.path).menu == Menu(moves=("on",))
     shown = train_attacker.job.run(replace(config, resume=str(run.path)))
     assert shown.path == run.path, "a finished run is only shown again"
+
+
+def test_a_run_goes_on_against_the_classifiers_that_it_began_with(tmp_path, monkeypatch):
+    config = train_attacker.Config(runs_dir=str(tmp_path), name="run", moves=("on",), **TINY)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train_attacker, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_attacker.job.run(config)
+    run = RunFolder(tmp_path / "run")
+    again = replace(config, resume=str(run.path))
+    about = run.about()
+    (name,) = about["frozen"]
+    run.write_json("config.json", {**about, "frozen": {name: "0" * 64}})
+    with pytest.raises(InputError, match=r"other weights of its classifier 1 \(zoo:digits"):
+        train_attacker.job.run(again)
+    del about["frozen"]  # as folders of before have it
+    run.write_json("config.json", about)
+    assert train_attacker.job.run(again).report()["validation"]
 
 
 def test_moves_that_there_are_not_are_refused(tmp_path):

@@ -222,6 +222,39 @@ def test_another_images_las_policy_is_refused(las):
         duel.read_las(las[0].path, (3, 32, 32), Linf(8 / 255))
 
 
+def test_a_las_run_without_a_checkpoint_says_so(tmp_path):
+    asked = train_las_at.Config(runs_dir=str(tmp_path))
+    run = RunFolder.create(tmp_path / "las", asdict(asked), "cpu")
+    for _ in range(2):
+        with pytest.raises(InputError, match="no checkpoint of its policy yet"):
+            duel.read_las(run.path, (1, 8, 8), Linf(0.15))
+        run.checkpoints.save(0, {}, {})  # where a run begins
+
+
+def test_a_duel_goes_on_against_the_policy_that_it_began_against(las, tmp_path, monkeypatch):
+    run, policy = las
+    config = train_duel.Config(
+        **TINY, runs_dir=str(tmp_path), name="on", attacker=str(run.path), epochs=1, updates=1
+    )
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train_duel, "measured", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_duel.job.run(config)
+    begun = RunFolder(tmp_path / "on")
+    assert set(begun.about()["frozen"]) == {"attacker"}
+    again = train_duel.Config(resume=str(begun.path))
+    was = policy.heads[0].bias.detach().clone()
+    for bias, words in ((was.flip(0), "other weights of its attacker"), (was, None)):
+        with torch.no_grad():
+            policy.heads[0].bias.copy_(bias)
+        state = {"game": {"player": {"policy": policy.state_dict()}}}
+        run.checkpoints.save(4, {}, state)
+        if words:
+            with pytest.raises(InputError, match=words):
+                train_duel.job.run(again)
+    assert train_duel.job.run(again).report()["cells"]
+
+
 def test_a_report_compares_match_by_match(tmp_path):
     robust = {"ppo": (0.5, 0.7), "fixed": (0.25, 0.25), "random": (0.5, 0.5)}
     cells = [

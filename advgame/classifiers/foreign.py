@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,15 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
         except Exception as error:  # sparse, quantised and what else there may be
             raise InputError(_unsaved(module, name, str(error).splitlines()[0])) from error
     return held
+
+
+def weights_digest(module: nn.Module) -> str:
+    """The SHA-256 of a module's parameters and buffers, in hexadecimal digits.
+
+    Raises:
+        InputError: see `weights`.
+    """
+    return hashlib.sha256(safetensors.torch.save(weights(module))).hexdigest()
 
 
 def built_as(module: nn.Module) -> str:

@@ -370,6 +370,35 @@ class RunFolder:
             return ""
         return _differing(had, _facts(data))
 
+    def note_frozen(self, digests: Mapping[str, str]) -> None:
+        """Note the weights that the run works against and does not train.
+
+        Args:
+            digests: what each is -> `advgame.classifiers.foreign.weights_digest`.
+
+        Raises:
+            InputError: a damaged ``config.json``.
+        """
+        if digests:
+            self.write_json("config.json", {**self.about(), "frozen": dict(digests)})
+
+    def check_frozen(self, digests: Mapping[str, str]) -> None:
+        """Refuse to go on against other weights than the run began against.
+
+        Args:
+            digests: those of now, as `note_frozen` takes them.
+
+        Raises:
+            InputError: they differ.
+        """
+        had = self.about().get("frozen", digests)  # older runs note none
+        for name, now in digests.items():
+            if not isinstance(had, dict) or had.get(name) != now:
+                raise InputError(
+                    f"{self.path} began against other weights of its {name}, which has changed "
+                    "since: restore them, or start a new run"
+                )
+
     def report(self) -> dict[str, Any]:
         """What ``report.json`` says.
 

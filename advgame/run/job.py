@@ -38,6 +38,7 @@ from advgame.run.program import prog
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch import nn
 
 _FREE = ("resume", "data_dir", "download", "init")  # may differ when a run goes on
 _WHY = dict.fromkeys(
@@ -184,6 +185,13 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """What `advgame.data.Splits.about` says of what the job works on, where it is images."""
         return None
 
+    def frozen(self, made: MadeT) -> Mapping[str, nn.Module]:
+        """Names of what the job works against and does not train -> the modules.
+
+        They may come from a run that goes on: a resumed job is refused others than it began with.
+        """
+        return {}
+
     @abstractmethod
     def work(self, config: ConfigT, run: RunFolder, made: MadeT, *, resume: bool) -> None:
         """Work until ``report.json`` is there; in every process, the first one writes."""
@@ -240,11 +248,13 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         else:
             config, made = self.settle(config, fabric, typed)
         if fabric.global_rank == 0:
-            images = self.images(made)
+            images, frozen = self.images(made), _digests(self.frozen(made))
             if resume:
                 RunFolder(path).check_data(images)
+                RunFolder(path).check_frozen(frozen)
             else:
                 self.begin(path, config, device_name(fabric.device), images)
+                RunFolder(path).note_frozen(frozen)
         run = RunFolder(Path(fabric.broadcast(str(path))))
         if self.shared and not (run.path / "report.json").exists():
             run.check_links()
@@ -263,6 +273,13 @@ class Job(ABC, Generic[ConfigT, MadeT]):
     def from_command_line(self) -> RunFolder | None:
         """Do the job with the options of the command line."""
         return self.run(self.parse(sys.argv[1:]), typed_options(self.config))
+
+
+def _digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Name -> what tells a module's weights from others'."""
+    from advgame.classifiers.foreign import weights_digest
+
+    return {name: weights_digest(module) for name, module in modules.items()}
 
 
 def check_images(config: Any) -> None:
