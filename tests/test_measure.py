@@ -15,6 +15,7 @@ from torch import nn
 
 from advgame.attacks import (
     SPSA,
+    Attack,
     AttackResult,
     CarliniWagnerLinf,
     EoT,
@@ -28,6 +29,7 @@ from advgame.errors import InputError
 from advgame.evaluation import evaluate
 from advgame.evaluation.cells import describe
 from advgame.evaluation.measure import counted
+from advgame.evaluation.verdicts import adversarial
 from advgame.losses import clipped_margin, divergence_from, margin
 from advgame.statistics import wilson
 from advgame.threat import Linf
@@ -288,6 +290,23 @@ def test_attacks_of_ones_own_are_judged_like_the_others(honest, test_images):
     assert verdicts.largest["grey"] >= 0.5 - 1e-6
     said = honest(torch.full((1, 1, 8, 8), 0.5)).argmax(1)
     assert torch.equal(verdicts.correct["grey"], verdicts.correct["clean"] & (data.labels == said))
+
+
+class Brighter(Attack):
+    """Leaves a ball of less than 0.5, in place."""
+
+    def _attack(self, model, x, y, rng, check):
+        return AttackResult(x.add_(0.5).clamp_(0, 1), None, None, 0, 0)
+
+
+def test_an_attack_that_works_in_place_is_measured_against_the_clean_images(honest, test_images):
+    data = test_images.subset(slice(4))
+    verdicts = evaluate(honest, data, BALL, ("mine",), extra={"mine": Brighter()})
+    assert verdicts.largest["mine"] == pytest.approx(0.5)
+    x = data.floats()
+    made = adversarial(honest, x, data.labels, Brighter(), None)
+    assert torch.equal(x, data.floats())
+    assert float((made - x).max()) == pytest.approx(0.5)
 
 
 def test_leaving_the_pixels_range_counts_as_leaving_the_ball(honest, test_images):

@@ -301,7 +301,8 @@ class Work:
     def _judge(self, key: str, attack: Attack, rows: Tensor) -> Piece:
         x, y = self.data.floats(rows), self.data.labels[rows]
         rng = stream(self.seed, f"{key} {int(rows[0])}", x.device)
-        x_adv = attack.run(self.model, x, y, rng=rng, check=False).x_adv
+        # a copy: an own attack may work in place, and is measured against the clean images
+        x_adv = attack.run(self.model, x.clone(), y, rng=rng, check=False).x_adv
         check_finite(key.split("/")[0], x_adv)
         return rows, self._said(x_adv), _largest(self.threat, x_adv, x)
 

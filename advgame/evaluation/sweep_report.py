@@ -164,7 +164,7 @@ def _examples(
     made = {}
     for name, attack in attacks.items():
         rng = stream(seed, "examples", x.device)
-        made[name] = attack.run(model, x, y, rng=rng, check=False).x_adv
+        made[name] = adversarial(model, x, y, attack, rng)
     words = {}
     with attacked(model):
         for name, one in {"clean": x, **made}.items():

@@ -74,13 +74,16 @@ def adversarial(
 
     Args:
         model: in the mode that it is to be attacked in.
-        images: (N, C, H, W), known to be good: they are not checked.
+        images: (N, C, H, W), known to be good: they are not checked. They stay as they are.
         labels: (N,).
         attack: what makes them.
         rng: draws for all batches.
     """
     parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
-    return torch.cat([attack.run(model, x, y, rng=rng, check=False).x_adv for x, y in parts])
+    # copies: an own attack may work in place
+    return torch.cat(
+        [attack.run(model, x.clone(), y, rng=rng, check=False).x_adv for x, y in parts]
+    )
 
 
 def withstand(
