@@ -181,6 +181,10 @@ def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_pat
         ({"attacks": ("pgd21",)}, "unknown attack"),
         ({"attacks": ("mine", "mine"), "extra": {"mine": fgsm(BALL)}}, "twice"),
         *(
+            ({"attacks": names, "extra": dict.fromkeys(names[1:], fgsm(BALL))}, "share files")
+            for names in (("adt:pgd20", "adt-pgd20"), ("autoattack", "autoattack.square"))
+        ),
+        *(
             ({"attacks": (name,), "extra": {name: fgsm(BALL)}}, "call it otherwise")
             for name in ("pgd20", "clean", "a\nb", "")
         ),

@@ -176,6 +176,10 @@ REFUSED = {
     "no row": (lambda r, d: ({}, d, BALL, ("fgsm",)), "needs a row"),
     "no column": (lambda r, d: (r, d, BALL, ()), "needs a column"),
     "a column twice": (lambda r, d: (r, d, BALL, ("fgsm", "fgsm")), "same name"),
+    "a row's folder twice": (
+        lambda r, d: ({"a:b": r["plain"], "a-b": r["robust"]}, d, BALL, ("fgsm",)),
+        "two rows have the same name",
+    ),
     "an unknown attack": (lambda r, d: (r, d, BALL, ("pgd21",)), "unknown attack"),
     "other classes": (
         lambda r, d: ({**r, "odd": Linear(torch.rand(12, 64))}, d, BALL, ("fgsm",)),
@@ -196,7 +200,7 @@ def test_bad_input_is_refused_and_nothing_is_written(name, rows, few, tmp_path):
         hold_tournament(tmp_path, *asked(rows, few))
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     fresh = tmp_path / "fresh"
-    if name.startswith(("no", "a column", "an unknown", "other classes")):
+    if name.startswith(("no", "a column", "a row", "an unknown", "other classes")):
         with pytest.raises(InputError, match=said):
             hold_tournament(fresh, *asked(rows, few))
         assert not fresh.exists()

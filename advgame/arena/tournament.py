@@ -101,8 +101,9 @@ def hold_tournament(
     columns = (*attacks, *extra)
     if not columns:
         raise InputError("a tournament needs a column: name attacks")
-    if len({file_name(one) for one in columns}) < len(columns):
-        raise InputError(f"two columns have the same name: {', '.join(columns)}")
+    for what, names in {"rows": tuple(classifiers), "columns": columns}.items():
+        if len({file_name(one) for one in names}) < len(names):
+            raise InputError(f"two {what} have the same name, as files: {', '.join(names)}")
     about = _about(classifiers, data, threat, columns, extra, seed, batch_size)
     for model in classifiers.values():
         check_evaluation(model, data, threat, columns, seed=seed, extra=extra)

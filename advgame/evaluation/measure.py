@@ -181,8 +181,8 @@ def check_evaluation(
         the attacks of every name, in order.
 
     Raises:
-        InputError: unknown attack, or one that this classifier or these images do not allow;
-            images, labels or logits that cannot be judged.
+        InputError: unknown attack, or one that this classifier or these images do not allow; two
+            attacks of one file name; images, labels or logits that cannot be judged.
     """
     extra = extra or {}
     for name in extra:
@@ -202,6 +202,7 @@ def check_evaluation(
         name: [(name, extra[name])] if name in extra else make_suite(name, context)
         for name in attacks
     }
+    _check_files(plan)
     for suite in plan.values():
         for _, attack in suite:
             if isinstance(attack, AutoAttackPart):
@@ -212,6 +213,17 @@ def check_evaluation(
         if name not in extra and is_own_attack(name):
             _try_out(name, plan[name][0][1], model, data.subset(slice(2)), seed)
     return plan
+
+
+def _check_files(plan: dict[str, Suite]) -> None:
+    """Refuse attacks whose cells would be the same files."""
+    parts = [(name, part) for name, suite in plan.items() for part, _ in suite]
+    keys = {cell_key(*one, 0) for one in (("clean", "clean"), *parts)}
+    if len(keys) <= len(parts):
+        raise InputError(
+            f"two attacks would share files, whose names have a hyphen for a colon: "
+            f"{', '.join(plan)}: call one otherwise"
+        )
 
 
 def _try_out(name: str, attack: Attack, model: nn.Module, few: ImageSet, seed: int) -> None:
