@@ -334,6 +334,10 @@ def test_attacks_that_need_nothing_but_a_ball_are_made_by_name(name):
     assert attack.threat == Linf(0.1)
 
 
+def test_autoattacks_parts_by_name_have_the_seed_that_is_given():
+    assert [attacks.by_name("aa:apgd-ce", Linf(0.1), *seed).seed for seed in ((), (3,))] == [0, 3]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

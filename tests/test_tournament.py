@@ -21,6 +21,8 @@ from advgame.attacks import Transfer, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
+from advgame.evaluation.autoattack import AutoAttackPart
+from advgame.evaluation.cells import describe
 from advgame.run.checkpoint import save_weights
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
@@ -76,6 +78,18 @@ def test_cells_are_the_verdicts_of_evaluations(rows, few, tmp_path):
     assert blind == solve_per_image(found["errors"][:, :, 2:]).value
     assert json.loads((tmp_path / "tournament.json").read_text()) == content
     assert (tmp_path / "tournament.png").stat().st_size > 5000
+
+
+def test_transfer_columns_draw_by_the_tournaments_seed(rows, few, tmp_path):
+    robust = rows["robust"]
+    hold_tournament(tmp_path, rows, few, BALL, transfer=("aa:apgd-ce",), seed=3)
+    made = Transfer(AutoAttackPart(BALL, "apgd-ce", seed=3), rows["plain"])
+    right = evaluate(robust, few, BALL, ("a",), extra={"a": made}, seed=3).correct["a"]
+    found = verdicts(tmp_path)
+    column = found["columns"].tolist().index("transfer:plain:aa:apgd-ce")
+    assert (found["errors"][:, 0, column] == ~right.numpy()).all()
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["columns"]["transfer:plain:aa:apgd-ce"] == describe(made)
 
 
 def test_it_grows_by_what_is_new_only_and_goes_on_after_a_stop(rows, few, tmp_path):

@@ -97,7 +97,7 @@ def hold_tournament(
         raise InputError("a tournament needs a row: name classifiers")
     for row, model in classifiers.items():
         for name in transfer:
-            extra[f"{TRANSFER}{row}:{name}"] = Transfer(by_name(name, threat), model)
+            extra[f"{TRANSFER}{row}:{name}"] = Transfer(by_name(name, threat, seed), model)
     columns = (*attacks, *extra)
     if not columns:
         raise InputError("a tournament needs a column: name attacks")

@@ -7,12 +7,13 @@ from advgame.errors import InputError
 from advgame.threat import Threat
 
 
-def by_name(name: str, threat: Threat) -> Attack:
+def by_name(name: str, threat: Threat, seed: int = 0) -> Attack:
     """An attack of `advgame.evaluation.ATTACKS` that needs nothing but a ball.
 
     Args:
         name: e.g. ``"pgd20"``, ``"adt:pgd20"``, ``"aa:apgd-ce"``.
         threat: the ball.
+        seed: of AutoAttack's attacks; others draw from the stream that `Attack.run` is given.
 
     Raises:
         InputError: there is no such name, or it needs more, or is several attacks in a row.
@@ -21,7 +22,7 @@ def by_name(name: str, threat: Threat) -> Attack:
     from advgame.evaluation.attacks import Context, check_attacks, make_suite
 
     check_attacks((name,))
-    suite = make_suite(name, Context(threat))
+    suite = make_suite(name, Context(threat, seed=seed))
     if len(suite) > 1:
         parts = ", ".join(f"aa:{part}" for part, _ in suite)
         raise InputError(f"{name} is several attacks in a row: take one, {parts}")
