@@ -21,7 +21,7 @@ from advgame.arena import (
 )
 from advgame.arena.best_response import ADAPTIVE, JOINT, LOSSES, as_mixture
 from advgame.arena.judge import UNION, plan_mixture
-from advgame.attacks import GradientAttack, fgsm, pgd
+from advgame.attacks import Attack, AttackResult, GradientAttack, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.verdicts import predict
@@ -271,6 +271,34 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_verdicts(found, two, few, t
     other = ClassifierMixture(list(two.members), [0.5, 0.5])
     with pytest.raises(InputError, match="holds an evaluation of other weights"):
         evaluate_mixture(other, few, Linf(0.1), ("fgsm",), seed=1, folder=folder)
+
+
+class Brighter(Attack):
+    """Every pixel rises by so much, whatever the ball."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def _attack(self, model, x, y, rng, check):
+        return AttackResult((x + self.by).clamp(0, 1), None, None, 0, 0)
+
+
+SETTINGS = {"by": 0.0}
+OWN = "test_classifier_mixtures:brighter"
+
+
+def brighter(threat):
+    return Brighter(**SETTINGS)
+
+
+def test_an_own_attack_that_has_changed_does_not_go_on(tmp_path, monkeypatch):
+    mixture, data = pair(), many(2)
+    for _ in range(2):
+        found = evaluate_mixture(mixture, data, L2(EPS), (OWN,), folder=tmp_path)
+    assert found.largest[UNION + OWN] == 0
+    monkeypatch.setitem(SETTINGS, "by", 0.5)
+    with pytest.raises(InputError, match="holds an evaluation of other weights"):
+        evaluate_mixture(mixture, data, L2(EPS), (OWN,), folder=tmp_path)
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from advgame.arena.mixture import ClassifierMixture
 from advgame.attacks import Attack, attacked
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation.attacks import Suite
+from advgame.evaluation.attacks import Suite, is_own_attack
 from advgame.evaluation.cells import (
     Cell,
     Cells,
@@ -193,6 +193,8 @@ def evaluate_mixture(
     more = [surrogate] if surrogate is not None else []
     about = fingerprint(mixture, data, threat, seed, batch_size, *more)
     told = {name: describe(one) for name, one in (extra or {}).items()}
+    own = [name for name in attacks if name not in told and is_own_attack(name)]
+    told |= {name: describe(plan[UNION + name]) for name in own}
     folder = None if folder is None else Path(folder)
     cells = Cells(folder, {**about, "extra": told})
     work = _MixtureWork(mixture, data, threat, seed, batch_size, cells, progress)
