@@ -32,3 +32,5 @@ LEAST_CLASSES = 4
 """Of AutoAttack: the loss of its APGD-T looks at the fourth logit."""
 FEW_CLASSES = ("pgd100", "cw", "aa:square")
 """Attacks in place of AutoAttack where there are fewer."""
+UNION = "members:"
+"""Before an attack's name: the adversarial examples that it finds for each member of a mixture."""

@@ -20,10 +20,12 @@ from advgame.arena import (
     write_mixture,
 )
 from advgame.arena.best_response import ADAPTIVE, JOINT, LOSSES, as_mixture
-from advgame.arena.judge import UNION, plan_mixture
+from advgame.arena.judge import plan_mixture
 from advgame.attacks import Attack, AttackResult, GradientAttack, fgsm, pgd
+from advgame.choices import FEW_CLASSES, UNION
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.evaluation.report import _few_classes
 from advgame.evaluation.verdicts import predict
 from advgame.losses import cross_entropy
 from advgame.run.checkpoint import save_weights
@@ -340,6 +342,41 @@ def test_the_flag_fires_where_adaptive_pgd_alone_is_beaten():
     honest = evaluate_mixture(pair(1.0, 0.8), data, ball, ("pgd20",))
     names = {flag.name for flag in find_mixture_flags(honest, data, ball, ("a", "b"))}
     assert "adaptive_pgd_beaten" not in names
+
+
+class SilentOnWhite(torch.nn.Module):
+    """NaN where a pixel is white."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.masked_fill(x == 1, torch.nan))
+
+
+def test_a_mixture_is_flagged_where_an_attack_leaves_the_ball_or_a_member_is_silent():
+    one, other = pair().members
+    mixture, data, ball = (
+        ClassifierMixture([one, SilentOnWhite(other)], [0.5, 0.5]),
+        many(2),
+        L2(0.2),
+    )
+    found = evaluate_mixture(mixture, data, ball, ("mine",), extra={"mine": Brighter(0.5)})
+    told = {
+        flag.name: flag.meaning
+        for flag in find_mixture_flags(found, data, ball, ("a", "b"))
+        if not flag.meaning.startswith("member ")
+    }
+    assert told["ball_violated"].startswith("members:mine left the ball")
+    assert "in answers of members: 4 under members:mine;" in told["non_finite"]
+
+
+def test_notes_of_a_mixture_are_those_of_a_classifier(two, few):
+    found = evaluate_mixture(two, few.subset(slice(1)), Linf(0.1), ("autoattack-lite",))
+    assert found.verdicts().notes == ["autoattack-lite is half of AutoAttack: no number to quote"]
+    names = [UNION + name for name in FEW_CLASSES]
+    assert _few_classes(names, many(1)) == _few_classes(FEW_CLASSES, many(1)) != []
 
 
 def test_flags_of_a_member_name_it(two, few):

@@ -17,7 +17,7 @@ from conftest import ROOT, Linear, undefended
 from advgame.arena import hold_tournament, read_mixture, solve, solve_per_image, standings
 from advgame.arena.pictures import tournament_figure
 from advgame.arena.tournament import as_markdown, playable
-from advgame.attacks import Transfer, fgsm, pgd
+from advgame.attacks import Attack, AttackResult, Transfer, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate
@@ -178,6 +178,23 @@ def test_page_and_picture_show_the_numbers(rows, few, tmp_path):
         *game["per_image"]["attacker"].values(),
     ]
     assert corner.get_legend() is not None
+
+
+def test_the_page_says_what_a_reader_of_the_cells_should_know(rows, few, tmp_path):
+    class Brighter(Attack):
+        def _attack(self, model, x, y, rng, check):
+            by = 0.5 if model is rows["plain"] else 0.0
+            return AttackResult((x + by).clamp(0, 1), None, None, 0, 0)
+
+    data = few.subset(slice(4))
+    asked = (rows, data, BALL, ("autoattack-lite",))
+    content = hold_tournament(tmp_path, *asked, extra={"mine": Brighter()})
+    assert content["notes"] == [
+        "autoattack-lite is half of AutoAttack: no number to quote",
+        "plain: mine left the ball or [0, 1]: the numbers are not comparable",
+    ]
+    page = (tmp_path / "tournament.md").read_text()
+    assert all(f"\nNote: {note}.\n" in page for note in content["notes"])
 
 
 def test_what_is_hardly_played_is_left_out_of_a_mixture():

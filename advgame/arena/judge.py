@@ -27,6 +27,7 @@ from typing_extensions import override
 from advgame.arena.best_response import ADAPTIVE, JOINT, OnMember
 from advgame.arena.mixture import ClassifierMixture
 from advgame.attacks import Attack, attacked
+from advgame.choices import UNION
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import Suite, is_own_attack
@@ -40,12 +41,13 @@ from advgame.evaluation.cells import (
     fingerprint,
 )
 from advgame.evaluation.claims import Task, share
-from advgame.evaluation.flags import Flag, find_flags
+from advgame.evaluation.flags import Flag, find_flags, left_ball, no_answer
 from advgame.evaluation.measure import (
     Nothing,
     Work,
     check_evaluation,
     counted,
+    notes_on,
 )
 from advgame.evaluation.report import write_report
 from advgame.evaluation.verdicts import Verdicts
@@ -53,9 +55,6 @@ from advgame.run.folder import RunFolder
 from advgame.seeding import PrivateRNG, derive_seed
 from advgame.statistics import beats
 from advgame.threat import Threat
-
-UNION = "members:"
-"""Before an attack's name: the adversarial examples that it finds for each member."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def evaluate_mixture(
     folder = None if folder is None else Path(folder)
     cells = Cells(folder, {**about, "extra": told})
     work = _MixtureWork(mixture, data, threat, seed, batch_size, cells, progress)
-    found = MixtureVerdicts(mixture)
+    found = MixtureVerdicts(mixture, notes=notes_on(attacks))
     plan = {"clean": [("all", Nothing())], **plan}
     parts_of_all = [(name, *part) for name, parts in plan.items() for part in parts]
     starts = range(0, len(data), batch_size)
@@ -341,6 +340,9 @@ def find_mixture_flags(
                     "the expected loss takes: under that alone the mixture looks too robust",
                 )
             )
+    whole = verdicts.verdicts()
+    told = no_answer(whole, "in answers of members") | left_ball(whole, threat)
+    flags += [Flag(name, meaning) for name, meaning in told.items()]
     members = zip(names, verdicts.mixture.members, strict=True)
     for number, (name, member) in enumerate(members):
         own = find_flags(member, data, threat, verdicts.alone(number), seed, held_out)

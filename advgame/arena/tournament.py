@@ -35,7 +35,9 @@ from advgame.errors import InputError
 from advgame.evaluation.attacks import is_own_attack
 from advgame.evaluation.cells import describe, file_name, fingerprint
 from advgame.evaluation.claims import Task, share
+from advgame.evaluation.flags import left_ball, no_answer
 from advgame.evaluation.measure import Evaluation, check_evaluation
+from advgame.evaluation.verdicts import Verdicts
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
@@ -139,6 +141,7 @@ def hold_tournament(
             "eps": float(threat.eps),
             "seed": seed,
             "clean": clean,
+            "notes": _notes(verdicts, threat, list(classifiers)),
             **standings(errors, list(classifiers), columns),
         }
         _write(out, content, errors)
@@ -169,6 +172,21 @@ def _tasks(key: tuple[str, str], cell: Evaluation) -> Iterator[Task]:
     """The tasks of a cell, by names that those of no other have."""
     mark = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     yield from (replace(task, name=f"{mark}.{task.name}") for task in cell.tasks)
+
+
+def _notes(
+    verdicts: Mapping[tuple[str, str], Verdicts], threat: Threat, rows: Sequence[str]
+) -> list[str]:
+    """What a reader should know of the cells; of which rows, where it is not of all."""
+    told: dict[str, set[str]] = {}
+    for (row, _), cell in verdicts.items():
+        signs = no_answer(cell) | left_ball(cell, threat)
+        for line in (*cell.notes, *signs.values()):
+            told.setdefault(line, set()).add(row)
+    return [
+        line if len(by) == len(rows) else f"{', '.join(row for row in rows if row in by)}: {line}"
+        for line, by in told.items()
+    ]
 
 
 def standings(errors: Floats, rows: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
@@ -347,6 +365,7 @@ def as_markdown(content: Mapping[str, Any]) -> str:
         "",
         table,
         "",
+        *(f"Note: {note}.\n" for note in content["notes"]),
     ]
     titles = {"all": "All columns", "transfer": "Columns that are made before the draw"}
     for name, game in content["games"].items():

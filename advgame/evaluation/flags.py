@@ -69,8 +69,8 @@ def find_flags(
     """
     with attacked(model):
         found = _probed(model, data.subset(slice(200)), threat, verdicts, seed, held_out)
-    found |= _no_answer(verdicts) | _below_chance(verdicts, data.classes)
-    found |= _range(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
+    found |= no_answer(verdicts) | _below_chance(verdicts, data.classes)
+    found |= left_ball(verdicts, threat) | _gap(verdicts) | _black_box(verdicts)
     return [Flag(name, meaning) for name, meaning in found.items()]
 
 
@@ -99,12 +99,18 @@ def _probed(
     return _probed(model, data.subset(slice(len(data) // 2)), threat, verdicts, seed, held_out)
 
 
-def _no_answer(verdicts: Verdicts) -> dict[str, str]:
+def no_answer(verdicts: Verdicts, where: str = "on images") -> dict[str, str]:
+    """How often the classifier did not answer, by attack: name of the flag -> meaning.
+
+    Args:
+        verdicts: what an evaluation found.
+        where: what is counted, in words.
+    """
     told = [f"{count} under {name}" for name, count in verdicts.no_answer.items() if count]
     if not told:
         return {}
     return {
-        "non_finite": f"largest logit NaN or infinite on images: {', '.join(told)}; they count as "
+        "non_finite": f"largest logit NaN or infinite {where}: {', '.join(told)}; they count as "
         "misclassified"
     }
 
@@ -123,7 +129,8 @@ def _below_chance(verdicts: Verdicts, classes: int) -> dict[str, str]:
     }
 
 
-def _range(verdicts: Verdicts, threat: Threat) -> dict[str, str]:
+def left_ball(verdicts: Verdicts, threat: Threat) -> dict[str, str]:
+    """Which attacks left the ball or [0, 1]: name of the flag -> meaning."""
     eps = float(threat.eps)
     left = [name for name, largest in verdicts.largest.items() if not largest <= eps + _SLACK]
     if not left:

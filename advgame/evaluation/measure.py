@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -458,11 +458,16 @@ def counted(model: nn.Module) -> Iterator[Calls]:
         hook.remove()
 
 
+def notes_on(attacks: Collection[str]) -> list[str]:
+    """What a reader should know of attacks, by name, that stand for others."""
+    if "autoattack-lite" in attacks and "autoattack" not in attacks:
+        return ["autoattack-lite is half of AutoAttack: no number to quote"]
+    return []
+
+
 def _gather(cells: Cells, plan: dict[str, Suite], starts: range) -> Verdicts:
     """The verdicts of the whole evaluation from its finished cells."""
-    verdicts = Verdicts({}, {}, {})
-    if "autoattack-lite" in plan and "autoattack" not in plan:
-        verdicts.notes.append("autoattack-lite is half of AutoAttack: no number to quote")
+    verdicts = Verdicts({}, {}, {}, notes=notes_on(plan))
     for name, suite in plan.items():
         found: list[list[Cell]] = []  # part x batch
         for part, _ in suite:

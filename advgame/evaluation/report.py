@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from advgame.choices import FEW_CLASSES, LEAST_CLASSES
+from advgame.choices import FEW_CLASSES, LEAST_CLASSES, UNION
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.flags import Flag
@@ -84,7 +84,8 @@ def write_report(
 
 def _few_classes(attacks: Collection[str], data: ImageSet) -> list[str]:
     """Why there is no AutoAttack, where there cannot be."""
-    if data.classes >= LEAST_CLASSES or not set(FEW_CLASSES) <= set(attacks):
+    plain = {name.removeprefix(UNION) for name in attacks}
+    if data.classes >= LEAST_CLASSES or not set(FEW_CLASSES) <= plain:
         return []
     *most, last = FEW_CLASSES
     return [
