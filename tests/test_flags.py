@@ -41,6 +41,22 @@ def test_honest_classifiers_are_not_flagged(honest, test_images, digits):
     assert names(linear, test_images) == set()
 
 
+class Viewed(nn.Module):
+    """Its view cannot tell the shape of no image."""
+
+    def __init__(self):
+        super().__init__()
+        with seeded_init(0):
+            self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear(x.view(x.size(0), -1))
+
+
+def test_one_image_is_enough_for_the_flags(test_images):
+    assert "batch_dependent" not in names(Viewed(), test_images.subset(slice(1)), attacks=("fgsm",))
+
+
 class _Noise(torch.autograd.Function):
     """The identity, whose backward keeps a third of the pixels and makes the rest noise."""
 
