@@ -14,7 +14,15 @@ from conftest import seeded, slowly, undefended
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import SPSA, CarliniWagnerLinf, FeatureAttack, attacked, kl_pgd
+from advgame.attacks import (
+    SPSA,
+    Attack,
+    AttackResult,
+    CarliniWagnerLinf,
+    FeatureAttack,
+    attacked,
+    kl_pgd,
+)
 from advgame.classifiers import SmallCNN
 from advgame.data import ImageSet
 from advgame.errors import InputError
@@ -171,6 +179,40 @@ def test_one_infinite_entry_does_not_spoil_an_image(name, victim, digits):
         with torch.no_grad():
             right.append(torch.stack([model(one).argmax(1) == y for one in found]).all(0).sum())
     assert right[1] <= right[0] + 2, "as many fall as without"
+
+
+class Returning(Attack):
+    """Returns what a function makes of the images."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def _attack(self, model, x, y, rng, check):
+        return AttackResult(self.make(x), None, None, 0, 0)
+
+
+def test_an_own_attacks_images_from_numpy_are_judged_as_others(victim, few):
+    mine = {
+        kind: Returning(lambda x, kind=kind: torch.from_numpy(1 - x.numpy().astype(kind)))
+        for kind in ("float64", "float32")
+    }
+    found = evaluate(victim, few, BALL, tuple(mine), extra=mine)
+    assert torch.equal(found.correct["float64"], found.correct["float32"])
+    assert mine["float64"].run(victim, few.floats(), few.labels).x_adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x: x.numpy(), "floating-point tensor, not ndarray"),
+        (lambda x: (255 * x).byte(), r"floating-point tensor, not torch\.uint8"),
+        (lambda x: x.to("meta"), "on the device of those that it is given, cpu, not meta"),
+        (lambda x: x[:1], "of the shape of those that it is given"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_words(make, said, victim, few):
+    with pytest.raises(InputError, match=f"Returning._attack must return images .*{said}"):
+        Returning(make).run(victim, few.floats(), few.labels)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,8 @@ class Attack(ABC):
 
         Raises:
             InputError: input that cannot be attacked, or a subclass that does not return an
-                `AttackResult` with images of the shape of ``x``.
+                `AttackResult` with images of the shape of ``x``, on its device. Those in another
+                precision, such as NumPy's fp64, are brought to that of the attack's arithmetic.
         """
         if rng is None and (drawn := self._draws()):
             raise InputError(f"{drawn} needs rng, a torch.Generator on the images' device")
@@ -76,12 +77,28 @@ class Attack(ABC):
                 f"{type(self).__name__}._attack must return an AttackResult, not "
                 f"{type(made).__name__}: AttackResult(x_adv, None, None, forwards, backwards)"
             )
-        if made.x_adv.shape != x.shape:
+        return self._of_one_kind(made, x)
+
+    def _of_one_kind(self, made: AttackResult, x: Tensor) -> AttackResult:
+        """What a subclass returned, as images that classifiers of those in ``x`` take."""
+        found, name = made.x_adv, f"{type(self).__name__}._attack"
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            got = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(f"{name} must return images as a floating-point tensor, not {got}")
+        if found.shape != x.shape:
             raise InputError(
-                f"{type(self).__name__}._attack must return images of the shape of those that it "
-                f"is given, {tuple(x.shape)}, not {tuple(made.x_adv.shape)}"
+                f"{name} must return images of the shape of those that it is given, "
+                f"{tuple(x.shape)}, not {tuple(found.shape)}"
             )
-        return made
+        if found.device != x.device:
+            raise InputError(
+                f"{name} must return images on the device of those that it is given, {x.device}, "
+                f"not {found.device}"
+            )
+        if found.dtype == x.dtype:
+            return made
+        # fp32 where the images are of less: rounding could leave the ball
+        return replace(made, x_adv=found.to(torch.promote_types(x.dtype, torch.float32)))
 
     def perturb(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None
