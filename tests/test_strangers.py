@@ -14,12 +14,16 @@ from conftest import seeded, slowly, undefended
 from torch import nn
 
 import envs  # noqa: F401
+from advgame.arena import ARC, ClassifierMixture, ExpectedLoss
 from advgame.attacks import (
+    APGD,
+    FAB,
     SPSA,
     Attack,
     AttackResult,
     CarliniWagnerLinf,
     FeatureAttack,
+    Square,
     attacked,
     kl_pgd,
 )
@@ -218,9 +222,32 @@ def test_what_is_no_image_is_refused_in_words(make, said, victim, few):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("labels", [torch.int32, torch.uint8])
 def test_labels_of_any_integer_type_are_the_same_labels(name, labels, victim, few):
-    (made,), kinds = attacks(name, few, None), (torch.int64, labels)
-    found = [made.run(victim, few.floats(), few.labels.to(k), rng=seeded()).x_adv for k in kinds]
-    assert torch.equal(*found)
+    (made,) = attacks(name, few, None)
+    same_labels(made, victim, few, labels)
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8])
+@pytest.mark.parametrize(
+    "made",
+    [APGD(BALL, 5, targets=2), FAB(BALL, 3, targets=2), Square(Linf(0.02), 300)],
+    ids=lambda made: type(made).__name__,
+)
+def test_autoattacks_parts_take_labels_of_any_integer_type(made, labels, victim, few):
+    same_labels(made, victim, few, labels)
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8])
+def test_attacks_on_mixtures_take_labels_of_any_integer_type(labels, victim, few):
+    mixture = ClassifierMixture([victim, victim], [0.5, 0.5])
+    for made in (ARC(BALL, 2), ExpectedLoss(BALL, steps=2)):
+        same_labels(made, mixture, few, labels)
+
+
+def same_labels(attack, model, data, kind):
+    x, y = data.floats(), data.labels
+    found = [attack.run(model, x, y.to(k), rng=seeded()) for k in (torch.int64, kind)]
+    assert torch.equal(*(one.x_adv for one in found))
+    assert found[0].forwards == found[1].forwards
 
 
 @pytest.mark.parametrize("name", [n for n in KINDS if n != "aa:apgd-ce"])  # which works in fp32

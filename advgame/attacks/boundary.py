@@ -25,8 +25,9 @@ def at_boundary(call: CallT) -> CallT:
 
     Inside there is no inference mode, whatever the caller is in: an attack that forms gradients
     would find none there and return the clean images. Images and labels made in that mode are
-    copied; images in another memory layout become contiguous, once. With ``check`` a classifier
-    that changes the images in place is refused, and it is a copy that it has changed.
+    copied; images in another memory layout become contiguous, once, and integer labels int64. With
+    ``check`` a classifier that changes the images in place is refused, and it is a copy that it has
+    changed.
 
     A classifier whose weights are all of one precision is given images in it, and the attack's own
     arithmetic is at least fp32; images and classifier of mixed precisions are taken as they are.
@@ -39,11 +40,11 @@ def at_boundary(call: CallT) -> CallT:
         with torch.inference_mode(False), pure:
             x, dtype = _own(x, copy=check), precision(model)
             if dtype is None or not isinstance(x, Tensor) or not x.is_floating_point():
-                return call(self, model, x, _own(y), *args, **more)
+                return call(self, model, x, _labels(y), *args, **more)
             x = full_precision(x)
             cast = given_in(model, dtype) if x.dtype != dtype else contextlib.nullcontext()
             with cast:
-                return call(self, model, x, _own(y), *args, **more)
+                return call(self, model, x, _labels(y), *args, **more)
 
     return entered  # type: ignore[return-value]
 
@@ -53,6 +54,14 @@ def _own(value: Any, copy: bool = False) -> Any:
     if not isinstance(value, Tensor):
         return value
     return (value.clone() if copy or value.is_inference() else value).detach().contiguous()
+
+
+def _labels(value: Any) -> Any:
+    """Labels as `_own` has them; uint8 would pick by mask and count up to 255 only."""
+    value = _own(value)
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return value
+    return value if value.dtype == torch.bool else value.long()
 
 
 def precision(model: nn.Module) -> torch.dtype | None:
