@@ -69,7 +69,7 @@ class Threat(ABC):
         object.__setattr__(ball, "eps", eps)
         return ball
 
-    def _radii(self, x: Tensor) -> float | Tensor:
+    def radii(self, x: Tensor) -> float | Tensor:
         """ε as images have it: radii from NumPy are float64, which no fp32 classifier takes.
 
         Raises:
@@ -148,8 +148,9 @@ class Linf(Threat):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.eps, Tensor) and self.eps > 1:
-            raise InputError(f"eps is in [0, 1] pixels: did you mean {self.eps:g}/255?")
+        largest = float(self.eps.max()) if isinstance(self.eps, Tensor) else self.eps
+        if largest > 1:
+            raise InputError(f"eps is in [0, 1] pixels: did you mean {largest:g}/255?")
 
     @override
     def size(self, delta: Tensor) -> Tensor:
@@ -170,13 +171,13 @@ class Linf(Threat):
 
     def projector(self, x: Tensor) -> Callable[[Tensor, Index], Tensor]:
         """Both clips are one box, computed once for all steps of an attack."""
-        eps = per_image(self.eps, x)
+        eps = per_image(self.radii(x), x)
         low, high = (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
         return lambda x_adv, rows: torch.clamp(x_adv, low[rows], high[rows])
 
     def shrink(self, delta: Tensor) -> Tensor:
         """Every entry of δ is clipped to [-ε, ε]."""
-        eps = per_image(self.eps, delta)
+        eps = per_image(self.radii(delta), delta)
         return torch.clamp(delta, -eps, eps)  # type: ignore[arg-type]  # both of one kind
 
     def on_face(self, delta: Tensor) -> Tensor:
@@ -188,7 +189,7 @@ class Linf(Threat):
     def random_start(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Every pixel moves by U(-ε, ε)."""
         noise = torch.empty_like(x).uniform_(-1, 1, generator=rng)
-        return (x + noise * per_image(self._radii(x), x)).clamp_(0, 1)
+        return (x + noise * per_image(self.radii(x), x)).clamp_(0, 1)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ class L2(Threat):
         size = self.size(delta)
         # a tensor also for one radius: torch divides a float by way of the reciprocal, which
         # rounds otherwise, and a radius per image must equal one image at a time
-        eps = self.eps if isinstance(self.eps, Tensor) else torch.full_like(size, self.eps)
+        radii = self.radii(delta)
+        eps = radii if isinstance(radii, Tensor) else torch.full_like(size, radii)
         scale = (eps / size.clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
         return delta * per_image(scale, delta)
 
@@ -240,7 +242,7 @@ class L2(Threat):
         direction = torch.empty_like(x).normal_(generator=rng)
         direction = direction / per_image(self.size(direction), x)
         radius = torch.empty_like(x[:, 0, 0, 0]).uniform_(0, 1, generator=rng)
-        radius = radius ** (1 / x[0].numel()) * self._radii(x)
+        radius = radius ** (1 / x[0].numel()) * self.radii(x)
         return (x + direction * per_image(radius, x)).clamp_(0, 1)
 
 

@@ -13,6 +13,7 @@ from advgame import attacks
 from advgame.attacks import (
     SPSA,
     CarliniWagnerLinf,
+    DistributionalAttack,
     EoT,
     FeatureAttack,
     GradientAttack,
@@ -366,6 +367,20 @@ def test_radii_from_numpy_leave_images_in_their_own_precision(ball, pair):
     ]
     assert made[0].dtype == x.dtype
     torch.testing.assert_close(*made)
+
+
+@pytest.mark.parametrize("ball", [Linf, L2])
+def test_attacks_that_draw_take_radii_from_numpy(ball, trained):
+    model, x, y = trained[0], trained[1].floats(), trained[1].labels
+    eps = torch.linspace(0.05, 0.15, len(x), dtype=torch.float64)
+    for radii in (eps, eps.float()):
+        kinds = [FeatureAttack(ball(radii), x, y, 1, 2)]
+        if ball is Linf:
+            kinds.append(DistributionalAttack(ball(radii), steps=1, samples=1, draws=2))
+        for made in kinds:
+            found = made.run(model, x, y, rng=torch.Generator().manual_seed(0)).x_adv
+            assert found.dtype == x.dtype
+            assert bool((ball(eps.float()).size(found - x) <= eps + 1e-6).all())
 
 
 def test_what_no_attack_can_use_is_refused_in_a_line(pair):

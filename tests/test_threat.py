@@ -80,6 +80,15 @@ def test_a_radius_per_image_equals_a_loop(kind, rng):
     assert torch.equal(together, torch.cat(alone))
 
 
+@pytest.mark.parametrize("kind", THREATS.values())
+def test_radii_from_numpy_leave_images_in_their_own_precision(kind, rng):
+    eps, x, wild = torch.linspace(0.05, 0.6, 6), batch(rng), 4 * batch(rng) - 1.5
+    for made in (lambda ball: ball.project(wild, x), lambda ball: ball.shrink(wild - x)):
+        assert torch.equal(made(kind(eps.double())), made(kind(eps)))
+    with pytest.raises(InputError, match="eps has 6 entries for 5 images"):
+        kind(eps).project(wild[:5], x[:5])
+
+
 @pytest.mark.parametrize(
     "bad", [0, -0.1, float("nan"), "8/0", "a", "1/2/3", "", "inf", torch.tensor([0.1, -1.0])]
 )
@@ -91,6 +100,8 @@ def test_bad_radii_are_refused(bad):
 def test_a_radius_in_levels_is_refused_where_it_cannot_be_meant():
     with pytest.raises(InputError, match="did you mean 8/255"):
         Linf(8)
+    with pytest.raises(InputError, match="did you mean 8/255"):
+        Linf(torch.tensor([0.1, 8.0]))
     assert Linf(1.0).scaled(2.0).eps == 2, "a sweep may go farther"
     assert L2(8).eps == 8
     for factor in (0.0, -1.0, float("nan")):

@@ -174,7 +174,7 @@ class DistributionalAttack(Sampler):
 
     def place(self, value: Tensor, x: Tensor) -> Tensor:
         """Clip x + ε·a to [0, 1]; ``value`` may hold several samples, (S, B, C, H, W)."""
-        return self.threat.project(x + value * per_image(self.threat.eps, x), x)
+        return self.threat.project(x + value * per_image(self.threat.radii(x), x), x)
 
     def fit(
         self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, *, check: bool = False

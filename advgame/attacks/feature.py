@@ -146,5 +146,5 @@ class FeatureAttack(Attack):
 
     def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         ball = self.threat.select(rows)
-        size = ball.eps / 8 if self.step_size is None else self.step_size
+        size = ball.radii(x) / 8 if self.step_size is None else self.step_size
         return ball.project(x_adv + per_image(size, x) * ball.steepest(grad), x)
