@@ -16,14 +16,23 @@ def derive_seed(seed: int, name: str) -> int:
     """A 63-bit seed for the stream ``name``, independent of the other names' streams.
 
     Raises:
+        InputError: what `as_seed` refuses.
+    """
+    sequence = np.random.SeedSequence(as_seed(seed), spawn_key=(zlib.crc32(name.encode()),))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+
+
+def as_seed(seed: int) -> int:
+    """A seed as torch and JSON take it: they know no integers of NumPy.
+
+    Raises:
         InputError: no integer, a negative seed, or one of more than 63 bits, which no file holds.
     """
     if not isinstance(seed, int | np.integer):
         raise InputError(f"seed must be an integer, not {seed!r}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must lie in 0..2^63 - 1, not {seed}")
-    sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(name.encode()),))
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
+    return int(seed)
 
 
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:

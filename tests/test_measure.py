@@ -26,7 +26,7 @@ from advgame.attacks import (
 )
 from advgame.data import ImageSet
 from advgame.errors import InputError
-from advgame.evaluation import evaluate
+from advgame.evaluation import evaluate, find_flags
 from advgame.evaluation.cells import describe
 from advgame.evaluation.measure import counted
 from advgame.evaluation.verdicts import adversarial
@@ -294,6 +294,17 @@ def test_attacks_of_ones_own_are_judged_like_the_others(honest, test_images):
     assert verdicts.largest["grey"] >= 0.5 - 1e-6
     said = honest(torch.full((1, 1, 8, 8), 0.5)).argmax(1)
     assert torch.equal(verdicts.correct["grey"], verdicts.correct["clean"] & (data.labels == said))
+
+
+def test_a_seed_may_be_numpys(honest, test_images, tmp_path):
+    data, attacks = test_images.subset(slice(3)), ("aa:apgd-ce",)
+    found = [
+        evaluate(honest, data, BALL, attacks, seed=seed, folder=tmp_path)
+        for seed in (np.int64(3), 3)
+    ]
+    same(*found)
+    assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 3
+    find_flags(honest, data, BALL, found[0], seed=np.int64(3))
 
 
 class Brighter(Attack):

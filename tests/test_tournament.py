@@ -82,7 +82,7 @@ def test_cells_are_the_verdicts_of_evaluations(rows, few, tmp_path):
 
 def test_transfer_columns_draw_by_the_tournaments_seed(rows, few, tmp_path):
     robust = rows["robust"]
-    hold_tournament(tmp_path, rows, few, BALL, transfer=("aa:apgd-ce",), seed=3)
+    hold_tournament(tmp_path, rows, few, BALL, transfer=("aa:apgd-ce",), seed=np.int64(3))
     made = Transfer(AutoAttackPart(BALL, "apgd-ce", seed=3), rows["plain"])
     right = evaluate(robust, few, BALL, ("a",), extra={"a": made}, seed=3).correct["a"]
     found = verdicts(tmp_path)

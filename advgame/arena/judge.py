@@ -52,7 +52,7 @@ from advgame.evaluation.measure import (
 from advgame.evaluation.report import write_report
 from advgame.evaluation.verdicts import Verdicts
 from advgame.run.folder import RunFolder
-from advgame.seeding import PrivateRNG, derive_seed
+from advgame.seeding import PrivateRNG, as_seed, derive_seed
 from advgame.statistics import beats
 from advgame.threat import Threat
 
@@ -185,7 +185,7 @@ def evaluate_mixture(
     Raises:
         InputError: what `plan_mixture` refuses, or a folder of another evaluation.
     """
-    attacks = tuple(attacks)
+    attacks, seed = tuple(attacks), as_seed(seed)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be an integer, 1 or above, not {batch_size!r}")
     plan = plan_mixture(mixture, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra)

@@ -42,6 +42,7 @@ from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.folder import RunFolder, device_name, made_by
 from advgame.run.table import markdown
+from advgame.seeding import as_seed
 from advgame.statistics import wilson
 from advgame.threat import Threat
 
@@ -94,7 +95,7 @@ def hold_tournament(
         InputError: no row or no column, classifiers or attacks that cannot be judged, or a folder
             that holds something else. Nothing is written then.
     """
-    out, extra = Path(out), dict(extra or {})
+    out, extra, seed = Path(out), dict(extra or {}), as_seed(seed)
     if not classifiers:
         raise InputError("a tournament needs a row: name classifiers")
     for row, model in classifiers.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from advgame.attacks.attack import Attack
 from advgame.errors import InputError
+from advgame.seeding import as_seed
 from advgame.threat import Threat
 
 
@@ -22,7 +23,7 @@ def by_name(name: str, threat: Threat, seed: int = 0) -> Attack:
     from advgame.evaluation.attacks import Context, check_attacks, make_suite
 
     check_attacks((name,))
-    suite = make_suite(name, Context(threat, seed=seed))
+    suite = make_suite(name, Context(threat, seed=as_seed(seed)))
     if len(suite) > 1:
         parts = ", ".join(f"aa:{part}" for part, _ in suite)
         raise InputError(f"{name} is several attacks in a row: take one, {parts}")

@@ -18,6 +18,7 @@ from advgame.attacks import attacked
 from advgame.data import ImageSet
 from advgame.evaluation import cheats, probes
 from advgame.evaluation.verdicts import Verdicts, out_of_memory
+from advgame.seeding import as_seed
 from advgame.statistics import beats
 from advgame.threat import Threat
 
@@ -67,6 +68,7 @@ def find_flags(
         held_out: other images of the same data set, such as its validation split: a classifier
             that knows the test images does better on those than on these.
     """
+    seed = as_seed(seed)
     with attacked(model):
         found = _probed(model, data.subset(slice(200)), threat, verdicts, seed, held_out)
     found |= no_answer(verdicts) | _below_chance(verdicts, data.classes)

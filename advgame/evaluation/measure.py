@@ -45,7 +45,7 @@ from advgame.evaluation.cells import (
 from advgame.evaluation.claims import Task, share
 from advgame.evaluation.verdicts import Verdicts, out_of_memory, predict
 from advgame.own_code import in_words
-from advgame.seeding import PrivateRNG, derive_seed, stream
+from advgame.seeding import PrivateRNG, as_seed, derive_seed, stream
 from advgame.threat import Threat
 
 Piece: TypeAlias = tuple[Tensor, Tensor, float]
@@ -129,7 +129,7 @@ class Evaluation:
         attacks = tuple(attacks)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size must be an integer, 1 or above, not {batch_size!r}")
-        derive_seed(seed, "")  # refuses what is no seed
+        seed = as_seed(seed)
         if not isinstance(folder, str | Path | None):
             raise InputError(f"folder must be a path, not {folder!r}")
         self.folder = None if folder is None else Path(folder)
@@ -197,7 +197,7 @@ def check_evaluation(
     classes = check_classifier(model, data)
     if surrogate is not None:
         check_classifier(surrogate, data)
-    context = Context(threat, data, seed, surrogate)
+    context = Context(threat, data, as_seed(seed), surrogate)
     plan: dict[str, Suite] = {
         name: [(name, extra[name])] if name in extra else make_suite(name, context)
         for name in attacks
