@@ -56,6 +56,8 @@ class Config(WorkersConfig, sweeps.Config):
 def main(config: Config) -> None:
     """Hold the tournament, or go on with it, and write what it found."""
     check_types(Config, vars(config), "settings")
+    # there is always a column of the clean images, which needs no name
+    config = replace(config, attacks=tuple(name for name in config.attacks if name != "clean"))
     check_attacks(config.transfer)
     if not (config.attacks or config.attackers or config.transfer):
         raise InputError("a tournament needs a column: --attacks, --attackers or --transfer")

@@ -291,7 +291,8 @@ def cup(words, root, monkeypatch):
 def test_the_script_takes_runs_files_and_own_code_and_leaves_a_mixture(
     root, rows, digits, monkeypatch, capsys
 ):
-    words = ["robust", "plain", "--transfer", "pgd20", "--attacks", "--n", "30", "--out", "out"]
+    words = ["robust", "plain", "--transfer", "pgd20", "--attacks", "clean", "--n", "30"]
+    words += ["--out", "out"]
     cup(words, root, monkeypatch)
     assert "value " in capsys.readouterr().out
     content = json.loads((root / "out" / "tournament.json").read_text())
@@ -302,7 +303,7 @@ def test_the_script_takes_runs_files_and_own_code_and_leaves_a_mixture(
     assert mixture.weights == pytest.approx(tuple(played.values()))
     more = ["weights.safetensors", "my_code:build", "--model", "small_cnn", "--attacks", "fgsm"]
     more += ["--dataset", "digits", "--eps", "0.1"]  # which files and code do not know
-    cup([*words[:2], *more, *words[2:4], *words[5:]], root, monkeypatch)
+    cup([*words[:2], *more, *words[2:4], *words[6:]], root, monkeypatch)
     grown = json.loads((root / "out" / "tournament.json").read_text())
     assert grown["rows"] == ["robust", "plain", "weights", "my_code.build"]
     for row in content["rows"]:
