@@ -15,14 +15,14 @@ from studies import black_box as study_black_box
 from studies import referee
 from torch.nn.functional import cross_entropy
 
-from advgame.attacks import fgsm, pgd
+from advgame.attacks import Attack, AttackResult, fgsm, pgd
 from advgame.classifiers.saved import run_classifier
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import write_sweeps
 from advgame.evaluation.attacks import Context, make_suite
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
-from advgame.evaluation.sweep_report import STEPS, _drawn
+from advgame.evaluation.sweep_report import STEPS, _drawn, _measured
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
@@ -39,6 +39,24 @@ def line():
     distance = torch.linspace(0.024, 0.204, 10)
     x = (0.5 + distance).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
     return model, ImageSet.from_floats(x, torch.ones(10, dtype=torch.int64), 2)
+
+
+class Darker(Attack):
+    """Every pixel falls by ε."""
+
+    def _attack(self, model, x, y, rng, check):
+        return AttackResult(x - 0.1, None, None, 0, 0)
+
+
+def test_accuracies_beside_the_perturbations_are_of_images_that_are_right_when_clean(line):
+    model, data = line
+    labels = data.labels.clone()
+    labels[0] = 0  # wrong when clean, and right when it is darker
+    data, ball = ImageSet(data.images, labels, 2), Linf(0.1)
+    found = _measured(model, data, ball, {"pgd20": pgd(ball, 20), "darker": Darker()}, 0)
+    distances = data.floats()[:, 0, 0, 0] - 0.5
+    wanted = float((distances > 0.1).float().mean())
+    assert found["perturbations"]["darker"]["accuracy"] == pytest.approx(wanted)
 
 
 def test_accuracy_over_the_radius_is_the_closed_form(line):

@@ -141,12 +141,14 @@ def _measured(
     x, y, device = data.floats(), data.labels, data.images.device
     starts = stream(seed, "restarts", device)
     smooth = {}
+    with attacked(model):
+        clean = predict(model, x) == y
     for name, attack in attacks.items():
         with attacked(model):
             x_adv = adversarial(model, x, y, attack, stream(seed, "examples", device))
             shape = perturbation_stats(x_adv - x, threat)
             smooth[name] = {key.split("/")[1]: float(value) for key, value in shape.items()}
-            smooth[name]["accuracy"] = float((predict(model, x_adv) == y).float().mean())
+            smooth[name]["accuracy"] = float((clean & (predict(model, x_adv) == y)).float().mean())
     return {
         "radius": sweep(model, data, over_radius(threat, SHARES, RADIUS_STEPS), seed),
         "steps": sweep(model, data, over_steps(threat, STEPS), seed),
