@@ -14,7 +14,8 @@ class Seen(NamedTuple):
     """What a rule sees of the n images that still move, before a step.
 
     Attributes:
-        rows: (n,) their places in the batch; they keep it for the whole attack.
+        rows: (n,) their places in the batch, which they keep for the whole attack. Where images
+            have their own number of steps the batch is sorted by it, most first.
         delta: (n, C, H, W) their perturbations so far.
         threat: their balls; radii (n,) where they have their own.
         logits: (n, K) at these points.
@@ -55,7 +56,7 @@ class StoppingRule(ABC):
         """The attack on the batch is over.
 
         Args:
-            steps: (B,) int64 that each image made.
+            steps: (B,) int64 that each image made, at the places that `Seen.rows` names.
         """
         return
 

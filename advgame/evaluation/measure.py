@@ -1,8 +1,9 @@
 """`evaluate`: every attack on every test image; a killed evaluation goes on to the same verdicts.
 
 The unit of work is a cell: one attack on one batch. Each cell draws from streams of its own,
-named by attack and batch, so that its verdicts do not depend on what ran before, in which
-process, or how often the evaluation was interrupted.
+named by attack and batch (AutoAttack's parts from the seed, anew on each batch), so that its
+verdicts do not depend on what ran before, in which process, or how often the evaluation was
+interrupted.
 """
 
 from __future__ import annotations
