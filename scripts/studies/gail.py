@@ -142,12 +142,16 @@ class Config(StudyConfig):
     out: str = "results/gail"
 
 
+LENGTHS = ("iterations", "control_iterations", "heavy_iterations")
+
+
 class Gail(TrainingStudy[Config]):
     """Updaters and controls; U in full runs alone."""
 
     about, script = "stability of imitation", train_gail
     ending = ("Flags raised: {flags}.", "Hardware: {device}. Command: `{command}`.")
-    sharing = ("demonstrations", "iterations", "control_iterations", "heavy_iterations")
+    sharing = ("demonstrations",)
+    unsaid: Mapping[str, Any] = {one: getattr(Config, one) for one in LENGTHS}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -166,6 +170,10 @@ class Gail(TrainingStudy[Config]):
     @override
     def path(self) -> Path:
         return Path(self.config.out) / self.stem / "stability.json"
+
+    @override
+    def facts(self) -> dict[str, Any]:
+        return {one: getattr(self.config, one) for one in LENGTHS}
 
     def asked(self) -> list[str]:
         """Updaters and controls, the slow ones last."""
