@@ -256,6 +256,16 @@ def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     assert row["l2l:transfer-fgsm"] == pytest.approx(float(right.float().mean()))
 
 
+def test_black_box_folders_of_one_name_are_refused(tmp_path, monkeypatch):
+    """Results tell classifiers by their folders' names: one of two would be lost."""
+    task = ("small_cnn", "digits", 0.15)
+    monkeypatch.setattr(study_black_box, "about_run", lambda path: (task, len(path)))
+    what, others = (f"{tmp_path}/a/plain-seed0", f"{tmp_path}/bb/plain-seed0"), ("c/plain-seed1",)
+    config = study_black_box.Config(what=what, surrogates=others, title="t", out=str(tmp_path))
+    with pytest.raises(InputError, match="two folders are called plain-seed0"):
+        study_black_box.main(config)
+
+
 @pytest.mark.slow
 def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, monkeypatch):
     judged = []

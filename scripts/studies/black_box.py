@@ -119,13 +119,17 @@ class BlackBox(Study[Config]):
         """Target and surrogate folders: the same network, another seed.
 
         Raises:
-            InputError: no such pair, or targets of different tasks.
+            InputError: no such pair, targets of different tasks, or folders of one name, by which
+                the results tell them apart.
         """
         what = self.config.what
         sources = self.config.surrogates or tuple(
             path for name in SURROGATES for path in what if group(Path(path).name) == name
         )
         about = {path: about_run(path) for path in (*what, *sources)}
+        names = Counter(Path(path).name for path in about)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise InputError(f"two folders are called {twice[0]}: results tell them by their names")
         found = [
             (target, source)
             for target in what
