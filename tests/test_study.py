@@ -52,6 +52,7 @@ COMMITTED = [
     ("compare", "compare/l2", "digits-epochs", {}),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
     ("compare", "cifar10/long", "cifar10-compute", CIFAR),
+    ("compare", "cifar10/hour", "cifar10-epochs", {"dataset": "cifar10", "data_dir": "data"}),
     ("strategies", "strategies", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies/again", "digits-split11-920", {"resplit": 11}),
     ("strategies", "strategies", "mnist-split0-230", {**MNIST, "forwards": 230.0}),
