@@ -271,6 +271,20 @@ def test_budgets_are_not_mixed_into_one_table(tmp_path):
         later.prepare(later.cells())
 
 
+def test_weights_of_cells_that_were_only_collected_are_kept_too(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    one = study(tmp_path, methods=("standard",), finished_only=True, weights=str(kept))
+    judged = one.judged / "standard-seed0" / "report.json"
+    judged.parent.mkdir(parents=True)
+    judged.write_text("{}")
+    best = one.root / "standard-seed0" / "checkpoints" / "best.safetensors"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(b"weights")
+    monkeypatch.setattr(compare.Compare, "read", lambda self, folder: cell("standard"))
+    assert list(one.make(one.cells())) == [[cell("standard")]]
+    assert (kept / one.stem / "standard-seed0.safetensors").read_bytes() == b"weights"
+
+
 def test_own_images_are_known_by_their_content_not_by_their_name(tmp_path):
     def save(folder, value):
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -177,6 +177,33 @@ def test_all_players_have_one_budget_and_the_same_terms(tmp_path):
             study(tmp_path, **changes).check()
 
 
+def test_cells_of_another_frozen_rule_are_refused(tmp_path):
+    """By the file's content: a run folder stands for its stopper.json."""
+    rules = [tmp_path / name for name in ("a", "b")]
+    for number, rule in enumerate(rules):
+        rule.mkdir()
+        (rule / "stopper.json").write_text(json.dumps({"weights": number}))
+    asked = {"methods": ("stopper-frozen",), "extra": ""}
+    first, other = (study(tmp_path, **asked, stopper=str(rule)) for rule in rules)
+    copy = study(tmp_path, **asked, stopper=str(rules[0] / "stopper.json"))
+    about = {"extra": first.same(), **first.facts()}
+    run = {"method": "stopper-frozen", "seed": 0, "epochs": 1, "stopper": first.frozen}
+    first.path.parent.mkdir(parents=True)
+    first.path.write_text(json.dumps({**about, "runs": [run]}))
+    for one in (first, copy):
+        one.prepare({})
+    with pytest.raises(InputError, match="cells of another rule"):
+        other.prepare({})
+    first.path.unlink()
+    folder = first.root / "stopper-frozen-seed0"
+    folder.mkdir(parents=True)
+    settings = {"epochs": 1, "stopper": str(rules[0])}
+    (folder / "config.json").write_text(json.dumps({"config": settings}))
+    first.prepare({})
+    with pytest.raises(InputError, match="cells of another rule"):
+        other.prepare({})
+
+
 def test_a_cell_is_read_and_the_table_has_its_differences(tmp_path):
     asked = study(tmp_path, methods=("stopper", "random", "pgd-at"))
     folder = asked.root / "stopper-seed0"

@@ -132,6 +132,20 @@ def test_weights_only_files_are_opened_and_nothing_in_them_runs(net, tmp_path):
     assert not mark.exists()
 
 
+def test_what_a_refusal_advises_makes_a_file_that_is_read(net, tmp_path):
+    """Its own words are run, on a file that is trusted: this test has written it."""
+    for number, held in enumerate((net, {"state_dict": net.state_dict(), "last": deque([1])})):
+        path, new_path = tmp_path / f"{number}.pth", tmp_path / f"{number}-new.pth"
+        torch.save(held, path)
+        with pytest.raises(InputError) as refusal:
+            read_states(path)
+        advice = str(refusal.value)[str(refusal.value).index("torch.save(") :]
+        command = advice[: advice.index("new_path)") + len("new_path)")]
+        exec(command, {"torch": torch, "path": path, "new_path": new_path})
+        got = load_classifier(new_path, "small_cnn", *DIGITS)
+        assert torch.equal(got.head.weight, net.head.weight)
+
+
 def scripted(net, path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -147,6 +161,18 @@ def packed(net, path):
     """What expands to far more than the file."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"0" * 10**6)
+
+
+def patched(net, path):
+    """Every part has the mark of patched data, which zipfile cannot unpack."""
+    torch.save(net.state_dict(), path)
+    data = bytearray(path.read_bytes())
+    for mark, flag in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = data.find(mark)
+        while place >= 0:
+            data[place + flag] |= 0x20
+            place = data.find(mark, place + 4)
+    path.write_bytes(data)
 
 
 def cut(net, path):
@@ -181,6 +207,7 @@ def flipped(net, path):
         (zipped, "a zip file, but no checkpoint"),
         (packed, "a zip file, but no checkpoint"),
         (cut, "damaged or of another kind"),
+        (patched, "damaged or of another kind (compressed patched data"),
         (flipped, "another checksum than it was written with"),
         (lambda net, path: torch.save([net.head.weight], path), "none of its tensors has a name"),
         (lambda net, path: torch.save({"epoch": 3}, path), "holds no weights"),

@@ -47,6 +47,7 @@ class _StandIn:
 _UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError),
     TypeError,  # torch 2.8, of a stand-in that is used as a dict
+    zipfile.BadZipFile,
 )
 
 
@@ -120,17 +121,14 @@ def _refusal(error: Exception) -> str:
 
 def _of_zip(path: Path) -> Any:
     """What ``torch.save`` wrote; a zip file of another origin or with damaged parts is refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ValueError("TorchScript")
-            packed = [one for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
-            if packed or not any(name.endswith("data.pkl") for name in archive.namelist()):
-                raise ValueError("a zip file, but no checkpoint of torch.save")
-            if broken := archive.testzip():
-                raise ValueError(f"{broken} in it has another checksum than it was written with")
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # what zipfile cannot unpack
-        raise ValueError(str(error)) from error
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError("TorchScript")
+        packed = [one for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+        if packed or not any(name.endswith("data.pkl") for name in archive.namelist()):
+            raise ValueError("a zip file, but no checkpoint of torch.save")
+        if broken := archive.testzip():
+            raise ValueError(f"{broken} in it has another checksum than it was written with")
     odd = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     with torch.serialization.safe_globals([(_StandIn, name) for name in odd]):
         found = _loaded(path)
