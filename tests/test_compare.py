@@ -329,6 +329,8 @@ def test_a_table_is_written_again_with_the_attacks_and_the_control_that_it_had(t
     assert "adt:fea" in head
     assert "worst − pgd-at-2" in head
     assert "-20.0 ± 0.0" in row
+    study(tmp_path, against="trades", from_json=True).play()
+    assert "worst − trades" in one.path.with_suffix(".csv").read_text()
 
 
 @pytest.mark.long

@@ -346,8 +346,11 @@ class Compare(MethodsStudy[Config]):
                     f"{game} has cells of {length:.0f} epochs in the results or in {self.root}, "
                     f"not {asked[game]}: the same --counted, or another --out and --runs-dir"
                 )
-        budget = ["--forwards", *map(str, self.facts().values())] if self.config.forwards else []
-        self.agree(self.root, shlex.join([*split_flags(self.config.extra), *budget]))
+        words = split_flags(self.config.extra)
+        if self.config.forwards is not None:
+            prices = map(str, self.facts()["prices"])
+            words += ["--forwards", f"{self.config.forwards:g}", "--prices", *prices]
+        self.agree(self.root, shlex.join(words))
         self.agree(self.judged, shlex.join(self.judging()))
 
     def run(self, cells: Mapping[str, Flags]) -> None:
@@ -443,7 +446,8 @@ class Compare(MethodsStudy[Config]):
 
     @override
     def write(self, about: Mapping[str, Any]) -> None:
-        self.control = about.get("against", self.control)  # --from-json is not told it again
+        if self.control == CONTROL:  # nothing else was typed: as the file was made
+            self.control = about.get("against", CONTROL)
         super().write(about)
 
     def table(self, runs: Runs) -> list[list[str]]:
