@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 from statistics import mean, stdev
+from typing import TypedDict
 
 import numpy as np
 from scipy.stats import binomtest, norm, ttest_ind
@@ -15,13 +16,21 @@ from torch import Tensor
 from advgame.errors import InputError
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+class Spread(TypedDict):
+    """Of values over seeds; JSON writes the None of one value as ``null``, and has no NaN."""
+
+    mean: float
+    sd: float | None
+    half_interval: float | None
+
+
+def spread(values: Sequence[float]) -> Spread:
     """Mean, standard deviation and half of the 95 % t-interval of the mean.
 
-    One value has neither: both are NaN.
+    One value has neither: both are None.
     """
     if len(values) < 2:
-        return {"mean": mean(values), "sd": float("nan"), "half_interval": float("nan")}
+        return {"mean": mean(values), "sd": None, "half_interval": None}
     sd = stdev(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * sd / len(values) ** 0.5
     return {"mean": mean(values), "sd": sd, "half_interval": half}

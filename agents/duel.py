@@ -511,7 +511,8 @@ def against_all(
 def level(values: Sequence[float]) -> tuple[float, float]:
     """Mean and its standard error; NaN of one value."""
     found = spread(values)
-    return found["mean"], found["sd"] / math.sqrt(len(values))
+    sd = math.nan if found["sd"] is None else found["sd"]
+    return found["mean"], sd / math.sqrt(len(values))
 
 
 def _vectors(seen: Sequence[Seen]) -> Array:

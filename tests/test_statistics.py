@@ -19,7 +19,7 @@ def test_interval_is_students():
 
 
 def test_one_value_has_no_interval():
-    assert math.isnan(spread([3.0])["half_interval"])
+    assert spread([3.0]) == {"mean": 3, "sd": None, "half_interval": None}
 
 
 def test_a_difference_of_two_methods_is_welchs():

@@ -13,6 +13,7 @@ from studies import referee
 
 from advgame.errors import InputError
 from advgame.run import table
+from advgame.run.files import read_json
 from advgame.run.folder import RunFolder
 from advgame.run.job import kept
 from advgame.run.options import check_types
@@ -95,6 +96,20 @@ def test_every_committed_results_file_is_rendered_below():
     made = {f"{folder}/{stem}.json" for _, folder, stem, _ in COMMITTED}
     found = {path for path in results.rglob("*.json") if path.stem not in OF_OTHERS}
     assert {str(path.relative_to(results)) for path in found} == made
+
+
+def test_committed_json_is_json():
+    """NaN and Infinity are Python's alone: jq, R and JavaScript refuse them."""
+    for path in [*ROOT.glob("results/**/*.json"), *HOME.glob("**/*.json")]:
+        json.loads(path.read_text(), parse_constant=lambda _, path=path: pytest.fail(str(path)))
+
+
+def test_a_study_of_one_seed_writes_json_and_reads_what_older_ones_wrote(tmp_path):
+    toy = Toy(StudyConfig(out=str(tmp_path), seeds=1))
+    toy.save([{"method": "a", "seed": 0, "value": 1.0}])
+    json.loads(toy.path.read_text(), parse_constant=pytest.fail)
+    toy.path.write_text(toy.path.read_text().replace("null", "NaN"))
+    assert read_json(toy.path)["summary"]["a"]["value"]["sd"] is None
 
 
 @pytest.mark.parametrize(("name", "folder", "stem", "settings"), COMMITTED)

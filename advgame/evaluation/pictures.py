@@ -172,13 +172,13 @@ def comparison_figure(
     """Bars of the worst case, the best on top, with other accuracies as marks; in %.
 
     Args:
-        summary: method -> number -> ``mean`` and ``sd`` over seeds (NaN of one seed).
+        summary: method -> number -> ``mean`` and ``sd`` over seeds (None of one seed).
         also: further numbers, e.g. ``accuracy_clean``; those that a method lacks are left out.
         title: of the figure.
     """
     worst = {name: numbers["worst_case"] for name, numbers in summary.items()}
     names = sorted(worst, key=lambda name: worst[name]["mean"])
-    several = [name for name in names if np.isfinite(worst[name]["sd"])]
+    several = [name for name in names if worst[name]["sd"] is not None]
     figure, axis = plt.subplots(figsize=(WIDTH, 1.1 + 0.2 * len(names)))
     axis.barh(
         names, [100 * worst[name]["mean"] for name in names], color=COLOURS[0], alpha=0.7,

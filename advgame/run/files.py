@@ -75,7 +75,7 @@ UMASK = _umask()
 
 
 def read_json(path: Path, repair: str = "restore it, or start anew", kind: type = dict) -> Any:
-    """What a JSON file holds.
+    """What a JSON file holds; a NaN, which JSON does not have, is None.
 
     Args:
         path: of the file.
@@ -88,7 +88,8 @@ def read_json(path: Path, repair: str = "restore it, or start anew", kind: type 
     try:
         if path.exists() and not path.is_file():  # a pipe would wait for ever
             raise ValueError("it is no file")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=lambda c: None if c == "NaN" else float(c))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): {repair}") from error
     if not isinstance(content, kind) or not content:

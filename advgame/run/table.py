@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isnan
 from typing import Any, Literal
 
-from advgame.statistics import spread
+from advgame.statistics import Spread, spread
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]
@@ -102,14 +101,14 @@ class Number:
         """Mean and spread of values over seeds in words."""
         return self.words(spread(values) if values else None)
 
-    def words(self, found: Mapping[str, float] | None) -> str:
+    def words(self, found: Spread | None) -> str:
         """Mean and spread in words, from what `advgame.statistics.spread` found."""
         if found is None:
             return "–"
         sign = "+" if self.minus else ""
         shown = f"{self.scale * found['mean']:{sign}.{self.digits}f}"
-        width = found[self.width] if self.width else float("nan")
-        return shown if isnan(width) else f"{shown} ± {self.scale * width:.{self.digits}f}"
+        width = found[self.width] if self.width else None
+        return shown if width is None else f"{shown} ± {self.scale * width:.{self.digits}f}"
 
 
 Percent = partial(Number, digits=1, scale=100)

@@ -326,7 +326,7 @@ def picture(summary: dict[str, Any], title: str) -> Figure:
     for number, (name, row) in enumerate(summary["success"].items()):
         queries = [int(q) for q in row]
         values = [100 * v["mean"] for v in row.values()]
-        spans = [100 * v["half_interval"] for v in row.values()]
+        spans = [100 * (v["half_interval"] or 0) for v in row.values()]
         style = {"lw": 2.4, "color": "black", "zorder": 5} if name == LEARNED else {"lw": 1.2}
         shifted = [q * 1.015 ** (number - 2) for q in queries]  # so that bars stand apart
         axis.errorbar(shifted, values, spans, label=name, marker="o", ms=3, capsize=2, **style)
