@@ -75,6 +75,17 @@ def test_weights_that_are_not_there_are_refused(study, tmp_path):
         study().play()
 
 
+@pytest.mark.parametrize("of", ["results", "longer"])
+def test_mixtures_judged_from_another_file_are_not_taken_for_these(study, tmp_path, of):
+    one = study()
+    one.prepare({})
+    one._note_flags()
+    RunFolder.create(one.root / "judged" / "pgd-seed0", {}, "cpu")
+    study().prepare({})
+    with pytest.raises(InputError, match=r"other\.json"):
+        study(**{of: str(tmp_path / "other.json")}).prepare({})
+
+
 @pytest.mark.slow
 def test_real_weights_are_judged(tmp_path):
     """Two classifiers of the zoo, in the place where a study keeps its weights."""
