@@ -348,7 +348,7 @@ def parse(words):
 
 SAID = [
     *(ROOT / "scripts").rglob("*.py"),
-    *(*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md"),
+    *(*PAGES, ROOT / "CONTRIBUTING.md", *(ROOT / "results").rglob("README.md")),
 ]
 
 
