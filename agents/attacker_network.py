@@ -49,7 +49,7 @@ def placed(value: Tensor, x: Tensor, threat: Threat) -> Tensor:
         threat: an L∞ ball; its radius may be per image.
     """
     x = full_precision(x)
-    return threat.project(x + value * per_image(threat.eps, x), x)
+    return threat.project(x + value * per_image(threat.radii(x), x), x)
 
 
 class AttackerNetwork(nn.Module, ABC):

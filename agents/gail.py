@@ -207,9 +207,9 @@ def random_policy(space: spaces.Space[Any]) -> Callable[[Tensor], Tensor]:
             return torch.randint(int(space.n), (len(raw),), generator=rng)
         assert isinstance(space, spaces.Box)
         low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
-        low = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high, 0) - 1)
-        high = torch.where(high.isfinite(), high, low + 2)
-        return low + (high - low) * torch.rand(len(raw), *low.shape, generator=rng)
+        below = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high, 0) - 1)
+        above = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low, 0) + 1)
+        return below + (above - below) * torch.rand(len(raw), *low.shape, generator=rng)
 
     return act
 

@@ -354,13 +354,15 @@ class EpisodicReinforce(PolicyGradient):
         entropy = entropies(logits)
         loss = -(log_probability(logits, actions) * _per_step(advantage, decided)).mean()
         norm = self.climb(loss - self.config.entropy_coef * entropy.sum())
-        explained = 1 - advantage.var(correction=0) / goal.var(correction=0).clamp_min(1e-12)
-        return entropy_stats(self.names, logits, entropy) | {
+        stats = entropy_stats(self.names, logits, entropy)
+        if goal.max() > goal.min():  # where all returns are the same there is nothing to explain
+            share = advantage.var(correction=0) / goal.var(correction=0)
+            stats["attacker/explained_variance"] = 1 - share
+        return stats | {
             "attacker/gradient_norm": norm,
             "attacker/policy_loss": loss.detach(),
             "game/reward_per_query": rollout.rewards[decided].mean(),
             "game/return": rollout.rewards.sum() / rollout.ended.sum().clamp_min(1),
-            "attacker/explained_variance": explained,
         }
 
     @override

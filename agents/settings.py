@@ -155,3 +155,5 @@ class PolicySettings:
             raise InputError("the policy needs max_kl and value_lr above 0")
         if not (self.settle >= 0 and self.cg_damping >= 0):
             raise InputError("the policy needs settle and cg_damping of 0 or above")
+        if self.settle and self.algorithm != "trpo":
+            raise InputError("settle shrinks TRPO's steps: ppo has none of these")

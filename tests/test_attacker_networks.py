@@ -20,7 +20,7 @@ from advgame.errors import InputError
 from advgame.evaluation.measure import counted
 from advgame.evaluation.sweeps import differences
 from advgame.losses import cross_entropy, margin
-from advgame.seeding import seeded_init
+from advgame.seeding import seeded_init, stream
 from advgame.targets import shipped
 from advgame.threat import L2, Linf
 from agents import attacker
@@ -142,6 +142,17 @@ def test_a_taught_l2l_network_is_an_attack(frozen, digits):
     assert grad < naive - 0.1
     assert grad < left(pgd(BALL, 20), frozen, digits.test) + 0.12
     assert grad < left(known(1), frozen, digits.test) - 0.1
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("kind", ADTS)
+def test_radii_from_numpy_draw_the_same_examples(kind, draws, frozen, digits):
+    x, y = digits.test.floats()[:4], digits.test.labels[:4]
+    made = []
+    for eps in (torch.full((4,), EPS), torch.full((4,), EPS, dtype=torch.float64)):
+        attack = NetworkAttack(network(kind), Linf(eps), draws)
+        made.append(attack.run(frozen, x, y, rng=stream(0, "draws")).x_adv)
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize("kind", ADTS)

@@ -98,6 +98,20 @@ def test_a_planted_choice_is_learned(name, kind):
     assert chosen() > 0.8
 
 
+def test_equal_returns_leave_nothing_to_explain():
+    """The share of their variance that V explains had 1e-12 for the variance, and was -1e12."""
+    menu = PLANTED["step_size"]
+    env = planted(menu)
+    env.reset(seed=0)
+    learner = reinforce(env, menu)
+    rollout = collect(env, learner.policy, 3, stream(0, "look"))
+    equal = replace(
+        rollout, rewards=torch.zeros_like(rollout.rewards), ended=torch.ones_like(rollout.ended)
+    )
+    assert "attacker/explained_variance" not in learner.learn(equal)
+    assert "attacker/explained_variance" in learner.learn(rollout)
+
+
 def test_returns_end_with_their_episode_and_pass_over_resets():
     """Row 0: two steps, a reset, one step of an episode that goes on. Row 1: one long episode."""
     rewards = torch.tensor([[1.0, 1], [2, 1], [0, 1], [4, 1]])

@@ -1,10 +1,13 @@
 """A trained imitator loads back: the same actions, SB3's form, nothing unpickled."""
 
+from math import inf
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
 import train_gail
+from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -13,7 +16,7 @@ from advgame.errors import InputError
 from advgame.imitation import record
 from advgame.run.checkpoint import save_weights
 from agents import Imitator, load_policy
-from agents.gail import dummy_expert
+from agents.gail import dummy_expert, random_policy
 from agents.settings import PolicySettings
 from envs.imitation import ImitationVectorEnv
 
@@ -150,3 +153,13 @@ def _metadata(path):
 
     with safetensors.safe_open(path, "pt") as file:
         return file.metadata()
+
+
+@pytest.mark.parametrize(
+    ("ends", "low", "high"),
+    [((0, inf), 0, 1), ((-inf, 0), -1, 0), ((-inf, inf), -1, 1), ((2, 5), 2, 5)],
+)
+def test_a_box_without_an_end_is_sampled_near_the_other(ends, low, high):
+    drawn = random_policy(spaces.Box(*ends, (1,), np.float32))(torch.zeros(2000, 1))
+    assert low <= drawn.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < drawn.max() <= high

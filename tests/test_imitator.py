@@ -29,6 +29,12 @@ def weights(imitator):
     return torch.cat([one.detach().flatten() for one in imitator.policy.parameters()])
 
 
+def test_ppo_has_no_steps_that_settle():
+    """It took the shrinking trust region for the divergence at which it stops an update."""
+    with pytest.raises(InputError, match="settle shrinks TRPO's steps"):
+        PolicySettings("ppo", settle=5)
+
+
 @pytest.mark.parametrize(("algorithm", "settle"), [("trpo", 0), ("trpo", 2), ("ppo", 0)])
 def test_equal_seeds_equal_bits_and_resuming_too(algorithm, settle):
     settings = PolicySettings(algorithm, n_steps=16, value_epochs=1, settle=settle)

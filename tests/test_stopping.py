@@ -205,6 +205,13 @@ def test_entropy_and_share_of_steps():
     assert float(stats["strategy/stopped"]) == 0.5
     assert float(stats["health/strategy/entropy"]) == pytest.approx(0.5)  # log 2 / log 4
     assert "health/strategy/entropy" not in step_stats(torch.tensor([1, 1]), 1)
+    # FAT's images may take no step: of 0, 1 and 2 as often each, nothing is more even
+    even = step_stats(torch.tensor([0, 1, 2]), 2, least=0)
+    assert float(even["health/strategy/entropy"]) == pytest.approx(1)
+    rule = StopAtError()
+    rule._limit = 2
+    rule.end(torch.tensor([0, 1, 2]))
+    assert float(rule.stats()["health/strategy/entropy"]) == pytest.approx(1)
 
 
 def test_a_rule_that_is_dead_is_flagged():

@@ -150,7 +150,8 @@ class ARC(Attack):
 
     where w is the gradient of the margin, g = -steepest(w) its unit direction, and β = η for the
     first member and where ζ ≥ η. A bent step is kept where the expected accuracy does not rise.
-    With one step of η = ε it is their algorithm 1, for linear classifiers.
+    Their algorithm 1, for linear classifiers, measures ζ at the step's start: what their code and
+    this do bends further, and with one step of η = ε finds other points.
 
     Args:
         threat: the ball, with one radius.

@@ -48,7 +48,8 @@ FEATURES = {
     **{name: words for name, words in STOPPING.items() if name != "one"},
     "eps": "ε over the largest ε of the game",
     "waiting": "1 where the image has stopped and waits for the others",
-    "defender": "moving mean of the true class's probability on what the defender learned from",
+    "defender": "moving mean of exp(-loss) on what the defender learned from: the true class's "
+    "probability, where labels are not smoothed",
     "age": "steps of the defender over 100 more than that",
 }
 

@@ -128,20 +128,21 @@ def adapted(threshold: float, mean_steps: float, goal: float, spread: float) -> 
     return threshold + 0.05 * spread * (mean_steps - goal)
 
 
-def step_stats(steps: Tensor, limit: int) -> dict[str, Tensor]:
+def step_stats(steps: Tensor, limit: int, least: int = 1) -> dict[str, Tensor]:
     """Scalars to log of the numbers of steps.
 
     Args:
         steps: (B,) int64 that each image made.
         limit: the most that one can have.
+        least: the fewest.
     """
     stats = {
         "strategy/stopped": (steps < limit).float().mean(),
         "strategy/steps_spread": steps.float().std(correction=0),
     }
-    if limit > 1:
+    if limit > least:
         shares = steps.bincount(minlength=limit + 1) / len(steps)
-        entropy = torch.special.entr(shares).sum() / math.log(limit)
+        entropy = torch.special.entr(shares).sum() / math.log(limit + 1 - least)
         stats[f"{PREFIX}strategy/entropy"] = entropy
     return stats
 
@@ -168,7 +169,7 @@ class StopAtError(StoppingRule):
 
     @override
     def stats(self) -> dict[str, Tensor]:
-        return step_stats(self._steps, self._limit)
+        return step_stats(self._steps, self._limit, least=0)
 
 
 class LearnedStop(StoppingRule):

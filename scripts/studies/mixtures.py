@@ -198,9 +198,10 @@ def jackknifed(runs: Runs) -> list[Run]:
     """The same runs; those of rows whose mixtures share classifiers as jackknife pseudo-values.
 
     The pseudo-value of a seed is S times the mean over all S mixtures less S − 1 times the mean
-    over those without that seed's classifier (Tukey 1958). Their mean is the mixtures', their
-    spread is that of independent classifiers. A row that is not complete becomes one run: it has a
-    mean and no spread.
+    over those without that seed's classifier (Tukey 1958). Their mean is the mixtures'. Their
+    spread is that of independent classifiers where two of three are mixed; of five seeds it is
+    about a quarter too wide, as a classifier's neighbours lose half their weight with it. A row
+    that is not complete becomes one run: it has a mean and no spread.
 
     Args:
         runs: of the study, with the seeds of their members in ``drawn``.
