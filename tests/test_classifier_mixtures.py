@@ -393,6 +393,9 @@ def test_a_sign_test_takes_probabilities_as_well_as_verdicts():
     assert not beats(weaker, stronger)
     assert beats(stronger.bool(), weaker.bool())
     assert not beats(weaker.bool(), weaker.bool())
+    # equal weights in another order: 0.1 + 0.2 is not 0.3 to the last bit
+    third = torch.full((100,), 0.3, dtype=torch.float64)
+    assert not beats(third, torch.full((100,), 0.1, dtype=torch.float64) + 0.2)
     few_images = torch.cat([stronger[:5], weaker[:15]])
     assert not beats(few_images, weaker)
 
