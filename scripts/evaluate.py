@@ -26,7 +26,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import tyro
 from typing_extensions import override
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
     from advgame.arena import ClassifierMixture
     from advgame.attacks import Attack
-    from advgame.data import ImageSet
+    from advgame.data import ImageSet, Splits
     from advgame.threat import Threat
 
 USUAL = ("fgsm", "pgd20", "autoattack")
@@ -122,6 +122,10 @@ class Config(WorkersConfig):
     """an evaluation's folder to go on with; its own settings are used"""
     list_: Annotated[bool, tyro.conf.arg(name="list")] = False
     """print the attacks and end"""
+    own_images: tyro.conf.Suppress[tyro.conf.Fixed[bool]] = False
+    """whether run folders alone say which images; `Job.check` finds it out"""
+
+    unkept: ClassVar[tuple[str, ...]] = (*WorkersConfig.unkept, "own_images")
 
 
 def threat(config: Config) -> Threat:
@@ -175,14 +179,63 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
 
 
 def images(config: Config) -> tuple[ImageSet, ImageSet | None]:
-    """The test images; others of the same data set, where there are any."""
+    """The test images; others of the same data set, where there are any.
+
+    Raises:
+        InputError: data that cannot be read, or that have changed since a run was trained on them.
+    """
     from advgame.data import load_test
 
     assert config.dataset is not None  # `check` found it
     data, held_out = load_test(
-        config.dataset, config.data_dir, download=config.download, image_size=config.image_size
+        config.dataset,
+        config.data_dir,
+        download=config.download,
+        image_size=config.image_size,
+        check=partial(refuse_changed, config),
     )
     return data if config.n is None else data.first(config.n), held_out
+
+
+def refuse_changed(config: Config, found: Splits | ImageSet) -> None:
+    """Refuse other images than runs were trained on, where these runs alone name the data.
+
+    Where we cut the test images off, a few more images in a folder are cut elsewhere, and most of
+    the test images are then some that the classifier has learned from.
+
+    Args:
+        config: all settings.
+        found: all images, training images among them, as they are now.
+
+    Raises:
+        InputError: which run, and how they differ.
+    """
+    from advgame.data import Splits
+
+    runs = [one for one in members(config) if config.own_images and place(one).is_dir()]
+    for what in runs:
+        run = RunFolder.open(place(what))
+        about = run.about()
+        if "data" not in about:  # older runs note no images
+            continue
+        if isinstance(found, Splits):
+            count = about["config"].get("train_n")
+            few = found.train.first(count) if isinstance(count, int) else found.train
+            other = run.differing(replace(found, train=few).about())
+        else:
+            other = "its training images are gone"
+        if other:
+            raise InputError(
+                f"{config.dataset} has changed since {what} was trained on it ({other}): restore "
+                f"it, or judge knowingly what is there now, with --dataset {config.dataset}"
+            )
+
+
+def members(config: Config) -> tuple[str, ...]:
+    """The classifiers that are judged: those of a mixture, or the one."""
+    if is_mixture(config.what):
+        return tuple(map(str, read_mixture(config.what).members))
+    return (config.what,) if config.what else ()
 
 
 def network(config: Config, what: str) -> str:
@@ -337,9 +390,7 @@ class Job(jobs.Job[Config, Materials]):
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
         found: dict[str, tuple[str, ...]] = {}
-        mixed = is_mixture(config.what)
-        whats = read_mixture(config.what).members if mixed else (config.what,)
-        folders = [bool(config.what) and place(one).is_dir() for one in whats]
+        folders = [place(one).is_dir() for one in members(config)]
         if not any(folders):
             found["a classifier that is no run folder"] = ("weights",)
         elif all(folders) and (not config.surrogate or place(config.surrogate).is_dir()):
@@ -375,6 +426,8 @@ class Job(jobs.Job[Config, Materials]):
                 "image_size": size,
                 "norm": norm,
                 "eps": eps,
+                "own_images": config.own_images
+                or (config.dataset is None and config.image_size is None),
             }
             check_types(Config, found, f"{config.what}/config.json")
             if config.dataset is None:
@@ -409,7 +462,7 @@ class Job(jobs.Job[Config, Materials]):
         if runs:
             one = asked_alike([self.check(run) for run in runs])
             config = replace(config, dataset=one.dataset, image_size=one.image_size)
-            config = replace(config, norm=one.norm, eps=one.eps)
+            config = replace(config, norm=one.norm, eps=one.eps, own_images=one.own_images)
         for path in members.members:
             if not place(path).is_dir():
                 self.check(judged(config, str(path)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from importlib import import_module
 
@@ -18,11 +19,14 @@ import train_minimax
 from PIL import Image
 from studies import compare
 
+from advgame.classifiers import make_classifier
 from advgame.data import load_data, load_test
 from advgame.data.names import NAMED, check_dataset, colour, recipe, short_name
 from advgame.errors import InputError
+from advgame.run.checkpoint import save_weights
 from advgame.run.devices import make_fabric
 from advgame.run.folder import RunFolder
+from advgame.seeding import seeded_init
 from advgame.targets import from_run
 
 CLASSES = ("ant", "bee", "cat")
@@ -458,6 +462,45 @@ def test_a_training_and_an_evaluation_on_a_folder_of_pngs(tmp_path, monkeypatch)
     (tmp_path / "moved" / "ant" / "more.png").unlink()
     resumed = typed(train, monkeypatch, "--resume", "runs/one", "--data", "moved")
     assert resumed.report()["accuracy"] == judged.report()["accuracy"]
+
+
+def trained(path, data, **config):
+    """The folder of a run on some data, with a network as it was drawn."""
+    splits = load_data(data, train_n=config.get("train_n"))
+    about = {"dataset": str(data), "model": "small_cnn", "eps": "0.1", **config}
+    run = RunFolder.create(path, about, "cpu", splits.about())
+    with seeded_init(0):
+        model = make_classifier("small_cnn", splits.train.shape, splits.train.classes)
+    save_weights(model, run.path / "checkpoints" / "best.safetensors")
+    return run
+
+
+def judge(monkeypatch, *words):
+    return typed(evaluate, monkeypatch, *words, "--attacks", "fgsm", "--n", 4)
+
+
+def test_images_that_came_after_a_training_are_judged_where_they_are_asked_for(
+    tmp_path, monkeypatch
+):
+    root = tree(tmp_path / "insects")
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "one", "insects")
+    trained(tmp_path / "few", "insects", train_n=12)
+    (tmp_path / "mix.json").write_text('{"members": ["one", "few"], "weights": [0.5, 0.5]}')
+    for what in ("one", "few", "mix.json"):
+        judge(monkeypatch, what, "--name", f"before-{what}")
+    picture(7).save(root / "ant" / "more.png")
+    for what, run in (("one", "one"), ("few", "few"), ("mix.json", "one")):
+        says = rf"insects has changed since {run} was trained on it \(.*\): restore .*--dataset"
+        with pytest.raises(InputError, match=says):
+            judge(monkeypatch, what)
+    assert judge(monkeypatch, "one", "--data", "insects").report()["n"] == 4
+    shutil.copytree(root, root / "test")  # which is all that is left of it
+    for name in CLASSES:
+        shutil.rmtree(root / name)
+    with pytest.raises(InputError, match="its training images are gone"):
+        judge(monkeypatch, "one")
+    assert judge(monkeypatch, "one", "--data", "insects").report()["n"] == 4
 
 
 def picture_figure():

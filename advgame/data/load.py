@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def load_test(
     *,
     download: bool = False,
     image_size: int | None = None,
+    check: Callable[[Splits | ImageSet], object] = lambda found: None,
 ) -> tuple[ImageSet, ImageSet | None]:
     """The test images of a data set, and its validation images where it has any.
 
@@ -89,11 +91,13 @@ def load_test(
         data_dir: the same.
         download: the same.
         image_size: the same.
+        check: called with all that is there, training images too, which are let go of then.
 
     Raises:
-        InputError: the same.
+        InputError: the same, and what ``check`` raises.
     """
     found = _load(str(name), data_dir, download=download, image_size=image_size)
+    check(found)
     return (found, None) if isinstance(found, ImageSet) else (found.test, found.validation)
 
 
