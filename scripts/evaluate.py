@@ -245,7 +245,11 @@ def network(config: Config, what: str) -> str:
 
 
 def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
-    """The network in a run folder, in a weights file, or as somebody's own code returns it."""
+    """The network in a run folder, in a weights file, or as somebody's own code returns it.
+
+    Raises:
+        InputError: one that cannot be loaded, or that is for other images or classes.
+    """
     from advgame.classifiers.saved import (
         load_classifier,
         new_classifier,
@@ -257,15 +261,40 @@ def classifier(config: Config, data: ImageSet, what: str) -> nn.Module:
     if what and path.is_dir():
         run = RunFolder.open(path)
         try:
-            return run_classifier(run, *task, config.weights, network(config, what))
+            module = run_classifier(run, *task, config.weights, network(config, what))
         except InputError as error:
             if (its := task_of(run)) in ("", in_words(*task)):
                 raise
             raise InputError(f"{what} is for {its}; these are {in_words(*task)}") from error
+        refuse_other_classes(what, run, data.names)
+        return module
     made = (
         load_classifier(path, config.model, *task) if what else new_classifier(config.model, *task)
     )
     return normalised(made, config.normalise, data.shape[0]) if config.normalise else made
+
+
+def refuse_other_classes(what: str, run: RunFolder, names: Sequence[str]) -> None:
+    """Refuse images whose classes are called otherwise than those that a run was trained on.
+
+    Classes of a folder are numbered in the order of their names: where one is left out and another
+    comes, all between them have other numbers, and the accuracy says nothing.
+
+    Args:
+        what: the run, as it was typed.
+        run: its folder.
+        names: of the classes now; where one side has numbers only, nothing can be compared.
+
+    Raises:
+        InputError: the first class that differs.
+    """
+    noted = (run.about().get("data") or {}).get("names", ())
+    for number, (was, now) in enumerate(zip(noted, names, strict=False)):
+        if was != now:
+            raise InputError(
+                f"class {number} was {was} in {what} and is {now} here: it can be judged on images "
+                "of the same classes, which have the same names in the same order"
+            )
 
 
 def task_of(run: RunFolder) -> str:

@@ -503,6 +503,24 @@ def test_images_that_came_after_a_training_are_judged_where_they_are_asked_for(
     assert judge(monkeypatch, "one", "--data", "insects").report()["n"] == 4
 
 
+def test_classes_of_other_names_are_not_judged(tmp_path, monkeypatch):
+    root = tree(tmp_path / "insects")
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "one", "insects")
+    other = tree(tmp_path / "others")
+    assert judge(monkeypatch, "one", "--data", "others").report()["classes"] == list(CLASSES)
+    (other / "bee").rename(other / "dog")
+    with pytest.raises(InputError, match="class 1 was bee in one and is cat here"):
+        judge(monkeypatch, "one", "--data", "others")
+    attacks = ("--attacks", "transfer", "--surrogate", "one")
+    file = str(root.parent / "one" / "checkpoints" / "best.safetensors")
+    asked = (file, "--model", "small_cnn", "--data", "others", "--eps", "0.1", *attacks)
+    with pytest.raises(InputError, match="class 1 was bee in one and is cat here"):
+        typed(evaluate, monkeypatch, *asked)
+    numbered = str(saved(tmp_path / "a.npz", shape=(8, 8, 3)))
+    assert judge(monkeypatch, "one", "--data", numbered).report()["n"] == 4
+
+
 def picture_figure():
     from matplotlib import pyplot
 
