@@ -19,6 +19,7 @@ from advgame.data import (
     STATISTICS,
     Batches,
     ImageSet,
+    Splits,
     augment,
     channel_statistics,
     load_data,
@@ -186,6 +187,40 @@ def test_a_changed_file_of_mnist_is_refused(name, small_mnist):
 def test_bad_image_sets_are_refused(images, labels, words):
     with pytest.raises(InputError, match=words):
         ImageSet(images, labels, 10)
+
+
+PART = ImageSet(torch.zeros(4, 1, 8, 8).byte(), torch.arange(4), 4)
+NAMED = replace(PART, names=("ant", "bee", "cow", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "words"),
+    [
+        (
+            PART,
+            replace(PART, images=torch.zeros(4, 1, 9, 9).byte()),
+            r"\(1, 8, 8\) there and \(1, 9",
+        ),
+        (
+            PART,
+            replace(PART, images=torch.zeros(4, 3, 8, 8).byte()),
+            r"8\) there and \(3, 8, 8\) h",
+        ),
+        (PART, replace(PART, classes=6), "the number of classes is 4 there and 6 here"),
+        (NAMED, replace(NAMED, names=("ant", "bee", "dog", "elk")), "class 2 is cow there and dog"),
+        (NAMED, PART, "the name of class 0 is ant there and None here"),
+        (PART, None, "an advgame.ImageSet, not NoneType"),
+        (PART, (PART.images, PART.labels), "an advgame.ImageSet, not tuple"),
+    ],
+)
+def test_splits_of_different_kinds_are_refused(whole, part, words):
+    assert Splits("mine", whole, whole, whole).about()["classes"] == 4
+    for name, parts in (("validation", (whole, part, whole)), ("test", (whole, whole, part))):
+        with pytest.raises(InputError, match=rf"^the {name} images of mine must .*{words}"):
+            Splits("mine", *parts)
+    if not isinstance(part, ImageSet):
+        with pytest.raises(InputError, match="the training images of mine must be an"):
+            Splits("mine", part, whole, whole)
 
 
 def test_nan_images_are_refused():

@@ -118,6 +118,10 @@ class Splits:
         validation: what weights are selected by; of published data sets cut from training.
         test: what is judged.
         notes: what was done to the images, a sentence each; runs record them.
+
+    Raises:
+        InputError: a part that is no `ImageSet`, or whose images or classes are not those of the
+            others.
     """
 
     name: str
@@ -125,6 +129,26 @@ class Splits:
     validation: ImageSet
     test: ImageSet
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        parts: dict[str, object] = {
+            "training": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        for name, part in parts.items():
+            if not isinstance(part, ImageSet):
+                raise InputError(
+                    f"the {name} images of {self.name} must be an advgame.ImageSet, not "
+                    f"{type(part).__name__}: ImageSet.from_floats makes one"
+                )
+            its, first = _kind(part), _kind(self.train)
+            for what in {**first, **its}:
+                if its.get(what) != first.get(what):
+                    raise InputError(
+                        f"the {name} images of {self.name} must be like its training images: "
+                        f"{what} is {first.get(what)} there and {its.get(what)} here"
+                    )
 
     def to(self, device: torch.device | str) -> Splits:
         """Training, validation and test images on ``device``."""
@@ -150,6 +174,12 @@ class Splits:
             **{name: len(part) for name, part in parts.items()},
             "sha256": digest.hexdigest(),
         }
+
+
+def _kind(data: ImageSet) -> dict[str, object]:
+    """What all images of a task have in common, by name."""
+    names = {f"the name of class {number}": name for number, name in enumerate(data.names)}
+    return {"the shape": data.shape, "the number of classes": data.classes, **names}
 
 
 def stratified_split(
