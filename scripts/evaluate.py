@@ -38,6 +38,7 @@ from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
 from advgame.run import job as jobs
+from advgame.run.files import read_json
 from advgame.run.fitting import fit_attacks, for_few_classes
 from advgame.run.folder import RunFolder
 from advgame.run.options import (
@@ -567,6 +568,32 @@ class Job(jobs.Job[Config, Materials]):
             if not _is_of(path, config):
                 raise
             RunFolder(path).take_conditions()
+
+    @override
+    def check_finished(self, config: Config, run: RunFolder, made: Materials) -> None:
+        """Refuse where weights or images behind the same names are others: the numbers are old."""
+        from advgame.evaluation.cells import describe, fingerprint
+
+        noted = run.path / "evaluation" / "settings.json"
+        if not noted.exists():  # somebody made room: nothing tells what was judged
+            return
+        had: dict[str, Any] = read_json(noted, f"delete {noted.parent}, and the report counts")
+        ball, more = threat(config), [made.surrogate] if made.surrogate is not None else []
+        now = fingerprint(made.module, made.data, ball, config.seed, config.batch_size, *more)
+        if had.get("format") != now["format"]:  # an earlier version noted them otherwise
+            return
+        extra = had.get("extra") or {}
+        learned = {name: describe(attack) for name, attack in made.extra.items()}
+        changed = {
+            "weights": had.get("networks") != now["networks"],
+            "images": had.get("images") != now["images"],
+            "learned attackers": learned != {name: extra.get(name) for name in learned},
+        }
+        if others := [what for what, differ in changed.items() if differ]:
+            raise InputError(
+                f"{run.path} is finished, and has judged other {' and '.join(others)} than are "
+                "there now: choose another --name"
+            )
 
     @override
     def share(self, config: Config, run: RunFolder, made: Materials) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,17 +241,33 @@ def test_softmax_outputs_are_refused(root, monkeypatch, capsys):
 
 
 def test_the_same_command_twice_is_one_evaluation(root, monkeypatch, capsys):
-    words = ["run", "--attacks", "fgsm", "--n", "40", "--name", "twice"]
+    shutil.copytree(root / "run", root / "changing")
+    words = ["changing", "--attacks", "fgsm", "--n", "40", "--name", "twice"]
+    words += ["--attackers", "twice.safetensors", "--queries", "2"]
+    L2LNetwork((1, 8, 8), gradients=1).save(root / "twice.safetensors")
     answer(words, root, monkeypatch)
     report = (root / "runs" / "twice" / "report.json").read_bytes()
     capsys.readouterr()
     answer(words, root, monkeypatch)
-    assert "; more in runs/twice/report.md" in capsys.readouterr().out
+    assert "; more in runs/twice/report.md; finished before" in capsys.readouterr().out
     assert (root / "runs" / "twice" / "report.json").read_bytes() == report
     for more in (["--seed", "1"], ["--batch-size", "20"]):
         with pytest.raises(SystemExit):
             answer([*words, *more], root, monkeypatch)
         assert "runs/twice exists and is never overwritten" in capsys.readouterr().err
+    # what is there now was not judged
+    with seeded_init(1):
+        other = make_classifier("small_cnn", (1, 8, 8), 10)
+        L2LNetwork((1, 8, 8), gradients=1).save(root / "twice.safetensors")
+    for changed in ("learned attackers", "weights and learned attackers"):
+        with pytest.raises(SystemExit):
+            answer(words, root, monkeypatch)
+        assert f"has judged other {changed} than are there now" in capsys.readouterr().err
+        save_weights(other, root / "changing" / "checkpoints" / "best.safetensors")
+    (root / "runs" / "twice" / "evaluation" / "settings.json").unlink()  # nothing tells it any more
+    answer(words, root, monkeypatch)
+    assert "finished before" in capsys.readouterr().out
+    assert (root / "runs" / "twice" / "report.json").read_bytes() == report
 
 
 def test_workers_leave_the_one_report_that_one_process_leaves(root, monkeypatch, capsys):

@@ -581,6 +581,9 @@ def test_an_evaluation_of_three_classes_says_what_took_autoattacks_place(tmp_pat
         run = typed(evaluate, monkeypatch, *words, "--name", "one")
     assert list(run.report()["accuracy"])[3:] == ["pgd100", "cw", "aa:square"]
     assert any(note.startswith("AutoAttack needs 4 classes") for note in run.report()["notes"])
+    saved(tmp_path / "a.npz", n=36, shape=(1, 3))
+    with pytest.raises(InputError, match="one is finished, and has judged other images than"):
+        typed(evaluate, monkeypatch, *words, "--name", "one")
 
 
 def test_a_classifier_of_other_images_says_of_which(tmp_path):

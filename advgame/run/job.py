@@ -181,6 +181,13 @@ class Job(ABC, Generic[ConfigT, MadeT]):
     def share(self, config: ConfigT, run: RunFolder, made: MadeT) -> None:
         """What processes of a `shared` job do together, before one of them does the work."""
 
+    def check_finished(self, config: ConfigT, run: RunFolder, made: MadeT) -> None:
+        """Refuse a finished folder of a `shared` job whose numbers are of other things than now.
+
+        Raises:
+            InputError: what has changed.
+        """
+
     def images(self, made: MadeT) -> Mapping[str, Any] | None:
         """What `advgame.data.Splits.about` says of what the job works on, where it is images."""
         return None
@@ -256,7 +263,11 @@ class Job(ABC, Generic[ConfigT, MadeT]):
                 self.begin(path, config, device_name(fabric.device), images)
                 RunFolder(path).note_frozen(frozen)
         run = RunFolder(Path(fabric.broadcast(str(path))))
-        if self.shared and not (run.path / "report.json").exists():
+        if self.shared:
+            if (run.path / "report.json").exists():
+                self.check_finished(config, run, made)
+                print(f"{self.told(run)}; finished before")
+                return run
             run.check_links()
             self.share(config, run, made)
         with run.held(wait=self.shared) if fabric.global_rank == 0 else nullcontext():
