@@ -410,7 +410,7 @@ class Materials(NamedTuple):
 class Job(jobs.Job[Config, Materials]):
     """An evaluation, in a folder of its own."""
 
-    config, shared = Config, True
+    config, shared, located = Config, True, ("what", "surrogate")
     gone = {  # noqa: RUF012
         "--import": "--model takes package.module:factory of your own",
         "--data-import": "--dataset takes package.module:function, too",

@@ -270,6 +270,34 @@ def test_the_same_command_twice_is_one_evaluation(root, monkeypatch, capsys):
     assert (root / "runs" / "twice" / "report.json").read_bytes() == report
 
 
+def test_an_evaluation_goes_on_where_its_classifier_has_moved(root, monkeypatch, capsys):
+    for name in ("home", "other"):
+        shutil.copytree(root / "run", root / name)
+    with seeded_init(1):
+        other = make_classifier("small_cnn", (1, 8, 8), 10)
+    save_weights(other, root / "other" / "checkpoints" / "best.safetensors")
+    answer(["home", "--attacks", "fgsm", "--n", "20", "--name", "moved"], root, monkeypatch)
+    report = root / "runs" / "moved" / "report.json"
+    found = json.loads(report.read_text())["accuracy"]
+    (root / "home").rename(root / "elsewhere")
+    report.unlink()
+    for words, said in (
+        ([], "home does not exist"),
+        (["other"], "holds an evaluation of other weights"),
+        (["elsewhere", "--seed", "1"], "with seed=0, not 1: leave --seed away"),
+    ):
+        with pytest.raises(SystemExit):
+            answer([*words, "--resume", "runs/moved"], root, monkeypatch)
+        assert said in capsys.readouterr().err
+    answer(["elsewhere", "--resume", "runs/moved"], root, monkeypatch)
+    assert json.loads(report.read_text())["accuracy"] == found
+    capsys.readouterr()
+    with pytest.raises(SystemExit):  # finished: nothing is compared
+        answer(["other", "--resume", "runs/moved"], root, monkeypatch)
+    said = "was started with what=home, not other: leave other away, or start a new run"
+    assert said in capsys.readouterr().err
+
+
 def test_workers_leave_the_one_report_that_one_process_leaves(root, monkeypatch, capsys):
     """The folder says nothing of them, so that it goes on with others, or with none."""
     words = ["run", "--attacks", "fgsm,pgd20", "--n", "30", "--batch-size", "10"]

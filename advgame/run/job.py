@@ -27,6 +27,8 @@ from advgame.run.options import (
     aliases,
     as_typed,
     check_types,
+    dashed,
+    is_positional,
     peek,
     refuse_foreign,
     refuse_idle,
@@ -87,6 +89,10 @@ class Job(ABC, Generic[ConfigT, MadeT]):
 
     shared: ClassVar[bool] = False
     """whether several processes may be at one folder at a time"""
+
+    located: ClassVar[tuple[str, ...]] = ()
+    """options that say where something lies which the work compares by its content: it may lie
+    elsewhere when a run goes on"""
 
     def defaults(self, **peeked: str) -> ConfigT:
         """The settings where nothing else is asked for.
@@ -237,7 +243,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """
         resume = config.resume is not None
         if config.resume is not None:
-            run, config = resume_settings(Path(config.resume), config, typed)
+            run, config = resume_settings(Path(config.resume), config, typed, self.located)
             path = run.path
             config = replace(cast(Any, config), resume=str(path))
             self.check_resumed(config, typed)
@@ -320,7 +326,7 @@ def kept(config: Any) -> dict[str, Any]:
 
 
 def resume_settings(
-    path: Path, asked: ConfigT, typed: Collection[str]
+    path: Path, asked: ConfigT, typed: Collection[str], located: Collection[str] = ()
 ) -> tuple[RunFolder, ConfigT]:
     """The run at ``path`` and its own settings.
 
@@ -329,23 +335,21 @@ def resume_settings(
         asked: the settings of the command line that resumes.
         typed: the fields that were really asked for; a value that differs from the run's own
             is refused, except for where the data lies.
+        located: further fields that may lie elsewhere; of a finished run nothing is compared, so
+            that there they may not.
 
     Raises:
         InputError: not a run of this script and version, or another setting is asked for.
     """
     run = RunFolder.open(path)
     saved = _rebuild(asked, run)
+    located = () if (path / "report.json").exists() else located
     for name in typed:
         want, had = getattr(asked, name), getattr(saved, name)
-        moved_data = name == "dataset" and None not in (want, had) and is_own(want) and is_own(had)
-        if name not in _FREE and want != had and not moved_data:  # the images are compared later
-            again = typed_again({name: had})  # code cannot be left away
-            advice = (
-                f"type {shlex.join(again)}" if again else f"leave --{name.replace('_', '-')} away"
-            )
+        if want != had and not _may_differ(name, want, had, located):
             raise InputError(
-                f"{path} was started with {name}={had}, not {want}{_WHY.get(name, '')}: {advice}, "
-                "or start a new run"
+                f"{path} was started with {name}={had}, not {want}{_WHY.get(name, '')}: "
+                f"{_advice(type(asked), name, want, had)}, or start a new run"
             )
     if not (path / "report.json").exists():
         import torch
@@ -353,10 +357,25 @@ def resume_settings(
         run.take_conditions()
         if getattr(saved, "devices", 1) > 1:  # Fabric's processes take them from there
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    moved = {name: getattr(asked, name) for name in (*_FREE[1:], "dataset") if name in typed}
+    free = (*_FREE[1:], "dataset", *located)
+    moved = {name: getattr(asked, name) for name in free if name in typed}
     if "download" not in moved and hasattr(saved, "download"):
         moved["download"] = False  # a folder may be a stranger's: it fetches nothing unasked
     return run, replace(cast(Any, saved), **moved)
+
+
+def _may_differ(name: str, want: Any, had: Any, located: Collection[str]) -> bool:
+    """Whether a run goes on with another value: what lies there is compared later."""
+    if name == "dataset":
+        return None not in (want, had) and is_own(want) and is_own(had)
+    return name in _FREE or (name in located and bool(want and had))
+
+
+def _advice(kind: type, name: str, want: Any, had: Any) -> str:
+    """What to type where a run was started with another value."""
+    if again := typed_again({name: had}):  # code cannot be left away
+        return f"type {shlex.join(again)}"
+    return f"leave {want if is_positional(kind, name) else dashed(name)} away"
 
 
 def _rebuild(asked: ConfigT, run: RunFolder) -> ConfigT:

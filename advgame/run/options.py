@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
 from advgame.choices import PAPERS
@@ -252,9 +253,20 @@ def typed_options(kind: type) -> set[str]:
     words = [others.get(word, word) for word in words]
     for field in fields(kind):
         if isinstance(field.default, tuple) and words.count(field.name) > 1:
-            word = f"--{field.name.replace('_', '-')}"
+            word = dashed(field.name)
             raise InputError(f"{word} is given twice: name all after one {word}")
     return {f.name for f in fields(kind) if {f.name, f"no_{f.name}"} & set(words)}  # --no-FLAG
+
+
+def is_positional(kind: type, name: str) -> bool:
+    """Whether an option of a settings class is typed without its name."""
+    hint = get_type_hints(kind, include_extras=True)[name]
+    return Positional in getattr(hint, "__metadata__", ())
+
+
+def dashed(name: str) -> str:
+    """A field as it is typed: --some-option."""
+    return f"--{name.replace('_', '-')}"
 
 
 def check_types(kind: type, values: Mapping[str, Any], where: object) -> None:
@@ -309,8 +321,7 @@ def refuse_idle(config: object, usual: object, idle: Mapping[str, Collection[str
     for why, names in idle.items():
         for name in names:
             if getattr(config, name) != getattr(usual, name):
-                word = f"--{name.replace('_', '-')}"
-                raise InputError(f"{why} makes no use of {word}: leave it away")
+                raise InputError(f"{why} makes no use of {dashed(name)}: leave it away")
 
 
 def parse_number(text: str | float, name: str = "value") -> float:
