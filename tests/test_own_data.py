@@ -113,6 +113,24 @@ def test_grey_folders_stay_grey(mode, channels, tmp_path):
     assert recipe(str(root)) == ("grey" if channels == 1 else "small")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / "cat" / "zz.png")
     assert load_data(root).train.shape[0] == 3, "one image of colour makes all of them so"
+    assert recipe(str(root)) == "small", "also where it is not the first"
+    assert train.job.check(train.job.parse(["--data", str(root), "--no-normalise"])).model
+
+
+def test_no_header_after_the_first_of_colour_is_read(tmp_path, monkeypatch):
+    root, folders = tree(tmp_path / "d", ("train", "test")), import_module("advgame.data.folders")
+    picture(0).convert("L").save(root / "train" / "ant" / "0.png")
+    (root / "train" / "ant" / "1.png").write_text("<html>")
+    read, header = [], folders._header
+    monkeypatch.setattr(folders, "_CHUNK", 5)
+    monkeypatch.setattr(folders, "_header", lambda path: (read.append(path), header(path))[1])
+    assert colour(str(root)) is True
+    assert 3 <= len(read) <= 6, "the first, and of the next five those that threads had begun"
+    for path in root.rglob("*.png"):
+        picture(0, mode="L").save(path)
+    folders._all_grey.cache_clear()
+    picture(0).save(root / "test" / "cat" / "9.png")
+    assert colour(str(root)) is True, "the last file of the last split"
 
 
 def test_a_folder_of_nearly_black_images_is_told(tmp_path):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,8 @@ _IMAGES = (
 )  # fmt: skip
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16B", "I;16L")
 _WIDE = ("I;16", "I;16B", "I;16L")  # 16 bits per pixel
+_CHUNK = 1024  # headers that are read at a time until one is of colour
+_THREADS = min(32, 4 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,37 @@ def read_tree(root: Path) -> Tree:
 def first_shape(root: Path) -> tuple[int, int, int]:
     """(C, H, W) of the first image that is found in a folder.
 
+    It has one channel only where all images of the folder are grey, as `decode` has it: their
+    headers are read until one is of colour.
+
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, or the first is damaged.
     """
-    folder = next(iter(split_folders(root).values()), root)
-    for one in _folders(folder):
-        for path in _images(one):
-            width, height, mode = _header(path)
-            return (1 if mode in _GREY else 3), height, width
-    raise InputError(_no_classes(folder))
+    folders = [*split_folders(root).values()] or [root]
+    paths = (path for folder in folders for one in _folders(folder) for path in _images(one))
+    first = next(paths, None)
+    if first is None:
+        raise InputError(_no_classes(folders[0]))
+    width, height, mode = _header(first)
+    grey = mode in _GREY and _all_grey(tuple(paths))
+    return (1 if grey else 3), height, width
+
+
+@lru_cache(maxsize=4)  # settings are asked several times for what their data are like
+def _all_grey(paths: tuple[Path, ...]) -> bool:
+    """Whether no header is of colour; of damaged files nothing is known before they are read."""
+
+    def grey(path: Path) -> bool:
+        try:
+            return _header(path)[2] in _GREY
+        except InputError:
+            return True
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return all(
+            all(pool.map(grey, paths[start : start + _CHUNK]))
+            for start in range(0, len(paths), _CHUNK)
+        )
 
 
 def read_folder(root: Path, size: int | None = None) -> Raw:
@@ -302,7 +327,7 @@ def _all(
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(tried, items))
     bad = [(one, of(item)) for one, item in zip(found, items, strict=True) if _failed(one)]
     if bad:

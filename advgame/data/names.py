@@ -119,8 +119,8 @@ def located(dataset: str) -> Path:
 def recipe(dataset: str) -> str:
     """Whose settings a training on these data has by default; "" where nothing is known.
 
-    Of one's own images the header of the first tells the number of channels and the size: grey
-    ones have ``"grey"``, colour ones ``"cifar10"``, or ``"small"`` below 16 pixels.
+    Of one's own images the headers tell the number of channels, and the first the size: grey ones
+    have ``"grey"``, colour ones ``"cifar10"``, or ``"small"`` below 16 pixels.
     """
     if dataset in NAMED:
         return NAMED[dataset].recipe
@@ -142,7 +142,7 @@ def colour(dataset: str) -> bool | None:
 
 
 def _shape(dataset: str) -> tuple[int, int, int] | None:
-    """(C, H, W) of the first image of one's own; None where it cannot be told."""
+    """(C, H, W) of the first of one's own images, as all are read; None where it cannot be told."""
     from advgame.data import folders, npz
 
     if is_own_code(dataset):
