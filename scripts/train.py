@@ -201,7 +201,7 @@ class Job(DefenderJob[Config, Any]):
     peeked = {**DefenderJob.peeked, "game": "pgd-at", "preset": "default"}  # noqa: RUF012
     recipes = RECIPES
 
-    def defaults(self, **peeked: str) -> Config:
+    def defaults(self, **peeked: Any) -> Config:
         """The settings of a game on a data set under a preset."""
         usual = super().defaults(**peeked)
         game = usual.game

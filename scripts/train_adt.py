@@ -174,7 +174,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
         """The colour recipe's generator would ask for eight times what `lean_resnet` does."""
         return {**super().on_a_cpu(), **_SMALL}
 
-    def defaults(self, **peeked: str) -> Config:
+    def defaults(self, **peeked: Any) -> Config:
         """IMP-AM's λ is per dimension of z."""
         usual = super().defaults(**peeked)
         return replace(usual, lam=1.0) if usual.method == "imp-am" else usual

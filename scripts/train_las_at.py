@@ -219,7 +219,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
         return {**super().on_a_cpu(), "policy_network": "lean_resnet-half"}
 
     @override
-    def defaults(self, **peeked: str) -> Config:
+    def defaults(self, **peeked: Any) -> Config:
         config = super().defaults(**peeked)
         least = KEPT if config.agent in KEEPING else 1
         return replace(config, reward_interval=max(least, config.reward_interval))

@@ -338,6 +338,27 @@ def test_small_colour_images_are_not_cropped(tmp_path):
         assert train.job.augmentation(config, data)["crop"] == crop
 
 
+def test_the_size_that_is_asked_for_decides_on_the_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "big", size=(40, 40))
+    tree(tmp_path / "tiny")
+    words = ["--accelerator", "cpu", "--data"]
+    for data, size, model in (
+        ("big", [], "lean_resnet"),
+        ("big", ["--image-size", "8"], "small_cnn"),
+        ("big", ["--image_size=15"], "small_cnn"),
+        ("big", ["--image-size", "16"], "lean_resnet"),
+        ("tiny", ["--image-size", "40"], "lean_resnet"),
+    ):
+        config = train.job.check(train.job.parse([*words, data, *size]))
+        assert config.model == model, (data, size)
+        assert train.job.usual(config).model == model
+    study = compare.Compare(
+        compare.Config(dataset="big", methods=("pgd-at",), seeds=1, extra="--image-size 8")
+    )
+    assert train.job.parse(next(iter(study.cells().values()))).model == "small_cnn"
+
+
 def test_other_data_than_the_papers_have_the_usual_radius(tmp_path):
     own = [saved(tmp_path / f"{n}.npz", shape=s) for n, s in enumerate([(8, 8), (8, 8, 3)])]
     for data in (*NAMED, *map(str, own)):

@@ -116,11 +116,15 @@ def located(dataset: str) -> Path:
     return Path(dataset).expanduser()
 
 
-def recipe(dataset: str) -> str:
+def recipe(dataset: str, image_size: int | None = None) -> str:
     """Whose settings a training on these data has by default; "" where nothing is known.
 
     Of one's own images the headers tell the number of channels, and the first the size: grey ones
     have ``"grey"``, colour ones ``"cifar10"``, or ``"small"`` below 16 pixels.
+
+    Args:
+        dataset: a name, a folder, a file, or ``package.module:function``.
+        image_size: to which images are resized.
     """
     if dataset in NAMED:
         return NAMED[dataset].recipe
@@ -130,7 +134,7 @@ def recipe(dataset: str) -> str:
     channels, *sides = shape
     if channels == 1:
         return "grey"
-    return "small" if min(sides) < SMALL else "cifar10"
+    return "small" if (image_size or min(sides)) < SMALL else "cifar10"
 
 
 def colour(dataset: str) -> bool | None:

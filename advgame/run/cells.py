@@ -375,6 +375,16 @@ def values_of(words: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def size_in(flags: str) -> int | None:
+    """The ``--image-size`` among the words of ``--extra``; None where there is no such number.
+
+    Raises:
+        InputError: a quotation that does not end.
+    """
+    size = values_of(split_flags(flags)).get("image_size", [""])[-1:]
+    return int(size[0]) if size and size[0].isdigit() else None
+
+
 def same_flags(root: Path, flags: str) -> None:
     """Finished cells are reused, so they must have been made with the same further flags.
 

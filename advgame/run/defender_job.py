@@ -53,8 +53,9 @@ GameT = TypeVar("GameT", bound="Game")
 class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, GameT]):
     """A training of a classifier: what its game is, every script says itself."""
 
-    peeked: ClassVar[Mapping[str, str]] = {
+    peeked: ClassVar[Mapping[str, str | None]] = {
         "dataset": "digits",
+        "image_size": None,
         "norm": "Linf",
         "accelerator": "auto",
     }
@@ -130,10 +131,10 @@ class DefenderJob(Job[RunConfigT, tuple[GameT, "Splits"]], Generic[RunConfigT, G
 
     # what all share
 
-    def defaults(self, **peeked: str) -> RunConfigT:
+    def defaults(self, **peeked: Any) -> RunConfigT:
         """The settings of a data set, under a preset where there are any."""
         changes: dict[str, Any] = {**self.peeked, **peeked}
-        whose = recipe(changes["dataset"])
+        whose = recipe(changes["dataset"], changes["image_size"])
         changes |= self.recipes.get(whose, {})
         repo = changes.get("preset") == "repo"
         if changes.get("model") == LARGE and on_cpu(changes["accelerator"]) and not repo:
@@ -419,7 +420,7 @@ def check_run(config: RunConfig) -> None:
     check_devices(config.accelerator, config.devices)
     derive_seed(config.seed, "check")
     training_plan(config)
-    if odd := odd_radius(recipe(config.dataset), config.norm, eps):
+    if odd := odd_radius(recipe(config.dataset, config.image_size), config.norm, eps):
         print(f"warning: {odd}", file=sys.stderr)
 
 

@@ -81,7 +81,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
 
     config: type[ConfigT]
     """the settings; their docstrings are the help"""
-    peeked: ClassVar[Mapping[str, str]] = {}
+    peeked: ClassVar[Mapping[str, str | None]] = {}
     """options that decide what the others' defaults are, with their own defaults"""
 
     gone: ClassVar[Mapping[str, str]] = {}
@@ -94,7 +94,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
     """options that say where something lies which the work compares by its content: it may lie
     elsewhere when a run goes on"""
 
-    def defaults(self, **peeked: str) -> ConfigT:
+    def defaults(self, **peeked: Any) -> ConfigT:
         """The settings where nothing else is asked for.
 
         Args:
@@ -223,7 +223,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
             if (option := word.partition("=")[0]) in self.gone:
                 raise InputError(f"there is no {option} any more: {self.gone[option]}")
         refuse_foreign(self.config, words)
-        seen = {**self.peeked}
+        seen: dict[str, Any] = {**self.peeked}
         for name, value in peek(words, aliases(self.config), **self.peeked).items():
             with suppress(InputError, ValueError):  # tyro refuses the word, and shows the choices
                 word = as_typed(self.config, name, value)

@@ -207,7 +207,7 @@ def refuse_foreign(kind: type, words: Sequence[str]) -> None:
 
 
 def peek(
-    words: Sequence[str], others: Mapping[str, str] | None = None, **defaults: str
+    words: Sequence[str], others: Mapping[str, str] | None = None, **defaults: str | None
 ) -> dict[str, str]:
     """The values of a few options among the words of a command line, before it is parsed in full.
 
@@ -216,21 +216,26 @@ def peek(
     Args:
         words: of the command line.
         others: further words for options, as `aliases` gives them.
-        defaults: the options.
+        defaults: the options; those of None are left out where they do not stand there.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name, default in defaults.items():
         more = [f"--{word}" for word, field in (others or {}).items() if field == name]
-        parser.add_argument(f"--{name}", *more, default=default)
+        spelled = dict.fromkeys((dashed(name), f"--{name}", *more))
+        parser.add_argument(*spelled, dest=name, default=default)
     try:
         known, _ = parser.parse_known_args(list(words))
     except argparse.ArgumentError:  # an option without its value: the full parser says so better
-        return defaults
-    return dict(vars(known))
+        return _given(defaults)
+    return _given(vars(known))
+
+
+def _given(values: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def as_typed(kind: type, name: str, word: str) -> Any:
-    """What an option of a settings class makes of one word, where it has a spelling of its own.
+    """What an option of a settings class makes of one word: a number, or by a spelling of its own.
 
     Raises:
         ValueError: a word that the option does not know.
@@ -239,7 +244,8 @@ def as_typed(kind: type, name: str, word: str) -> Any:
     for part in getattr(hint, "__metadata__", ()):
         if isinstance(part, PrimitiveConstructorSpec):
             return part.instance_from_str([word])
-    return word
+    whole = any(getattr(part, "__origin__", part) is int for part in (hint, *get_args(hint)))
+    return int(word) if whole else word
 
 
 def typed_options(kind: type) -> set[str]:

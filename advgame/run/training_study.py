@@ -21,7 +21,7 @@ from typing_extensions import override
 from advgame.data.names import is_own
 from advgame.errors import InputError, unknown
 from advgame.run import table
-from advgame.run.cells import Cell, check_cells, split_flags, usable, values_of
+from advgame.run.cells import Cell, check_cells, size_in, split_flags, usable, values_of
 from advgame.run.curves import Rows, save_figure, seeds_figure
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics
@@ -223,10 +223,8 @@ class MethodsStudy(TrainingStudy[MethodsT]):
             return ""
         from advgame.data import load_data
 
-        size = values_of(split_flags(self.config.extra)).get("image_size", ())
-        found = load_data(
-            self.config.dataset, self.config.data_dir, image_size=int(size[0]) if size else None
-        )
+        config = self.config
+        found = load_data(config.dataset, config.data_dir, image_size=size_in(config.extra))
         return str(found.about()["sha256"])
 
     def facts(self) -> dict[str, Any]:

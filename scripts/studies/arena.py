@@ -34,7 +34,7 @@ from advgame.arena.mixture_file import write_mixture
 from advgame.data.names import recipe
 from advgame.errors import InputError, unknown
 from advgame.run import table
-from advgame.run.cells import Cell, check_cells, split_flags, usable, without
+from advgame.run.cells import Cell, check_cells, size_in, split_flags, usable, without
 from advgame.run.files import read_json
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.options import Count, Names
@@ -138,7 +138,8 @@ class Arena(Study[Config]):
     def flags(self, words: str, seed: int) -> list[str]:
         """Flags of a training: those that all share, and its own."""
         config, (_, *own) = self.config, split_flags(words)
-        shared = [*split_flags(RECIPES[recipe(config.dataset)]), "--dataset", config.dataset]
+        whose = recipe(config.dataset, size_in(config.extra))
+        shared = [*split_flags(RECIPES[whose]), "--dataset", config.dataset]
         shared += ["--data-dir", config.data_dir] if config.data_dir else []
         # a training's own report is of no use here
         shared += ["--attacks", "fgsm", "--eval-n", "100", *split_flags(config.extra)]

@@ -42,7 +42,7 @@ from advgame.evaluation import check_attacks
 from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
-from advgame.run.cells import Cell, check_cells, split_flags, usable, without
+from advgame.run.cells import Cell, check_cells, size_in, split_flags, usable, without
 from advgame.run.curves import save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.options import Count, Names, Positive
@@ -208,7 +208,7 @@ class Compare(MethodsStudy[Config]):
         # a training's own report is not looked at
         report = ["--attacks", "fgsm", "--eval-n", "20"]
         dataset, extra = self.config.dataset, self.config.extra
-        shared = split_flags(f"{RECIPES[recipe(dataset)]} {extra}")
+        shared = split_flags(f"{RECIPES[recipe(dataset, size_in(extra))]} {extra}")
         return [*self.images(), *report, *shared]
 
     @override
