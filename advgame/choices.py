@@ -28,6 +28,8 @@ COLOUR = ("cifar10", "cifar100", "svhn")
 """Recipes of colour images, whose mean and deviation a classifier's first layer takes away."""
 PAPERS = ("aa", "adt", "l2l", "las", "madry", "mvm")
 """What names of attacks such as ``adt:pgd20`` begin with; others with a colon are own code."""
+TRANSFER = ("transfer", "transfer-mim", "l2l:transfer-fgsm", "l2l:transfer-pgd10")
+"""Attacks that are made on another classifier; own code is none, whatever it is called."""
 LEAST_CLASSES = 4
 """Of AutoAttack: the loss of its APGD-T looks at the fourth logit."""
 FEW_CLASSES = ("pgd100", "cw", "aa:square")

@@ -33,6 +33,7 @@ from typing_extensions import override
 
 from advgame import evaluation
 from advgame.arena.mixture_file import MixtureFile, is_mixture, read_mixture
+from advgame.choices import TRANSFER
 from advgame.classifiers.names import check_model, is_built_in, knows, model_of, statistics
 from advgame.data.names import short_name
 from advgame.errors import InputError
@@ -427,7 +428,7 @@ class Job(jobs.Job[Config, Materials]):
             found["a run folder, which knows its own normalisation,"] = ("normalise",)
         if not config.attackers:
             found["an evaluation without --attackers"] = ("queries",)
-        if not any("transfer" in name for name in config.attacks):
+        if not set(TRANSFER) & {*config.attacks}:
             found["an evaluation without a transfer attack"] = ("surrogate",)
         return found
 
@@ -479,7 +480,7 @@ class Job(jobs.Job[Config, Materials]):
                 "beside clean, e.g. --attacks fgsm"
             )
         evaluation.check_attacks(names(config))
-        wants = [name for name in names(config) if "transfer" in name]
+        wants = [name for name in names(config) if name in TRANSFER]
         if wants and not config.surrogate:
             raise InputError(f"{wants[0]} needs --surrogate, another classifier to attack")
         derive_seed(config.seed, "check")

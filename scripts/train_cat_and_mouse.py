@@ -26,6 +26,7 @@ from rich.progress import track
 from typing_extensions import override
 
 from advgame import evaluation
+from advgame.choices import TRANSFER
 from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball, tested
@@ -147,7 +148,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
         """Refuse what cannot work, before any work; settles the folder's name."""
         config = super().check(replace(config, epochs=config.clean_rounds + config.rounds))
         evaluation.check_attacks((config.attack,))
-        if "transfer" in config.attack:
+        if config.attack in TRANSFER:
             raise InputError(f"{config.attack} needs another classifier: a round attacks its own")
         if config.batch_size % 2:
             raise InputError(

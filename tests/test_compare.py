@@ -75,7 +75,8 @@ def test_games_are_compared_on_an_own_network(tmp_path):
 
 def test_a_surrogate_is_given_where_an_attack_needs_one(tmp_path):
     """`evaluate.py` refuses one that nothing makes use of."""
-    for attacks, wanted in ((("fgsm", "transfer"), True), (("fgsm", "spsa"), False)):
+    own = "transfer_mine:Mine"
+    for attacks, wanted in ((("fgsm", "transfer"), True), (("fgsm", "spsa", own), False)):
         judged = study(tmp_path, attacks=attacks).evaluations({"trades-seed0": []})
         assert ("--surrogate" in judged["trades-seed0"]) == wanted
 

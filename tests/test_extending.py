@@ -9,13 +9,16 @@ import evaluate as evaluation_script
 import pytest
 import torch
 import train
+import train_cat_and_mouse
 from conftest import ROOT, seeded
 
 from advgame import attacks
-from advgame.choices import PAPERS
+from advgame.choices import PAPERS, TRANSFER
+from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation import ATTACKS, evaluate
+from advgame.evaluation.attacks import Context, make_suite
 from advgame.games import AdversarialTraining, DefenderTraining
 from advgame.run.cells import options_again
 from advgame.run.cli import run_script
@@ -265,6 +268,30 @@ def test_the_papers_of_attacks_are_named_once():
     refuse_unasked("x", "attacks", ("adt:pgd20", "fgsm"))
     with pytest.raises(InputError, match="x runs your code adt:pgd20"):
         refuse_unasked("x", "model", "adt:pgd20")
+
+
+def test_an_attack_that_needs_another_classifier_is_known_by_its_name_alone(here):
+    """Own code is called as it likes, transfer among others."""
+    needs = []
+    for name in ATTACKS:
+        try:
+            make_suite(name, Context(Linf(0.1), load_data("digits").test.first(20)))
+        except InputError as problem:
+            needs += [name] * ("needs --surrogate" in str(problem))
+    assert tuple(needs) == TRANSFER
+    (here / "transfer_mine.py").write_text((here / "my_attack.py").read_text())
+    own = "transfer_mine:Corners"
+    zoo = "zoo:digits/pgd-at-small_cnn-seed0"
+    for job, words in (
+        (evaluation_script.job, [zoo, "--attacks", own]),
+        (train.job, ["--attacks", own]),
+        (train_cat_and_mouse.job, ["--attack", own]),
+    ):
+        job.check(job.parse(words))
+    with pytest.raises(InputError, match="without a transfer attack makes no use of --surrogate"):
+        evaluation_script.job.check(
+            evaluation_script.job.parse([zoo, "--attacks", own, "--surrogate", zoo])
+        )
 
 
 def test_commas_within_brackets_part_no_names():

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from advgame.attacks import attacked
+from advgame.choices import TRANSFER
 from advgame.data import ImageSet
 from advgame.evaluation import cheats, probes
 from advgame.evaluation.verdicts import Verdicts, out_of_memory
@@ -27,8 +28,7 @@ _PGD = (
     "pgd20", "pgd50", "pgd100", "adt:pgd20", "adt:pgd100", "l2l:pgd20", "l2l:pgd40", "l2l:pgd100",
     "las:pgd20", "las:pgd50", "madry:pgd40", "madry:pgd100",
 )  # fmt: skip
-_TRANSFER = ("transfer", "transfer-mim", "l2l:transfer-fgsm", "l2l:transfer-pgd10")
-_BLACK = (*_TRANSFER, "spsa", "adt:spsa", "aa:square")
+_BLACK = (*TRANSFER, "spsa", "adt:spsa", "aa:square")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _black_box(verdicts: Verdicts) -> dict[str, str]:
     found = {}
     for name in _BLACK:
         if name in verdicts.correct and beats(verdicts.correct[name], best):
-            kind = "transfer" if name in _TRANSFER else "black_box"
+            kind = "transfer" if name in TRANSFER else "black_box"
             found[f"{kind}_beats_white_box"] = (
                 f"{name} breaks more images than PGD with the gradients: they are masked"
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from typing_extensions import override
 
+from advgame.choices import TRANSFER
 from advgame.classifiers.names import check_model, is_built_in
 from advgame.data.names import SMALL, flips, recipe, short_name
 from advgame.errors import InputError
@@ -412,7 +413,7 @@ def check_run(config: RunConfig) -> None:
     if not config.attacks:
         raise InputError("--attacks names none: a report needs one, e.g. fgsm,pgd20,autoattack")
     check_attacks(config.attacks)
-    if wants := [name for name in config.attacks if "transfer" in name]:
+    if wants := [name for name in config.attacks if name in TRANSFER]:
         raise InputError(
             f"{wants[0]} needs another classifier, which a training has not: leave it away, and "
             + retold("give it to evaluate.py with --surrogate afterwards")

@@ -35,6 +35,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from typing_extensions import override
 
+from advgame.choices import TRANSFER
 from advgame.classifiers.names import is_built_in
 from advgame.data.names import DATASETS, check_dataset, is_own, recipe, short_name
 from advgame.errors import InputError, unknown
@@ -312,7 +313,7 @@ class Compare(MethodsStudy[Config]):
 
     def surrogate(self) -> dict[str, list[str]]:
         """The training of the classifier whose adversarial examples are transferred, if any are."""
-        if not any("transfer" in attack for attack in self.config.attacks):
+        if not set(TRANSFER) & {*self.config.attacks}:
             return {}
         alone = replace(self.config, methods=(CONTROL,), seeds=1, first_seed=SURROGATE_SEED)
         if self.config.forwards is None:
