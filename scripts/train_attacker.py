@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from typing_extensions import override
 
@@ -241,7 +241,15 @@ def finish(run: RunFolder, game: AttackGame, validate: Validation, config: Confi
     run.write_json("report.json", report)
 
 
-class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
+class Made(NamedTuple):
+    """What a run is made of."""
+
+    game: AttackGame
+    validate: Validation
+    data: Splits
+
+
+class Job(jobs.Job[Config, Made]):
     """The job that trains an attacker on frozen classifiers."""
 
     config = Config
@@ -266,8 +274,8 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
 
         return make_fabric(config.accelerator, 1, "32-true")
 
-    def build(self, config: Config, fabric: Fabric) -> tuple[AttackGame, Validation]:
-        """The game, and the validation of its attacker."""
+    def build(self, config: Config, fabric: Fabric) -> Made:
+        """The game, the validation of its attacker, and the images of both."""
         from advgame.data import load_data
         from agents.validation import Payoff, Validation
 
@@ -283,21 +291,24 @@ class Job(jobs.Job[Config, tuple["AttackGame", "Validation"]]):
         game, menu = make_game(config, frozen, data, fabric)
         images = data.validation.first(config.validation_n)
         payoff = Payoff(config.gain, config.bonus, config.price)
-        return game, Validation(frozen, images, config.queries, menu, payoff, config.seed)
+        validate = Validation(frozen, images, config.queries, menu, payoff, config.seed)
+        return Made(game, validate, data)
 
     @override
-    def frozen(self, made: tuple[AttackGame, Validation]) -> Mapping[str, nn.Module]:
-        cases = enumerate(made[1].cases, 1)
+    def images(self, made: Made) -> Mapping[str, Any]:
+        return made.data.about()
+
+    @override
+    def frozen(self, made: Made) -> Mapping[str, nn.Module]:
+        cases = enumerate(made.validate.cases, 1)
         return {f"classifier {number} ({one.name})": one.model for number, (one, *_) in cases}
 
     @override
-    def work(
-        self, config: Config, run: RunFolder, made: tuple[AttackGame, Validation], *, resume: bool
-    ) -> None:
+    def work(self, config: Config, run: RunFolder, made: Made, *, resume: bool) -> None:
         from advgame.run.loop import Trainer
         from advgame.run.plan import TrainingPlan
 
-        game, validate = made
+        game, validate, _ = made
         plan = TrainingPlan(config.epochs, "onecycle")
         trainer = Trainer(
             game, run, plan, validate, select="eval/return", role="attacker", panels=panels()

@@ -36,7 +36,7 @@ from agents.settings import Algorithm, PolicySettings
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from stable_baselines3.common.policies import ActorCriticPolicy
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from advgame.imitation.demonstrations import Demonstrations
     from agents.gail import GailTraining
@@ -506,6 +506,11 @@ class Job(jobs.Job[Config, Parts]):
             thinning = stream(config.seed, "subsampling")
             parts.training.env.code.expert_steps(parts.expert, config.every, thinning)
         return parts
+
+    @override
+    def frozen(self, made: Parts) -> Mapping[str, nn.Module]:
+        """All demonstrations that there are: the report also looks at those left out."""
+        return {} if made.recorded is None else {"demonstrations": made.recorded.as_module()}
 
     def work(self, config: Config, run: RunFolder, made: Parts, *, resume: bool) -> None:
         """Imitate the expert to the end, then write the report."""

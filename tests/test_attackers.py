@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
+from advgame import data
 from advgame.attacks import pgd
 from advgame.attacks.gradient_steps import CHOICES, Menu
 from advgame.data import ImageSet
@@ -342,10 +343,30 @@ def test_a_run_goes_on_against_the_classifiers_that_it_began_with(tmp_path, monk
     about = run.about()
     (name,) = about["frozen"]
     run.write_json("config.json", {**about, "frozen": {name: "0" * 64}})
-    with pytest.raises(InputError, match=r"other weights of its classifier 1 \(zoo:digits"):
+    with pytest.raises(InputError, match=r"other contents of its classifier 1 \(zoo:digits"):
         train_attacker.job.run(again)
     del about["frozen"]  # as folders of before have it
     run.write_json("config.json", about)
+    assert train_attacker.job.run(again).report()["validation"]
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path, monkeypatch):
+    config = train_attacker.Config(runs_dir=str(tmp_path), name="run", moves=("on",), **TINY)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train_attacker, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_attacker.job.run(config)
+    load = data.load_data
+
+    def with_one_less(*args, **settings):
+        found = load(*args, **settings)
+        return replace(found, validation=found.validation.first(len(found.validation) - 1))
+
+    again = replace(config, resume=str(tmp_path / "run"))
+    with monkeypatch.context() as other:
+        other.setattr(data, "load_data", with_one_less)
+        with pytest.raises(InputError, match=r"other images \(validation was"):
+            train_attacker.job.run(again)
     assert train_attacker.job.run(again).report()["validation"]
 
 

@@ -244,7 +244,7 @@ def test_a_duel_goes_on_against_the_policy_that_it_began_against(las, tmp_path, 
     assert set(begun.about()["frozen"]) == {"attacker"}
     again = train_duel.Config(resume=str(begun.path))
     was = policy.heads[0].bias.detach().clone()
-    for bias, words in ((was.flip(0), "other weights of its attacker"), (was, None)):
+    for bias, words in ((was.flip(0), "other contents of its attacker"), (was, None)):
         with torch.no_grad():
             policy.heads[0].bias.copy_(bias)
         state = {"game": {"player": {"policy": policy.state_dict()}}}

@@ -258,6 +258,52 @@ def test_any_task_with_its_own_demonstrations(tmp_path, monkeypatch, capsys):
     assert "it cannot go on" in capsys.readouterr().err, "what --resume would refuse"
 
 
+def test_a_run_goes_on_with_the_demonstrations_that_it_began_with(tmp_path, monkeypatch):
+    path = tmp_path / "demo.npz"
+    env = ImitationVectorEnv(1, env_id="CartPole-v1")
+    recorded = env.demonstrations.subset(4)
+    recorded.save(path)
+    asked = config(tmp_path, demonstrations=str(path))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train_gail, "imitate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_gail.job.run(asked)
+    again = replace(asked, resume=str(tmp_path / "run"))
+    recorded.subset(2).save(path)
+    with pytest.raises(InputError, match="run began with other contents of its demonstrations"):
+        train_gail.job.run(again)
+    recorded.save(path)
+    assert train_gail.job.run(again).report()["diverged"] is None
+
+
+def test_a_study_goes_on_with_the_demonstrations_that_it_began_with(tmp_path):
+    path = tmp_path / "demo.npz"
+    recorded = ImitationVectorEnv(1, env_id="CartPole-v1").demonstrations
+    recorded.save(path)
+    asked = gail_stability.Config(
+        demonstrations=str(path), trajectories=4, out=str(tmp_path / "out"),
+        runs_dir=str(tmp_path / "runs"),
+    )  # fmt: skip
+    study = gail_stability.Gail(asked)
+    results = {"extra": study.same(), **study.facts(), "runs": []}
+    study.agree(study.root, study.same())
+    study.path.parent.mkdir(parents=True)
+    (study.root / "adam-seed0").mkdir(parents=True)
+    (study.root / "adam-seed0" / "config.json").touch()
+    study._note_flags()
+    study.path.write_text(json.dumps(results))
+    assert gail_stability.Gail(asked).earlier() == []
+    recorded.subset(4).save(path)
+    later = gail_stability.Gail(asked)
+    with pytest.raises(InputError, match=r"is about demonstrations .* choose another name"):
+        later.earlier()
+    with pytest.raises(InputError, match="cells made with other flags"):
+        later.agree(later.root, later.same())
+    del results["demonstrations"]  # as files of before have it
+    study.path.write_text(json.dumps(results))
+    assert later.earlier() == []
+
+
 @pytest.mark.long
 def test_the_study_reuses_its_cells_and_judges_them(tmp_path):
     flags = "--episodes 8 --envs 4 --n-steps 16"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from advgame.errors import InputError
 from advgame.imitation.layouts import HDF5, Episodes, fitting, layout_of, read_hdf5
@@ -123,6 +123,16 @@ class Demonstrations:
             self.terminated[:trajectories],
             self.env_id,
         )
+
+    def as_module(self) -> nn.Module:
+        """The tensors as buffers, so that `advgame.classifiers.foreign.weights_digest` takes them.
+
+        Their digest does not depend on the layout or on the name of a file.
+        """
+        module = nn.Module()
+        for name in _TENSORS:
+            module.register_buffer(name, getattr(self, name))
+        return module
 
     def save(self, path: Path | str) -> None:
         """Write a NumPy archive, atomically; equal demonstrations become equal bytes.

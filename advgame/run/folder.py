@@ -371,7 +371,7 @@ class RunFolder:
         return _differing(had, _facts(data))
 
     def note_frozen(self, digests: Mapping[str, str]) -> None:
-        """Note the weights that the run works against and does not train.
+        """Note the weights or data that the run works against and does not train.
 
         Args:
             digests: what each is -> `advgame.classifiers.foreign.weights_digest`.
@@ -383,7 +383,7 @@ class RunFolder:
             self.write_json("config.json", {**self.about(), "frozen": dict(digests)})
 
     def check_frozen(self, digests: Mapping[str, str]) -> None:
-        """Refuse to go on against other weights than the run began against.
+        """Refuse to go on against other weights or data than the run began against.
 
         Args:
             digests: those of now, as `note_frozen` takes them.
@@ -395,8 +395,8 @@ class RunFolder:
         for name, now in digests.items():
             if not isinstance(had, dict) or had.get(name) != now:
                 raise InputError(
-                    f"{self.path} began against other weights of its {name}, which has changed "
-                    "since: restore them, or start a new run"
+                    f"{self.path} began with other contents of its {name}: restore them, or start "
+                    "a new run"
                 )
 
     def report(self) -> dict[str, Any]:

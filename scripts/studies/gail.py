@@ -32,6 +32,7 @@ import train_gail
 from typing_extensions import override
 
 from advgame.choices import Horizon
+from advgame.classifiers.foreign import weights_digest
 from advgame.errors import InputError, unknown
 from advgame.health import deaths
 from advgame.imitation.demonstrations import Demonstrations, provenance, shipped, slug
@@ -173,7 +174,13 @@ class Gail(TrainingStudy[Config]):
 
     @override
     def facts(self) -> dict[str, Any]:
-        return {one: getattr(self.config, one) for one in LENGTHS}
+        """Lengths, and demonstrations of one's own by their digest: a file may be replaced."""
+        lengths = {one: getattr(self.config, one) for one in LENGTHS}
+        return {**lengths, "demonstrations": self.digest} if self.digest else lengths
+
+    @override
+    def agree(self, root: Path, flags: str) -> None:
+        super().agree(root, f"{flags} --digest {self.digest}" if self.digest else flags)
 
     def asked(self) -> list[str]:
         """Updaters and controls, the slow ones last."""
@@ -252,6 +259,13 @@ class Gail(TrainingStudy[Config]):
             return shipped(self.config.env)
         space = make_task(self.config.env, 1).action_space
         return Demonstrations.load(self.config.demonstrations, self.config.env, space)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of one's own demonstrations; "" of those that ship with the package."""
+        if self.config.demonstrations is None:
+            return ""
+        return weights_digest(self.demonstrations.as_module())
 
     @cached_property
     def episodes(self) -> dict[str, int]:
