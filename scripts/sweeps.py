@@ -17,6 +17,7 @@ among them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -152,14 +153,19 @@ def name_of(what: str) -> str:
     return path.name if path.is_dir() else path.stem
 
 
+def results_in(out: str) -> AbstractContextManager[Path]:
+    """The folder of results: the one asked for, or one of this process alone."""
+    return nullcontext(Path(out)) if out else RunFolder.claimed(Path("runs"))
+
+
 def main(config: Config) -> None:
     """Measure all classifiers, draw the pictures and write the numbers."""
-    out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
     asked = settled(config)
     models, data, threat, learned = load(config, asked)
-    _, _, per = asked[0].eps.partition("/")  # of 8/255, which are levels of a byte
-    write_sweeps(*(out, models, data, threat), extra=learned, seed=config.seed, per=float(per or 1))
-    print(f"{len(models)} classifiers; {out}/sweeps.png")
+    per = float(asked[0].eps.partition("/")[2] or 1)  # of 8/255, which are levels of a byte
+    with results_in(config.out) as out:
+        write_sweeps(out, models, data, threat, extra=learned, seed=config.seed, per=per)
+        print(f"{len(models)} classifiers; {out}/sweeps.png")
 
 
 if __name__ == "__main__":

@@ -23,17 +23,20 @@ from pathlib import Path
 
 import sweeps
 import tyro
+from torch import nn
 
 from advgame.arena import hold_tournament, write_mixture
 from advgame.arena.tournament import playable
+from advgame.attacks import Attack
+from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
 from advgame.run.cli import run_script
-from advgame.run.folder import RunFolder
 from advgame.run.options import Count, Names, check_types
 from advgame.run.program import prog
 from advgame.run.progress import telling
 from advgame.run.workers import WorkersConfig, check_workers, run_workers
+from advgame.threat import Threat
 from advgame.zoo.entries import place
 
 
@@ -62,10 +65,22 @@ def main(config: Config) -> None:
     if not (config.attacks or config.attackers or config.transfer):
         raise InputError("a tournament needs a column: --attacks, --attackers or --transfer")
     check_workers(config, "a tournament")
-    out = Path(config.out) if config.out else RunFolder.new_path(Path("runs"), "")
-    workers = Path(__file__), out, words_of(config, out), f"--out {out}"
     asked = replace(config, attacks=config.attacks or config.transfer)  # of either, one is enough
-    models, data, threat, learned = sweeps.load(asked, sweeps.settled(asked))
+    loaded = sweeps.load(asked, sweeps.settled(asked))
+    with sweeps.results_in(config.out) as out:
+        hold(config, out, *loaded)
+
+
+def hold(
+    config: Config,
+    out: Path,
+    models: Mapping[str, nn.Module],
+    data: ImageSet,
+    threat: Threat,
+    learned: Mapping[str, Attack],
+) -> None:
+    """Hold the tournament of what `sweeps.load` gives, in the folder ``out``."""
+    workers = Path(__file__), out, words_of(config, out), f"--out {out}"
     with telling(f"{out}: {len(models)} classifiers, {len(data)} images") as tell:
         content = hold_tournament(
             out,

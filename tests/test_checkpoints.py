@@ -210,6 +210,17 @@ def test_runs_without_a_name_that_begin_in_one_second_get_folders_of_their_own(t
     assert all(path.name.startswith("20") for path in paths)
 
 
+def test_a_claimed_folder_is_nobody_elses_and_goes_where_it_is_left_empty(tmp_path):
+    with RunFolder.claimed(tmp_path) as one, RunFolder.claimed(tmp_path) as two:
+        assert one.is_dir()
+        assert two.is_dir()
+        assert one != two
+        with pytest.raises(InputError, match="never overwritten"):
+            RunFolder.create(one, {}, "cpu")
+        (two / "sweeps.json").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [two.name]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

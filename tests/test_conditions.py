@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import dataclass, replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import evaluate
@@ -32,7 +34,7 @@ from advgame.run.cells import note_flags, same_flags
 from advgame.run.checkpoint import Checkpoints
 from advgame.run.cli import run_script
 from advgame.run.folder import Metrics, RunFolder
-from advgame.run.job import kept, resume_settings
+from advgame.run.job import Job, kept, resume_settings
 from advgame.run.loop import Trainer, load_best
 from advgame.run.plan import TrainingPlan
 
@@ -362,3 +364,44 @@ def test_a_studys_note_of_its_flags_is_written_once_and_whole(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         note_flags(root, "--epochs 4")
     assert (root / "extra.txt").read_text() == "--epochs 3"
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """What every job has."""
+
+    runs_dir: str = "runs"
+    name: str = ""
+    resume: str | None = None
+
+
+class Toy(Job[ToyConfig, None]):
+    """Calls ``meanwhile`` once, when it has chosen its folder and not yet made it."""
+
+    config = ToyConfig
+
+    def __init__(self, meanwhile):
+        self.meanwhile = meanwhile
+
+    def build(self, config, fabric):
+        self.meanwhile()
+
+    def work(self, config, run, made, *, resume):
+        run.write_json("report.json", {})
+
+    def told(self, run):
+        return str(run.path)
+
+
+def test_runs_without_a_name_that_choose_one_folder_get_two(tmp_path, monkeypatch):
+    now = SimpleNamespace(now=lambda: datetime(2026, 12, 1))  # the second does not end
+    monkeypatch.setattr(folder, "datetime", now)
+    others = []
+    config = ToyConfig(str(tmp_path))
+    other = Toy(lambda: None)
+    run = Toy(lambda: others.append(other.run(config))).run(config)
+    assert run.path != others[0].path
+    assert all((path / "report.json").exists() for path in (run.path, others[0].path))
+    taken = Toy(lambda: other.run(replace(config, name="mine")))
+    with pytest.raises(InputError, match="choose another --name"):
+        taken.run(replace(config, name="mine"))

@@ -3,11 +3,14 @@
 import json
 import sys
 from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
 
 import evaluate
 import pytest
 import sweeps
 import torch
+import tournament
 import train_l2l
 from conftest import BatchNormNet, Linear
 from equal_runs import SMALL
@@ -24,6 +27,7 @@ from advgame.evaluation.attacks import Context, make_suite
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
 from advgame.evaluation.sweep_report import STEPS, _drawn, _measured
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
+from advgame.run import folder as folder_of_runs
 from advgame.run.cli import run_script
 from advgame.run.folder import RunFolder
 from advgame.statistics import wilson
@@ -226,6 +230,31 @@ def test_the_script_draws_seeds_as_one_line(folder, tmp_path):
     assert 0 < one["perturbations"]["fgsm"]["size"] <= 1
     assert len(one["steps"]) == len(STEPS)
     assert set(found["landscape"]) == {"plain", "grad"}
+
+
+@pytest.mark.parametrize("script", [sweeps, tournament])
+def test_two_commands_of_one_second_write_into_two_folders(script, tmp_path, monkeypatch):
+    """The second begins while the first still measures, and neither has written a file."""
+    monkeypatch.chdir(tmp_path)
+    config = script.Config(("zoo:digits/pgd-at-small_cnn-seed0",), n=2)
+    places = []
+
+    def measure(out, *_, **__):
+        places.append(out)
+        if len(places) == 1:
+            with pytest.raises(ZeroDivisionError):
+                script.main(config)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sweeps, "write_sweeps", measure)
+    monkeypatch.setattr(tournament, "hold_tournament", measure)
+    monkeypatch.setattr(
+        folder_of_runs, "datetime", SimpleNamespace(now=lambda: datetime(2026, 12, 1))
+    )
+    with pytest.raises(ZeroDivisionError):
+        script.main(config)
+    assert len(set(places)) == 2
+    assert not list((tmp_path / "runs").iterdir()), "nothing came of them"
 
 
 @pytest.mark.slow

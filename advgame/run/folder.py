@@ -139,15 +139,13 @@ class RunFolder:
 
     @staticmethod
     def new_path(root: Path, name: str) -> Path:
-        """Where a new run goes; an empty name becomes the current time, and is always free.
+        """Where a new run goes; an empty name becomes the current time, and is free now.
 
         Raises:
             InputError: the folder exists, or the name is not one of a folder.
         """
         if not name:
-            now = datetime.now().strftime("%Y%m%d-%H%M%S")
-            names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
-            return next(root / one for one in names if not (root / one).exists())
+            return next(path for path in _by_time(root) if not path.exists())
         path = root / name
         if path.parent != root or path.name == ".." or not path.name.isprintable():
             raise InputError(
@@ -160,6 +158,27 @@ class RunFolder:
                 f"or go on with --resume {path}"
             )
         return path
+
+    @staticmethod
+    @contextlib.contextmanager
+    def claimed(root: Path) -> Iterator[Path]:
+        """A new folder of this process alone, called by the current time; removed if left empty.
+
+        For scripts whose files come long after the command: others may begin in the same second.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        root.mkdir(parents=True, exist_ok=True)
+        for path in _by_time(root):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+        try:
+            yield path
+        finally:
+            with contextlib.suppress(OSError):  # it has results
+                path.rmdir()
 
     @classmethod
     def create(
@@ -201,7 +220,9 @@ class RunFolder:
             partial = Path(tempfile.mkdtemp(".partial", f".{path.name}.", path.parent))
             partial.chmod(0o777 & ~UMASK)
             write_atomically(partial / "config.json", json.dumps(about, indent=2) + "\n")
-            partial.rename(path)  # fails where the folder exists: it has a file in it
+            if path.exists():
+                raise FileExistsError(path)  # also an empty one: see `claimed`
+            partial.rename(path)  # fails where another run was faster: it has a file in it
         except OSError as error:
             if partial is not None:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -431,6 +452,14 @@ class RunFolder:
     def write_text(self, name: str, content: str) -> None:
         """Write text to the file ``name``, whole or not at all."""
         write_atomically(self.path / name, content)
+
+
+def _by_time(root: Path) -> Iterator[Path]:
+    """Folders that a new one may be: the current time, and that with a number, without an end."""
+    now = datetime.now().strftime("%Y%m%d-%H%M%S")
+    yield root / now
+    for number in itertools.count(2):
+        yield root / f"{now}-{number}"
 
 
 def _facts(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,6 +184,23 @@ class Job(ABC, Generic[ConfigT, MadeT]):
         """
         RunFolder.create(path, kept(config), device, images)
 
+    def begin_free(
+        self, path: Path, config: ConfigT, device: str, images: Mapping[str, Any] | None
+    ) -> Path:
+        """`begin`, and where nobody chose a name and another process took it since, the next one.
+
+        Raises:
+            InputError: as `begin`.
+        """
+        while True:
+            try:
+                self.begin(path, config, device, images)
+                return path
+            except InputError:
+                if config.name or not path.exists():
+                    raise
+                path = self.place(config)
+
     def share(self, config: ConfigT, run: RunFolder, made: MadeT) -> None:
         """What processes of a `shared` job do together, before one of them does the work."""
 
@@ -266,7 +283,7 @@ class Job(ABC, Generic[ConfigT, MadeT]):
                 RunFolder(path).check_data(images)
                 RunFolder(path).check_frozen(frozen)
             else:
-                self.begin(path, config, device_name(fabric.device), images)
+                path = self.begin_free(path, config, device_name(fabric.device), images)
                 RunFolder(path).note_frozen(frozen)
         run = RunFolder(Path(fabric.broadcast(str(path))))
         if self.shared:
