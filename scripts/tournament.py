@@ -31,6 +31,7 @@ from advgame.attacks import Attack
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
+from advgame.evaluation.attacks import on_surrogate
 from advgame.run.cli import run_script
 from advgame.run.options import Count, Names, check_types
 from advgame.run.program import prog
@@ -62,6 +63,11 @@ def main(config: Config) -> None:
     # there is always a column of the clean images, which needs no name
     config = replace(config, attacks=tuple(name for name in config.attacks if name != "clean"))
     check_attacks(config.transfer)
+    if wants := [name for name in (*config.attacks, *config.transfer) if on_surrogate(name)]:
+        raise InputError(
+            f"{wants[0]} is made on one other classifier, of which a tournament has many: "
+            "--transfer pgd20 makes PGD-20 on each in turn"
+        )
     if not (config.attacks or config.attackers or config.transfer):
         raise InputError("a tournament needs a column: --attacks, --attackers or --transfer")
     check_workers(config, "a tournament")
