@@ -100,10 +100,13 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     @override
     def check(self, config: Config) -> Config:
         from advgame.evaluation import check_attacks
+        from advgame.evaluation.attacks import on_surrogate
 
         config = super().check(config)
+        if not config.inner_attacks:
+            raise InputError("--inner-attacks names none: say one, e.g. aa:apgd-ce")
         check_attacks(config.inner_attacks)
-        if wants := [name for name in config.inner_attacks if "transfer" in name]:
+        if wants := [name for name in config.inner_attacks if on_surrogate(name)]:
             raise InputError(f"{wants[0]} needs another classifier: --inner-attacks has none")
         if config.processes > 1:
             raise InputError("the mixtures of all rounds lie on one device: leave --devices away")

@@ -184,6 +184,7 @@ def test_a_classifier_begins_with_the_one_before_or_anew(response, tmp_path):
         "--response scratch --init zoo:digits/pgd-at-small_cnn-seed0": "leave --init away",
         "--inner-attacks pgd21": "unknown attack",
         "--inner-attacks transfer": "--inner-attacks has none",
+        "--inner-attacks": "--inner-attacks names none",
         "--game-n 0": "game_n must be 1",
         "--response best": "invalid choice",
         "--attacks": "--attacks names none",
@@ -196,3 +197,10 @@ def test_a_classifier_begins_with_the_one_before_or_anew(response, tmp_path):
 )
 def test_wrong_words_are_refused_in_a_line(words, answer, refused):
     refused(script, words.split(), answer)
+
+
+def test_an_own_attack_may_have_transfer_in_its_name(tmp_path, monkeypatch):
+    (tmp_path / "transfer_mine.py").write_text("class Mine: ...")
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = script.Config(inner_attacks=("transfer_mine:Mine",))
+    assert script.job.check(asked).inner_attacks == asked.inner_attacks
