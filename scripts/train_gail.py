@@ -449,7 +449,8 @@ class Job(jobs.Job[Config, Parts]):
     @override
     def check_resumed(self, config: Config, typed: Collection[str]) -> None:
         super().check_resumed(config, typed)
-        if ":" in config.env:  # Gymnasium would import the module before it
+        finished = config.resume and (Path(config.resume) / "report.json").exists()
+        if ":" in config.env and not finished:  # Gymnasium would import the module before it
             raise InputError(
                 f"this run trains on {config.env}: nothing that a folder names is run, start a "
                 "new run"

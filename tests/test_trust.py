@@ -1,6 +1,5 @@
 """What docs/trust.md promises of strangers' files: nothing that lies in them runs."""
 
-import json
 import pickle
 import sys
 from dataclasses import asdict, replace
@@ -47,13 +46,18 @@ def test_objects_in_demonstrations_are_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_folder_does_not_choose_a_module_to_import(finished, tmp_path, monkeypatch):
+def test_a_folder_does_not_choose_a_module_to_import(finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "planted.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = replace(train_gail.job.defaults(), env="planted:Pendulum-v1", expert="dummy")
     run = RunFolder.create(tmp_path / "run", asdict(config), "cpu")
+    again = replace(config, resume=str(run.path))
     if finished:
-        (run.path / "report.json").write_text(json.dumps({"eval/return": 0.0}))
-    with pytest.raises(InputError, match="nothing that a folder names is run"):
-        train_gail.job.run(replace(config, resume=str(run.path)), {"resume"})
+        report = {"eval/return": 0.0, "eval/standard_error": 0.0, "expert_return": None}
+        run.write_json("report.json", {**report, "diverged": None})
+        train_gail.job.run(again, {"resume"})
+        assert "finished before" in capsys.readouterr().out
+    else:
+        with pytest.raises(InputError, match="nothing that a folder names is run"):
+            train_gail.job.run(again, {"resume"})
     assert "planted" not in sys.modules
