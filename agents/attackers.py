@@ -78,5 +78,5 @@ def _maker(metadata: Mapping[str, str]) -> Callable[[], AttackerNetwork]:
 
 def learned_name(path: Path, attack: Attack) -> str:
     """What a report calls a learned attacker: its file's or folder's name, and its samples."""
-    name, draws = path.stem if path.suffix else path.name, getattr(attack, "draws", 1)
+    name, draws = path.name if path.is_dir() else path.stem, getattr(attack, "draws", 1)
     return f"learned:{name}" + (f"-worst-of-{draws}" if draws > 1 else "")

@@ -212,6 +212,8 @@ def test_a_saved_network_attacks_to_the_same_bits(kind, settings, tmp_path, vict
             "learned:g-worst-of-3"
         )
     assert learned_name(tmp_path / "good", loaded.attack(BALL, 3)) == "learned:good"
+    (tmp_path / "lr0.01").mkdir()
+    assert learned_name(tmp_path / "lr0.01", loaded.attack(BALL, 3)) == "learned:lr0.01"
 
 
 def former(net):
