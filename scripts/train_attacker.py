@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from typing_extensions import override
 
 from advgame.choices import MOVES
-from advgame.classifiers.names import check_model
+from advgame.classifiers.names import check_model, knows
 from advgame.errors import InputError
 from advgame.run import job as jobs
 from advgame.run.folder import Metrics, RunFolder
 from advgame.run.job import about
 from advgame.run.options import Count, Finite, Must, NotNegative, parse_radius, refuse_unasked
 from advgame.run.settings import OptionalDataset
+from advgame.zoo.entries import place
 from agents.settings import EpisodeConfig
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def targets(config: Config) -> list[Target]:
     """The classifiers to attack, at the radius that was asked for."""
     from advgame.targets import from_run, shipped
 
+    refuse_idle_model(config)
     found = [from_run(one, config.model) for one in config.classifier] or [shipped()]
     if config.dataset is not None:
         found = [replace(one, dataset=config.dataset) for one in found]
@@ -135,6 +137,19 @@ def targets(config: Config) -> list[Target]:
         return found
     balls = [type(one.threat)(parse_radius(config.eps, one.threat.norm)) for one in found]
     return [replace(one, threat=b) for one, b in zip(found, balls, strict=True)]
+
+
+def refuse_idle_model(config: Config) -> None:
+    """Refuse ``--model`` where no classifier needs it; a run of before goes on with it.
+
+    Raises:
+        InputError: all classifiers know their networks.
+    """
+    if not config.model or config.resume is not None:
+        return
+    if all(knows(RunFolder.open(place(one)).about()) for one in config.classifier):
+        whose = " ".join(config.classifier) or "the zoo's classifier"
+        raise InputError(f"{whose}: the network is known, leave --model away")
 
 
 def make_game(

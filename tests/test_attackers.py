@@ -370,6 +370,14 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path, monkeypatch)
     assert train_attacker.job.run(again).report()["validation"]
 
 
+@pytest.mark.parametrize("classifier", [(), ("zoo:digits/pgd-at-small_cnn-seed0",)])
+def test_a_network_that_no_classifier_needs_is_refused(classifier, tmp_path):
+    config = train_attacker.Config(classifier, model="my_code:Net", runs_dir=str(tmp_path), **TINY)
+    with pytest.raises(InputError, match="leave --model away"):
+        train_attacker.job.run(config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_moves_that_there_are_not_are_refused(tmp_path):
     with pytest.raises(InputError, match="moves"):
         train_attacker.job.run(train_attacker.Config(runs_dir=str(tmp_path), moves=("back",)))
