@@ -330,8 +330,8 @@ def make_task(
     Raises:
         InputError: an id that Gymnasium does not know, or spaces that cannot be imitated.
     """
-    if registered(env_id) in NATIVE:
-        return NATIVE[registered(env_id)](rows, device)
+    if env_id in NATIVE:  # a module that is named may register another task under this id
+        return NATIVE[env_id](rows, device)
     if torch.device(device).type != "cpu":
         raise InputError(f"{env_id} is stepped by Gymnasium, on the CPU")
     return GymnasiumTask(env_id, rows, render_mode)

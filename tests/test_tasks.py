@@ -75,6 +75,12 @@ def test_starts_are_gymnasiums(env_id, rng):
     assert torch.allclose(task.observe().mean(0), starts.mean(0), atol=1e-2)
 
 
+def test_a_module_that_is_named_is_imported():
+    with pytest.raises(InputError, match="cannot make 'no_such_module:CartPole-v1'"):
+        make_task("no_such_module:CartPole-v1", 1)
+    assert isinstance(make_task("gymnasium:CartPole-v1", 1), GymnasiumTask)
+
+
 def test_rows_that_are_over_stay_where_they_are(rng):
     task = make_task("CartPole-v1", 2)
     task.reset(torch.tensor([True, True]), rng)

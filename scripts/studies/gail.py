@@ -50,7 +50,7 @@ from advgame.run.training_study import Flags, TrainingStudy
 from agents.gail import random_returns
 from agents.resemblance import expert_halves
 from envs.imitation import ImitationVectorEnv
-from envs.tasks import NATIVE, make_task, registered
+from envs.tasks import NATIVE, make_task
 
 # name -> (what it is, flags of train_gail.py)
 UPDATERS = {
@@ -214,7 +214,7 @@ class Gail(TrainingStudy[Config]):
     @override
     def prepare(self, cells: Mapping[str, Flags]) -> None:
         super().prepare(cells)
-        if registered(self.config.env) not in NATIVE:
+        if self.config.env not in NATIVE:
             begun = [path.parent for path in self.root.glob("*/config.json")]
             halves = [one for one in begun if not (one / "report.json").exists()]
             if halves and not self.config.finished_only:
@@ -272,7 +272,7 @@ class Gail(TrainingStudy[Config]):
         """Over how many the mean returns of random policy and expert are."""
         own = len(self.demonstrations)  # the package's expert was judged on others
         return {
-            "random": 1000 if registered(self.config.env) in NATIVE else 100,
+            "random": 1000 if self.config.env in NATIVE else 100,
             "expert": 100 if self.config.demonstrations is None else own,
         }
 
