@@ -160,6 +160,10 @@ def results_in(out: str) -> AbstractContextManager[Path]:
 
 def main(config: Config) -> None:
     """Measure all classifiers, draw the pictures and write the numbers."""
+    out = Path(config.out)
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is no folder: --out names that of the results")
     asked = settled(config)
     models, data, threat, learned = load(config, asked)
     per = float(asked[0].eps.partition("/")[2] or 1)  # of 8/255, which are levels of a byte

@@ -257,6 +257,15 @@ def test_two_commands_of_one_second_write_into_two_folders(script, tmp_path, mon
     assert not list((tmp_path / "runs").iterdir()), "nothing came of them"
 
 
+@pytest.mark.parametrize("name", ["taken", "taken/below"])
+def test_a_file_is_no_folder_of_results(name, tmp_path, monkeypatch):
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr(sweeps, "write_sweeps", lambda *_, **__: pytest.fail("it measured"))
+    config = sweeps.Config(("zoo:digits/pgd-at-small_cnn-seed0",), n=2, out=str(tmp_path / name))
+    with pytest.raises(InputError, match="taken is no folder"):
+        sweeps.main(config)
+
+
 @pytest.mark.slow
 def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     cells = [str(path) for path in sorted(folder.iterdir())]
