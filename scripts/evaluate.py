@@ -180,21 +180,29 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
             )
 
 
-def images(config: Config) -> tuple[ImageSet, ImageSet | None]:
+def images(config: Config, *others: Config) -> tuple[ImageSet, ImageSet | None]:
     """The test images; others of the same data set, where there are any.
+
+    Args:
+        config: all settings.
+        others: those of further classifiers that are judged on the same images.
 
     Raises:
         InputError: data that cannot be read, or that have changed since a run was trained on them.
     """
     from advgame.data import load_test
 
-    assert config.dataset is not None  # `check` found it
+    def check(found: Splits | ImageSet) -> None:
+        for one in (config, *others):
+            refuse_changed(one, found)
+
+    assert config.dataset is not None  # `Job.check` found it
     data, held_out = load_test(
         config.dataset,
         config.data_dir,
         download=config.download,
         image_size=config.image_size,
-        check=partial(refuse_changed, config),
+        check=check,
     )
     return data if config.n is None else data.first(config.n), held_out
 

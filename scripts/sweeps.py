@@ -111,7 +111,7 @@ def load(
     """
     first = asked[0]
     names = names_of(config.what)
-    learned, (data, _) = evaluate.learned(first), evaluate.images(first)
+    learned, (data, _) = evaluate.learned(first), evaluate.images(*asked)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
     models = {

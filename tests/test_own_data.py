@@ -9,6 +9,7 @@ from importlib import import_module
 import evaluate
 import numpy as np
 import pytest
+import sweeps
 import torch
 import train
 import train_adt
@@ -533,6 +534,10 @@ def test_images_that_came_after_a_training_are_judged_where_they_are_asked_for(
         says = rf"insects has changed since {run} was trained on it \(.*\): restore .*--dataset"
         with pytest.raises(InputError, match=says):
             judge(monkeypatch, what)
+    trained(tmp_path / "late", "insects")
+    both = sweeps.Config(what=("late", "one"), n=4)
+    with pytest.raises(InputError, match="since one was trained"):
+        sweeps.load(both, sweeps.settled(both))
     assert judge(monkeypatch, "one", "--data", "insects").report()["n"] == 4
     shutil.copytree(root, root / "test")  # which is all that is left of it
     for name in CLASSES:

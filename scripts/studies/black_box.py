@@ -24,7 +24,6 @@ import evaluate
 import tyro
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 from typing_extensions import override
 
 from advgame.errors import InputError
@@ -164,19 +163,20 @@ class BlackBox(Study[Config]):
     def make(self, cells: Mapping[str, Any]) -> Iterator[Runs]:
         """Evaluate pairs into folders of their own; finished attacks are kept there."""
         config = self.config
-        if config.finished_only:
+        if config.finished_only or not cells:
             done = [self.root / name / "report.json" for name in cells]
             yield [read_json(path) for path in done if path.exists()]
             return
         words = ["--n", str(config.n), *split_flags(config.extra)]
         words += ["--data-dir", config.data_dir] if config.data_dir else []
         device = make_fabric(config.accelerator, 1, "32-true").device
-        models: dict[str, nn.Module] = {}
-        for path in dict.fromkeys(path for cell in cells.values() for path in cell["paths"]):
-            asked = evaluate.job.check(evaluate.job.parse([path, *words]))
-            if not models:
-                data = evaluate.images(asked)[0].to(device)
-            models[path] = evaluate.classifier(asked, data, path).to(device)
+        paths = dict.fromkeys(path for cell in cells.values() for path in cell["paths"])
+        asked = [evaluate.job.check(evaluate.job.parse([path, *words])) for path in paths]
+        data = evaluate.images(*asked)[0].to(device)
+        models = {
+            path: evaluate.classifier(one, data, path).to(device)
+            for path, one in zip(paths, asked, strict=True)
+        }
         for name, cell in track(cells.items(), console=Console(stderr=True), transient=True):
             target, surrogate = cell["paths"]
             verdicts = attack_all(
@@ -185,7 +185,7 @@ class BlackBox(Study[Config]):
                 Linf(self.task[2]),
                 tuple(ATTACKS),
                 seed=cell["seed"],
-                batch_size=asked.batch_size,
+                batch_size=asked[0].batch_size,
                 surrogate=models[surrogate],
                 folder=self.root / name,
             )
