@@ -29,6 +29,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import override
 
+from advgame.choices import TRANSFER
 from advgame.data.names import short_name
 from advgame.errors import InputError
 from advgame.run.defender_job import DefenderJob, ball, tested, training_plan
@@ -100,13 +101,12 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
     @override
     def check(self, config: Config) -> Config:
         from advgame.evaluation import check_attacks
-        from advgame.evaluation.attacks import on_surrogate
 
         config = super().check(config)
         if not config.inner_attacks:
             raise InputError("--inner-attacks names none: say one, e.g. aa:apgd-ce")
         check_attacks(config.inner_attacks)
-        if wants := [name for name in config.inner_attacks if on_surrogate(name)]:
+        if wants := [name for name in config.inner_attacks if name in TRANSFER]:
             raise InputError(f"{wants[0]} needs another classifier: --inner-attacks has none")
         if config.processes > 1:
             raise InputError("the mixtures of all rounds lie on one device: leave --devices away")

@@ -28,10 +28,10 @@ from torch import nn
 from advgame.arena import hold_tournament, write_mixture
 from advgame.arena.tournament import playable
 from advgame.attacks import Attack
+from advgame.choices import TRANSFER
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import check_attacks
-from advgame.evaluation.attacks import on_surrogate
 from advgame.run.cli import run_script
 from advgame.run.options import Count, Names, check_types
 from advgame.run.program import prog
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     # there is always a column of the clean images, which needs no name
     config = replace(config, attacks=tuple(name for name in config.attacks if name != "clean"))
     check_attacks(config.transfer)
-    if wants := [name for name in (*config.attacks, *config.transfer) if on_surrogate(name)]:
+    if wants := [name for name in (*config.attacks, *config.transfer) if name in TRANSFER]:
         raise InputError(
             f"{wants[0]} is made on one other classifier, of which a tournament has many: "
             "--transfer pgd20 makes PGD-20 on each in turn"

@@ -222,14 +222,6 @@ def check_attacks(names: tuple[str, ...]) -> None:
         raise InputError(f"an attack is asked for twice: {', '.join(names)}")
 
 
-def on_surrogate(name: str) -> bool:
-    """Whether an attack of the package is made on another classifier.
-
-    Attacks of somebody's own code are made on the one that they are given, whatever their name.
-    """
-    return name in ATTACKS and "transfer" in name
-
-
 def make_suite(name: str, context: Context) -> Suite:
     """The attack ``name`` as named attacks in order; most have one only.
 
