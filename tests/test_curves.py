@@ -183,7 +183,7 @@ def test_bars_of_methods_are_sorted_and_name_nothing_that_is_not_drawn():
     def numbers(worst, sd):
         return {"worst_case": {"mean": worst, "sd": sd}, "accuracy_clean": {"mean": 0.9}}
 
-    summary = {"a": numbers(0.5, 0.1), "b": numbers(0.8, float("nan"))}
+    summary = {"a": numbers(0.5, 0.1), "b": numbers(0.8, None)}
     figure = comparison_figure(summary, ("accuracy_clean", "accuracy_pgd20"), "")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b"]
     (legend,) = figure.legends
@@ -193,7 +193,7 @@ def test_bars_of_methods_are_sorted_and_name_nothing_that_is_not_drawn():
     ]
     ((line,),) = (one.get_segments() for one in figure.axes[0].collections)
     assert [round(float(x)) for x in line[:, 0]] == [40, 60]
-    (legend,) = comparison_figure({"b": numbers(0.8, float("nan"))}, (), "").legends
+    (legend,) = comparison_figure({"b": numbers(0.8, None)}, (), "").legends
     assert [one.get_text() for one in legend.get_texts()] == ["worst case, one seed"]
 
 
