@@ -52,6 +52,7 @@ def test_a_run_of_one_epoch_shows_its_point():
     for markers, shown in (("o", rows), ("None", [*rows, {**rows[0], "epoch": 2.0}])):
         axis = game_figure(shown, "title", panels).axes[0]
         assert [line.get_marker() for line in axis.lines] == [markers, markers]
+        assert {row["epoch"] for row in shown} <= {*axis.get_xticks()}, "epochs are named"
 
 
 @pytest.mark.parametrize("words", [3, 12, 40])

@@ -150,8 +150,7 @@ class ARC(Attack):
 
     where w is the gradient of the margin, g = -steepest(w) its unit direction, and β = η for the
     first member and where ζ ≥ η. A bent step is kept where the expected accuracy does not rise.
-    Their algorithm 1, for linear classifiers, measures ζ at the step's start: what their code and
-    this do bends further, and with one step of η = ε finds other points.
+    Their algorithm 1, for linear classifiers, measures ζ at the step's start: it is not this.
 
     Args:
         threat: the ball, with one radius.

@@ -221,7 +221,7 @@ def game_figure(
             alone = "o" if len(points) == 1 else None  # a line of one point is invisible
             axis.plot(*zip(*points, strict=True), label=label, marker=alone)
         axis.set(title=name, xlabel=x[1], ylabel=textwrap.fill(unit, _LABEL))
-        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         under = axis.transAxes + ScaledTranslation(0, -_UNDER, figure.dpi_scale_trans)
         axis.legend(
             loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, frameon=False,

@@ -494,9 +494,15 @@ class Compare(MethodsStudy[Config]):
             + "".join(f" {told}" for name, told in TOLD.items() if f"accuracy_{name}" in first)
             + told_budget(about),
             table.markdown([*head, "flags"], flagged),
-            *([] if is_own(self.config.dataset) else (POSTER_IS, POSTER)),
+            *((POSTER_IS, POSTER) if self.beside_poster(runs) else ()),
         ]
 
+    def beside_poster(self, runs: Runs) -> bool:
+        """Whether the data are published and one of the games is on the poster."""
+        on_poster = {row.split()[1] for row in POSTER.splitlines()[2:]}
+        return not is_own(self.config.dataset) and any(run["method"] in on_poster for run in runs)
+
+    @override
     def pictures(self, runs: Runs, about: Mapping[str, Any]) -> None:
         """Bars of the worst case; and the table for programs."""
         text = io.StringIO()
