@@ -130,6 +130,13 @@ def test_the_projection_is_the_smallest_change_that_reaches_the_hyperplane(size,
     assert bool((there | ~reachable).all())
 
 
+def test_a_projection_onto_no_hyperplane_ends(rng):
+    points, nothing = torch.rand((3, 5), generator=rng), torch.zeros(3, 5)
+    assert torch.equal(project_onto(points, nothing, torch.ones(3)), nothing)
+    unknown = torch.full((3,), torch.nan)
+    assert project_onto(points, torch.randn(3, 5, generator=rng), unknown).shape == points.shape
+
+
 def test_a_linear_classifier_is_broken_exactly_where_the_closed_form_says(rng):
     net = Linear(torch.randn(4, 9, generator=rng))
     x = 0.3 + 0.4 * torch.rand(64, 1, 3, 3, generator=rng)

@@ -150,8 +150,8 @@ def test_a_table_is_beside_the_papers_numbers_and_any_game(tmp_path):
     head, *lines = beside.table(both)
     own = head.index("worst − trades, paired, 95 %")
     assert [line[own] for line in lines] == ["-25.0 ± 0.0", "–"]
-    on_poster = {("digits", "pgd-at"): True, ("digits", "n-fgsm"): False, ("own.npz", "pgd-at"): False}
-    for (dataset, game), told in on_poster.items():
+    cases = ("digits", "pgd-at", True), ("digits", "n-fgsm", False), ("own.npz", "pgd-at", False)
+    for dataset, game, told in cases:
         pages = compare.Compare(config(tmp_path, dataset=dataset)).document(
             [{**run, "method": game}], {}
         )

@@ -172,7 +172,7 @@ def test_mixtures_that_share_classifiers_have_the_spread_of_their_classifiers():
 
 
 def test_intervals_of_shared_classifiers_cover_as_often_as_they_say(rng):
-    """95 %, where those of the mixtures themselves cover about 81 %; of five, a quarter too wide."""
+    """95 %, where those of the mixtures cover about 81 %; of five they are a quarter too wide."""
     held, wide, count, trials = 0, 0.0, 5, 2000
     for draws in torch.randn(trials, count, generator=rng, dtype=torch.float64):
         values = [(float(draws[i] + draws[(i + 1) % count])) / 2 for i in range(count)]
