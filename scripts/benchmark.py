@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import tyro
-from benchmarks import attacks, autoattack, environments, games
+from benchmarks import attacks, autoattack, engine, environments, games
 from benchmarks.timing import Case, show
 from lightning_fabric import Fabric
 
@@ -42,7 +42,8 @@ class Config(games.Games, autoattack.Judges):
 
     only: str = "pgd,strategies,env,adaptive,duel,attack,imitation"
     """PGD-10 and its peers; steps per image and LAS-AT's masked loop; environments (adaptive:
-    AdaptiveAttack-v0 beside the bare loop); GAIL; games; autoattack beside pyautoattack"""
+    AdaptiveAttack-v0 beside the bare loop); GAIL; engine (what each of its parts brings PGD-10);
+    games; autoattack beside pyautoattack"""
     repeats: int | None = None
     """how often every contestant takes its turn, 15 if not told, games 5; environments ten times,
     adaptive, whose turn is an episode, twice"""
@@ -75,6 +76,7 @@ def main(config: Config) -> None:
         "duel": (environments.measure_duel, environments.data_sets()[:cases]),
         "attack": (environments.measure_attack, attacked),
         "imitation": (environments.measure_imitation, ["CartPole-v1", "MountainCar-v0"][:cases]),
+        "engine": (engine.measure_engine, engine.QUERIES[: 1 if config.quick else None]),
         "games": (games.measure_games, [config]),
         "autoattack": (autoattack.measure_autoattack, []),
     }
@@ -105,6 +107,8 @@ def main(config: Config) -> None:
     write_atomically(out, json.dumps({**about, "groups": groups}, indent=2) + "\n")
     for case in groups.get("games", ()):
         write_atomically(out.with_suffix(".md"), games.as_markdown(case, about))
+    if parts := groups.get("engine"):
+        write_atomically(out.with_suffix(".md"), engine.as_markdown(parts, about))
     if judged := groups.get("autoattack"):
         write_atomically(out.with_suffix(".md"), autoattack.as_markdown(judged, about))
 

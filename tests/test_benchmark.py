@@ -8,7 +8,7 @@ import benchmark
 import pytest
 import torch
 import tyro
-from benchmarks import attacks, autoattack, environments, games
+from benchmarks import attacks, autoattack, engine, environments, games
 from benchmarks.attacks import PEERS
 from conftest import ROOT
 from lightning_fabric import Fabric
@@ -246,3 +246,27 @@ def test_a_verdict_that_differs_is_listed_with_both_margins(monkeypatch):
     text = autoattack.as_markdown([case], about)
     assert "| 1 of 8 |" in text
     assert f"seed 0, image 5: {margins[0]:.2g} after ours, {margins[1]:.2g} after" in text
+
+
+@pytest.mark.parametrize("network", ["small_cnn", "lean_resnet"])
+def test_all_parts_of_the_engine_make_the_same_attack(network):
+    """But for rounding, which turns the sign of a few gradients."""
+    query = (network, (3, 16, 16), 0.03, 4)
+    made = {
+        what: engine.played(query, parts, torch.device("cpu"))()
+        for what, parts in engine.PARTS.items()
+    }
+    for what, x_adv in made.items():
+        away = (x_adv - made[engine.KEPT]).abs() > 0.03 / 8
+        assert float(away.float().mean()) < (0.2 if "bf16" in engine.PARTS[what] else 0.02), what
+    with engine.elsewhere(query) as play:
+        play()  # it ends
+
+
+def test_the_page_of_the_engine_has_a_column_per_network():
+    rows = {what: {"times_ours": 0.5, "median_s": 2.0} for what in (engine.NOTHING, *engine.PARTS)}
+    cases = [{"network": name, "batch": 8, "contestants": rows} for name in ("a", "b")]
+    about = dict.fromkeys(("device", "cpu", "commit", "command", "repeats"), "x")
+    page = engine.as_markdown(cases, about)
+    assert "|  | a, batch 8 | b, batch 8 |" in page
+    assert "| nothing | 0.50 | 0.50 |" in page
