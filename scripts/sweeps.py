@@ -25,6 +25,7 @@ from typing import Annotated
 
 import evaluate
 import tyro
+from judging import subjects
 from torch import nn
 
 from advgame.attacks import Attack
@@ -78,7 +79,7 @@ class Config:
     """folder of the results, whose files are replaced; runs/<current time> when empty"""
 
 
-def settled(config: Config) -> list[evaluate.Config]:
+def settled(config: Config) -> list[subjects.Config]:
     """The settings of each classifier's evaluation, with what its run folder knows.
 
     Raises:
@@ -88,17 +89,17 @@ def settled(config: Config) -> list[evaluate.Config]:
         raise InputError("name the run folders of the classifiers, or files of weights")
     given = {
         field.name: getattr(config, field.name)
-        for field in fields(evaluate.Config)
+        for field in fields(subjects.Config)
         if hasattr(config, field.name) and field.name != "what"
     }
-    judged = partial(evaluate.judged, evaluate.Config(**given))
+    judged = partial(subjects.judged, subjects.Config(**given))
     asked = [evaluate.job.check(one) for one in map(judged, config.what)]
-    evaluate.asked_alike(asked)
+    subjects.asked_alike(asked)
     return asked
 
 
 def load(
-    config: Config, asked: Sequence[evaluate.Config]
+    config: Config, asked: Sequence[subjects.Config]
 ) -> tuple[dict[str, nn.Module], ImageSet, Threat, dict[str, Attack]]:
     """Classifiers by name, images, ball, learned attackers.
 
@@ -111,17 +112,17 @@ def load(
     """
     first = asked[0]
     names = names_of(config.what)
-    learned, (data, _) = evaluate.learned(first), evaluate.images(*asked)
+    learned, (data, _) = subjects.learned(first), subjects.images(*asked)
     device = make_fabric(config.accelerator, 1, "32-true").device
     data = data.to(device)
     models = {
-        name: evaluate.classifier(one, data, one.what).to(device)
+        name: subjects.classifier(one, data, one.what).to(device)
         for name, one in zip(names, asked, strict=True)
     }
     for model in models.values():
         check_classifier(model, data)
-        evaluate.try_out(learned, model, data, config.seed)
-    return models, data, evaluate.threat(first), learned
+        subjects.try_out(learned, model, data, config.seed)
+    return models, data, subjects.threat(first), learned
 
 
 def names_of(whats: Sequence[str], shorten: Callable[[str], str] | None = None) -> list[str]:

@@ -15,6 +15,7 @@ import train_las_at
 import train_minimax
 from conftest import seeded
 from equal_runs import SMALL
+from judging.subjects import Config, threat
 
 from advgame.classifiers import SmallCNN, make_classifier
 from advgame.data import load_data
@@ -102,10 +103,10 @@ def test_a_run_in_l2_is_judged_there_and_says_so(tmp_path):
     run = train.job.run(replace(train.job.parse(words), **{**SMALL, "epochs": 1}))
     assert run.about()["config"]["norm"] == "L2"
     assert run.report()["threat"] == {"norm": "L2", "eps": 0.5}
-    settled = evaluate.job.check(evaluate.Config(what=str(run.path)))
-    assert evaluate.threat(settled) == L2(0.5)
-    other = evaluate.Config(what=str(run.path), norm="Linf", eps="0.1")
-    assert evaluate.threat(evaluate.job.check(other)) == Linf(0.1)
+    settled = evaluate.job.check(Config(what=str(run.path)))
+    assert threat(settled) == L2(0.5)
+    other = Config(what=str(run.path), norm="Linf", eps="0.1")
+    assert threat(evaluate.job.check(other)) == Linf(0.1)
     with pytest.raises(Exception, match="how far an attack may go in Linf"):
         evaluate.job.check(replace(other, eps=""))
     assert from_run(Path(run.path)).threat == L2(0.5)
@@ -121,8 +122,8 @@ def test_a_run_made_from_python_is_judged_in_the_ball_of_its_report(tmp_path):
     run = RunFolder.create(tmp_path / "run", settings, "cpu")
     Trainer(game, run, TrainingPlan(epochs=1), lambda _: {"eval/robust": 1.0}).fit()
     judge_run(run, made, data.test.first(10), L2(0.5), dataset="digits", attacks=("fgsm",))
-    settled = evaluate.job.check(evaluate.Config(what=str(run.path)))
-    assert evaluate.threat(settled) == from_run(run.path).threat == L2(0.5)
+    settled = evaluate.job.check(Config(what=str(run.path)))
+    assert threat(settled) == from_run(run.path).threat == L2(0.5)
 
 
 def test_free_in_l2_steps_along_the_gradient_and_stays_in_the_ball():

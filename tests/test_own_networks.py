@@ -11,6 +11,7 @@ import train
 import train_attacker
 import train_cat_and_mouse
 from equal_runs import assert_equal_runs, weights
+from judging.subjects import Config, classifier
 
 from advgame import Linf, load_data
 from advgame.classifiers import Normalise, SmallCNN, make_classifier
@@ -330,12 +331,10 @@ def test_how_a_network_was_built_is_told():
 def test_weights_of_normalised_images(tmp_path, rng):
     net = make_classifier("wrn-10-1", (3, 32, 32), 10).eval()
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    asked = evaluate.Config(
-        str(tmp_path / "w.pth"), model="wrn-10-1", normalise="0.5,0.4,0.3/0.2,0.25,0.3"
-    )
+    asked = Config(str(tmp_path / "w.pth"), model="wrn-10-1", normalise="0.5,0.4,0.3/0.2,0.25,0.3")
     data = load_data("digits").test.first(8)
     object.__setattr__(data, "images", torch.zeros(8, 3, 32, 32, dtype=torch.uint8))
     x = torch.rand(2, 3, 32, 32, generator=rng)
     with torch.no_grad():
         want = net(Normalise((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))(x))
-        torch.testing.assert_close(evaluate.classifier(asked, data, asked.what)(x), want)
+        torch.testing.assert_close(classifier(asked, data, asked.what)(x), want)

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import evaluate
 import tyro
+from judging import subjects
 from rich.console import Console
 from rich.progress import track
 from typing_extensions import override
@@ -172,9 +173,9 @@ class BlackBox(Study[Config]):
         device = make_fabric(config.accelerator, 1, "32-true").device
         paths = dict.fromkeys(path for cell in cells.values() for path in cell["paths"])
         asked = [evaluate.job.check(evaluate.job.parse([path, *words])) for path in paths]
-        data = evaluate.images(*asked)[0].to(device)
+        data = subjects.images(*asked)[0].to(device)
         models = {
-            path: evaluate.classifier(one, data, path).to(device)
+            path: subjects.classifier(one, data, path).to(device)
             for path, one in zip(paths, asked, strict=True)
         }
         for name, cell in track(cells.items(), console=Console(stderr=True), transient=True):

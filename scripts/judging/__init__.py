@@ -1,0 +1,1 @@
+"""What `scripts/evaluate.py` and its like judge: classifiers, images, attacks, from their words."""
