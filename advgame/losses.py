@@ -34,6 +34,16 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return other - true
 
 
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the answers are another class than the label, or no class: (…, K) and (…) -> (…).
+
+    An answer whose largest logit is NaN or infinite is no class, as in
+    `advgame.evaluation.predict`: comparing `argmax` takes a row of NaN for class 0.
+    """
+    best = logits.max(-1)
+    return (best.indices != y) | ~best.values.isfinite()
+
+
 def clipped_margin(logits: Tensor, y: Tensor, kappa: float) -> Tensor:
     """`margin` up to κ, beyond which nothing is gained, (B,).
 

@@ -291,3 +291,26 @@ def test_nothing_standing_needs_no_search(net, images):
         made = attack.run(net, x[:4], wrong[:4], rng=torch.Generator().manual_seed(0))
         assert torch.equal(made.x_adv, x[:4])
         assert bool(made.fooled.all())
+
+
+class Domain(nn.Module):
+    """Two classes, by which half is lighter; where they differ too much or too little it fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        gap = x[:, :, :3].mean((1, 2, 3)) - x[:, :, 3:].mean((1, 2, 3))
+        logits = torch.stack([gap, -gap, 0 * gap - 9, 0 * gap - 8], 1) * self.scale
+        return logits + 0 * torch.sqrt(gap.abs() - 0.35)[:, None]
+
+
+@pytest.mark.parametrize("attack", [APGD(Linf(0.08)), FAB(Linf(0.08), 10), Square(Linf(0.08), 400)])
+def test_no_answer_is_an_error_whatever_the_label(attack):
+    """NaN's argmax is 0: images of class 0 seemed to survive."""
+    x, y = torch.full((8, 1, 6, 6), 0.5), torch.arange(8) % 2
+    x[y == 0, :, :3], x[y == 0, :, 3:], x[y == 1, :, :3], x[y == 1, :, 3:] = 0.7, 0.3, 0.3, 0.7
+    made = attack.run(Domain().eval(), x, y, rng=torch.Generator().manual_seed(0))
+    assert bool(made.fooled.all())
+    assert bool(Domain()(made.x_adv).isnan().any(1).all())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import Linear
 from pyautoattack import AutoAttack
+from torch import nn
 
 from advgame.data import ImageSet
 from advgame.evaluation import evaluate, find_flags, write_report
@@ -49,11 +50,38 @@ def test_autoattack_targets_nine_classes_or_all_wrong_ones(classes, targets, mon
 
     monkeypatch.setattr(AutoAttack, "run_standard_evaluation", spy)
     x = torch.rand(2, 1, 2, 2)
-    for version in ("plus", "rand"):
-        part = AutoAttackPart(BALL, "apgd-t", version)
-        part.run(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64))
-        assert seen.pop() == (version, ["apgd-t"], targets, targets)
+    part = AutoAttackPart(BALL, "apgd-t", "plus")
+    part.run(Linear(torch.eye(classes, 4)), x, torch.zeros(2, dtype=torch.int64))
+    assert seen.pop() == ("plus", ["apgd-t"], targets, targets)
     assert AutoAttackPart(BALL, "apgd-t").own(classes).targets == targets
+
+
+class Chancy(nn.Module):
+    """Whether it errs is a matter of chance, the more so the lighter the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        gap = self.weight * (1.1 - (x - 0.5).mean((1, 2, 3)) / 0.1) + torch.randn(len(x)) * 0.3
+        return torch.stack([gap, -gap, -gap - 5, -gap - 6], 1)
+
+
+def test_a_classifier_that_draws_errs_once_per_attack_as_in_pyautoattack():
+    """Judged by two draws in a row it would err by chance squared, and seem too robust."""
+    count, ball, net = 150, Linf(0.1), Chancy().eval()
+    data = ImageSet.from_floats(torch.full((count, 1, 4, 4), 0.5), torch.zeros(count).long(), 4)
+    mine = evaluate(net, data, ball, ("autoattack-rand",), seed=0).accuracy()["autoattack-rand"]
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = AutoAttack(net, norm="Linf", eps=0.1, seed=0, version="rand", device="cpu")
+        judge.verbose = False
+        _, said = judge.run_standard_evaluation(data.floats(), data.labels, batch_size=count)
+    theirs = float((said == 0).float().mean())
+    assert 0.1 < theirs < 0.6
+    assert abs(mine - theirs) < 0.15  # 2.7 sd of a difference of two shares of 150 images
 
 
 def test_verdicts_on_a_linear_model_are_the_closed_form(rng):

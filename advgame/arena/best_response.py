@@ -26,7 +26,7 @@ from advgame.checks import check_logits
 from advgame.errors import InputError
 from advgame.evaluation.attacks import Suite
 from advgame.evaluation.verdicts import predict
-from advgame.losses import Loss, cross_entropy, full_precision, margin
+from advgame.losses import Loss, cross_entropy, full_precision, margin, misclassified
 from advgame.threat import Threat, per_image
 
 Expected = Literal["ce", "margin", "zero-one"]
@@ -117,7 +117,7 @@ class _Ascent(Ascent):
 
     def _fell(self, logits: Tensor) -> Tensor:
         """Where all members err; what is the worst so far is noted."""
-        error = self.mixture.expected(logits.argmax(2) != self.y[:, None])
+        error = self.mixture.expected(misclassified(logits, self.y[:, None]))
         most, reached = self.most[self.rows], self.at_most[self.rows]
         same = (error - most).abs() < _NEVER
         better = ((error > most + _NEVER) | (same & (self.loss > reached))).nonzero()[:, 0]
@@ -339,7 +339,7 @@ def _badness(mixture: ClassifierMixture, x: Tensor, y: Tensor) -> tuple[Tensor, 
     """Expected error and expected cross-entropy, (B,) each, without a graph."""
     with torch.no_grad():
         answers = mixture.answers(x)
-    wrong = (answers.argmax(2) != y[:, None]) | ~answers.amax(2).isfinite()
+    wrong = misclassified(answers, y[:, None])
     return mixture.expected(wrong), mixture.expected_loss(answers, y, cross_entropy)
 
 

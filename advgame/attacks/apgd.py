@@ -14,7 +14,7 @@ from advgame.attacks.attack import AttackResult
 from advgame.attacks.input_gradients import input_gradient
 from advgame.attacks.shards import ShardedAttack, Shards, logits_of
 from advgame.errors import InputError
-from advgame.losses import cross_entropy
+from advgame.losses import cross_entropy, misclassified
 from advgame.threat import Threat, per_image
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -68,7 +68,7 @@ class APGD(ShardedAttack):
                 f"the targeted DLR loss takes {_LEAST_CLASSES} classes or more, not "
                 f"{logits.shape[1]}"
             )
-        x_adv, fooled, asked, formed = x.clone(), logits.argmax(1) != y, len(x), 0
+        x_adv, fooled, asked, formed = x.clone(), misclassified(logits, y), len(x), 0
         for rank in range(2, 2 + self.targets) if self.targets else (1,):
             rows = (~fooled).nonzero()[:, 0]
             if not len(rows):
@@ -183,8 +183,7 @@ class Ascent:
 
     def _fell(self, logits: Tensor) -> Tensor:
         """Which of the present images need no further step, (B,)."""
-        fell: Tensor = logits.argmax(1) != self.y
-        return fell
+        return misclassified(logits, self.y)
 
     def _leave(self, fell: Tensor) -> None:
         if not bool(fell.any()):

@@ -12,7 +12,7 @@ from advgame.attacks.boundary import attacked
 from advgame.attacks.input_gradients import finite, input_gradient
 from advgame.checks import check_logits
 from advgame.errors import InputError
-from advgame.losses import margin
+from advgame.losses import margin, misclassified
 from advgame.threat import Linf, per_image
 
 
@@ -72,7 +72,7 @@ class _Search:
             logits = self.model(self.x)
         if check:
             check_logits(logits, self.y)
-        self.within = logits.argmax(1) != self.y
+        self.within = misclassified(logits, self.y)
         self.forwards += len(self.x)
         rows = (~self.within).nonzero()[:, 0]
         while len(rows):
@@ -104,8 +104,8 @@ class _Search:
                 beyond = (delta - tau).clamp_min(0).flatten(1).sum(1)
                 loss = (c * (-gap).clamp_min(0) + beyond).sum()
             self.forwards += len(rows)
-            # as in the authors' code: misclassified, and next to nothing beyond τ
-            hit = (gap.detach() > 0) & (beyond.detach() < 1e-4 * c) & ~found
+            # as in the authors' code: misclassified (NaN is), and next to nothing beyond τ
+            hit = ~(gap.detach() <= 0) & (beyond.detach() < 1e-4 * c) & ~found
             best[hit] = adv.detach()[hit]
             found |= hit
             if bool(found.all()):

@@ -18,6 +18,7 @@ from advgame.attacks.attack import AttackResult
 from advgame.attacks.input_gradients import input_gradient
 from advgame.attacks.shards import ShardedAttack, Shards, logits_of
 from advgame.errors import InputError
+from advgame.losses import misclassified
 from advgame.threat import Linf, per_image
 
 _ALPHA_MAX, _ETA, _BETA = 0.1, 1.05, 0.9  # of the paper: bias, overshoot, step back
@@ -53,7 +54,7 @@ class FAB(ShardedAttack):
     def _on_shards(
         self, shards: Shards, x: Tensor, y: Tensor, logits: Tensor, rng: torch.Generator | None
     ) -> AttackResult:
-        x_adv, fooled, asked, formed = x.clone(), logits.argmax(1) != y, len(x), 0
+        x_adv, fooled, asked, formed = x.clone(), misclassified(logits, y), len(x), 0
         for rank in range(2, 2 + min(self.targets, logits.shape[1] - 1)):
             rows = (~fooled).nonzero()[:, 0]
             if not len(rows):
@@ -90,7 +91,7 @@ class _Search:
             if not len(self.rows):
                 break
             self._towards_the_boundary()
-            beyond = logits_of(self.model, self.x_adv).argmax(1) != self.y
+            beyond = misclassified(logits_of(self.model, self.x_adv), self.y)
             self.steps[self.rows] += 1
             fell = beyond & ((self.x_adv - self.x).abs().flatten(1).amax(1) <= self.eps)
             back = self.x + (self.x_adv - self.x) * _BETA

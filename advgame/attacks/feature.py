@@ -20,6 +20,7 @@ from advgame.attacks.boundary import attacked
 from advgame.attacks.input_gradients import input_gradient
 from advgame.checks import check_logits
 from advgame.errors import InputError
+from advgame.losses import misclassified
 from advgame.threat import Threat, per_image
 
 
@@ -125,7 +126,7 @@ class FeatureAttack(Attack):
                     leaf = x_adv.detach().requires_grad_()
                     with torch.enable_grad():
                         logits = model(leaf)
-                        hit = logits.argmax(1) != y[rows]
+                        hit = misclassified(logits, y[rows])
                         alike = F.cosine_similarity(seen[0].flatten(1), goal.flatten(1))
                     if check and not backwards:
                         check_logits(logits, y[rows])

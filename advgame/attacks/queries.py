@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advgame.checks import check_indices
-from advgame.losses import cross_entropy, dlr, margin
+from advgame.losses import cross_entropy, dlr, margin, misclassified
 from advgame.threat import Threat, per_image
 
 
@@ -139,7 +139,7 @@ class AttackState(ABC):
         better = first | (reached > self.best_margin)
         self.best_margin = torch.where(better, reached, self.best_margin)
         self.best_x = select(self.best_x, point, better)
-        wrong = seen.argmax(1) != self.y
+        wrong = misclassified(seen, self.y)
         self.fooled = wrong | (self.fooled & ~first)
         self.used = self.used + 1
         return better

@@ -12,7 +12,7 @@ from advgame.attacks.attack import Attack, AttackResult
 from advgame.attacks.boundary import attacked
 from advgame.checks import check_labels, check_logits
 from advgame.errors import InputError
-from advgame.losses import clipped_margin
+from advgame.losses import clipped_margin, misclassified
 from advgame.threat import Threat
 
 
@@ -79,7 +79,7 @@ class SPSA(Attack):
         x_adv, forwards = x.clone(), 0
         adam = torch.optim.Adam([x_adv], lr=self.lr)
         for _ in range(self.iterations):
-            fooled = bool(model(x_adv).argmax(1) != y)
+            fooled = bool(misclassified(model(x_adv), y))
             forwards += 1
             if fooled:
                 return x_adv, True, forwards
@@ -87,7 +87,7 @@ class SPSA(Attack):
             forwards += 2 * (self.samples // 2)
             adam.step()
             x_adv.copy_(ball.project(x_adv, x))
-        return x_adv, bool(model(x_adv).argmax(1) != y), forwards + 1
+        return x_adv, bool(misclassified(model(x_adv), y)), forwards + 1
 
     def _estimate(self, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
         """(f(x + δv) - f(x - δv)) / 2δ · v, averaged over sign vectors v, (1, C, H, W)."""

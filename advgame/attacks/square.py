@@ -16,7 +16,7 @@ from typing_extensions import override
 from advgame.attacks.attack import AttackResult
 from advgame.attacks.shards import ShardedAttack, Shards
 from advgame.errors import InputError
-from advgame.losses import margin
+from advgame.losses import margin, misclassified
 from advgame.threat import Linf
 
 # the share of the image that a square covers halves after so many queries
@@ -57,7 +57,7 @@ class Square(ShardedAttack):
         self, shards: Shards, x: Tensor, y: Tensor, logits: Tensor, rng: torch.Generator | None
     ) -> AttackResult:
         assert rng is not None
-        fooled, x_adv = logits.argmax(1) != y, x.clone()
+        fooled, x_adv = misclassified(logits, y), x.clone()
         rows, channels = (~fooled).nonzero()[:, 0], x.shape[1]
         if not len(rows):
             return AttackResult(x, None, fooled, len(x), 0)
@@ -83,10 +83,10 @@ class Square(ShardedAttack):
         best = best.clone()  # rows of a tensor that other threads have rows of
         found, asked, fooled = best.clone(), torch.zeros_like(y), torch.zeros_like(y) > 0
         logits = model(best).float()
-        gap, fell = -margin(logits, y), logits.argmax(1) != y
+        gap, fell = -margin(logits, y), misclassified(logits, y)
         asked += 1
         for number, (down, right, *signs) in enumerate(squares):
-            if bool((done := gap <= 0).any()):
+            if bool((done := fell | (gap <= 0)).any()):
                 found[rows[done]], fooled[rows[done]] = best[done], fell[done]
                 y, best, low, high, rows, gap, fell = (
                     one[~done] for one in (y, best, low, high, rows, gap, fell)
@@ -99,9 +99,9 @@ class Square(ShardedAttack):
             point = best.clone()
             point[window] = patch
             logits = model(point).float()
-            now, wrong = -margin(logits, y), logits.argmax(1) != y
+            now, wrong = -margin(logits, y), misclassified(logits, y)
             asked[rows] += 1
-            better = (now < gap) | (now <= 0)
+            better = wrong | (now < gap) | (now <= 0)
             best[window] = torch.where(better.view(-1, 1, 1, 1), patch, best[window])
             gap, fell = torch.where(better, now, gap), torch.where(better, wrong, fell)
         found[rows], fooled[rows] = best, fell

@@ -80,7 +80,10 @@ class AutoAttackPart(Attack):
     """One attack of AutoAttack on one batch.
 
     pyautoattack seeds each attack anew for each batch, so that its attacks run one by one on the
-    survivors give to the bit what they give in one go.
+    survivors give to the bit what they give in one go. Those of ``"rand"`` are for classifiers that
+    answer at random: whoever asks for the verdict draws it, once per attack as AutoAttack does, at
+    the point that the attack ended with. (AutoAttack's own loop hands back the clean image where
+    its draw was right.)
 
     Args:
         threat: L∞ or L2 with one radius.
@@ -174,5 +177,9 @@ class AutoAttackPart(Attack):
             # nine targets in AutoAttack standard; fewer classes have fewer wrong ones
             judge.apgd_targeted.n_target_classes = min(9, classes - 1)
             judge.fab.n_target_classes = min(9, classes - 1)
+            if self.version == "rand":
+                judge.apgd.loss, judge.apgd.seed = self.part.removeprefix("apgd-"), judge.get_seed()
+                with torch.no_grad():
+                    return AttackResult(judge.apgd.perturb(x, y.long()), None, None, 0, 0)
             x_adv, said = judge.run_standard_evaluation(x, y.long(), batch_size=len(x))
         return AttackResult(x_adv, None, said != y, 0, 0)
