@@ -221,7 +221,7 @@ class Job(jobs.Job[Config, Materials]):
     @override
     def check_finished(self, config: Config, run: RunFolder, made: Materials) -> None:
         """Refuse where weights or images behind the same names are others: the numbers are old."""
-        from advgame.evaluation.cells import describe, fingerprint
+        from advgame.evaluation.cells import describe, fingerprint, other_attribute
 
         noted = run.path / "evaluation" / "settings.json"
         if not noted.exists():  # somebody made room: nothing tells what was judged
@@ -235,6 +235,7 @@ class Job(jobs.Job[Config, Materials]):
         learned = {name: describe(attack) for name, attack in made.extra.items()}
         changed = {
             "weights": had.get("networks") != now["networks"],
+            "attributes": other_attribute(had, now) != "",
             "images": had.get("images") != now["images"],
             "learned attackers": learned != {name: extra.get(name) for name in learned},
         }

@@ -157,6 +157,39 @@ def test_another_device_is_refused(honest, test_images, tmp_path):
         evaluate(honest, test_images, BALL, ("fgsm",), folder=tmp_path)
 
 
+class Shifted(nn.Module):
+    """A classifier with a setting that is no weight, a counter and a cache."""
+
+    def __init__(self, net, shift=0.0, *, hidden=False):
+        super().__init__()
+        self.net, self.calls, self.device = net, 0, "cuda:1"
+        if hidden:
+            self.register_buffer("shift", torch.tensor(shift), persistent=False)
+        else:
+            self.shift = shift
+
+    def forward(self, x):
+        self.calls += 1
+        if not hasattr(self, "cached"):
+            self.cached = torch.ones(3)
+        return self.net(x + self.shift)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_setting_that_is_no_weight_makes_another_classifier(
+    hidden, honest, test_images, tmp_path
+):
+    data, net = test_images.subset(slice(4)), Shifted(honest, hidden=hidden)
+    for same in (net, net, Shifted(honest, hidden=hidden)):  # whatever they have counted and kept
+        evaluate(same, data, BALL, ("fgsm",), folder=tmp_path)
+    with pytest.raises(InputError, match=r"settings \(shift was another\)"):
+        evaluate(Shifted(honest, 0.5, hidden=hidden), data, BALL, ("fgsm",), folder=tmp_path)
+    noted = json.loads((tmp_path / "settings.json").read_text())
+    del noted["attributes"]  # as earlier versions left it
+    (tmp_path / "settings.json").write_text(json.dumps(noted))
+    evaluate(net, data, BALL, ("fgsm", "pgd10"), folder=tmp_path)
+
+
 def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_path):
     data, mine = test_images.subset(slice(4)), pgd(BALL, 3)
     for attack in (mine, replace(mine)):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import tournament as script
 from conftest import ROOT, Linear, undefended
+from torch import nn
 
 from advgame.arena import hold_tournament, read_mixture, solve, solve_per_image, standings
 from advgame.arena.pictures import tournament_figure
@@ -235,6 +236,23 @@ def test_bad_input_is_refused_and_nothing_is_written(name, rows, few, tmp_path):
         with pytest.raises(InputError, match=said):
             hold_tournament(fresh, *asked(rows, few))
         assert not fresh.exists()
+
+
+class Sharp(nn.Module):
+    def __init__(self, net, scale):
+        super().__init__()
+        self.net, self.scale = net, scale
+
+    def forward(self, x):
+        return self.net(self.scale * x)
+
+
+def test_a_row_of_another_setting_is_refused(rows, few, tmp_path):
+    for _ in range(2):
+        hold_tournament(tmp_path, {"mine": Sharp(rows["plain"], 1.0)}, few, BALL, ("fgsm",))
+    hold_tournament(tmp_path, rows, few, BALL, ("fgsm",))  # rows that it did not know
+    with pytest.raises(InputError, match="row mine whose scale was another"):
+        hold_tournament(tmp_path, {"mine": Sharp(rows["plain"], 0.5)}, few, BALL, ("fgsm",))
 
 
 def test_other_settings_and_folders_are_refused(rows, few, tmp_path):

@@ -33,7 +33,7 @@ from advgame.attacks import Attack, Transfer, by_name
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.attacks import is_own_attack
-from advgame.evaluation.cells import describe, file_name, fingerprint
+from advgame.evaluation.cells import describe, file_name, fingerprint, other_attribute
 from advgame.evaluation.claims import Task, share
 from advgame.evaluation.flags import left_ball, no_answer
 from advgame.evaluation.measure import Evaluation, check_evaluation
@@ -275,7 +275,11 @@ def _about(
         row: fingerprint(model, data, threat, seed, batch_size)
         for row, model in classifiers.items()
     }
-    common = {k: v for k, v in next(iter(prints.values())).items() if k != "networks"}
+    common = {
+        name: value
+        for name, value in next(iter(prints.values())).items()
+        if name not in ("networks", "attributes")
+    }
     own = {
         name: describe(by_name(name, threat))
         for name in columns
@@ -284,6 +288,7 @@ def _about(
     return {
         **common,
         "rows": {row: one["networks"][0] for row, one in prints.items()},
+        "attributes": {row: one["attributes"][0] for row, one in prints.items()},
         "columns": {**own, **{name: describe(attack) for name, attack in extra.items()}},
     }
 
@@ -313,6 +318,16 @@ def _merged(out: Path, about: dict[str, Any]) -> dict[str, Any]:
                     "another folder"
                 )
             merged[name] = {**known, **value}
+        elif name == "attributes":
+            known = had.get(name, {})
+            for row in value.keys() & known.keys():
+                pair = ({name: [one[row]]} for one in (known, value))
+                if differing := other_attribute(*pair):
+                    raise InputError(
+                        f"{out} has a row {row} whose {differing} was another: rename it, or "
+                        "choose another folder"
+                    )
+            merged[name] = {**value, **known}
         elif had.get(name) != value:
             words = {"threat": "another ball", "images": "other images"}
             raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advgame.attacks.boundary import attacked
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.run.files import read_json, write_atomically
+from advgame.seeding import PrivateRNG
 from advgame.threat import Threat
 
 
@@ -74,10 +76,12 @@ class Cells:
         settings = folder / "settings.json"
         there = any(folder.glob("*/*.json"))  # looked at first: another process may begin just now
         if settings.exists():
-            if read_json(settings, f"delete {folder}, and it is evaluated again") != about:
+            had = read_json(settings, f"delete {folder}, and it is evaluated again")
+            other = other_attribute(had, about)
+            if other or _without_attributes(had) != _without_attributes(about):
                 raise InputError(
-                    f"{folder} holds an evaluation of other weights, images or settings: "
-                    "choose another folder"
+                    f"{folder} holds an evaluation of other weights, images or settings"
+                    f"{other and f' ({other} was another)'}: choose another folder"
                 )
         elif there:
             raise InputError(
@@ -145,7 +149,7 @@ def as_mask(bits: str) -> Tensor:
 def fingerprint(
     model: nn.Module, data: ImageSet, threat: Threat, seed: int, batch_size: int, *more: nn.Module
 ) -> dict[str, Any]:
-    """Everything that verdicts depend on, as plain values.
+    """Everything that verdicts depend on, as plain values; see `other_attribute`.
 
     Args:
         model: the classifier.
@@ -159,6 +163,7 @@ def fingerprint(
         "format": 3,
         "device": data.images.device.type,
         "networks": [_network(module) for module in (model, *more)],
+        _ATTRIBUTES: [_attributes(module, data) for module in (model, *more)],
         "images": _digest(data.images, data.labels),
         "threat": [threat.norm, float(threat.eps)],
         "seed": seed,
@@ -215,6 +220,83 @@ def _network(module: nn.Module) -> str:
     rest = [describe(value) for value in state.values() if not isinstance(value, Tensor)]
     more = f" {rest}" if rest else ""
     return f"{type(module).__qualname__} {shape[:16]} {_digest(*tensors)}{more}"
+
+
+_ATTRIBUTES = "attributes"
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+
+
+def other_attribute(had: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The name of an attribute of a network that two `fingerprint` know, and not alike; or "".
+
+    One that only one of them knows says nothing: folders of earlier versions know none, and what a
+    network makes at its first forward is there from then on.
+
+    Args:
+        had: what a folder has noted.
+        now: of the networks that are there.
+    """
+    pairs = zip(had.get(_ATTRIBUTES, ()), now[_ATTRIBUTES], strict=False)
+    for before, after in pairs:
+        for name in before.keys() & after.keys():
+            if before[name] != after[name]:
+                return str(name)
+    return ""
+
+
+def _without_attributes(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name != _ATTRIBUTES}
+
+
+def _attributes(module: nn.Module, data: ImageSet) -> dict[str, str]:
+    """What a network's own code may look at beside its weights: plain values and hidden buffers.
+
+    A noise's σ, a number of bits, a mean: none is in the weights. What a forward of two images
+    changes, such as a counter, is no setting and left out.
+
+    Args:
+        module: any network.
+        data: images for it, where it is.
+    """
+    before = dict(_settings_in(module))
+    own = PrivateRNG(0, data.images.device)
+    with own, attacked(module), torch.no_grad():
+        module(data.subset(slice(2)).floats())
+    after = dict(_settings_in(module))
+    return {name: value for name, value in before.items() if after.get(name) == value}
+
+
+def _settings_in(module: nn.Module) -> Iterator[tuple[str, str]]:
+    torchs_own = vars(nn.Module()).keys()
+    for path, part in module.named_modules():
+        name = f"{path}." if path else ""
+        hidden: set[str] = getattr(part, "_non_persistent_buffers_set", set())
+        for key, buffer in part.named_buffers(recurse=False):
+            if key in hidden:
+                yield name + key, describe(buffer)
+        if type(part).__module__.split(".")[0] == "torch":
+            continue  # its settings are in its words
+        for key, value in vars(part).items():
+            if key not in torchs_own and _is_plain(value):
+                yield name + key, describe(value)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a number, a name, a tensor, a function, or made of such; no place or device."""
+    match value:
+        case nn.Module():
+            return False
+        case str():
+            return "/" not in value and "\\" not in value and not _DEVICE.fullmatch(value)
+        case bool() | int() | float() | Tensor() | np.ndarray() | np.generic() | torch.dtype():
+            return True
+        case FunctionType():
+            return True
+        case Mapping():
+            return all(map(_is_plain, (*value.keys(), *value.values())))
+        case tuple() | list() | set() | frozenset():
+            return all(map(_is_plain, value))
+    return value is None
 
 
 def _digest(*tensors: Tensor) -> str:
