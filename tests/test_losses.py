@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from advgame.errors import InputError
-from advgame.losses import cross_entropy, dlr, margin, smoothed_cross_entropy
+from advgame.losses import cross_entropy, dlr, margin, misclassified, smoothed_cross_entropy
 
 
 @pytest.mark.parametrize("f", [0.1, 0.6, 0.7, 1.0])
@@ -23,6 +23,17 @@ def test_margin_is_positive_exactly_where_misclassified(rng):
     wrong = logits.argmax(1) != y
     assert 0 < int(wrong.sum()) < 50
     assert torch.equal(margin(logits, y) > 0, wrong)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_no_answer_is_misclassified_as_class_0_too(value, rng):
+    logits, y = torch.randn(50, 4, generator=rng), torch.arange(50) % 4
+    assert torch.equal(misclassified(logits, y), logits.argmax(1) != y)
+    logits[:, 0] = value
+    assert bool(misclassified(logits, y).all())
+    members = torch.stack([logits, logits.nan_to_num(posinf=0.0)], 1)  # (B, M, K)
+    assert bool(misclassified(members, y[:, None])[:, 0].all())
+    assert not bool(misclassified(members, y[:, None])[:, 1].all())
 
 
 def test_half_precision_logits_are_raised():
