@@ -97,9 +97,10 @@ def elsewhere(query: Query) -> Iterator[Play]:
     try:
         yield play
     finally:
-        mine.close()
-        started.terminate()
+        with contextlib.suppress(OSError):  # it may have died
+            mine.send(False)
         started.join()
+        mine.close()
 
 
 def measure_engine(fabric: Fabric, repeats: int, query: Query) -> Case:
