@@ -27,6 +27,7 @@ from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.evaluation.measure import Nothing
 from advgame.games import AdversarialTraining, Boosting, DrawnAttacks
+from advgame.losses import cross_entropy
 from advgame.threat import L2, Linf
 
 
@@ -208,6 +209,17 @@ def test_of_equally_bad_examples_the_larger_loss_is_kept():
     moved = float((x_adv.x_adv - CENTRE[0]).norm())
     assert far.right(x_adv.x_adv, CENTRE[1]).all()
     assert moved == pytest.approx(EPS, rel=1e-4)
+
+
+def test_expected_losses_are_exact_where_a_training_computes_in_bf16(digits, victim):
+    """They are compared with those of the steps before."""
+    mixture = ClassifierMixture([victim, undefended(digits)], [0.5, 0.5])
+    x, y = digits.test.floats(slice(6)), digits.test.labels[:6]
+    with torch.autocast("cpu", torch.bfloat16):
+        made = ExpectedLoss(Linf(0.1), steps=3).run(mixture, x, y, rng=seeded())
+        loss = mixture.expected_loss(mixture.answers(x), y, cross_entropy)
+    assert not torch.equal(made.x_adv, x)
+    assert loss.dtype == torch.float32
 
 
 def test_examples_of_a_mixture_do_not_depend_on_whom_they_meet(digits, victim):

@@ -78,4 +78,5 @@ class ClassifierMixture(nn.Module):
     def expected_loss(self, answers: Answers, y: Tensor, loss: Loss) -> Tensor:
         """Σ_d p_d loss(logits of d, y), (B,)."""
         each = torch.stack([loss(one, y) for one in answers.unbind(1)], 1)
-        return each @ self.weights.to(each)
+        # no product of matrices, which autocast would round to bf16
+        return (each * self.weights.to(each)).sum(1)

@@ -98,7 +98,7 @@ class Population:
         self.classifiers = [train(0, None, None)]
         self.mixtures: list[ClassifierMixture | None] = [None]
         self.examples = [game.floats()]
-        alone = ClassifierMixture(self.classifiers, [1.0])
+        alone = ClassifierMixture(self.classifiers, [1.0]).to(game.images.device)
         self._make(1, alone, ExpectedLoss(threat, steps=20))
 
     def errors(self, row: int, column: int) -> Floats:

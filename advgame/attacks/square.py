@@ -63,11 +63,12 @@ class Square(ShardedAttack):
             return AttackResult(x, None, fooled, len(x), 0)
         # drawn for all images before they are shared out: stripes to begin with, then squares
         stripes = _uniform((len(rows), channels, 1, x.shape[3]), rng).to(x)
-        squares = _uniform((self.queries, 2 + channels), rng).to(x)
+        squares = _uniform((self.queries, 2 + channels), rng)
+        places, signs = squares[:, :2].cpu(), squares[:, 2:].to(x)  # the host asks for places
 
         def search(model: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> tuple[Tensor, ...]:
             with torch.no_grad():
-                return self._search(model, x, y, start, squares)
+                return self._search(model, x, y, start, places, signs)
 
         start = (x[rows] + self.threat.eps * (2 * stripes - 1).sign()).clamp(0, 1)
         found, fell, asked = shards.run(search, x[rows], y[rows], start)
@@ -75,7 +76,7 @@ class Square(ShardedAttack):
         return AttackResult(x_adv, None, fooled, len(x) + int(asked.sum()), 0)
 
     def _search(
-        self, model: nn.Module, x: Tensor, y: Tensor, best: Tensor, squares: Tensor
+        self, model: nn.Module, x: Tensor, y: Tensor, best: Tensor, places: Tensor, signs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(where it was fooled, whether it was, queries) of each image."""
         eps, rows = float(self.threat.eps), torch.arange(len(x), device=x.device)
@@ -85,7 +86,7 @@ class Square(ShardedAttack):
         logits = model(best).float()
         gap, fell = -margin(logits, y), misclassified(logits, y)
         asked += 1
-        for number, (down, right, *signs) in enumerate(squares):
+        for number, (place, sign) in enumerate(zip(places, signs, strict=True)):
             if bool((done := fell | (gap <= 0)).any()):
                 found[rows[done]], fooled[rows[done]] = best[done], fell[done]
                 y, best, low, high, rows, gap, fell = (
@@ -93,8 +94,8 @@ class Square(ShardedAttack):
                 )
             if not len(rows):
                 break
-            window = self._window(number, x.shape, down, right)
-            corner = 2 * eps * (2 * torch.stack(signs) - 1).sign().view(-1, 1, 1)
+            window = self._window(number, x.shape, *place)
+            corner = 2 * eps * (2 * sign - 1).sign().view(-1, 1, 1)
             patch = (best[window] + corner).clamp(low[window], high[window])
             point = best.clone()
             point[window] = patch

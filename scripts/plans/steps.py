@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -128,6 +129,9 @@ def _timed(play: Callable[[], object], turns: int, warm_up: int = 3) -> Facts:
     return {name: row[name] for name in ("median_s", "min_s", "max_s", "n")}
 
 
+_ENDED = re.compile(r"\S+::(.+) (PASSED|FAILED|ERROR|SKIPPED)")
+
+
 def tests(work: Work) -> Facts:
     """The tests that need a GPU; without one all are skipped.
 
@@ -135,15 +139,24 @@ def tests(work: Work) -> Facts:
         InputError: which have failed.
     """
     table = work.folder / "tests.xml"
-    words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider"]
     words += [f"--junitxml={table}", "tests/test_gpu.py"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    lines, so_far = list[str](), dict[str, str]()
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            lines.append(line)
+            if ended := _ENDED.match(line):  # the table comes at the end: time may be out before
+                so_far[ended[1]] = ended[2]
+                work.note({"so far": so_far})
     if not table.exists():
-        raise InputError(f"pytest ended with {done.returncode}: {done.stdout}{done.stderr}")
+        raise InputError(f"pytest ended with {running.returncode}: {''.join(lines)}")
     suite = ET.parse(table).getroot()[0]
     cases = suite.findall("testcase")
     bad = {
-        str(case.get("name")): str(problem.get("message"))[:500]
+        str(case.get("name")): (problem.text or str(problem.get("message")))[-3000:]
         for case in cases
         for kind in ("failure", "error")
         for problem in case.findall(kind)
