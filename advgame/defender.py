@@ -17,6 +17,7 @@ from advgame.attacks.input_gradients import input_gradient
 from advgame.classifiers.foreign import frozen_copy
 from advgame.errors import InputError
 from advgame.losses import smoothed_cross_entropy
+from advgame.optimizers import load_optimizer
 from advgame.seeding import PrivateRNG
 
 DefenderLoss = Callable[[nn.Module], Tensor]
@@ -237,12 +238,12 @@ class Defender:
             share_statistics(self.module, self.fabric)
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser state; weights are saved apart, as safetensors."""
+        """Optimiser state, the live tensors; weights are saved apart, as safetensors."""
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the optimiser's state, which `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore the optimiser's state, which `state_dict` returned; it is copied."""
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from advgame.errors import InputError
+from advgame.optimizers import load_optimizer
 
 Params = tuple[Tensor, ...]
 Risk = Callable[[Params, Params], Tensor]
@@ -219,8 +220,8 @@ class Solver:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
-        self.descend.load_state_dict(state["descend"])
-        self.ascend.load_state_dict(state["ascend"])
+        load_optimizer(self.descend, state["descend"])
+        load_optimizer(self.ascend, state["ascend"])
         if isinstance(self.direction, Optimistic):
             self.direction.load_state_dict(state["direction"])
 

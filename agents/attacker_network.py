@@ -32,6 +32,7 @@ from advgame.games.attacker import Sampled
 from advgame.games.training import Rules
 from advgame.health import gradient_sign, output_signs
 from advgame.losses import Loss, cross_entropy, full_precision
+from advgame.optimizers import load_optimizer
 from advgame.threat import Linf, Threat, per_image
 from agents.attacker_file import write_file
 
@@ -263,7 +264,7 @@ class AttackerPlayer:
         saved = zip(self.learners, state["networks"], state["optimizers"], strict=True)
         for (network, optimizer), weights, moments in saved:
             network.load_state_dict(weights)
-            optimizer.load_state_dict(moments)
+            load_optimizer(optimizer, moments)
 
 
 def network_of(rules: Rules) -> AttackerNetwork | None:

@@ -24,6 +24,7 @@ from typing_extensions import override
 from advgame.defender import share_statistics
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
+from advgame.optimizers import load_optimizer
 from agents.policies import (
     FeaturePolicy,
     FeatureValue,
@@ -114,9 +115,12 @@ class PolicyGradient:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
-        for name in ("policy", "optimizer", "value", "value_optimizer"):
+        for name in ("policy", "value"):
             if name in state:
                 getattr(self, name).load_state_dict(state[name])
+        for name in ("optimizer", "value_optimizer"):
+            if name in state:
+                load_optimizer(getattr(self, name), state[name])
         self.rng.set_state(state["rng"])
 
 

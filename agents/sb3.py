@@ -28,6 +28,7 @@ from typing_extensions import override
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
 from advgame.health import entropy_sign
+from advgame.optimizers import load_optimizer
 from advgame.seeding import PrivateRNG
 from agents.policies import DIVERGED, FeaturePolicy, StrategyPolicy, entropy_stats
 
@@ -121,7 +122,7 @@ class SB3Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place."""
         self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.algorithm._n_updates, self.algorithm.num_timesteps = state["updates"]
         self._torch.load_state_dict(state["torch_rng"])
         where = state["numpy_rng"]["state"]

@@ -363,7 +363,7 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         """The training's place, of the game too; not the attacks under way."""
         return {
             **super().state_dict(),
-            "reward": self.rules.reward.state_dict(),
+            "reward": copy.deepcopy(self.rules.reward.state_dict()),
             "others": self._others_rng.get_state(),
             "level": self._level,
         }
@@ -372,7 +372,7 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved place, at the next reset; call ``reset()`` before, too."""
         super().load_state_dict(state)
-        self.rules.reward.load_state_dict(state["reward"])
+        self.rules.reward.load_state_dict(copy.deepcopy(state["reward"]))
         self._others_rng.set_state(state["others"])
         self._level = state["level"]
 

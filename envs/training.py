@@ -81,14 +81,14 @@ class TrainingVectorEnv(PicturedVectorEnv[Tensor]):
             raise gym.error.ResetNeeded(f"call reset() before {call}()")
 
     def state_dict(self) -> dict[str, Any]:
-        """The training's place: optimiser, data order and streams.
+        """A copy of the training's place: optimiser, data order and streams.
 
         Not the classifier's weights: they are ``defender.module.state_dict()``.
         """
         self._check_begun("state_dict")
         assert self._batches is not None
         return {
-            "defender": self.defender.state_dict(),
+            "defender": copy.deepcopy(self.defender.state_dict()),  # its tensors are live
             "batches": self._batches.state_dict(),
             "rng": self._rng.get_state(),
             "chance": self._chance.state_dict(),
@@ -96,7 +96,10 @@ class TrainingVectorEnv(PicturedVectorEnv[Tensor]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved place; call ``reset(seed=…)`` first. Weights are loaded apart."""
+        """Go on from a copy of a saved place; call ``reset(seed=…)`` first.
+
+        Weights are loaded apart.
+        """
         self._check_begun("load_state_dict")
         assert self._batches is not None
         self.defender.load_state_dict(state["defender"])

@@ -287,6 +287,30 @@ def test_saved_place_goes_on_to_the_same_bits(name):
 
 
 @every_id
+def test_a_saved_place_is_not_moved_by_what_is_played_on(name):
+    """It can be gone on from several times: torch's optimisers share the tensors of a state."""
+    env = vector(name)
+    env.reset(seed=0)
+    actions = sampled(env, STEPS[name])
+    for action in actions[:5]:
+        env.step(action)
+    place, weights = env.state_dict(), {}
+    if hasattr(env, "defender"):
+        weights = copy.deepcopy(env.defender.module.state_dict())
+    kept, runs = copy.deepcopy(place), []
+    for _ in range(3):
+        if weights:
+            env.defender.module.load_state_dict(weights)
+        env.load_state_dict(place)
+        if env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
+            env.reset()
+        runs.append(copy.deepcopy([env.step(action) for action in actions[5:]]))
+    same(tuple(runs[0]), tuple(runs[1]))
+    same(tuple(runs[0]), tuple(runs[2]))
+    torch.testing.assert_close(place, kept, rtol=0, atol=0)
+
+
+@every_id
 def test_misuse_is_refused_and_changes_nothing(name):
     env, twin = vector(name), vector(name)
     right = sampled(env, 2)

@@ -24,6 +24,7 @@ from advgame.games.costs import DefenderStep, perturbation_stats
 from advgame.games.minimax import Examples, Seen, examples_of, risk_of
 from advgame.games.training import Rules
 from advgame.health import network_signs, tagged
+from advgame.optimizers import load_optimizer
 from advgame.solvers import KBeam, Risk
 from advgame.threat import Threat
 
@@ -132,7 +133,7 @@ class Mixture(Rules):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, network in self.learned.items():
             network.load_state_dict(state["networks"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
 
 def _constant(x_adv: Tensor) -> Examples:

@@ -6,7 +6,6 @@ so that whatever trains with a learned one has a baseline with a known answer (`
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from advgame.errors import InputError
+from advgame.optimizers import load_optimizer
 
 Objective = Callable[[Tensor], Tensor]  # parameters (m,) -> scalar loss to be minimised
 
@@ -209,9 +209,6 @@ def check_positive(**values: float) -> None:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -> None:
-    """Give an optimiser a copy of a saved ``state_dict()["state"]``; its settings stay its own.
-
-    Torch keeps the tensors that it is given: without the copy two updaters would share them.
-    """
+    """Give an optimiser a copy of a saved ``state_dict()["state"]``; its settings stay its own."""
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": copy.deepcopy(moments), "param_groups": groups})
+    load_optimizer(optimizer, {"state": moments, "param_groups": groups})
