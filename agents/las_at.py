@@ -252,7 +252,7 @@ class StoppingStrategy(RandomStrategy):
     Args:
         sizes: number of options of each choice.
         rng: stream of the draws, on the images' device.
-        rule: of the game, whose state is this player's.
+        rule: of the game, ``env.rules.rule``, whose state is this player's.
     """
 
     def __init__(self, sizes: tuple[int, ...], rng: torch.Generator, rule: StoppingRule) -> None:
@@ -343,7 +343,7 @@ def make_player(
         uniform: start REINFORCE from the uniform policy.
         fixed: the strategy of ``"fixed"``: ε in units of ε₀/8, steps, step size in the same units,
             and β where the space has it.
-        rule: of the game, where the agent's attacks are ended by one.
+        rule: of the game, ``env.rules.rule``, where the agent's attacks are ended by one.
         network: of the learners' policies, see `StrategyPolicy`.
         interval: steps for which ``"steady"`` keeps a strategy.
         progress: what the game pays the bandits; its level over log K is their context.

@@ -80,7 +80,8 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         data: training images; the digits training split when None.
         defender: classifier and optimiser, which the environment owns from now on; a small CNN
             on the CPU when None.
-        rules: of the game; L∞ with ε₀ = 0.15 when None.
+        rules: of the game; L∞ with ε₀ = 0.15 when None. A stopping rule and a progress are copied:
+            the environment's own, ``env.rules.rule``, is the one that learns.
         space: the choices; the CIFAR-10 lists of LAS-AT at the rules' ε₀ when None.
         credit: how batch terms are shared out, `advgame.games.las_at.LasAt.pay`.
         reward_interval: k; 0 never pays.
@@ -136,7 +137,9 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         check_kind("space", space, StrategySpace, "advgame.games.StrategySpace(eps0=0.15)")
         data = data if data is not None else load_data("digits").train
         rules = rules or LasAt(Linf(0.15))
-        self.rules = replace(rules, progress=copy.deepcopy(rules.progress))  # it has a state
+        # both have a state: the caller's own stay as they are
+        progress, rule = copy.deepcopy(rules.progress), copy.deepcopy(rules.rule)
+        self.rules = replace(rules, progress=progress, rule=rule)
         ball = self.rules.threat
         cap = ball.whole(math.prod(data.shape)) / 2
         self.space = space or StrategySpace(float(ball.eps), eps_cap=cap)
@@ -159,7 +162,7 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
             chosen = self.space.decode(some.to(self.defender.device))
             self.rules.try_reward(self.defender.module, *few, chosen)
         self._own(num_envs, crop=crop, flip=flip)
-        self._initial_progress = self._progress()
+        self._initial_progress, self._initial_rule = self._progress(), self._rule()
         self.result: StepResult | None = None
         """The last step in full: adversarial examples, losses, pay-offs, cost."""
 
@@ -176,17 +179,27 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
     def _begin(self, seed: int) -> None:
         super()._begin(seed)
         self._set_progress(self._initial_progress)
+        self._set_rule(self._initial_rule)
         self._begin_pictures()
         self._draw()
 
     def _progress(self) -> dict[str, Any]:
         """The state of the progress that is paid; {} where none is."""
         progress = self.rules.progress
-        return {} if progress is None else progress.state_dict()
+        return {} if progress is None else copy.deepcopy(progress.state_dict())
 
     def _set_progress(self, state: dict[str, Any]) -> None:
         if self.rules.progress is not None:
-            self.rules.progress.load_state_dict(state)
+            self.rules.progress.load_state_dict(copy.deepcopy(state))
+
+    def _rule(self) -> dict[str, Any]:
+        """The state of the rule that ends attacks; {} where none does."""
+        rule = self.rules.rule
+        return {} if rule is None else copy.deepcopy(rule.state_dict())
+
+    def _set_rule(self, state: dict[str, Any]) -> None:
+        if self.rules.rule is not None:
+            self.rules.rule.load_state_dict(copy.deepcopy(state))
 
     def _draw(self) -> None:
         self.images, self.labels = self._next_batch()
@@ -294,17 +307,25 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The training's place, and the images now shown."""
+        """The training's place, the images now shown, and what the rules have learned."""
         place = super().state_dict()  # before the first reset it refuses
         shown = {"images": self.images.cpu(), "labels": self.labels.cpu()}
-        return {**place, **shown, "progress": self._progress()}
+        return {**place, **shown, "progress": self._progress(), "rule": self._rule()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a copy of a saved place; call ``reset(seed=…)`` first.
+
+        Weights are loaded apart. A state of an earlier version says nothing of a stopping rule:
+        the rule then stays as it is.
+        """
         super().load_state_dict(state)
         self._set_progress(state["progress"])
-        self.images = state["images"].to(self.defender.device)
-        self.labels = state["labels"].to(self.defender.device)
+        if "rule" in state:
+            self._set_rule(state["rule"])
+        # the images are given away as final_obs: whoever writes into them must not reach the state
+        self.images = state["images"].to(self.defender.device, copy=True)
+        self.labels = state["labels"].to(self.defender.device, copy=True)
 
 
 class StrategySelectionEnv(SingleEnv):

@@ -365,7 +365,7 @@ class Job(DefenderJob[Config, "StrategyGame"]):
             fabric=fabric,
             uniform=not repo,
             fixed=(*config.fixed, config.fixed_beta) if trades else config.fixed,
-            rule=rule,
+            rule=env.rules.rule,  # the environment's copy, which is the one that learns
             network=config.policy_network,
             interval=config.reward_interval,
             progress=env.rules.progress,

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import train_las_at
@@ -258,7 +259,7 @@ def play(steps, deal=False, seed=0, game=None, rows=None):
             space=StrategySpace(0.08, (1, 8), (12,), (1,)),
             reward_interval=0,
         )
-        player = StoppingStrategy(env.space.sizes, stream(seed, "policy"), rule)
+        player = StoppingStrategy(env.space.sizes, stream(seed, "policy"), env.rules.rule)
         game = StrategyGame(env, player, seed=seed)
     found = []
     for _ in range(steps):
@@ -310,6 +311,55 @@ def test_same_seed_same_bits_and_resumable(deal):
     assert torch.equal(late, counts[-3 * 64 :])
     assert torch.equal(second.defender.module.weight, whole.defender.module.weight)
     assert second.end_epoch(None, 8).keys() == whole.end_epoch(None, 8).keys()
+
+
+def stopped(rule):
+    """A small environment whose attacks a rule ends, and what it plays in so many steps."""
+    env = StrategySelectionVectorEnv(
+        8,
+        data=planted_images(),
+        defender=planted_defender(0.01),
+        rules=LasAt(Linf(0.08), rule=rule),
+        space=StrategySpace(0.08, (1, 8), (12,), (1,)),
+        reward_interval=0,
+    )
+
+    def steps(number, seed):
+        rng, counts = np.random.default_rng(seed), []
+        for _ in range(number):
+            env.step(rng.integers(0, [2, 1, 1], (8, 3)))
+            counts += env.result.strategies.steps.tolist()
+        return counts
+
+    return env, steps
+
+
+def test_a_seeded_reset_restores_the_environments_own_rule():
+    rule = LearnedStop(0.08, mean_steps=4.0)
+    env, steps = stopped(rule)
+    runs = []
+    for _ in range(2):
+        env.reset(seed=0)
+        runs.append(steps(6, seed=1))
+    assert runs[0] == runs[1]
+    assert env.rules.rule.regression.weights.any()
+    assert not rule.regression.weights.any(), "the caller's rule has not learned"
+
+
+def test_a_saved_place_has_the_rule():
+    env, steps = stopped(LearnedStop(0.08, mean_steps=4.0))
+    twin, twins = stopped(LearnedStop(0.08, mean_steps=4.0))
+    env.reset(seed=0)
+    twin.reset(seed=3)
+    steps(6, seed=1)
+    place, weights = env.state_dict(), copy.deepcopy(env.defender.module.state_dict())
+    twin.defender.module.load_state_dict(weights)
+    twin.load_state_dict(place)
+    assert steps(4, seed=2) == twins(4, seed=2)
+    learned = copy.deepcopy(twin.rules.rule.state_dict())
+    del place["rule"]  # as of an earlier version
+    twin.load_state_dict(place)
+    torch.testing.assert_close(twin.rules.rule.state_dict(), learned, rtol=0, atol=0)
 
 
 def test_curves_have_the_steps_that_were_made():
