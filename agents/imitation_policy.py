@@ -100,7 +100,10 @@ class ImitationPolicy(nn.Module):
         Raises:
             InputError: observations of another size, or not finite.
         """
-        seen = torch.as_tensor(observations, dtype=torch.float32)
+        given = observations
+        if not isinstance(given, Tensor):
+            given = np.array(given)  # a copy, since torch takes no reversed views
+        seen = torch.as_tensor(given, dtype=torch.float32)
         size = len(self.code.shift)
         if seen.ndim not in (1, 2) or seen.shape[-1] != size or not bool(seen.isfinite().all()):
             raise InputError(

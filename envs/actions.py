@@ -68,6 +68,8 @@ def as_numbers(
     Raises:
         InputError: no numbers, or another shape.
     """
+    if isinstance(actions, np.ndarray):
+        actions = actions.copy()  # torch takes no reversed views, and would share the memory
     try:
         given = torch.as_tensor(actions, device=device)
     except (TypeError, ValueError, RuntimeError) as error:

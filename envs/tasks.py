@@ -264,7 +264,8 @@ class GymnasiumTask(Task):
         return rewards, over, cut & ~over
 
     def _see(self, row: int, observation: Any) -> None:
-        seen = torch.as_tensor(np.asarray(observation, np.float32))
+        # a copy: torch takes no reversed views, and the task may go on writing into its array
+        seen = torch.as_tensor(np.array(observation, np.float32))
         shape = self.state.shape[1:]
         if seen.shape != shape or not bool(torch.isfinite(seen).all()):
             raise InputError(

@@ -311,6 +311,15 @@ def test_a_saved_place_is_not_moved_by_what_is_played_on(name):
 
 
 @every_id
+def test_reversed_actions_are_taken(name):
+    env, twin = vector(name), vector(name)
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    (action,) = sampled(env, 1)
+    same(env.step(action[::-1]), twin.step(action[::-1].copy()))
+
+
+@every_id
 def test_misuse_is_refused_and_changes_nothing(name):
     env, twin = vector(name), vector(name)
     right = sampled(env, 2)

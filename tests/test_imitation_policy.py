@@ -108,6 +108,13 @@ def test_last_and_best_and_every_control(tmp_path):
     assert -2000 < mean < 0
 
 
+def test_reversed_observations_are_taken(tmp_path):
+    made(tmp_path, "CartPole-v1")
+    policy = load_policy(tmp_path / "w.safetensors")
+    seen = np.random.default_rng(0).normal(size=(30, 4))
+    assert np.array_equal(policy.act(seen[::-1]), policy.act(seen)[::-1])
+
+
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
