@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from advgame.errors import InputError
 from advgame.imitation.pairs import PairCode
 from agents.attacker_file import reading
+from envs.actions import into_box
 
 FORMAT = "advgame imitation policy 1"
 _ACTOR, _HEAD, _SPREAD = "mlp_extractor.policy_net.", "action_net.", "log_std"
@@ -95,7 +96,8 @@ class ImitationPolicy(nn.Module):
             rng: of the draws; torch's global stream when None.
 
         Returns:
-            () or (B,) integers, or (k,) or (B, k); a tensor for a tensor, an array for an array.
+            () or (B,) integers, or (k,) or (B, k) inside the task's box and of its type; a tensor
+            for a tensor, an array for an array.
 
         Raises:
             InputError: observations of another size, or not finite.
@@ -120,8 +122,7 @@ class ImitationPolicy(nn.Module):
                 if not deterministic:
                     noise = torch.randn(outputs.shape, generator=rng)
                     outputs = outputs + self.get_buffer("log_std").exp() * noise
-                low, high = self.action_space.low, self.action_space.high
-                chosen = outputs.clamp(torch.as_tensor(low), torch.as_tensor(high))
+                chosen = torch.from_numpy(into_box(outputs.numpy(), self.action_space))
         if seen.ndim == 1:
             chosen = chosen[0]
         if isinstance(observations, Tensor):
@@ -187,8 +188,11 @@ def load_policy(path: Path | str, which: Literal["last", "best"] = "last") -> Im
         if isinstance(actions, int):
             space = spaces.Discrete(actions)
         else:
-            low, high = (np.array(end, np.float32) for end in actions)
-            space = spaces.Box(low, high, dtype=np.float32)
+            dtype = np.dtype(about.get("dtype", "float32"))  # files of earlier versions have none
+            if dtype.kind not in "fiu":
+                raise ValueError(f"actions of type {dtype}")
+            low, high = (np.array(end, dtype) for end in actions)
+            space = spaces.Box(low, high, dtype=dtype.type)
         choices = actions if isinstance(actions, int) else 0
         size = choices or len(actions[0])
         code = PairCode(shift, scale, choices, size, bool(about["absorbing"]))
@@ -211,6 +215,8 @@ def described(
         "absorbing": code.absorbing,
         "actions": actions,
     }
+    if isinstance(action_space, spaces.Box):
+        about["dtype"] = str(action_space.dtype)
     return {"format": FORMAT, "task": json.dumps(about)}
 
 

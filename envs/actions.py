@@ -81,6 +81,21 @@ def as_numbers(
     return given
 
 
+def into_box(actions: np.ndarray[Any, Any], space: spaces.Box) -> np.ndarray[Any, Any]:
+    """Actions as a box has them: of its type, and inside of it where rounding has left it.
+
+    Args:
+        actions: (k,) or (B, k) numbers of any type; whole ones are the nearest in a box of
+            integers.
+        space: (k,).
+    """
+    inside = np.clip(actions, space.low, space.high)  # NumPy's wider type of the two
+    if np.issubdtype(space.dtype, np.integer):
+        inside = np.rint(inside)
+    made: np.ndarray[Any, Any] = inside.astype(space.dtype)
+    return made
+
+
 class StepBox:
     """Gradient steps as points of a box [-1, 1], for agents such as SAC.
 

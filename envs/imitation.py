@@ -337,8 +337,11 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
             assert isinstance(space, spaces.Box)
             low = torch.as_tensor(space.low, device=self.device)
             high = torch.as_tensor(space.high, device=self.device)
-            single = acted.to(low.dtype)
-            if bool(((single < low) | (single > high)).any()):
+            # in the coarser type of the two: 0.1 as float32 is the end of a float64 box up to 0.1
+            floats = [one for one in (acted.dtype, low.dtype) if one.is_floating_point]
+            coarser = max(floats, key=lambda one: torch.finfo(one).eps, default=torch.float64)
+            given, low, high = (one.to(coarser) for one in (acted, low, high))
+            if bool(((given < low) | (given > high)).any()):
                 raise InputError(
                     f"actions must lie in {space}: clip them, e.g. numpy.clip(actions, space.low, "
                     "space.high)"

@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.own_code import in_this_folder, in_words
+from envs.actions import into_box
 from envs.pictures import cart_pole_picture, fitted, mountain_car_picture
 
 
@@ -253,11 +254,15 @@ class GymnasiumTask(Task):
 
     @override
     def step(self, actions: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As the environment's, which is given a copy of the action: it may write into it."""
-        rewards = torch.zeros(len(live))
+        """As the environment's, which is given the action in its own type, and may write into it.
+
+        A float32 cannot be the end of a float64 box: it is brought inside.
+        """
+        rewards, space = torch.zeros(len(live)), self.action_space
         over, cut = (torch.zeros(len(live), dtype=torch.bool) for _ in range(2))
         for row in live.nonzero().flatten().tolist():
-            action = actions[row].numpy().copy() if actions.dim() > 1 else int(actions[row])
+            one = actions[row]
+            action = into_box(one.numpy(), space) if isinstance(space, spaces.Box) else int(one)
             observation, reward, over[row], cut[row], _ = self._envs[row].step(action)
             self._see(row, observation)
             rewards[row] = self._number(reward)

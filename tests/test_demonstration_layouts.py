@@ -123,6 +123,15 @@ def test_actions_of_a_box_may_be_flat_and_are_brought_into_it(tmp_path):
     assert whole.actions.dtype == torch.float32, "whole numbers are forces where the task says so"
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.float32])
+def test_a_box_of_another_type_has_its_demonstrations_as_float32(dtype, tmp_path):
+    end = 2 if dtype is np.int64 else 0.1
+    acted = end * np.array([-1.00001, 0.5, 1, 1, 0, -1])
+    found = loaded(tmp_path, d4rl(actions=acted), spaces.Box(-end, end, (1,), dtype))
+    assert found.actions.dtype == torch.float32
+    assert float(found.actions.abs().max()) == np.float32(end)
+
+
 @pytest.mark.parametrize(
     ("arrays", "space", "words"),
     [

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from box_tasks import FINE, HIGH, WHOLE
 
 import envs
 from advgame.errors import InputError
@@ -183,6 +184,28 @@ def test_actions_outside_a_box_are_refused_and_its_ends_are_not(end):
     env.step(np.full((2, 1), 2 * end))
     with pytest.raises(InputError, match=r"actions must lie in Box\(-2.0, 2.0"):
         env.step(np.full((2, 1), 2.001 * end))
+
+
+@pytest.mark.parametrize("env_id", [FINE, WHOLE, HIGH])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_ends_of_a_box_of_another_type_are_inside(env_id, dtype):
+    """The task is given them in its own type; it insists on that."""
+    env = ImitationVectorEnv(2, env_id=env_id)
+    env.reset(seed=0)
+    space = env.single_action_space
+    for end in (space.low, space.high):
+        env.step(np.stack([end] * 2).astype(dtype))
+    for outside in (1.01 * space.high, space.low - 0.01):
+        with pytest.raises(InputError, match="actions must lie in Box"):
+            env.step(np.stack([outside] * 2).astype(dtype))
+
+
+def test_whole_numbers_are_compared_with_a_box_as_they_are():
+    env = ImitationVectorEnv(2, env_id=HIGH)
+    env.reset(seed=0)
+    env.step(np.ones((2, 2), np.int64))
+    with pytest.raises(InputError, match="actions must lie in Box"):
+        env.step(np.zeros((2, 2), np.int64))
 
 
 def test_demonstrations_with_actions_outside_a_box_are_refused(tmp_path):

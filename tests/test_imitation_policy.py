@@ -1,5 +1,6 @@
 """A trained imitator loads back: the same actions, SB3's form, nothing unpickled."""
 
+import json
 from math import inf
 
 import gymnasium
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import train_gail
+from box_tasks import FINE, HIGH, WHOLE
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from advgame.errors import InputError
-from advgame.imitation import record
+from advgame.imitation import Demonstrations, record
 from advgame.run.checkpoint import save_weights
 from agents import Imitator, load_policy
 from agents.gail import dummy_expert, random_policy
@@ -106,6 +108,44 @@ def test_last_and_best_and_every_control(tmp_path):
     pendulum = gymnasium.make("Pendulum-v1")
     mean, _ = evaluate_policy(load_policy(folder), pendulum, 2, warn=False)
     assert -2000 < mean < 0
+
+
+@pytest.mark.parametrize("env_id", [FINE, WHOLE, HIGH])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_actions_are_of_the_tasks_box_and_type(env_id, deterministic, tmp_path):
+    env, imitator = made(tmp_path, env_id)
+    policy, space = load_policy(tmp_path / "w.safetensors"), env.single_action_space
+    assert policy.action_space == space
+
+    def act(seen):
+        return policy.act(50 * seen, deterministic=deterministic)
+
+    for action in act(np.random.default_rng(0).normal(size=(40, 3))):
+        assert space.contains(action)
+        assert action.dtype == space.dtype
+    expert = record(act, env_id, 0, 2)  # the task insists on it, too
+    assert expert.lengths.tolist() == [6, 6]
+    expert.save(tmp_path / "d.npz")
+    assert len(Demonstrations.load(tmp_path / "d.npz", env_id, space)) == 2
+    env.reset(seed=0)
+    env.step(imitator.act(50 * env.observations, deterministic=deterministic))
+
+
+def test_a_policy_saved_without_its_type_has_float32(tmp_path):
+    made(tmp_path, FINE)
+    metadata = _metadata(tmp_path / "w.safetensors")
+    task = json.loads(metadata["task"])
+    for dtype in (None, "object", "no type"):
+        about = {**task, "dtype": dtype}
+        if dtype is None:
+            del about["dtype"]
+        words = {**metadata, "task": json.dumps(about)}
+        save_file(load_file(tmp_path / "w.safetensors"), tmp_path / "old", words)
+        if dtype:
+            with pytest.raises(InputError, match="damaged or of another version"):
+                load_policy(tmp_path / "old")
+        else:
+            assert load_policy(tmp_path / "old").act(np.zeros(3)).dtype == np.float32
 
 
 def test_reversed_observations_are_taken(tmp_path):

@@ -272,10 +272,14 @@ def _odd(chosen: Array) -> str:
 
 
 def _inside(actions: Array, space: spaces.Space[Any] | None) -> Array:
-    """Actions (N, k) within a box, brought into it where rounding alone has left it."""
+    """Actions (N, k) float32 within a box, brought into it where rounding alone has left it.
+
+    Into its bounds as float32, whatever the type of the box: NumPy would make them float64.
+    """
     if not isinstance(space, spaces.Box):
         return actions
-    low, high = space.low.reshape(-1), space.high.reshape(-1)
+    with np.errstate(over="ignore"):  # the largest float64 stands for no bound
+        low, high = (end.reshape(-1).astype(np.float32) for end in (space.low, space.high))
     if actions.shape[1] != len(low):
         raise InputError(f"actions have size {actions.shape[1]}, the task's have {len(low)}")
     inside = np.clip(actions, low, high)

@@ -50,9 +50,10 @@ def record(act: Callable[[Any], Any], env_id: str, seed: int, episodes: int) -> 
         terminated.append(bool(over))
     env.close()
     taken = torch.from_numpy(np.array(actions))
+    box = isinstance(env.action_space, spaces.Box)  # also one of whole numbers
     return Demonstrations(
         torch.from_numpy(np.array(observations)),
-        taken.float() if taken.is_floating_point() else taken.long(),
+        taken.float() if box or taken.is_floating_point() else taken.long(),
         torch.tensor(lengths),
         torch.tensor(returns, dtype=torch.float64),
         torch.tensor(terminated),
