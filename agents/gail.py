@@ -221,7 +221,7 @@ def random_returns(env_id: str, episodes: int) -> Tensor:
 
 
 def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demonstrations:
-    """What a policy does that always takes action 0 of a discrete task, zeros of a box.
+    """What a policy does that always takes action 0 of a discrete task, in a box the nearest to 0.
 
     The control of a loop that claims to imitate: who learns the task from this learnt it from
     something else.
@@ -234,6 +234,11 @@ def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demon
     action = torch.zeros(env.single_action_space.shape or ())
     if env.code.choices:
         action = action.long()
+    else:  # a box need not hold 0
+        space = env.single_action_space
+        assert isinstance(space, spaces.Box)
+        low, high = (torch.as_tensor(end, dtype=torch.float32) for end in (space.low, space.high))
+        action = action.clamp(low, high)
     seen: list[Tensor] = []
 
     def act(raw: Tensor) -> Tensor:

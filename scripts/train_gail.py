@@ -81,7 +81,7 @@ class Config:
     source: Pay = "discriminator"
     """what pays the policy; constant, random (never updated), true and cloning are controls"""
     expert: Literal["demonstrations", "dummy"] = "demonstrations"
-    """whom to imitate; dummy, a control, always takes action 0"""
+    """whom to imitate; dummy, a control, always takes action 0, in a box the nearest to 0"""
     reward: Literal["survival", "cost", "neutral"] = "neutral"
     """form of the discriminator's reward: -log(1-D), log D or the logit"""
     horizon: Horizon = "fixed"

@@ -155,6 +155,13 @@ def test_reversed_observations_are_taken(tmp_path):
     assert np.array_equal(policy.act(seen[::-1]), policy.act(seen)[::-1])
 
 
+def test_the_dummy_expert_takes_the_nearest_to_0_that_a_box_holds():
+    env = ImitationVectorEnv(2, env_id=HIGH)
+    expert = dummy_expert(env, 2, seed=0)
+    assert expert.actions.unique().tolist() == [0.5]
+    assert len(env.expert_pairs(expert, torch.Generator())) == 12
+
+
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
