@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from advgame.attacks.patches import PatchAttackState, Patches
 from advgame.data import load_data
+from advgame.errors import InputError
 from envs.adapters import SingleEnv
 from envs.queries import QueryVectorEnv, Shared
 from envs.standard import check_data, check_kind, known_settings
@@ -37,8 +38,11 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
 
     Args:
         num_envs: B, images attacked side by side.
-        patches: the lists that an action chooses from.
+        patches: the lists that an action chooses from, for images of the data's shape.
         shared: see `QueryVectorEnv`; 50 queries by default.
+
+    Raises:
+        InputError: patches for images of another shape.
 
     Source: Andriushchenko et al., Square Attack, ECCV 2020.
     """
@@ -58,6 +62,11 @@ class BlackBoxAttackVectorEnv(QueryVectorEnv):
         shared["data"] = data = data if data is not None else load_data("digits").train
         shared.setdefault("queries", 50)
         self.patches = patches or Patches(data.shape)
+        if tuple(self.patches.shape) != tuple(data.shape):
+            raise InputError(
+                f"the patches are for images of {tuple(self.patches.shape)}, the data's have "
+                f"{tuple(data.shape)}: give Patches(data.shape)"
+            )
         super().__init__(num_envs, self.patches, **shared)
 
     @override

@@ -17,6 +17,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.monitor import Monitor
 
 import envs
+from advgame.attacks.patches import Patches
 from advgame.data import load_data
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -26,6 +27,7 @@ from advgame.seeding import seeded_init
 from advgame.threat import Linf
 from agents.sb3 import policy_kwargs
 from envs.adapters import as_arrays
+from envs.patches import BlackBoxAttackVectorEnv
 from envs.strategy_selection import StrategySelectionEnv, StrategySelectionVectorEnv
 
 STRATEGY = "advgame/StrategySelection-v0"
@@ -317,6 +319,12 @@ def test_reversed_actions_are_taken(name):
     twin.reset(seed=0)
     (action,) = sampled(env, 1)
     same(env.step(action[::-1]), twin.step(action[::-1].copy()))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 8, 8)])
+def test_patches_for_images_of_another_shape_are_refused(shape):
+    with pytest.raises(InputError, match=rf"of {re.escape(str(shape))}, the data's .*\(1, 8, 8\)"):
+        BlackBoxAttackVectorEnv(2, patches=Patches(shape))
 
 
 @every_id
