@@ -79,7 +79,8 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
 
     Args:
         num_envs: n, images that the agent plays.
-        batch_size: B, of which the others follow ``others``. When None: n, but 32 where n is 1.
+        batch_size: B, of which the others follow ``others``. When None: n; where n is 1, 32 or
+            as many images as there are.
         others: policy of the other images, features (m, 11) -> actions (m,); uniform when None.
         data: training images; the digits training split when None.
         defender: classifier and optimiser, which the environment owns from now on; a small CNN on
@@ -123,8 +124,10 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         check_num_envs(num_envs)
         check_data(data)
         check_defender(defender)
+        data = data if data is not None else load_data("digits").train
+        setting = "num_envs" if batch_size is None else "batch_size"
         if batch_size is None:
-            batch_size = num_envs if num_envs > 1 else 32
+            batch_size = num_envs if num_envs > 1 else min(32, len(data))
         check_num_envs(batch_size, "batch_size")
         if batch_size < num_envs:
             raise InputError(f"batch_size {batch_size} is smaller than num_envs {num_envs}")
@@ -132,7 +135,6 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
             raise InputError(f"rules are an AdaptiveAttack(threat), not a {type(rules).__name__}")
         if others is not None and not callable(others):
             raise InputError("others is a policy, a function of features that returns actions")
-        data = data if data is not None else load_data("digits").train
         rules = rules or AdaptiveAttack(Linf(0.15))
         self.rules = replace(rules, reward=copy.deepcopy(rules.reward))  # it may have a state
         self.rules.threat.check_shape(data.shape)
@@ -148,7 +150,7 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
         self.defender.check_batch(self.data.floats(slice(batch_size)))
         # attacked in place of the defender, which is in training mode and has weight gradients
         self._model = frozen_copy(self.defender.module, "a frozen copy of it is attacked")
-        self._own(batch_size, crop=crop, flip=flip)
+        self._own(batch_size, crop=crop, flip=flip, setting=setting)
         self._initial_reward = copy.deepcopy(self.rules.reward.state_dict())
         self.result: DefenderStep | None = None
         """The defender's last step: adversarial examples, losses, cost."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advgame.data import Batches, ImageSet
 from advgame.defender import Defender
+from advgame.errors import InputError
 from advgame.seeding import PrivateRNG, derive_seed, stream
 from envs.pictures import PicturedVectorEnv
 from envs.standard import check_fit, check_reset
@@ -26,14 +27,24 @@ class TrainingVectorEnv(PicturedVectorEnv[Tensor]):
     data: ImageSet
     _batches: Batches | None = None
 
-    def _own(self, batch_size: int, *, crop: bool, flip: bool) -> None:
+    def _own(self, batch_size: int, *, crop: bool, flip: bool, setting: str = "num_envs") -> None:
         """Keep what a seeded reset restores of ``defender``.
 
         Args:
             batch_size: B, images per step of the defender and process.
             crop: random crops.
             flip: random flips.
+            setting: which says how large B is.
+
+        Raises:
+            InputError: more than there are images.
         """
+        most = len(self.data) // self.defender.fabric.world_size
+        if batch_size > most:
+            raise InputError(
+                f"{setting} must lie in 1..{most} for {len(self.data)} training images on "
+                f"{self.defender.fabric.world_size} process(es), not {batch_size}"
+            )
         self.batch_size, self.crop, self.flip = batch_size, crop, flip
         self._initial = copy.deepcopy(
             (self.defender.module.state_dict(), self.defender.state_dict())

@@ -296,12 +296,15 @@ class Job(DefenderJob[Config, "StrategyGame"]):
 
     def game(self, config: Config, data: Splits, fabric: Fabric) -> StrategyGame:
         """The environment, which owns defender and rules, and the player."""
+        from advgame.data import Batches
         from advgame.games.las_at import LasAt, LasTrades
         from advgame.games.progress import LearningProgress
         from advgame.games.strategy import strategy_space
         from agents.las_at import StrategyGame, make_player, stopping_rule
         from envs.strategy_selection import StrategySelectionVectorEnv
 
+        # refuses a batch larger than the data by the option's name, not by the environment's
+        Batches(data.train, config.batch_size, config.seed, world=fabric.world_size)
         repo, trades = config.preset == "repo", config.objective == "trades"
         augmented, threat = self.augmentation(config, data.train), ball(config)
         rule = stopping_rule(

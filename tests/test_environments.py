@@ -327,6 +327,19 @@ def test_patches_for_images_of_another_shape_are_refused(shape):
         BlackBoxAttackVectorEnv(2, patches=Patches(shape))
 
 
+@pytest.mark.parametrize("name", [STRATEGY, "advgame/AdaptiveAttack-v0"])
+def test_more_rows_than_there_are_images_are_refused_by_the_name_that_was_typed(name):
+    few = load_data("digits").train.first(10)
+    words = r"num_envs must lie in 1\.\.10 for 10 training images .*not 32"
+    for make in (gym.make_vec, envs.make_sb3):
+        with pytest.raises(InputError, match=words):
+            make(name, 32, data=few)
+    if name != STRATEGY:
+        with pytest.raises(InputError, match=r"batch_size must lie in 1\.\.10 .*not 11"):
+            gym.make_vec(name, 1, data=few, batch_size=11)
+    gym.make(name, data=few).reset(seed=0)  # without a size there are as many as there are images
+
+
 @every_id
 def test_misuse_is_refused_and_changes_nothing(name):
     env, twin = vector(name), vector(name)
