@@ -236,7 +236,7 @@ def other_attribute(had: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         had: what a folder has noted.
         now: of the networks that are there.
     """
-    pairs = zip(had.get(_ATTRIBUTES, ()), now[_ATTRIBUTES], strict=False)
+    pairs = zip(had.get(_ATTRIBUTES, ()), now.get(_ATTRIBUTES, ()), strict=False)
     for before, after in pairs:
         for name in before.keys() & after.keys():
             if before[name] != after[name]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -138,11 +138,13 @@ class Evaluation:
             model, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra
         )
         self._plan: dict[str, Suite] = {"clean": [("clean", Nothing())], **plan}
-        more = [surrogate] if surrogate is not None else []
-        about = fingerprint(model, data, threat, seed, batch_size, *more)
-        own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}
-        told = {name: describe(attack) for name, attack in own.items()}
-        self._cells = Cells(self.folder, {**about, "extra": told})
+        about: dict[str, Any] = {}
+        if self.folder is not None:  # only what is kept must be told from another evaluation's
+            more = [surrogate] if surrogate is not None else []
+            about = fingerprint(model, data, threat, seed, batch_size, *more)
+            own = extra | {name: plan[name][0][1] for name in attacks if is_own_attack(name)}
+            about["extra"] = {name: describe(attack) for name, attack in own.items()}
+        self._cells = Cells(self.folder, about)
         self._starts = range(0, len(data), batch_size)
         work = _ClassifierWork(model, data, threat, seed, batch_size, self._cells, progress)
         self.tasks: list[Task] = [
