@@ -162,7 +162,7 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
             chosen = self.space.decode(some.to(self.defender.device))
             self.rules.try_reward(self.defender.module, *few, chosen)
         self._own(num_envs, crop=crop, flip=flip)
-        self._initial_progress, self._initial_rule = self._progress(), self._rule()
+        self._initial_learned = self._learned()
         self.result: StepResult | None = None
         """The last step in full: adversarial examples, losses, pay-offs, cost."""
 
@@ -178,28 +178,25 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
     @override
     def _begin(self, seed: int) -> None:
         super()._begin(seed)
-        self._set_progress(self._initial_progress)
-        self._set_rule(self._initial_rule)
+        self._set_learned(self._initial_learned)
         self._begin_pictures()
         self._draw()
 
-    def _progress(self) -> dict[str, Any]:
-        """The state of the progress that is paid; {} where none is."""
-        progress = self.rules.progress
-        return {} if progress is None else copy.deepcopy(progress.state_dict())
+    def _learned(self) -> dict[str, Any]:
+        """The states of the progress that is paid and of the rule that ends attacks; {} of none."""
+        return {
+            name: {} if part is None else copy.deepcopy(part.state_dict())
+            for name, part in self._learners().items()
+        }
 
-    def _set_progress(self, state: dict[str, Any]) -> None:
-        if self.rules.progress is not None:
-            self.rules.progress.load_state_dict(copy.deepcopy(state))
+    def _set_learned(self, place: dict[str, Any]) -> None:
+        """Copies of what `_learned` returned; what ``place`` has not stays as it is."""
+        for name, part in self._learners().items():
+            if part is not None and name in place:
+                part.load_state_dict(copy.deepcopy(place[name]))
 
-    def _rule(self) -> dict[str, Any]:
-        """The state of the rule that ends attacks; {} where none does."""
-        rule = self.rules.rule
-        return {} if rule is None else copy.deepcopy(rule.state_dict())
-
-    def _set_rule(self, state: dict[str, Any]) -> None:
-        if self.rules.rule is not None:
-            self.rules.rule.load_state_dict(copy.deepcopy(state))
+    def _learners(self) -> dict[str, Any]:
+        return {"progress": self.rules.progress, "rule": self.rules.rule}
 
     def _draw(self) -> None:
         self.images, self.labels = self._next_batch()
@@ -310,7 +307,7 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         """The training's place, the images now shown, and what the rules have learned."""
         place = super().state_dict()  # before the first reset it refuses
         shown = {"images": self.images.cpu(), "labels": self.labels.cpu()}
-        return {**place, **shown, "progress": self._progress(), "rule": self._rule()}
+        return {**place, **shown, **self._learned()}
 
     @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -320,9 +317,7 @@ class StrategySelectionVectorEnv(TrainingVectorEnv):
         the rule then stays as it is.
         """
         super().load_state_dict(state)
-        self._set_progress(state["progress"])
-        if "rule" in state:
-            self._set_rule(state["rule"])
+        self._set_learned(state)
         # the images are given away as final_obs: whoever writes into them must not reach the state
         self.images = state["images"].to(self.defender.device, copy=True)
         self.labels = state["labels"].to(self.defender.device, copy=True)

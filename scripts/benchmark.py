@@ -5,13 +5,14 @@
     python scripts/benchmark.py --only games       # WRN-28-10, wide attacker; minutes
     python scripts/benchmark.py --only games --family baselines --network wrn-16-4
     python scripts/benchmark.py --only games --network small_cnn --shape 1 28 28 --width small
+    python scripts/benchmark.py --only engine      # what each of its parts brings; 20 minutes
     python scripts/benchmark.py --only autoattack --repeats 3 --runs runs/mine --data-dir D
 
 The contestants of a case take turns in shuffled order, so that a busy machine slows all of them;
 ratios are medians over turns of the ratio within one turn. ``floor`` is what cannot be left out:
 the bare model's passes, or the parts of an environment's step. The steps of games are held against
 their own counts of passes (`cost/*` in their curves): what single passes took in the same run
-predicts what a step takes. Games and autoattack have a table of Markdown beside the JSON file.
+predicts what a step takes. Games, engine and autoattack have a Markdown table beside the JSON file.
 """
 
 from __future__ import annotations

@@ -270,6 +270,34 @@ def test_the_same_command_twice_is_one_evaluation(root, monkeypatch, capsys):
     assert (root / "runs" / "twice" / "report.json").read_bytes() == report
 
 
+SHIFTED = """
+from pathlib import Path
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.flat, self.last = torch.nn.Flatten(), torch.nn.Linear(64, 10)
+        self.shift = float(Path("shift.txt").read_text())
+    def forward(self, x):
+        return self.last(self.flat(x)) + self.shift * x.mean((1, 2, 3))[:, None] ** 2
+"""
+
+
+def test_a_finished_evaluation_of_another_setting_is_refused(root, monkeypatch, capsys):
+    (root / "shifted.py").write_text(SHIFTED)
+    (root / "shift.txt").write_text("0.5")
+    words = ["--model", "shifted:Net", "--dataset", "digits", "--eps", "0.1", "--attacks", "fgsm"]
+    words += ["--n", "20", "--name", "setting"]
+    answer(words, root, monkeypatch)
+    answer(words, root, monkeypatch)
+    assert "finished before" in capsys.readouterr().out
+    (root / "shift.txt").write_text("0.25")
+    with pytest.raises(SystemExit):
+        answer(words, root, monkeypatch)
+    assert "has judged other attributes than are there now" in capsys.readouterr().err
+
+
 def test_an_evaluation_goes_on_where_its_classifier_has_moved(root, monkeypatch, capsys):
     for name in ("home", "other"):
         shutil.copytree(root / "run", root / name)

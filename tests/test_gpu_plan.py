@@ -270,6 +270,20 @@ def test_no_epoch_may_fit(tmp_path):
         steps.speedrun(0.001, work)
 
 
+# tests
+
+
+def test_each_test_is_noted_as_it_ends(tmp_path):
+    """The table comes at the end, when the time may be out."""
+    noted = []
+    keep = lambda facts: noted.append(json.loads(json.dumps(facts)))  # noqa: E731
+    found = steps.tests(running.Work(None, tmp_path, {}, time.time() + 600, keep))
+    assert len(noted) > 2
+    assert len(noted[0]["so far"]) == 1
+    assert len(noted[-2]["so far"]) == found["passed"] + found["skipped"]
+    assert noted[-1] == found
+
+
 # the rehearsal
 
 

@@ -5,13 +5,13 @@ import json
 import threading
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import Linear, seeded
-from torch import nn
+from torch import Tensor, nn
 
 from advgame.attacks import (
     SPSA,
@@ -27,7 +27,7 @@ from advgame.attacks import (
 from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation import evaluate, find_flags
-from advgame.evaluation.cells import describe
+from advgame.evaluation.cells import describe, fingerprint, other_attribute
 from advgame.evaluation.measure import counted
 from advgame.evaluation.verdicts import adversarial
 from advgame.losses import clipped_margin, divergence_from, margin
@@ -188,6 +188,40 @@ def test_a_setting_that_is_no_weight_makes_another_classifier(
     del noted["attributes"]  # as earlier versions left it
     (tmp_path / "settings.json").write_text(json.dumps(noted))
     evaluate(net, data, BALL, ("fgsm", "pgd10"), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (torch.zeros(2), torch.ones(2)),
+        (np.zeros(2), np.ones(2)),
+        ({"bits": 8}, {"bits": 4}),
+        ((0.1, None), (0.2, None)),
+        (torch.relu_, None),
+        (torch.nn.functional.softplus, margin),
+        (divergence_from, margin),
+        ("jpeg", "webp"),
+    ],
+)
+def test_every_plain_value_is_a_setting(value, other, honest, test_images):
+    """A kind that is not looked into is no setting: neither side knows it."""
+    data, noted = test_images.subset(slice(4)), []
+    for one in (value, other):
+        net = Shifted(honest)
+        net.more = one
+        noted.append(fingerprint(net, data, BALL, 0, 4))
+    known = "more" in noted[0]["attributes"][0]
+    assert other_attribute(*noted) == ("more" if known else "")
+    assert known is isinstance(value, FunctionType | Tensor | np.ndarray | dict | tuple | str)
+
+
+@pytest.mark.parametrize("place", ["cuda:0", "/scratch/one", "C:\\one", nn.Identity()])
+def test_where_things_lie_is_no_setting(place, honest, test_images):
+    net = Shifted(honest)
+    net.place = place
+    (noted,) = fingerprint(net, test_images.subset(slice(4)), BALL, 0, 4)["attributes"]
+    assert "shift" in noted
+    assert "place" not in noted
 
 
 def test_another_attack_by_the_same_name_is_refused(honest, test_images, tmp_path):

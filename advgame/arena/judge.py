@@ -189,13 +189,15 @@ def evaluate_mixture(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be an integer, 1 or above, not {batch_size!r}")
     plan = plan_mixture(mixture, data, threat, attacks, seed=seed, surrogate=surrogate, extra=extra)
-    more = [surrogate] if surrogate is not None else []
-    about = fingerprint(mixture, data, threat, seed, batch_size, *more)
-    told = {name: describe(one) for name, one in (extra or {}).items()}
-    own = [name for name in attacks if name not in told and is_own_attack(name)]
-    told |= {name: describe(plan[UNION + name]) for name in own}
     folder = None if folder is None else Path(folder)
-    cells = Cells(folder, {**about, "extra": told})
+    about: dict[str, Any] = {}
+    if folder is not None:  # only what is kept must be told from another evaluation's
+        more = [surrogate] if surrogate is not None else []
+        about = fingerprint(mixture, data, threat, seed, batch_size, *more)
+        told = {name: describe(one) for name, one in (extra or {}).items()}
+        own = [name for name in attacks if name not in told and is_own_attack(name)]
+        about["extra"] = told | {name: describe(plan[UNION + name]) for name in own}
+    cells = Cells(folder, about)
     work = _MixtureWork(mixture, data, threat, seed, batch_size, cells, progress)
     found = MixtureVerdicts(mixture, notes=notes_on(attacks))
     plan = {"clean": [("all", Nothing())], **plan}

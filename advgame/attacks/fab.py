@@ -135,7 +135,7 @@ def project_onto(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     aimed at. Every coordinate with w ≠ 0 moves by the same λ towards the hyperplane, or to the
     end of its range if that is nearer: λ solves Σ |w| min(range, λ) = |⟨w, z⟩ - b|. The authors
     sort the ranges. The sum is concave in λ, so that Newton's steps from 0 never pass the solution
-    and end at it once no range lies between two of them, as a rule after four.
+    and end at it once no range lies between two of them.
 
     Args:
         points: (B, d) in [0, 1].
@@ -148,8 +148,8 @@ def project_onto(points: Tensor, w: Tensor, b: Tensor) -> Tensor:
     gap = (w * points).sum(1) - b
     side = torch.where(gap >= 0, 1.0, -1.0).to(points)
     missing, way = gap.abs(), w.sign() * side[:, None]
-    # a coordinate may go down to 0 where w leads away from the hyperplane, else up to 1; a
-    # comparison that is written as numbers takes a fifth of one that makes truth values
+    # a coordinate may go down to 0 where w leads away from the hyperplane, else up to 1; numbers,
+    # since torch compares into truth values more slowly on a CPU
     room = torch.lt(way, 0, out=torch.empty_like(points)).sub_(points).abs_()
     pull = w.abs()
     sums = torch.stack([pull, pull * room], 1)

@@ -123,7 +123,7 @@ def as_markdown(cases: Sequence[Case], about: Mapping[str, Any]) -> str:
 
     Args:
         cases: of `measure_engine`.
-        about: ``cpu``, ``threads``, ``repeats``, ``commit`` and ``command``.
+        about: ``device``, ``cpu``, ``repeats``, ``commit`` and ``command``.
     """
     head = ["", *(f"{case['network']}, batch {case['batch']}" for case in cases)]
     body = [
