@@ -31,6 +31,7 @@ TRAININGS = {
     "sens": "train_minimax.py --defence sens --response-steps 3 --epochs 2",
     "mixture": "train_minimax.py --defence mixture --response-steps 3 --epochs 2",
     "chase": "train_cat_and_mouse.py --rounds 3 --round-steps 3",
+    "psro": "psro.py --rounds 1 --game-n 20 --epochs 2",
 }
 ATTACKER = "train_attacker.py --envs 16 --epochs 2 --updates 2 --validation-n 30"
 ATTACKS = "fgsm,pgd20,mim,cw,fea,autoattack"
