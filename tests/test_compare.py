@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,6 +230,18 @@ def test_a_cell_has_the_dead_players_of_its_training(tmp_path):
     assert found["gap"] == pytest.approx(0.1), "what AutoAttack takes from what PGD-20 leaves"
     assert found["selected_by"] == SCORES["robust"][1]
     assert (found["epochs"], found["seconds_per_epoch"], found["spent"]) == (2.5, 1, 17.5)
+
+
+@pytest.mark.parametrize(("prices", "spent"), [((1.0, 2.0), 9.2), ((1.5, 2.5), 11.4)])
+def test_a_budget_that_ends_within_the_first_epoch_says_so(prices, spent):
+    """Not the script's own number of epochs, which no budget has a use for."""
+    row = {"step": 8, "cost/forwards": 11, "cost/input_backwards": 10, "cost/backwards": 1}
+    run = SimpleNamespace(settings={"epochs": 40, "prices": prices}, rows=[row])
+    assert compare.trained_epochs(run) == 40, "an epoch that is the only one asked for"
+    run.rows = [{**row, "cost/spent": spent}]
+    assert compare.trained_epochs(run) == pytest.approx(0.4)
+    rows = [table.rows([cell("a", epochs=length)])[0] for length in (0.4, 18.7)]
+    assert [compare.shown_epochs(row) for row in rows] == ["0.40", "19"]
 
 
 def test_a_budget_has_the_prices_that_were_measured(tmp_path):
