@@ -232,6 +232,14 @@ def test_a_cell_has_the_dead_players_of_its_training(tmp_path):
     assert (found["epochs"], found["seconds_per_epoch"], found["spent"]) == (2.5, 1, 17.5)
 
 
+def test_forwards_per_step_count_each_step_once():
+    """The look-ahead of LAS-AT costs more as it learns: a short last epoch is not a whole one."""
+    costs = [20.0, 20.0, 30.0]
+    rows = [{"step": s, "cost": c} for s, c in zip((4, 8, 10), costs, strict=True)]
+    assert compare.mean_over_steps(rows, "cost") == pytest.approx(22)
+    assert compare.mean_over_steps(rows[:1], "cost") == 20
+
+
 @pytest.mark.parametrize(("prices", "spent"), [((1.0, 2.0), 9.2), ((1.5, 2.5), 11.4)])
 def test_a_budget_that_ends_within_the_first_epoch_says_so(prices, spent):
     """Not the script's own number of epochs, which no budget has a use for."""

@@ -27,8 +27,9 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
-from statistics import mean
+from statistics import fmean, mean
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
@@ -44,7 +45,7 @@ from advgame.evaluation.flags import wider_gap
 from advgame.evaluation.pictures import comparison_figure
 from advgame.run import table
 from advgame.run.cells import Cell, check_cells, size_in, split_flags, usable, without
-from advgame.run.curves import save_figure
+from advgame.run.curves import Rows, save_figure
 from advgame.run.files import read_json, write_atomically
 from advgame.run.loop import COSTS
 from advgame.run.options import Count, Names, Positive
@@ -421,7 +422,7 @@ class Compare(MethodsStudy[Config]):
             "selected_by": selected_by(cell.report),
             "seconds": seconds,
             "seconds_per_epoch": seconds / epochs,
-            "forwards_per_image": mean(row["attacker/forwards_per_image"] for row in cell.rows),
+            "forwards_per_image": mean_over_steps(cell.rows, "attacker/forwards_per_image"),
             **spent,
             **chosen,
             "flags": [flag["name"] for flag in report["flags"]]
@@ -511,6 +512,13 @@ class Compare(MethodsStudy[Config]):
         title = f"{self.about} on {short_name(self.config.dataset)}, equal {self.config.budget}"
         figure = comparison_figure(about["summary"], ("accuracy_clean", PGD), title)
         save_figure(figure, self.path.with_suffix(".png"), pdf=True)
+
+
+def mean_over_steps(rows: Rows, tag: str) -> float:
+    """Mean over all steps of what rows are means of: a budget's last epoch has fewer of them."""
+    steps = [row["step"] for row in rows]
+    lengths = [after - before for before, after in pairwise([0, *steps])]
+    return fmean([row[tag] for row in rows], lengths)
 
 
 def shown_epochs(row: Row) -> str:
