@@ -82,6 +82,15 @@ def test_a_surrogate_is_given_where_an_attack_needs_one(tmp_path):
         assert ("--surrogate" in judged["trades-seed0"]) == wanted
 
 
+def test_no_classifier_is_judged_by_examples_that_were_made_on_itself(tmp_path):
+    """The column would be PGD-20 with the classifier's own gradients, called transfer."""
+    asked = {"methods": ("trades", "pgd-at"), "first_seed": 999, "seeds": 2}
+    with pytest.raises(InputError, match="pgd-at with seed 1000 is what transferred examples"):
+        study(tmp_path, **asked).check()
+    for change in ({"seeds": 1}, {"methods": ("trades",)}, {"attacks": ("fgsm",)}):
+        study(tmp_path, **{**asked, **change}).check()
+
+
 def test_equal_compute_scales_epochs_by_what_a_step_costs(tmp_path):
     with pytest.raises(InputError, match="is missing"):
         study(tmp_path, budget="compute").cells()

@@ -228,6 +228,11 @@ class Compare(MethodsStudy[Config]):
             raise InputError("--cost is for --forwards")
         if config.against not in self.methods:
             raise unknown("method", config.against, self.methods)
+        if self.surrogate_judged():
+            raise InputError(
+                f"{CONTROL} with seed {SURROGATE_SEED} is what transferred examples are made on, "
+                "and cannot be judged by them: choose a --first-seed that leaves it out"
+            )
         check_attacks(config.attacks)
         if not config.attacks:
             raise InputError("--attacks names none: a table needs one")
@@ -321,6 +326,11 @@ class Compare(MethodsStudy[Config]):
         if self.config.forwards is None:
             alone = replace(alone, budget="epochs", counted=None)
         return type(self)(alone).cells()
+
+    def surrogate_judged(self) -> bool:
+        """Whether a cell would be attacked by its own adversarial examples as another's."""
+        transferred = set(TRANSFER) & {*self.config.attacks}
+        return bool(transferred and CONTROL in self.asked() and SURROGATE_SEED in self.seeds())
 
     def evaluations(self, cells: Mapping[str, Flags]) -> dict[str, list[str]]:
         """Folder -> flags of every evaluation."""
