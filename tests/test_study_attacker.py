@@ -90,7 +90,36 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
     mine = [c["success"] for c in content["cells"] if (c["attack"], c["queries"]) == ("PGD", 4)]
     assert content["summary"]["success"]["PGD"]["4"]["mean"] == pytest.approx(sum(mine) / 2)
     assert "learned at 4 - MIM at 4" in content["summary"]["differences"]
-    assert (tmp_path / "attacker_digits.md").stat().st_size
+    assert "Attackers trained on known;" in (tmp_path / "attacker_digits.md").read_text()
+    # what they learned on is the file's to say, whatever this command names
+    study_attacker.main(replace(config, from_json=True, train_on=("other",)))
+    assert "Attackers trained on known;" in (tmp_path / "attacker_digits.md").read_text()
+    with pytest.raises(InputError, match=r"is about trained_on \['known'\], not \['other'\]"):
+        study_attacker.main(replace(config, train_on=("other",), missing_only=True))
+
+
+def test_without_a_finished_attacker_there_is_nothing_to_compare(folders, tmp_path):
+    config = study_attacker.Config(
+        runs_dir=str(folders),
+        train_on=("known",),
+        test_on=("unseen",),
+        seeds=2,
+        budgets=(2,),
+        n=40,
+        attackers=str(tmp_path / "none"),
+        extra=FEW,
+        out=str(tmp_path),
+        finished_only=True,
+    )
+    study_attacker.main(config)
+    content = json.loads((tmp_path / "attacker_digits.json").read_text())
+    assert content["summary"]["success"].keys() == study_attacker.HAND_MADE.keys()
+    assert content["summary"]["differences"] == {}
+    # and another time learned ones at another number of queries
+    made = {"attack": "learned", "classifier": "unseen", "n": 40, "queries": 4, "success": 0.5}
+    found = study_attacker.summarise([*content["cells"], *({**made, "seed": s} for s in (0, 1))])
+    assert found["success"]["learned"].keys() == {"4"}
+    assert study_attacker.budgets_of(found["success"]) == ["2", "4"]
 
 
 def test_attackers_of_other_classifiers_are_not_taken_for_these(folders, tmp_path):

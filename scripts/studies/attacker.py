@@ -154,6 +154,7 @@ class AttackerStudy(Study[Config]):
     about, listed = "A learned schedule against hand-made ones at equal queries", "cells"
     ending = ("Hardware: {device}. Commit {commit}.", "Command: `{command}`.")
     identity, sharing = ("attack", "classifier", "seed", "queries"), ("n",)
+    unsaid: Mapping[str, Any] = {"trained_on": list(Config.train_on)}
 
     @property
     @override
@@ -233,7 +234,7 @@ class AttackerStudy(Study[Config]):
 
     @override
     def facts(self) -> dict[str, Any]:
-        return {"dataset": self.dataset}
+        return {"dataset": self.dataset, "trained_on": list(self.config.train_on)}
 
     def found(self, runs: Runs) -> dict[str, Any]:
         """Spread over seeds of the mean over classifiers; differences paired by classifier."""
@@ -242,7 +243,7 @@ class AttackerStudy(Study[Config]):
 
     @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
-        config, sizes = self.config, [run["n"] for run in runs]
+        sizes, known = [run["n"] for run in runs], {**self.unsaid, **about}["trained_on"]
         victims = list(dict.fromkeys(run["classifier"] for run in runs))
         seeds = len({run["seed"] for run in runs})
         shown = table.Number("", 2, 100, "half_interval")
@@ -253,10 +254,13 @@ class AttackerStudy(Study[Config]):
             f"Success in % of the {min(sizes)} to {max(sizes)} test "
             f"images that are classified correctly, mean over {len(victims)} classifiers; ± is "
             f"half of the 95 % t-interval over {seeds} seeds (attackers, random starts). "
-            f"Attackers trained on {', '.join(config.train_on)}; attacked: {', '.join(victims)}.",
+            f"Attackers trained on {', '.join(known)}; attacked: {', '.join(victims)}.",
             table.markdown(
-                ["attack", *(f"{q} queries" for q in next(iter(found.values())))],
-                [[name, *map(shown.words, row.values())] for name, row in found.items()],
+                ["attack", *(f"{q} queries" for q in budgets_of(found))],
+                [
+                    [name, *(shown.words(row.get(q)) for q in budgets_of(found))]
+                    for name, row in found.items()
+                ],
             ),
             "Differences in points, paired by classifier, with the 95 % t-interval over "
             "classifiers:",
@@ -309,14 +313,23 @@ def summarise(runs: Runs) -> dict[str, Any]:
     for factor in (1, 2):  # at as many queries, and at half as many
         for q in (q for q in budgets if factor * q in budgets):
             for one, other in ((f"{LEARNED} at {q}", f"{a} at {factor * q}") for a in attacks):
-                if not other.startswith(LEARNED):
-                    gaps = table.differences(pairs, "success", one, other)
+                gaps = table.differences(pairs, "success", one, other)
+                if gaps and not other.startswith(LEARNED):
                     differences[f"{one} - {other}"] = spread(gaps)
     success = {
-        attack: {str(q): over_seeds[f"{attack} at {q}"]["success"] for q in budgets}
+        attack: {
+            str(q): over_seeds[name]["success"]
+            for q in budgets
+            if (name := f"{attack} at {q}") in over_seeds
+        }
         for attack in attacks
     }
     return {"success": success, "differences": differences}
+
+
+def budgets_of(success: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every number of queries that any attack has, as `summarise` names it."""
+    return list(dict.fromkeys(q for row in success.values() for q in row))
 
 
 @style()
@@ -330,7 +343,7 @@ def picture(summary: dict[str, Any], title: str) -> Figure:
         style = {"lw": 2.4, "color": "black", "zorder": 5} if name == LEARNED else {"lw": 1.2}
         shifted = [q * 1.015 ** (number - 2) for q in queries]  # so that bars stand apart
         axis.errorbar(shifted, values, spans, label=name, marker="o", ms=3, capsize=2, **style)
-    ticks = [int(q) for q in next(iter(summary["success"].values()))]
+    ticks = [int(q) for q in budgets_of(summary["success"])]
     axis.set(xscale="log", xlabel="queries per image", ylabel="success, %", title=title)
     axis.set_xticks(ticks, [str(q) for q in ticks])
     axis.minorticks_off()
