@@ -262,6 +262,22 @@ def test_an_edited_results_file_is_not_rendered_as_if_it_were_whole(content, sai
     assert not Toy(toy).path.with_suffix(".md").exists()
 
 
+def test_a_summary_of_other_runs_is_not_shown_beside_these(toy):
+    """The table is made of the runs, differences and pictures of what was found of them."""
+    Toy.main(toy)
+    path = Toy(toy).path
+    about, before = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    about["runs"].pop(0)
+    path.write_text(json.dumps(about))
+    left_out = replace(toy, seeds=1, first_seed=1, missing_only=True)
+    for again in (replace(toy, from_json=True), left_out):
+        with pytest.raises(InputError, match="lists 1 runs of a, its summary is of 2: restore it"):
+            Toy.main(again)
+        assert path.with_suffix(".md").read_text() == before
+    Toy.main(toy)
+    assert path.with_suffix(".md").read_text() == before
+
+
 @pytest.mark.parametrize("extra", ["--seed 3", "--name foo", "--game trades"])
 def test_further_flags_that_no_cell_would_have_are_refused(extra, tmp_path):
     """Else the results would name a setting that was not used."""

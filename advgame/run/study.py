@@ -265,8 +265,9 @@ class Study(ABC, Generic[ConfigT]):
                 about = self.save(made) if made else {}
         if not made and not held:
             raise InputError(f"{self.root} holds no finished cell: leave --finished-only away")
-        # without a new cell the file stays as it is: this command made none of its runs
-        about = about or read_json(self.path)
+        if not about:  # the file stays as it is: this command made none of its runs
+            about = read_json(self.path)
+            self.check_summary(about[self.listed], about)
         self.write(about)
         print(
             f"{len(made)} cells, {len(about[self.listed])} in all, {asked - len(made)} left out; "
@@ -286,6 +287,7 @@ class Study(ABC, Generic[ConfigT]):
                 raise InputError(
                     f"{self.path} has {' '.join(map(str, twice[0]))} twice: restore it"
                 )
+            self.check_summary(about[self.listed], about)
             self.write(about)
         except InputError:
             raise
@@ -294,6 +296,27 @@ class Study(ABC, Generic[ConfigT]):
                 f"{self.path} holds no results of this study ({type(error).__name__}: {error}): "
                 "restore it"
             ) from error
+
+    def check_summary(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        """Refuse what `found` says of other runs than those that the file lists.
+
+        A table of the runs would stand beside differences and pictures of others.
+
+        Raises:
+            InputError: of which method it is.
+        """
+        there = Counter(run.get(self.identity[0]) for run in runs)
+        told = {
+            name: one["seeds"]
+            for name, one in about.get("summary", {}).items()
+            if isinstance(one, Mapping) and isinstance(one.get("seeds"), int)
+        }
+        for name in dict.fromkeys((*there, *told)) if told else ():
+            if there[name] != told.get(name, 0):
+                raise InputError(
+                    f"{self.path} lists {there[name]} runs of {name}, its summary is of "
+                    f"{told.get(name, 0)}: restore it"
+                )
 
     def told_apart(self, run: Run) -> tuple[Any, ...]:
         """By what a run differs from the others; what an older one does not say is 0."""

@@ -176,6 +176,10 @@ class Mixtures(Study[Config]):
         return super().found(jackknifed(runs))
 
     @override
+    def check_summary(self, runs: Runs, about: Mapping[str, Any]) -> None:
+        super().check_summary(jackknifed(runs), about)
+
+    @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
         columns: table.Columns = {
             **judged_columns(self.control),
