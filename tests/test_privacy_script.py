@@ -137,3 +137,12 @@ def test_a_study_keeps_finished_cells_and_writes_its_table(tmp_path, monkeypatch
         study_privacy.main(replace(config, steps=2))
     with pytest.raises(InputError, match="dim must lie in"):
         study_privacy.main(replace(config, dims=(65,), out=str(tmp_path / "else")))
+
+
+def test_cells_of_other_dimensions_count_among_those_that_there_are():
+    """Results keep them, so that more than all of them seemed finished."""
+    study = study_privacy.Privacy(study_privacy.Config(dims=(3,), seeds=2))
+    told = {"keep": "class", "filter": "pca", "rho": 1.0, "solver": "minimax"}
+    there = [("class-pca-d10", 10, seed) for seed in (0, 1, 2)] + [("class-pca-d3", 3, 1)]
+    runs = [{"cell": cell, "dim": dim, "seed": seed, **told} for cell, dim, seed in there]
+    assert study.found(runs)["cells"] == len(study.cells()) + 3

@@ -135,7 +135,8 @@ class Privacy(TrainingStudy[Config]):
         for row in table.rows(runs, "cell"):
             told = ("keep", "filter", "dim", "rho", "solver")
             summary[row.name] |= {key: row[key] for key in told}
-        return {"cells": len(self.cells()), "summary": summary}
+        asked = {self.key(name, cell) for name, cell in self.cells().items()}
+        return {"cells": len(asked | set(map(self.told_apart, runs))), "summary": summary}
 
     @override
     def document(self, runs: Runs, about: Mapping[str, Any]) -> list[str]:
