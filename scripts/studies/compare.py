@@ -545,7 +545,8 @@ def trained_epochs(cell: Finished) -> float:
     if "cost/spent" not in first:
         return float(cell.settings["epochs"])
     prices = zip(COSTS, (1.0, *cell.settings["prices"]), strict=True)
-    return first["cost/spent"] / sum(first[kind] * price for kind, price in prices)
+    step: float = sum(first[kind] * price for kind, price in prices)
+    return first["cost/spent"] / step
 
 
 def told_budget(about: Mapping[str, Any]) -> str:
