@@ -148,6 +148,11 @@ def test_the_table_tells_the_passes_of_the_whole_training(tmp_path):
     found = study(tmp_path).table(runs)
     assert [row[-1] for row in found] == ["passes, pgd-at = 1", "1.00", "0.90"]
     assert study(tmp_path).table(runs[1:])[1][-1] == "–"
+    equal = [(10.0, 92.0), (20.0, 46.0)]  # seeds of unequal lengths, with 920 forwards each
+    runs[1:] = [
+        cell("stopper", k, epochs=e, forwards_per_image=f) for k, (e, f) in enumerate(equal)
+    ]
+    assert [row[-1] for row in study(tmp_path).table(runs)[1:]] == ["1.00", "1.00"]
 
 
 def test_a_table_is_beside_the_papers_numbers_and_any_game(tmp_path):
@@ -205,6 +210,7 @@ def test_a_gap_to_autoattack_that_the_control_has_not_is_a_sign():
         return flags_of("masked", runs, control)
 
     assert found(0.1) == "wider_gap_than_pgd-at"
+    assert found(0.07 - 8e-9) == "wider_gap_than_pgd-at", "5 points more, as fp32 has them"
     assert found(0.06) == "none", "4 points more is no sign"
     for seeds in (1, 3):  # all on the same 200 images
         assert found(0.1, seeds, n=60) == "none", "8 points more may be chance on 60 images"

@@ -464,11 +464,11 @@ class Compare(MethodsStudy[Config]):
 
     def table(self, runs: Runs) -> list[list[str]]:
         """Header and rows, everything in % but cost; "–" where a number is missing."""
-        summary = table.summarise(runs)
-        full = _passes(summary[CONTROL]) if CONTROL in summary else None
+        control = [run for run in runs if run["method"] == CONTROL]
+        full = _passes(control) if control else None
 
         def passes(row: Row) -> str:
-            return f"{_passes(summary[row.name]) / full:.2f}" if full else "–"
+            return f"{_passes(row.runs) / full:.2f}" if full else "–"
 
         columns: dict[str, table.Column] = {
             **{"game": table.row_name, "seeds": table.seeds, "epochs": shown_epochs},
@@ -561,10 +561,9 @@ def told_budget(about: Mapping[str, Any]) -> str:
     )
 
 
-def _passes(row: Mapping[str, Any]) -> float:
-    """Forwards per training image in a whole training."""
-    passes: float = row["epochs"]["mean"] * row["forwards_per_image"]["mean"]
-    return passes
+def _passes(runs: Runs) -> float:
+    """Forwards per training image in a whole training, mean over seeds of unequal lengths."""
+    return mean(run["epochs"] * run["forwards_per_image"] for run in runs)
 
 
 def flags_of(game: str, runs: Runs, control: str = CONTROL) -> str:
