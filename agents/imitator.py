@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from agents.imitation_policy import described
 from agents.sb3 import SB3Learner, set_up
 from agents.settings import PolicySettings
+from envs.actions import rounded
 from envs.imitation import ImitationVectorEnv
 
 
@@ -124,7 +125,9 @@ class Imitator(SB3Learner):
             return actions
         space = self.algorithm.action_space
         assert isinstance(space, spaces.Box)
-        return actions.clamp(torch.as_tensor(space.low), torch.as_tensor(space.high))
+        return rounded(actions, space).clamp(
+            torch.as_tensor(space.low), torch.as_tensor(space.high)
+        )
 
     def collect(self, env: ImitationVectorEnv) -> Rollout:
         """Play ``n_steps`` with the policy as it is; the environment was reset before."""
@@ -172,7 +175,9 @@ class Imitator(SB3Learner):
         starts = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]])
         buffer.reset()
         buffer.observations[:] = rollout.observations.numpy()
-        buffer.actions[:] = rollout.actions.reshape(buffer.actions.shape).numpy()
+        # of the draws' own type: SB3's buffer has the box's, and whole numbers would make 0.7 to 0,
+        # whose likelihood is not that of the draw
+        buffer.actions = rollout.actions.reshape(buffer.actions.shape).numpy()
         buffer.rewards[:] = rewards.numpy()
         buffer.episode_starts[:] = starts.numpy()
         buffer.values[:] = values.view(rewards.shape).numpy()

@@ -81,6 +81,17 @@ def as_numbers(
     return given
 
 
+def rounded(actions: Tensor, space: spaces.Box) -> Tensor:
+    """Actions as a task is given them by `into_box`: in a box of integers the nearest whole ones.
+
+    Args:
+        actions: (k,) or (B, k) of any type.
+        space: (k,).
+    """
+    whole = np.issubdtype(space.dtype, np.integer) and actions.is_floating_point()
+    return actions.round() if whole else actions
+
+
 def into_box(actions: np.ndarray[Any, Any], space: spaces.Box) -> np.ndarray[Any, Any]:
     """Actions as a box has them: of its type, and inside of it where rounding has left it.
 

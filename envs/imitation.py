@@ -22,7 +22,7 @@ from advgame.imitation.discriminator import REWARDS, Discriminator
 from advgame.imitation.layouts import fitting
 from advgame.imitation.pairs import PairCode
 from advgame.seeding import stream
-from envs.actions import as_numbers
+from envs.actions import as_numbers, rounded
 from envs.adapters import SingleEnv
 from envs.pictures import PicturedVectorEnv, imitation_picture
 from envs.standard import (
@@ -346,6 +346,7 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
                     f"actions must lie in {space}: clip them, e.g. numpy.clip(actions, space.low, "
                     "space.high)"
                 )
+            acted = rounded(acted, space)  # what is paid for is what the task is given
         return acted
 
 

@@ -200,6 +200,16 @@ def test_the_ends_of_a_box_of_another_type_are_inside(env_id, dtype):
             env.step(np.stack([outside] * 2).astype(dtype))
 
 
+def test_a_box_of_integers_pays_for_the_action_that_the_task_is_given():
+    """An agent's 0.7 and the 1 that is made of it: the discriminator knows whole numbers only."""
+    logits = []
+    for action in (0.7, 1.0):
+        env = ImitationVectorEnv(2, env_id=WHOLE)
+        env.reset(seed=0)
+        logits.append(env.step(np.full((2, 2), action, np.float32))[4]["logit"])
+    assert torch.equal(*logits)
+
+
 def test_whole_numbers_are_compared_with_a_box_as_they_are():
     env = ImitationVectorEnv(2, env_id=HIGH)
     env.reset(seed=0)

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from box_tasks import WHOLE
 from sb3_contrib import TRPO
 
 from advgame.errors import InputError
@@ -195,9 +196,10 @@ def test_actions_of_a_box_stay_inside():
     imitator.learn(rollout, rollout.rewards)
 
 
-def test_the_discriminator_is_shown_what_the_environment_did():
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", WHOLE])
+def test_the_discriminator_is_shown_what_the_environment_did(env_id):
     """A draw outside the action space is not what was paid for, and no expert ever draws one."""
-    env = ImitationVectorEnv(2, env_id="Pendulum-v1")
+    env = ImitationVectorEnv(2, env_id=env_id)
     imitator = Imitator(env, 0, PolicySettings(n_steps=16, value_epochs=1))
     with torch.no_grad():
         imitator.policy.log_std.fill_(3.0)
@@ -215,6 +217,20 @@ def test_the_discriminator_is_shown_what_the_environment_did():
     assert played[0].actions.abs().max() > 2
     paid = env.discriminator.logits(before, shown[0]).detach().view(16, 2)
     torch.testing.assert_close(paid, played[0].rewards)
+    if env_id == WHOLE:  # the task rounds, and the expert's actions are whole
+        assert torch.equal(played[0].executed, played[0].executed.round())
+
+
+@pytest.mark.parametrize("algorithm", ["trpo", "ppo"])
+def test_a_draw_of_a_box_of_integers_keeps_its_likelihood(algorithm):
+    """The policy learns from what it drew, 0.7, and not from a 0 that SB3's buffer makes of it."""
+    settings = PolicySettings(algorithm, n_steps=16, value_epochs=1)
+    env, imitator = made(settings=settings, env_id=WHOLE)
+    rollout = imitator.collect(env)
+    imitator.learn(rollout, rollout.rewards)
+    found = torch.as_tensor(imitator.algorithm.rollout_buffer.actions)
+    # the buffer is flattened row by row while the policy learns
+    assert torch.equal(found.view(8, 16, 2).transpose(0, 1), rollout.actions)
 
 
 def test_the_global_streams_are_left_alone():
