@@ -184,7 +184,7 @@ def judge_returns(
 
     def validate(_: nn.Module) -> dict[str, float]:
         rng = stream(seed, "evaluation")
-        returns = play(env.env_id, act, episodes, rng, env.task.horizon)["returns"]
+        returns = play(env.task_id, act, episodes, rng, env.task.horizon)["returns"]
         return {
             "eval/return": float(returns.mean()),
             "eval/standard_error": float(returns.std() / episodes**0.5),
@@ -245,10 +245,10 @@ def dummy_expert(env: ImitationVectorEnv, trajectories: int, seed: int) -> Demon
         seen.append(raw)
         return action.expand(trajectories, *action.shape)
 
-    played = play(env.env_id, act, trajectories, stream(seed, "dummy"), env.task.horizon)
+    played = play(env.task_id, act, trajectories, stream(seed, "dummy"), env.task.horizon)
     lengths, returns = played["lengths"].long(), played["returns"].double()
     rows = [raw[row : row + 1] for row, n in enumerate(lengths.tolist()) for raw in seen[:n]]
     observations = torch.cat(rows)
     actions = action.expand(len(observations), *action.shape).clone()
-    ended = lengths < env.task.horizon
+    ended = played["terminated"]
     return Demonstrations(observations, actions, lengths, returns, ended, env.env_id)

@@ -77,7 +77,7 @@ def _episodes(
     """Encoded pairs of fresh episodes, one tensor (n, inputs) each."""
     fresh = ImitationVectorEnv(
         episodes,
-        env_id=env.env_id,
+        env_id=env.task_id,
         horizon=env.horizon,
         scale=(env.code.shift, env.code.scale),
         max_episode_steps=env.task.horizon,

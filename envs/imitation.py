@@ -139,6 +139,8 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         self.metadata = {**self.metadata, "render_fps": self.task.fps}
         self.num_envs, self.reward, self.horizon = num_envs, reward, horizon
         self.env_id = registered(env_id)
+        self.task_id = env_id
+        """As it was given: a module may register a task of its own under a known id."""
         self.stagger, self.device = stagger, torch.device(device)
         constants = self.task.scale
         if scale is not None:

@@ -360,17 +360,20 @@ def play(
         horizon: the time limit in steps; the task's own when None.
 
     Returns:
-        ``returns`` (B,), true and undiscounted; ``lengths`` (B,).
+        ``returns`` (B,), true and undiscounted; ``lengths`` (B,); ``terminated``, bool (B,), ended
+        by the task and not by a time limit.
     """
     task = make_task(env_id, episodes)
     live = torch.ones(episodes, dtype=torch.bool)
     returns, lengths = torch.zeros(episodes), torch.zeros(episodes)
+    terminated = torch.zeros(episodes, dtype=torch.bool)
     task.reset(live, rng)
     for _ in range(task.horizon if horizon is None else horizon):
         rewards, over, cut = task.step(act(task.observe()), live)
         returns += rewards
         lengths += live
+        terminated |= over
         live = live & ~(over | cut)
         if not live.any():
             break
-    return {"returns": returns, "lengths": lengths}
+    return {"returns": returns, "lengths": lengths, "terminated": terminated}

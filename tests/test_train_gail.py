@@ -8,6 +8,8 @@ import sys
 import time
 from dataclasses import replace
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 import train_gail
@@ -26,6 +28,7 @@ from advgame.seeding import stream
 from agents import load_policy
 from agents.gail import GailTraining, dummy_expert, judge_returns, random_returns
 from agents.imitator import Imitator
+from agents.resemblance import _episodes
 from envs.imitation import ImitationVectorEnv
 from envs.tasks import play
 
@@ -159,6 +162,55 @@ def test_expert_and_evaluation_have_the_environments_time_limit():
     assert not expert.terminated.any()
     scores = judge_returns(env, Imitator(env, 0), 4, seed=0)(torch.nn.Identity())
     assert scores["eval/return"] == 5
+
+
+def test_a_known_id_that_a_module_registers_anew_is_that_modules_task(tmp_path, monkeypatch):
+    """It was trained on, and CartPole was what the policy was evaluated on."""
+    (tmp_path / "heavier.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Heavier(CartPoleEnv):\n"
+        "    def step(self, action):\n"
+        "        seen, *_, info = super().step(action)\n"
+        "        return seen, 7.0, False, False, info\n"
+        "gymnasium.register('CartPole-v1', Heavier, max_episode_steps=500)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(gymnasium.registry, "CartPole-v1", gymnasium.registry["CartPole-v1"])
+    with pytest.warns(UserWarning, match="Overriding environment CartPole-v1"):
+        env = ImitationVectorEnv(1, env_id="heavier:CartPole-v1", max_episode_steps=5)
+    imitator = Imitator(env, 0)
+    assert judge_returns(env, imitator, 2, seed=0)(torch.nn.Identity())["eval/return"] == 35
+    assert dummy_expert(env, 2, seed=0).returns.tolist() == [35, 35]
+    assert [len(one) for one in _episodes(env, imitator, 2, 0, True)] == [5, 5]
+    sys.modules.pop("heavier")
+
+
+def test_what_the_task_itself_cuts_off_is_no_end_of_the_dummys():
+    """No absorbing states follow: the environment has none there either."""
+
+    class Cut(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.steps += 1
+            return np.zeros(2, np.float32), 1.0, False, self.steps == 3, {}
+
+    gymnasium.register("Cut-v0", Cut, max_episode_steps=9)
+    try:
+        env = ImitationVectorEnv(2, env_id="Cut-v0")
+        expert = dummy_expert(env, 2, seed=0)
+    finally:
+        del gymnasium.registry["Cut-v0"]
+    assert expert.lengths.tolist() == [3, 3]
+    assert not expert.terminated.any()
+    assert len(env.expert_pairs(expert, torch.Generator())) == 6
 
 
 def test_the_dummy_expert_always_takes_action_0():
