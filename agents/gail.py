@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -207,6 +208,10 @@ def random_policy(space: spaces.Space[Any]) -> Callable[[Tensor], Tensor]:
             return torch.randint(int(space.n), (len(raw),), generator=rng)
         assert isinstance(space, spaces.Box)
         low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
+        if np.issubdtype(space.dtype, np.integer):  # the ends as often as the others
+            low, high = low.double(), high.double()  # 127 + 128 is no int8
+            drawn = torch.rand(len(raw), *low.shape, generator=rng, dtype=torch.float64)
+            return torch.minimum(low + ((high - low + 1) * drawn).floor(), high)
         below = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high, 0) - 1)
         above = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low, 0) + 1)
         return below + (above - below) * torch.rand(len(raw), *low.shape, generator=rng)

@@ -217,3 +217,13 @@ def test_a_box_without_an_end_is_sampled_near_the_other(ends, low, high):
     drawn = random_policy(spaces.Box(*ends, (1,), np.float32))(torch.zeros(2000, 1))
     assert low <= drawn.min() < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < drawn.max() <= high
+
+
+def test_a_box_of_integers_is_sampled_evenly():
+    """Its ends as often as the others, also where their distance is none of its numbers."""
+    drawn = random_policy(spaces.Box(-1, 1, (1,), np.int64))(torch.zeros(3000, 1))
+    assert [int((drawn == one).sum()) for one in (-1, 0, 1)] == pytest.approx([1000] * 3, abs=100)
+    wide = random_policy(spaces.Box(-128, 127, (1,), np.int8))(torch.zeros(3000, 1))
+    assert wide.min() == -128
+    assert wide.max() == 127
+    assert abs(wide.mean()) < 5
