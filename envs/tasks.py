@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.errors import InputError
+from advgame.imitation.recording import check_spaces
 from advgame.own_code import in_this_folder, in_words
 from envs.actions import into_box
 from envs.pictures import cart_pole_picture, fitted, mountain_car_picture
@@ -214,12 +215,8 @@ class GymnasiumTask(Task):
         if spec.max_episode_steps is None:
             raise InputError(f"{env_id} has no time limit: register it with max_episode_steps")
         seen, acted = self._envs[0].observation_space, self._envs[0].action_space
-        if not isinstance(seen, spaces.Box) or len(seen.shape) != 1:
-            raise InputError(f"{env_id} has observations {seen}: flat boxes only")
-        flat_box = isinstance(acted, spaces.Box) and len(acted.shape) == 1
-        if not flat_box and not (isinstance(acted, spaces.Discrete) and acted.start == 0):
-            raise InputError(f"{env_id} has actions {acted}: Discrete from 0 or flat boxes only")
-        self.observation_space: spaces.Box = seen
+        check_spaces(env_id, seen, acted)
+        self.observation_space: spaces.Box = seen  # type: ignore[assignment]
         self.action_space: spaces.Discrete | spaces.Box = acted  # type: ignore[assignment]
         self.horizon = spec.max_episode_steps
         self.scale = (torch.zeros(seen.shape), torch.ones(seen.shape))

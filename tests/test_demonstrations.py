@@ -6,6 +6,7 @@ import signal
 import sys
 import zipfile
 from dataclasses import fields, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -313,6 +314,54 @@ def test_recording_tells_ends_from_time_limits():
 def test_recording_takes_what_sb3s_predict_returns():
     fallen = record(lambda _: (np.array(0), None), "CartPole-v1", 5, 1)
     assert fallen.actions.tolist() == [0] * len(fallen.actions)
+
+
+FLAT = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+CHOICE = gymnasium.spaces.Discrete(2)
+
+
+class Odd(gymnasium.Env):
+    """Of any spaces and reward, three steps long."""
+
+    def __init__(self, seen, acted, reward):
+        self.observation_space, self.action_space, self.reward = seen, acted, reward
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observation_space.sample(), self.reward, self.steps == 3, False, {}
+
+
+@pytest.mark.parametrize(
+    ("seen", "acted", "reward", "words"),
+    [
+        (gymnasium.spaces.Dict({"a": FLAT}), CHOICE, 1.0, "observations Dict.*flat boxes only"),
+        (gymnasium.spaces.Tuple((FLAT, CHOICE)), CHOICE, 1.0, "observations Tuple"),
+        (gymnasium.spaces.Box(0, 255, (4, 4, 3), np.uint8), CHOICE, 1.0, "observations Box"),
+        (CHOICE, CHOICE, 1.0, "observations Discrete"),
+        (FLAT, gymnasium.spaces.Discrete(2, start=1), 1.0, "Discrete from 0 or flat boxes"),
+        (FLAT, gymnasium.spaces.MultiDiscrete([2, 3]), 1.0, "actions MultiDiscrete"),
+        (FLAT, gymnasium.spaces.MultiBinary(3), 1.0, "actions MultiBinary"),
+        (FLAT, gymnasium.spaces.Box(-1, 1, (2, 2), np.float32), 1.0, "actions Box"),
+        (FLAT, CHOICE, float("nan"), "Odd-v0 returned a reward that is no finite number: nan"),
+    ],
+)
+def test_a_task_that_cannot_be_imitated_is_refused_before_it_is_played(
+    seen, acted, reward, words, monkeypatch
+):
+    """Not after the last episode, nor with a traceback; NaN is no recording without rewards."""
+    spec = gymnasium.envs.registration.EnvSpec(
+        "Odd-v0", entry_point=partial(Odd, seen, acted, reward), max_episode_steps=5
+    )
+    monkeypatch.setitem(gymnasium.registry, "Odd-v0", spec)
+    asked = []
+    with pytest.raises(InputError, match=words):
+        record(lambda now: asked.append(now) or acted.sample(), "Odd-v0", 0, 2)
+    assert len(asked) == (reward != 1)
 
 
 @pytest.mark.parametrize(
