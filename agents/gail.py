@@ -108,7 +108,7 @@ class GailTraining:
             )
             stats |= watched
         stats |= self.player.learn(rollout, rewards)
-        if code.choices:
+        if code.choices > 1:  # where there is one there is nothing to choose
             share = stats["policy/entropy"] / math.log(code.choices)
             stats |= tagged("policy", {"entropy": share})
         if len(rollout.true_returns):

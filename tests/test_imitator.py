@@ -10,6 +10,7 @@ from box_tasks import WHOLE
 from sb3_contrib import TRPO
 
 from advgame.errors import InputError
+from advgame.games.gail import Gail
 from agents.gail import GailTraining
 from agents.imitator import Imitator, SubsampledTRPO
 from agents.settings import PolicySettings
@@ -180,6 +181,21 @@ def test_the_trust_region_is_of_the_whole_action(settle):
         bound = settings.max_kl / (1 + t * settle) ** 2
         assert bound / 3 < kl <= bound
         assert stats["policy/kl"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_a_task_with_one_action_has_no_entropy_to_be_judged_by():
+    class Fixed(Drift):
+        action_space = gym.spaces.Discrete(1)
+
+    gym.register("Fixed-v0", Fixed, max_episode_steps=5)
+    try:
+        env, imitator = made(env_id="Fixed-v0")
+    finally:
+        del gym.registry["Fixed-v0"]
+    rules = Gail(env.discriminator, torch.randn(8, env.code.pair_size))
+    stats = GailTraining(env, imitator, rules, make_updater("adam", lr=None, seed=0)).step()
+    assert stats["policy/entropy"] == 0
+    assert "health/policy/entropy" not in stats
 
 
 def test_actions_of_a_box_stay_inside():
