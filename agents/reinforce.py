@@ -288,6 +288,15 @@ def returns_to_go(rollout: Rollout, beyond: Tensor, discount: float) -> Tensor:
     return torch.stack(found[::-1])
 
 
+def _mean_return(rollout: Rollout) -> Tensor:
+    """Mean return of the episodes that ended, which all began in the rollout; 0 of none.
+
+    What an episode that is still running has been paid is in no return.
+    """
+    finished = rollout.ended.flip(0).cumsum(0).flip(0) > 0  # an end comes yet
+    return rollout.rewards[finished].sum() / rollout.ended.sum().clamp_min(1)
+
+
 def _per_step(advantage: Tensor, decided: Tensor) -> Tensor:
     """Advantages over their root mean square at each step of the rollout.
 
@@ -366,7 +375,7 @@ class EpisodicReinforce(PolicyGradient):
             "attacker/gradient_norm": norm,
             "attacker/policy_loss": loss.detach(),
             "game/reward_per_query": rollout.rewards[decided].mean(),
-            "game/return": rollout.rewards.sum() / rollout.ended.sum().clamp_min(1),
+            "game/return": _mean_return(rollout),
         }
 
     @override

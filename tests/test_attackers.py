@@ -125,6 +125,20 @@ def test_returns_end_with_their_episode_and_pass_over_resets():
     assert torch.equal(found[decided], want[decided])
 
 
+def test_the_return_that_is_logged_is_of_episodes_that_ended():
+    """It counted what the cut ones had been paid, and not the cut ones."""
+    menu = PLANTED["step_size"]
+    env = planted(menu, 2)
+    env.reset(seed=0)
+    learner = reinforce(env, menu)
+    rollout = collect(env, learner.policy, 3, stream(0, "look"))
+    rewards = torch.tensor([[5.0, 1], [0, 1], [7, 1]])  # row 0 ends, is reset and goes on
+    ended = torch.tensor([[1, 0], [0, 0], [0, 1]]).bool()
+    decided = torch.tensor([[1, 1], [0, 1], [1, 1]]).bool()
+    stats = learner.learn(replace(rollout, rewards=rewards, ended=ended, decided=decided))
+    assert stats["game/return"] == (5 + 3) / 2
+
+
 def test_a_rollout_knows_which_steps_were_resets():
     class Endings(VectorEnv):
         """Row r ends every r + 2 steps, the reset's included."""
