@@ -29,7 +29,8 @@ class Gail:
     Args:
         discriminator: the network.
         expert: (E, inputs), all expert pairs, encoded.
-        entropy: weight of D's label entropy in its objective; 0.001 is Ho & Ermon's.
+        entropy: weight of D's label entropy in its objective, mean over the pairs of both sides.
+            Ho & Ermon's 0.001 is of the sum of the two sides' means, which would be 0.002 here.
         penalty: weight of the gradient penalty; 0 for none.
         penalty_target: norm of the gradient that is not penalised.
         controller: weight k of C-GAIL's k/2·(D − 1/2)², mean over each side (Luo et al. 2024,

@@ -118,7 +118,7 @@ def imitation_loss(policy: Tensor, expert: Tensor) -> Tensor:
 
 
 def label_entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the Bernoulli D in nats, Ho & Ermon's regulariser.
+    """Mean entropy of the Bernoulli D in nats, Ho & Ermon's regulariser (theirs: twice that).
 
     Args:
         logits: (B,).
