@@ -93,8 +93,8 @@ class NumpyVectorEnv(VectorWrapper):
 class SingleEnv(gym.Env[Any, Any]):
     """One episode at a time, in NumPy: ``vector`` with B = 1, whose arguments it takes.
 
-    `step` returns what the episode saw last, and `render` shows it; then `reset` is due. Where the
-    vector environment's autoreset is SAME_STEP, it leads to the episode that has begun already.
+    `step` returns what the episode saw last, and `render` shows it; then `reset` is due. In
+    StrategySelection it leads to the image that has been drawn already; the others draw anew.
     """
 
     vector: ClassVar[Callable[..., VectorEnv[Any, Any, Any]]]
