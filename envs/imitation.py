@@ -154,9 +154,10 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
             )
         if theta is None:
             theta = self.discriminator.init(stream(0, "discriminator"))
-        self.theta = theta.to(self.device)
-        if self.theta.shape != (self.discriminator.size,):
-            raise InputError(f"theta must have shape ({self.discriminator.size},)")
+        size = self.discriminator.size
+        if theta.shape != (size,) or not theta.is_floating_point() or not theta.isfinite().all():
+            raise InputError(f"theta must have shape ({size},), of finite floats")
+        self.theta = theta.to(self.device, torch.float32)  # as observations are
         self.single_action_space = self.task.action_space
         self.single_observation_space = _observed(self.task.observation_space, self.code)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -200,6 +200,20 @@ def test_the_ends_of_a_box_of_another_type_are_inside(env_id, dtype):
             env.step(np.stack([outside] * 2).astype(dtype))
 
 
+def test_parameters_of_the_discriminator_are_finite_floats():
+    """Of another type they ended in a traceback at the first step, and NaN paid NaN."""
+    theta = ImitationVectorEnv(1).theta
+    rewards = []
+    for given in (theta, theta.double()):
+        env = ImitationVectorEnv(2, theta=given)
+        env.reset(seed=0)
+        rewards.append(env.step(torch.zeros(2, dtype=torch.int64))[1])
+    assert torch.equal(*rewards)
+    for wrong in (theta[1:], theta.long(), theta * torch.nan):
+        with pytest.raises(InputError, match=r"theta must have shape \(2625,\), of finite floats"):
+            ImitationVectorEnv(2, theta=wrong)
+
+
 def test_a_box_of_integers_pays_for_the_action_that_the_task_is_given():
     """An agent's 0.7 and the 1 that is made of it: the discriminator knows whole numbers only."""
     logits = []
