@@ -216,7 +216,8 @@ class GymnasiumTask(Task):
             raise InputError(f"{env_id} has no time limit: register it with max_episode_steps")
         seen, acted = self._envs[0].observation_space, self._envs[0].action_space
         check_spaces(env_id, seen, acted)
-        self.observation_space: spaces.Box = seen  # type: ignore[assignment]
+        assert isinstance(seen, spaces.Box)
+        self.observation_space: spaces.Box = seen
         self.action_space: spaces.Discrete | spaces.Box = acted  # type: ignore[assignment]
         self.horizon = spec.max_episode_steps
         self.scale = (torch.zeros(seen.shape), torch.ones(seen.shape))
