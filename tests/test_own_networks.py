@@ -49,6 +49,12 @@ class Net(nn.Sequential):
         )
 
 
+def sloped(width, slope=0.0):
+    net = Net(width)
+    net[2] = nn.LeakyReLU(slope)
+    return net
+
+
 def softmax():
     return nn.Sequential(Net(), nn.Softmax(1))
 
@@ -155,6 +161,20 @@ def test_an_own_network_trains_resumes_and_is_judged_where_it_is_typed(here, mon
     run(evaluate, ["--resume", "runs/judged", *words[1:3]], monkeypatch)
     model = from_run(whole, "my_net:Net(12)").model
     assert torch.equal(model[1].weight, weights(whole)["best/1.weight"])
+
+
+def test_weights_in_a_network_of_other_arguments_are_told(here, monkeypatch, capsys):
+    """They fit, and the numbers are of another classifier than the run's."""
+    words = "built as my_net:sloped(12, slope=-3.0), where the run notes my_net:Net(12)"
+    for model, told in (("my_net:Net( 12 )", False), ("my_net:sloped(12, slope=-3.0)", True)):
+        name = f"slope-{told}"
+        run(evaluate, ["runs/mine", "--model", model, *QUICK, "--name", name], monkeypatch)
+        said = capsys.readouterr().err
+        assert (f"note: runs/mine: its weights are in a network {words}" in said) == told
+        folder = here / "runs" / name
+        report = json.loads((folder / "report.json").read_text())
+        assert report["weights"].endswith(words) == told
+        assert (words in (folder / "report.md").read_text()) == told
 
 
 @pytest.mark.slow

@@ -102,6 +102,30 @@ def knows(about: Mapping[str, Any]) -> bool:
     return is_built_in(recorded(about))
 
 
+def rebuilt(about: Mapping[str, Any], model: str) -> str:
+    """How a network is built, in words, where its run notes another way; "" where it does not.
+
+    Weights fit every network of the same shapes: ``my:Net(slope=0.1)`` takes those of
+    ``my:Net(slope=0.2)``, and answers otherwise.
+
+    Args:
+        about: what the run's ``config.json`` says.
+        model: the network that its weights go into; empty is the run's own.
+    """
+    noted = about["config"].get("model")  # a run from Python notes a class without its arguments
+    if not model or not isinstance(noted, str) or not noted or _call(noted) == _call(model):
+        return ""
+    return f"built as {model}, where the run notes {noted}"
+
+
+def _call(model: str) -> object:
+    """What a word of ``--model`` calls with which arguments, however it is spelled."""
+    with contextlib.suppress(InputError):
+        found = own_code(model)
+        return found.module, found.attribute, repr(found.args), repr(sorted(found.settings.items()))
+    return model
+
+
 def model_of(
     path: object, about: Mapping[str, Any], typed: str = "", *, other: bool = False
 ) -> str:

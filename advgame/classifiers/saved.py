@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from advgame.classifiers import Normalise, make_classifier
 from advgame.classifiers.files import fill, fitting, learned, load_into, read_states, shapes
-from advgame.classifiers.names import check_model, is_built_in, model_of, statistics
+from advgame.classifiers.names import check_model, is_built_in, model_of, rebuilt, statistics
 from advgame.data import STATISTICS
 from advgame.errors import InputError
 from advgame.own_code import own_code
@@ -92,13 +93,16 @@ def run_classifier(
         classes: number of classes.
         which: ``best`` is what validation chose.
         model: the network, where the folder names none, or code: that is run only if a person
-            names it.
+            names it. One that is built otherwise than the run notes is told on the screen.
 
     Raises:
         InputError: the run has no such weights yet, or trained no classifier.
     """
-    path = run.weights(which)
-    return load_classifier(path, model_of(run.path, run.about(), model), shape, classes)
+    path, about = run.weights(which), run.about()
+    found = load_classifier(path, model_of(run.path, about, model), shape, classes)
+    if words := rebuilt(about, model):
+        print(f"note: {run.path}: its weights are in a network {words}", file=sys.stderr)
+    return found
 
 
 def normalised(module: nn.Module, how: str, channels: int) -> nn.Module:

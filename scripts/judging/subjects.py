@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from advgame.arena.mixture_file import is_mixture, read_mixture
-from advgame.classifiers.names import check_model, is_built_in, knows, model_of, statistics
+from advgame.classifiers.names import check_model, is_built_in, knows, model_of, rebuilt, statistics
 from advgame.errors import InputError
 from advgame.own_code import is_own_code
 from advgame.run.folder import RunFolder
@@ -110,7 +110,20 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def weights_in_words(config: Config) -> str:
-    """Whose weights were judged, and whether their run has ended."""
+    """Whose weights were judged, whether their run has ended, and in which network, if in another.
+
+    A run that was trained in ``my:Net(slope=0.1)`` can be judged in ``my:Net(slope=0.2)``.
+    """
+    runs = [place(one) for one in members(config) if place(one).is_dir()]
+    others = [rebuilt(about, config.model) for run in runs if not knows(about := _about(run))]
+    return ", ".join([_weights_in_words(config), *dict.fromkeys(filter(None, others))])
+
+
+def _about(run: Path) -> dict[str, Any]:
+    return RunFolder.open(run).about()
+
+
+def _weights_in_words(config: Config) -> str:
     path = place(config.what)
     if is_mixture(config.what):
         return f"{config.weights} of each member of {config.what}"
