@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -69,10 +69,11 @@ if TYPE_CHECKING:
 
 
 class Materials(NamedTuple):
-    """Images, classifier, surrogate and further attacks that an evaluation works on."""
+    """Images and what was done to them, classifier, surrogate, further attacks."""
 
     data: ImageSet
     held_out: ImageSet | None
+    notes: tuple[str, ...]
     module: nn.Module
     surrogate: nn.Module | None
     extra: dict[str, Attack]
@@ -155,19 +156,26 @@ class Job(jobs.Job[Config, Materials]):
 
     def build(self, config: Config, fabric: Fabric) -> Materials:
         """Classifiers, images and attacks, each tried on a few images."""
-        return self.tried(config, fabric, *images(config))
+        notes: list[str] = []
+        return self.tried(config, fabric, *images(config, note=notes.append), notes)
 
     @override
     def settle(
         self, config: Config, fabric: Fabric, typed: Collection[str]
     ) -> tuple[Config, Materials]:
         """The same; the attacks fit the number of classes where they were not typed."""
-        data, held_out = images(config)
+        notes: list[str] = []
+        data, held_out = images(config, note=notes.append)
         config = fit_attacks(config, self.usual(config), typed, data.classes, tell=True)
-        return config, self.tried(config, fabric, data, held_out)
+        return config, self.tried(config, fabric, data, held_out, notes)
 
     def tried(
-        self, config: Config, fabric: Fabric, data: ImageSet, held_out: ImageSet | None
+        self,
+        config: Config,
+        fabric: Fabric,
+        data: ImageSet,
+        held_out: ImageSet | None,
+        notes: Sequence[str],
     ) -> Materials:
         """Classifiers and attacks for these images, each tried on a few of them."""
         extra = learned(config)
@@ -189,7 +197,13 @@ class Job(jobs.Job[Config, Materials]):
                 one, data, threat(config), asked, seed=seed, surrogate=surrogate
             )
             try_out(extra, one, data, seed)
-        return Materials(data, held_out, module, surrogate, extra)
+        return Materials(data, held_out, tuple(notes), module, surrogate, extra)
+
+    @override
+    def images(self, made: Materials) -> Mapping[str, Any] | None:
+        """What was done to images of one's own, and what these are like; None where nothing was."""
+        like = {"shape": list(made.data.shape), "classes": made.data.classes}
+        return {**like, "notes": list(made.notes)} if made.notes else None
 
     @override
     def place(self, config: Config) -> Path:

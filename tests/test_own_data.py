@@ -166,6 +166,17 @@ def test_test_images_alone_can_be_judged(tmp_path):
         load_data(root)
 
 
+def test_what_was_done_to_test_images_alone_is_told(tmp_path, capsys):
+    """Nearly black images are told where there is nothing to train on, too."""
+    root, notes = tree(tmp_path / "d", ("test",), mode="L"), []
+    for path in root.rglob("*.png"):
+        Image.fromarray((np.asarray(Image.open(path)) > 99).astype(np.uint8)).save(path)
+    load_test(root, image_size=6, note=notes.append)
+    black = "no pixel is above 1, where 255 is white: nearly black"
+    assert notes == ["images were resized and cropped to 6x6", black]
+    assert f"note: {root}: {black}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("shape", "want"),
     [((8, 8), (1, 8, 8)), ((8, 8, 3), (3, 8, 8)), ((3, 8, 8), (3, 8, 8)), ((8, 6, 1), (1, 8, 6))],

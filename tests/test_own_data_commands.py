@@ -116,6 +116,10 @@ def test_a_training_and_an_evaluation_on_a_folder_of_pngs(tmp_path, monkeypatch)
     judged = typed(evaluate, monkeypatch, "runs/one", "--attacks", "fgsm", "--name", "judged")
     assert judged.report()["classes"] == list(CLASSES)
     assert judged.report()["accuracy"] == run.report()["accuracy"]
+    assert judged.report()["notes"] == run.report()["notes"], "how the images were split"
+    (judged.path / "report.json").unlink()
+    judged = typed(evaluate, monkeypatch, "--resume", "runs/judged")
+    assert judged.report()["notes"] == run.report()["notes"]
     # the folder moved, and then another image came
     root.rename(tmp_path / "moved")
     (run.path / "report.json").unlink()

@@ -58,7 +58,7 @@ def load_data(
         InputError: unknown name, missing or corrupt files, images or labels that are no
             classification, or ``train_n`` out of range.
     """
-    found = _load(str(name), data_dir, download=download, image_size=image_size)
+    found, _ = _load(str(name), data_dir, download=download, image_size=image_size)
     if isinstance(found, ImageSet):
         needs = "images for training and validation besides"
         raise InputError(
@@ -82,6 +82,7 @@ def load_test(
     download: bool = False,
     image_size: int | None = None,
     check: Callable[[Splits | ImageSet], object] = lambda found: None,
+    note: Callable[[str], object] = lambda sentence: None,
 ) -> tuple[ImageSet, ImageSet | None]:
     """The test images of a data set, and its validation images where it has any.
 
@@ -92,18 +93,22 @@ def load_test(
         download: the same.
         image_size: the same.
         check: called with all that is there, training images too, which are let go of then.
+        note: told what was done to the images, a sentence each.
 
     Raises:
         InputError: the same, and what ``check`` raises.
     """
-    found = _load(str(name), data_dir, download=download, image_size=image_size)
+    found, notes = _load(str(name), data_dir, download=download, image_size=image_size)
     check(found)
+    for sentence in notes:
+        note(sentence)
     return (found, None) if isinstance(found, ImageSet) else (found.test, found.validation)
 
 
 def _load(
     name: str, data_dir: str | Path | None, *, download: bool, image_size: int | None
-) -> Splits | ImageSet:
+) -> tuple[Splits | ImageSet, tuple[str, ...]]:
+    """The images, and what was done to them, a sentence each."""
     check_dataset(name, data_dir, download=download, image_size=image_size)
     if is_own_code(name):
         made = own_code(name)()
@@ -112,17 +117,20 @@ def _load(
                 f"{name} must return an advgame.ImageSet or advgame.Splits, not "
                 f"{type(made).__name__}: ImageSet.from_floats makes the former"
             )
-        return made
+        return made, made.notes if isinstance(made, Splits) else ()
     if name not in NAMED:
-        return _own(name, image_size)
+        found, notes = _own(name, image_size)
+        for note in notes:
+            print(f"note: {name}: {note}", file=sys.stderr)
+        return found, notes
     full, test = read_published(name, data_dir, download=download, image_size=image_size)
     share = VALIDATION if name == "digits" else _LARGE_VALIDATION
     rest, held_out = stratified_split(full.labels, share)
-    return Splits(name, full.subset(rest), full.subset(held_out), test)
+    return Splits(name, full.subset(rest), full.subset(held_out), test), ()
 
 
-def _own(name: str, image_size: int | None) -> Splits | ImageSet:
-    """A folder or file, with what is missing of the splits cut by us."""
+def _own(name: str, image_size: int | None) -> tuple[Splits | ImageSet, tuple[str, ...]]:
+    """A folder or file, with what is missing of the splits cut by us; what was done, in words."""
     path = located(name)
     raw = read_folder(path, image_size) if path.is_dir() else _resized(read_npz(path), image_size)
     notes = list(raw.notes)
@@ -132,7 +140,7 @@ def _own(name: str, image_size: int | None) -> Splits | ImageSet:
         parts = {"train": rest, "test": cut}
         notes.append(f"{TEST:.0%} of every class are the test images, since nobody has split them")
     if "train" not in parts:
-        return parts["test"] if "test" in parts else parts["validation"]
+        return parts["test"] if "test" in parts else parts["validation"], raw.notes
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
         notes.append("the validation images are the test images, since there are no others")
@@ -147,9 +155,7 @@ def _own(name: str, image_size: int | None) -> Splits | ImageSet:
         share = _LARGE_VALIDATION if large else VALIDATION
         parts["train"], parts["validation"] = _cut(name, parts["train"], share)
         notes.append(f"{share:.0%} of the training images are cut off for validation")
-    for note in notes:
-        print(f"note: {name}: {note}", file=sys.stderr)
-    return Splits(short_name(name), **parts, notes=tuple(notes))
+    return Splits(short_name(name), **parts, notes=tuple(notes)), tuple(notes)
 
 
 def _image_set(raw: Raw, images: np.ndarray, labels: np.ndarray) -> ImageSet:

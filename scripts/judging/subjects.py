@@ -6,7 +6,7 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -159,12 +159,15 @@ def try_out(attacks: Mapping[str, Attack], model: nn.Module, data: ImageSet, see
             )
 
 
-def images(config: Config, *others: Config) -> tuple[ImageSet, ImageSet | None]:
+def images(
+    config: Config, *others: Config, note: Callable[[str], object] = lambda sentence: None
+) -> tuple[ImageSet, ImageSet | None]:
     """The test images; others of the same data set, where there are any.
 
     Args:
         config: all settings.
         others: those of further classifiers that are judged on the same images.
+        note: told what was done to the images, a sentence each.
 
     Raises:
         InputError: data that cannot be read, or that have changed since a run was trained on them.
@@ -182,6 +185,7 @@ def images(config: Config, *others: Config) -> tuple[ImageSet, ImageSet | None]:
         download=config.download,
         image_size=config.image_size,
         check=check,
+        note=note,
     )
     return data if config.n is None else data.first(config.n), held_out
 
