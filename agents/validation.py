@@ -11,6 +11,7 @@ from torch import nn
 from advgame.attacks import Attack, attacked, pgd
 from advgame.attacks.gradient_steps import Menu
 from advgame.data import ImageSet
+from advgame.errors import InputError
 from advgame.losses import margin
 from advgame.seeding import stream
 from advgame.targets import Target
@@ -39,6 +40,9 @@ class Validation:
         menu: of the attacker.
         payoff: the reward's weights.
         seed: of PGD's starts and of random jumps.
+
+    Raises:
+        InputError: a classifier that has none of the images right.
     """
 
     def __init__(
@@ -57,6 +61,11 @@ class Validation:
             with attacked(one.model), torch.no_grad():
                 clean = margin(one.model(x), y)
             right = clean < 0
+            if not bool(right.any()):
+                raise InputError(
+                    f"{one.name} has none of the {len(x)} validation images right, and only those "
+                    "are attacked: a better classifier, its own data set, or more --validation-n"
+                )
             self.cases.append((one, x[right], y[right], clean[right]))
         success, gain, _ = self._scores(
             lambda ball, queries: replace(pgd(ball, queries - 1), stop_when_fooled=True)

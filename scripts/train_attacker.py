@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
+from judging.subjects import refuse_other_classes
 from typing_extensions import override
 
 from advgame.choices import MOVES
@@ -301,6 +302,8 @@ class Job(jobs.Job[Config, Made]):
             download=config.download,
             image_size=config.image_size or frozen[0].image_size,
         )
+        for what in config.classifier:
+            refuse_other_classes(what, RunFolder.open(place(what)), data.train.names)
         data = data.to(fabric.device)
         frozen = [replace(one, model=one.model.to(fabric.device)) for one in frozen]
         game, menu = make_game(config, frozen, data, fabric)

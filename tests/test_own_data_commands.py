@@ -12,6 +12,7 @@ import sweeps
 import torch
 import train
 import train_adt
+import train_attacker
 import train_cat_and_mouse
 import train_duel
 import train_l2l
@@ -192,6 +193,35 @@ def test_classes_of_other_names_are_not_judged(tmp_path, monkeypatch):
         typed(evaluate, monkeypatch, *asked)
     numbered = str(saved(tmp_path / "a.npz", shape=(8, 8, 3)))
     assert judge(monkeypatch, "one", "--data", numbered).report()["n"] == 4
+
+
+def test_an_attacker_does_not_learn_on_classes_of_other_names(tmp_path, monkeypatch):
+    """Its classifier would err on most images before any attack."""
+    tree(tmp_path / "insects")
+    monkeypatch.chdir(tmp_path)
+    trained(tmp_path / "one", "insects")
+    words = ("--classifier", "one", "--epochs", 1, "--updates", 1, "--envs", 2, "--queries", 2)
+    (tmp_path / "insects" / "bee").rename(tmp_path / "insects" / "dog")
+    with pytest.raises(InputError, match="class 1 was bee in one and is cat here"):
+        typed(train_attacker, monkeypatch, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_attacker_of_a_classifier_that_has_nothing_right_is_refused(tmp_path, monkeypatch):
+    tree(tmp_path / "insects")
+    monkeypatch.chdir(tmp_path)
+    run = trained(tmp_path / "one", "insects")
+    model = from_run(run.path).model
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([2.0, 0.0, 0.0]))
+    save_weights(model, run.path / "checkpoints" / "best.safetensors")
+    assert load_data("insects").validation.first(2).labels.tolist() == [1, 2]
+    words = ("--classifier", "one", "--epochs", 1, "--updates", 1, "--envs", 2, "--queries", 2)
+    with pytest.raises(InputError, match="one has none of the 2 validation images right"):
+        typed(train_attacker, monkeypatch, *words, "--validation-n", 2)
+    assert not (tmp_path / "runs").exists()
 
 
 def picture_figure():
