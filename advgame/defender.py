@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advgame.attacks.boundary import attacked
+from advgame.attacks.boundary import attacked, precision
 from advgame.attacks.folding import folding
 from advgame.attacks.input_gradients import input_gradient
 from advgame.classifiers.foreign import frozen_copy
@@ -207,14 +207,17 @@ class Defender:
         """Refuse batches that the classifier cannot learn from, before any work.
 
         A batch of one image is tried: batch norm in training mode needs more than one value per
-        channel. Nothing is changed, nothing drawn.
+        channel. So are weights that are not all fp32: attacks cast their images for such a
+        network, a training does not. Nothing is changed, nothing drawn.
 
         Args:
             x: the images of a batch, (B, C, H, W).
 
         Raises:
-            InputError: what the classifier says of one image in training mode.
+            InputError: what the classifier says of one image in training mode, or of fp32 images.
         """
+        if precision(self.module) != torch.float32:
+            self._check_precision(x[:2])
         if len(x) > 1:
             return
         try:
@@ -226,6 +229,23 @@ class Defender:
                 "images per batch, e.g. gymnasium.make_vec(id, num_envs=64), or a network without "
                 "batch norm"
             ) from error
+
+    def _check_precision(self, x: Tensor) -> None:
+        """Refuse weights of another precision whose network does not cast fp32 images itself."""
+        alone = contextlib.ExitStack()
+        alone.enter_context(attacked(self.module, "train"))
+        alone.enter_context(PrivateRNG(0, self.device))
+        with alone, torch.no_grad(), self.fabric.autocast():
+            try:
+                self.module.forward(x)  # past the hook by which an attack casts its images
+            except RuntimeError as error:
+                kinds = sorted({str(one.dtype) for one in self.module.parameters()})
+                raise InputError(
+                    f"the classifier has weights of {', '.join(kinds)} and learns from fp32 images "
+                    f"({error}): call .float() on it, or let its forward cast them"
+                ) from error
+            except ValueError:  # batch norm's, of one image
+                return
 
     def step(self) -> None:
         """The optimiser's step along the gradient that `backward` formed, clipped."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import envs  # noqa: F401
-from advgame.attacks import attacked
+from advgame.attacks import attacked, fgsm
 from advgame.classifiers.foreign import check_savable, set_mode
 from advgame.defender import Defender
 from advgame.errors import InputError
@@ -219,6 +219,31 @@ class Narrow(nn.Module):
 
     def forward(self, x):
         return self.net(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_precision_are_refused_before_a_training(digits, dtype):
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Narrow().to(dtype)
+
+        def forward(self, x):
+            return self.net(x.to(dtype))
+
+    def training(network):
+        rules = AdversarialTraining(BALL, lambda ball: fgsm(ball))
+        return DefenderTraining(rules, Defender(network), digits.train, 8, 0)
+
+    kind = str(dtype).replace(".", r"\.")
+    with pytest.raises(InputError, match=rf"weights of {kind}.*call \.float\(\) on it"):
+        training(Narrow().to(dtype))
+    with pytest.raises(InputError, match=r"call \.float"):
+        StrategySelectionVectorEnv(2, defender=Defender(Narrow().to(dtype)))
+    kept = copy.deepcopy((network := Casting()).state_dict())
+    game = training(network)
+    assert all(torch.equal(kept[name], value) for name, value in network.state_dict().items())
+    game.step()
 
 
 def test_a_batch_of_one_that_batch_norm_cannot_take(digits):
