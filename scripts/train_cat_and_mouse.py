@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -145,7 +145,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
     )
 
     def check(self, config: Config) -> Config:
-        """Refuse what cannot work, before any work; settles the folder's name."""
+        """Refuse what cannot work, before any work."""
         config = super().check(replace(config, epochs=config.clean_rounds + config.rounds))
         evaluation.check_attacks((config.attack,))
         if config.attack in TRANSFER:
@@ -166,13 +166,6 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             )
         return config
 
-    def run(self, config: Config, typed: Collection[str] = ()) -> RunFolder:
-        """Play; the game keeps classifiers in the run's folder, whose name is settled here."""
-        if config.resume is None:
-            path = RunFolder.new_path(Path(config.runs_dir), config.name)
-            config = replace(config, name=path.name)
-        return super().run(config, typed)
-
     @override
     def title(self, config: Config) -> str:
         return f"Cat and mouse, {config.attack}"
@@ -191,7 +184,7 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
         suite = make_suite(config.attack, Context(ball(config), data.train, config.seed))
         if len(suite) > 1:
             raise InputError(f"a round plays one attack; {config.attack} is {len(suite)} in a row")
-        folder = Path(config.resume or Path(config.runs_dir) / config.name) / "rounds"
+        folder = Path(config.resume or config.runs_dir) / "rounds"  # a new run's: see `work`
         test = data.test if config.test_n is None else data.test.first(config.test_n)
 
         def fresh(number: int) -> nn.Module:
@@ -208,6 +201,17 @@ class Job(DefenderJob[Config, "CatAndMouse"]):
             seed=config.seed,
             fresh=fresh if config.restart_weights else None,
         )
+
+    @override
+    def work(
+        self, config: Config, run: RunFolder, made: tuple[CatAndMouse, Splits], *, resume: bool
+    ) -> None:
+        """As of every training; the rounds' classifiers lie in the run's own folder.
+
+        Which that is, is known once it is made: others may begin in the same second.
+        """
+        made[0].folder = run.path / "rounds"
+        super().work(config, run, made, resume=resume)
 
     def report(
         self, config: Config, run: RunFolder, game: CatAndMouse, data: Splits, threat: Threat

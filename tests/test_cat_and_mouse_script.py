@@ -4,18 +4,21 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from datetime import datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from equal_runs import SMALL, assert_equal_runs
 from studies import cat_and_mouse as study_cat_and_mouse
-from train_cat_and_mouse import Config, job
+from train_cat_and_mouse import Config, Job, job
 
 from advgame.classifiers import SmallCNN
 from advgame.data import load_data
 from advgame.errors import InputError
 from advgame.games.cat_and_mouse import CatAndMouse, classifier_file, errors_under
+from advgame.run import folder
 from advgame.run.checkpoint import load_weights
 from advgame.run.folder import Metrics
 from advgame.run.table import rows
@@ -68,6 +71,27 @@ def test_the_matrix_is_what_a_few_lines_of_torch_find(whole):
     assert [row["game/clean_error"] for row in rows] == found["clean"]
     assert [r["game/attack_error"] for r in rows[1:]] == errors.diagonal()[:4].tolist()
     assert [r["game/defence_error"] for r in rows[1:]] == errors.diagonal(-1).tolist()
+
+
+def test_two_games_without_a_name_that_begin_in_one_second_get_two_folders(tmp_path, monkeypatch):
+    now = SimpleNamespace(now=lambda: datetime(2026, 12, 1))  # the second does not end
+    monkeypatch.setattr(folder, "datetime", now)
+    short = settings(tmp_path, "", rounds=1, round_steps=1, validate_every=9)
+    others, first = [], Job()
+
+    class Second(Job):
+        def build(self, config, fabric):
+            others.append(first.run(short))
+            return super().build(config, fabric)
+
+        def settle(self, config, fabric, typed):
+            return config, self.build(config, fabric)
+
+    run = Second().run(short)
+    assert run.path != others[0].path
+    for one in (run, others[0]):
+        assert classifier_file(one.path / "rounds", 1).exists()
+        assert (one.path / "report.json").exists()
 
 
 def test_the_table_is_the_papers_cut(whole):
