@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from judging.subjects import refuse_other_classes
+from judging import subjects
 from typing_extensions import override
 
 from advgame.choices import MOVES
@@ -138,6 +138,31 @@ def targets(config: Config) -> list[Target]:
         return found
     balls = [type(one.threat)(parse_radius(config.eps, one.threat.norm)) for one in found]
     return [replace(one, threat=b) for one, b in zip(found, balls, strict=True)]
+
+
+def refuse_other_images(config: Config, data: Splits) -> None:
+    """Refuse images that a classifier is not for, or that are not those that it was trained on.
+
+    A network that averages over the image takes images of any size. Where we cut the test images
+    off, a few more images in a folder are cut elsewhere: the attacker would then learn from images
+    that are test images of the classifier's run, and be validated on some that it learned from.
+
+    Raises:
+        InputError: which classifier, and how they differ.
+    """
+    these = subjects.in_words(data.train.shape, data.train.classes)
+    for what in config.classifier:
+        run = RunFolder.open(place(what))
+        if (its := subjects.task_of(run)) not in ("", these):
+            raise InputError(f"{what} is for {its}; these are {these}")
+        subjects.refuse_other_classes(what, run, data.train.names)
+        asked = config.dataset or config.image_size
+        if not asked and (other := subjects.changed(what, data)):
+            name = run.about()["config"]["dataset"]
+            raise InputError(
+                f"{name} has changed since {what} was trained on it ({other}): restore it, or "
+                f"attack knowingly on what is there now, with --dataset {name}"
+            )
 
 
 def refuse_idle_model(config: Config) -> None:
@@ -302,8 +327,7 @@ class Job(jobs.Job[Config, Made]):
             download=config.download,
             image_size=config.image_size or frozen[0].image_size,
         )
-        for what in config.classifier:
-            refuse_other_classes(what, RunFolder.open(place(what)), data.train.names)
+        refuse_other_images(config, data)
         data = data.to(fabric.device)
         frozen = [replace(one, model=one.model.to(fabric.device)) for one in frozen]
         game, menu = make_game(config, frozen, data, fabric)

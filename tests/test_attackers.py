@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from advgame import data
 from advgame.attacks import pgd
 from advgame.attacks.gradient_steps import CHOICES, Menu
-from advgame.data import ImageSet
+from advgame.classifiers import make_classifier
+from advgame.data import ImageSet, load_data
 from advgame.errors import InputError
+from advgame.run.checkpoint import save_weights
 from advgame.run.folder import RunFolder
 from advgame.seeding import seeded_init, stream
 from advgame.targets import shipped
@@ -382,6 +384,38 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path, monkeypatch)
         with pytest.raises(InputError, match=r"other images \(validation was"):
             train_attacker.job.run(again)
     assert train_attacker.job.run(again).report()["validation"]
+
+
+def test_classifiers_of_other_images_are_refused(tmp_path):
+    """Weights that fit any size, of runs that note their images."""
+    digits = load_data("digits")
+    about = {"dataset": "digits", "model": "lean_resnet-half", "eps": "0.1", "train_n": 200}
+    few = replace(digits, train=digits.train.first(200)).about()
+
+    def trained(name, **noted):
+        run = RunFolder.create(tmp_path / name, about, "cpu", {**few, **noted})
+        with seeded_init(0):
+            network = make_classifier("lean_resnet-half", digits.train.shape, 10)
+        save_weights(network, run.path / "checkpoints" / "best.safetensors")
+        return str(run.path)
+
+    def attack(*runs, shown=60, **more):
+        config = train_attacker.Config(runs, queries=(2,), validation_n=shown, envs=2, **more)
+        return train_attacker.job.build(config, train_attacker.job.fabric(config))
+
+    own, small = trained("own"), trained("small", shape=[1, 6, 6])
+    with pytest.raises(InputError, match=r"small is for 1x6x6 images .*; these are 1x8x8 images"):
+        attack(own, small)
+    with pytest.raises(InputError, match=r"is for 1x8x8 images .*; these are 1x6x6 images"):
+        attack(own, image_size=6)
+    other = trained("other", sha256="0")
+    says = r"digits has changed since .*other was trained on it \(their pixels.*--dataset digits"
+    with pytest.raises(InputError, match=says):
+        attack(other)
+    assert [one.name for one, *_ in attack(own).validate.cases] == ["own"]
+    assert attack(other, dataset="digits").validate.cases
+    with pytest.raises(InputError, match="own gets none of the 2 validation images right"):
+        attack(own, shown=2)
 
 
 @pytest.mark.parametrize("classifier", [(), ("zoo:digits/pgd-at-small_cnn-seed0",)])

@@ -203,25 +203,33 @@ def refuse_changed(config: Config, found: Splits | ImageSet) -> None:
     Raises:
         InputError: which run, and how they differ.
     """
-    from advgame.data import Splits
-
     runs = [one for one in members(config) if config.own_images and place(one).is_dir()]
     for what in runs:
-        run = RunFolder.open(place(what))
-        about = run.about()
-        if "data" not in about:  # older runs note no images
-            continue
-        if isinstance(found, Splits):
-            count = about["config"].get("train_n")
-            few = found.train.first(count) if isinstance(count, int) else found.train
-            other = run.differing(replace(found, train=few).about())
-        else:
-            other = "its training images are gone"
-        if other:
+        if other := changed(what, found):
             raise InputError(
                 f"{config.dataset} has changed since {what} was trained on it ({other}): restore "
                 f"it, or judge knowingly what is there now, with --dataset {config.dataset}"
             )
+
+
+def changed(what: str, found: Splits | ImageSet) -> str:
+    """How images differ from those that a run was trained on, in words; "" where they do not.
+
+    Args:
+        what: the run, as it was typed.
+        found: all images, training images among them, as they are now.
+    """
+    from advgame.data import Splits
+
+    run = RunFolder.open(place(what))
+    about = run.about()
+    if "data" not in about:  # older runs note no images
+        return ""
+    if not isinstance(found, Splits):
+        return "its training images are gone"
+    count = about["config"].get("train_n")
+    few = found.train.first(count) if isinstance(count, int) else found.train
+    return run.differing(replace(found, train=few).about())
 
 
 def members(config: Config) -> tuple[str, ...]:
