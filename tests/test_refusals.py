@@ -127,6 +127,8 @@ REFUSED = {
         "--attacker plain --eps-ramp 0.1": "plain makes no use of --eps-ramp",
         "--form shared --learning-mode train": "no use of --learning-mode",
         "--attacker grad --steps 2": "--attacker grad makes no use of --steps",
+        "--attacker naive --scaling paper": "naive makes no use of --scaling",
+        "--attacker naive --gradient-mode train": "naive makes no use of --gradient-mode",
         "--attacker-steps 0": "attacker_steps must be 1 or above",
         "--form shared --attacker-steps 2": "use alternating",
         "--attacker pgd --form shared": "pgd makes no use of --form",

@@ -65,12 +65,12 @@ TRAININGS = {
     train_l2l: (
         GAME,
         {
-            "grad": {"attacker_steps": 2, "eps_ramp": 0.5},
+            "grad": {"attacker_steps": 2, "eps_ramp": 0.5, "gradient_mode": "repo"},
             "shared": {
                 "attacker": "two-step", "form": "shared", "ema": 0.9, "model": "minimax_cnn",
             },
             "naive": {
-                "attacker": "naive", "width": "two-block", "gradient_mode": "repo", "train_n": 100,
+                "attacker": "naive", "width": "two-block", "attacker_mode": "train", "train_n": 100,
             },
             "pgd": {"attacker": "pgd"},
         },
