@@ -414,7 +414,7 @@ def test_classifiers_of_other_images_are_refused(tmp_path):
         attack(other)
     assert [one.name for one, *_ in attack(own).validate.cases] == ["own"]
     assert attack(other, dataset="digits").validate.cases
-    with pytest.raises(InputError, match="own gets none of the 2 validation images right"):
+    with pytest.raises(InputError, match="own has none of the 2 validation images right"):
         attack(own, shown=2)
 
 
