@@ -132,7 +132,7 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
 
     @override
     def idle(self, config: Config) -> dict[str, tuple[str, ...]]:
-        own = LEARNERS_OWN if config.attacker in CONTROLS else ()
+        own: tuple[str, ...] = LEARNERS_OWN if config.attacker in CONTROLS else ()
         if config.attacker == "naive":  # it is told no gradient
             own = ("scaling", "gradient_mode")
         steps = () if config.attacker == "k-step" else ("steps",)

@@ -563,7 +563,8 @@ def told_budget(about: Mapping[str, Any]) -> str:
 
 def _passes(runs: Runs) -> float:
     """Forwards per training image in a whole training, mean over seeds of unequal lengths."""
-    return mean(run["epochs"] * run["forwards_per_image"] for run in runs)
+    each: list[float] = [run["epochs"] * run["forwards_per_image"] for run in runs]
+    return mean(each)
 
 
 def flags_of(game: str, runs: Runs, control: str = CONTROL) -> str:
