@@ -52,6 +52,7 @@ COMMITTED = [
     ("compare", "compare/spsa", "digits-epochs", {}),
     ("compare", "compare/l2", "digits-epochs", {}),
     ("compare", "cifar10", "cifar10-compute", CIFAR),
+    ("compare", "cifar10", "cifar100-compute", {**CIFAR, "dataset": "cifar100"}),
     ("compare", "cifar10/long", "cifar10-compute", CIFAR),
     ("compare", "cifar10/hour", "cifar10-epochs", {"dataset": "cifar10", "data_dir": "data"}),
     ("compare", "cifar10/two-hours", "cifar10-epochs", {"dataset": "cifar10", "data_dir": "data"}),
