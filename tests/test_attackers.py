@@ -399,8 +399,8 @@ def test_classifiers_of_other_images_are_refused(tmp_path):
         save_weights(network, run.path / "checkpoints" / "best.safetensors")
         return str(run.path)
 
-    def attack(*runs, shown=60, **more):
-        config = train_attacker.Config(runs, queries=(2,), validation_n=shown, envs=2, **more)
+    def attack(*runs, **more):
+        config = train_attacker.Config(runs, queries=(2,), validation_n=60, envs=2, **more)
         return train_attacker.job.build(config, train_attacker.job.fabric(config))
 
     own, small = trained("own"), trained("small", shape=[1, 6, 6])
@@ -414,8 +414,6 @@ def test_classifiers_of_other_images_are_refused(tmp_path):
         attack(other)
     assert [one.name for one, *_ in attack(own).validate.cases] == ["own"]
     assert attack(other, dataset="digits").validate.cases
-    with pytest.raises(InputError, match="own has none of the 2 validation images right"):
-        attack(own, shown=2)
 
 
 @pytest.mark.parametrize("classifier", [(), ("zoo:digits/pgd-at-small_cnn-seed0",)])

@@ -68,8 +68,8 @@ def folders(tmp_path_factory):
     return root
 
 
-def test_study_writes_its_table_and_picture(folders, tmp_path):
-    config = study_attacker.Config(
+def asked(folders, out, **changes):
+    base = study_attacker.Config(
         runs_dir=str(folders),
         train_on=("known",),
         test_on=("unseen",),
@@ -78,8 +78,13 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
         n=40,
         attackers=str(folders / "attackers"),
         extra=FEW,
-        out=str(tmp_path),
+        out=str(out),
     )
+    return replace(base, **changes)
+
+
+def test_study_writes_its_table_and_picture(folders, tmp_path):
+    config = asked(folders, tmp_path)
     study_attacker.main(config)
     assert (tmp_path / "attacker_digits.png").stat().st_size
     content = json.loads((tmp_path / "attacker_digits.json").read_text())
@@ -99,19 +104,8 @@ def test_study_writes_its_table_and_picture(folders, tmp_path):
 
 
 def test_without_a_finished_attacker_there_is_nothing_to_compare(folders, tmp_path):
-    config = study_attacker.Config(
-        runs_dir=str(folders),
-        train_on=("known",),
-        test_on=("unseen",),
-        seeds=2,
-        budgets=(2,),
-        n=40,
-        attackers=str(tmp_path / "none"),
-        extra=FEW,
-        out=str(tmp_path),
-        finished_only=True,
-    )
-    study_attacker.main(config)
+    none = {"attackers": str(tmp_path / "none"), "budgets": (2,), "finished_only": True}
+    study_attacker.main(asked(folders, tmp_path, **none))
     content = json.loads((tmp_path / "attacker_digits.json").read_text())
     assert content["summary"]["success"].keys() == study_attacker.HAND_MADE.keys()
     assert content["summary"]["differences"] == {}
