@@ -166,7 +166,17 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
 
     @property
     def demonstrations(self) -> Demonstrations:
-        """The expert trajectories that ship with the package for this task."""
+        """The expert trajectories that ship with the package for this task.
+
+        Raises:
+            InputError: there are none, or a module has registered a task of its own under the id.
+        """
+        made_by = str(gym.spec(self.env_id).entry_point)
+        if not made_by.startswith("gymnasium."):
+            raise InputError(
+                f"no demonstrations of {self.task_id} come with the package: {made_by} is another "
+                f"task than Gymnasium's {self.env_id}"
+            )
         return shipped(self.env_id)
 
     def expert_pairs(

@@ -240,14 +240,21 @@ class Job(DefenderJob[Config, "DefenderTraining"]):
             "mixture": ("mixture",),
             "per": ("mixture",),
         }
+        learned = config.defence in get_args(OneNetwork)
+        if config.defence == "mixture":
+            learned = any(name not in FIXED for name in config.mixture)
+        responds = bool(config.response_steps) and "attnet" in config.responders
         others = [name for name, users in whose.items() if config.defence not in users]
         if config.defence == "plain":
             others.append("eps_ramp")
         found = {f"--defence {config.defence}": tuple(others)}
         if not config.response_steps:
             found["--response-steps 0"] = ("responders", "restarts")
-        if config.defence == "mixture" and not any(name not in FIXED for name in config.mixture):
+        if config.defence == "mixture" and not learned:
             found["a mixture without networks"] = ("ascent_steps", "attacker_lr")
+        if not learned and not responds:
+            sizes = ("hidden", "dropout", "bound", "output_scale", "centre")
+            found["a run without an AttNet"] = sizes
         return found
 
     @override

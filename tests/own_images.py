@@ -6,21 +6,22 @@ from PIL import Image
 CLASSES = ("ant", "bee", "cat")
 
 
-def picture(index, size=(8, 8), mode="RGB"):
-    """An image that tells its index and its class: the first pixel and the rest."""
+def picture(index, size=(8, 8), mode="RGB", split=0):
+    """An image that tells its index, its split and its class: two pixels and the rest."""
     pixels = np.full((*size, 3), 40 * (index % 3) + 20, np.uint8)
     pixels[0, 0] = index
+    pixels[0, 1] = 50 * split  # no image is in two splits
     return Image.fromarray(pixels).convert(mode)
 
 
 def tree(root, parts=("",), each=12, **settings):
     """Class folders with ``each`` images, in ``root`` or in folders of it."""
-    for part in parts:
+    for split, part in enumerate(parts):
         for label, name in enumerate(CLASSES):
             folder = root / part / name
             folder.mkdir(parents=True)
             for k in range(each):
-                picture(3 * k + label, **settings).save(folder / f"{k}.png")
+                picture(3 * k + label, split=split, **settings).save(folder / f"{k}.png")
     return root
 
 

@@ -15,7 +15,7 @@ from studies.compare import AUTOATTACK, PGD, flags_of
 from advgame.errors import InputError
 from advgame.run import table
 from advgame.run.selection import SCORES
-from advgame.run.training_study import selection
+from advgame.run.training_study import Finished, selection
 
 pytestmark = pytest.mark.drawn
 
@@ -260,11 +260,11 @@ def test_a_budget_that_ends_within_the_first_epoch_says_so(prices, spent):
     """Not the script's own number of epochs, which no budget has a use for."""
     row = {"step": 8, "cost/forwards": 11, "cost/input_backwards": 10, "cost/backwards": 1}
     run = SimpleNamespace(settings={"epochs": 40, "prices": prices}, rows=[row])
-    assert compare.trained_epochs(run) == 40, "an epoch that is the only one asked for"
+    assert Finished.trained_epochs(run) == 40, "an epoch that is the only one asked for"
     run.rows = [{**row, "cost/spent": spent}]
-    assert compare.trained_epochs(run) == pytest.approx(0.4)
+    assert Finished.trained_epochs(run) == pytest.approx(0.4)
     rows = [table.rows([cell("a", epochs=length)])[0] for length in (0.4, 18.7)]
-    assert [compare.shown_epochs(row) for row in rows] == ["0.40", "19"]
+    assert [table.epochs(row) for row in rows] == ["0.40", "19"]
 
 
 def test_a_budget_has_the_prices_that_were_measured(tmp_path):

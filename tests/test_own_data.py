@@ -51,6 +51,32 @@ def test_folders_are_split_as_they_say_or_by_us(parts, sizes, noted, tmp_path, c
     assert torch.equal(again.train.images, data.train.images)
 
 
+def test_test_images_that_were_learned_from_are_told(tmp_path, monkeypatch):
+    root = tree(tmp_path / "insects", ("train", "val", "test"))
+    assert not load_data(root).notes, "the three parts are alike in all but a pixel"
+    for part, count in (("val", 1), ("test", 5)):
+        for k in range(count):
+            source = root / "train" / "bee" / f"{k}.png"
+            (root / part / "cat" / f"again{k}.png").write_bytes(source.read_bytes())
+    told = [
+        f"{count} of {36 + count} {part} images are training images, too, pixel for pixel: "
+        "accuracy on them shows memory"
+        for part, count in (("validation", 1), ("test", 5))
+    ]
+    found = load_data(root)
+    assert found.notes == tuple(told), "whatever their labels"
+    (tmp_path / "strangers_insects.py").write_text(
+        "from advgame.data import load_data\n"
+        "from dataclasses import replace\n"
+        f"def mine(): return replace(load_data({str(root)!r}), notes=('mine',))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_data("strangers_insects:mine").notes == ("mine", *told)
+    heard = []
+    load_test("strangers_insects:mine", note=heard.append)
+    assert heard == ["mine", *told]
+
+
 @pytest.mark.parametrize(
     ("mode", "channels"), [("L", 1), ("RGB", 3), ("LA", 1), ("RGBA", 3), ("P", 3), ("1", 1)]
 )
@@ -247,6 +273,8 @@ ARRAYS = {
     "volumes": ({"train_images": np.zeros((30, 8, 8, 8), np.uint8)}, "one channel or three"),
     "shapes": ({"test_images": np.zeros((30, 9, 9), np.uint8)}, "differ in shape between splits"),
     "objects": ({"train_images": OBJECTS}, "holds Python objects"),
+    "both": ({"x_test": np.zeros((30, 8, 8), np.uint8), "y_test": np.arange(30) % 3},
+             "holds test_images and x_test, both for test"),
     "keys": ({"test_images": None}, "but not train_images, train_labels, test_images"),
 }
 

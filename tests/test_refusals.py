@@ -176,6 +176,8 @@ REFUSED = {
         "--defence mixture --mixture fgsm strong": "unknown attack 'strong'",
         "--defence lwa --gamma 2": "--defence lwa makes no use of --gamma",
         "--response-steps 0 --restarts 3": "no use of --restarts",
+        "--defence lwa --responders l2l --hidden 9": "without an AttNet makes no use of --hidden",
+        "--defence pgd --response-steps 0 --bound clip": "AttNet makes no use of --bound",
         "--defence mixture --mixture fgsm fgsm": "each of its attacks once",
         "--judged first": "invalid choice",
         "--defence unrolled --unroll 0": "unroll must be 1 or above",

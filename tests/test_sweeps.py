@@ -304,6 +304,22 @@ def test_black_box_folders_of_one_name_are_refused(tmp_path, monkeypatch):
         study_black_box.main(config)
 
 
+def test_seeds_of_an_attack_are_no_further_black_box_pairs():
+    same = {"clean": 1.0, "l2l:transfer-pgd10": 0.5, "n": 9}
+    runs = [
+        {**same, "target": t, "surrogate": "pgd-seed9", "seed": k, "l2l:transfer-fgsm": value}
+        for t, values in {"pgd-seed0": (0.5, 0.7), "pgd-seed1": (0.6, 0.6)}.items()
+        for k, value in enumerate(values)
+    ]
+    study = study_black_box.BlackBox(study_black_box.Config(what=("pgd-seed0",)))
+    head, words, table = study.document(runs, {"dataset": "digits", "eps": 0.1})
+    assert "| pgd | 2 | 60.0 ± 0.0 (" in table, "the pairs' means are equal"
+    assert "different seeds, each a mean over 2 seeds of the attacks. In" in words
+    _, words, table = study.document(runs[::2], {"dataset": "digits", "eps": 0.1})
+    assert "| pgd | 2 | 55.0 ± 7.1 (" in table
+    assert "different seeds. In" in words
+
+
 @pytest.mark.slow
 def test_a_referee_judges_each_classifier_once_and_in_one_way(folder, tmp_path, monkeypatch):
     judged = []

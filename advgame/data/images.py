@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -159,6 +160,18 @@ class Splits:
             test=self.test.to(device),
         )
 
+    def repeats(self) -> tuple[str, ...]:
+        """Whether validation or test images are training images, too, pixel for pixel; in words."""
+        learned = {*_hashes(self.train)}
+        found = []
+        for name, part in (("validation", self.validation), ("test", self.test)):
+            if count := sum(one in learned for one in _hashes(part)):
+                found.append(
+                    f"{count} of {len(part)} {name} images are training images, too, pixel for "
+                    "pixel: accuracy on them shows memory"
+                )
+        return tuple(found)
+
     def about(self) -> dict[str, Any]:
         """What a run notes of its data: shape, classes, counts, and a digest of all images."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -174,6 +187,11 @@ class Splits:
             **{name: len(part) for name, part in parts.items()},
             "sha256": digest.hexdigest(),
         }
+
+
+def _hashes(data: ImageSet) -> Iterator[int]:
+    """Of each image's pixels; equal ones are equal, within a process."""
+    return (hash(image.tobytes()) for image in data.images.cpu().numpy())
 
 
 def _kind(data: ImageSet) -> dict[str, object]:

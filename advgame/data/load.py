@@ -117,16 +117,26 @@ def _load(
                 f"{name} must return an advgame.ImageSet or advgame.Splits, not "
                 f"{type(made).__name__}: ImageSet.from_floats makes the former"
             )
-        return made, made.notes if isinstance(made, Splits) else ()
+        return _told(name, made, (), made.notes if isinstance(made, Splits) else ())
     if name not in NAMED:
         found, notes = _own(name, image_size)
-        for note in notes:
-            print(f"note: {name}: {note}", file=sys.stderr)
-        return found, notes
+        return _told(name, found, notes, notes)
     full, test = read_published(name, data_dir, download=download, image_size=image_size)
     share = VALIDATION if name == "digits" else _LARGE_VALIDATION
     rest, held_out = stratified_split(full.labels, share)
     return Splits(name, full.subset(rest), full.subset(held_out), test), ()
+
+
+def _told(
+    name: str, found: Splits | ImageSet, new: tuple[str, ...], notes: tuple[str, ...]
+) -> tuple[Splits | ImageSet, tuple[str, ...]]:
+    """Somebody's own images and all notes on them, of which the ``new`` ones are printed."""
+    if isinstance(found, Splits) and (repeats := found.repeats()):
+        new, notes = (*new, *repeats), (*notes, *repeats)
+        found = replace(found, notes=notes)
+    for note in new:
+        print(f"note: {name}: {note}", file=sys.stderr)
+    return found, notes
 
 
 def _own(name: str, image_size: int | None) -> tuple[Splits | ImageSet, tuple[str, ...]]:

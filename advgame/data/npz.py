@@ -99,12 +99,17 @@ def _headers(path: Path) -> dict[str, Header]:
 def _pairs(path: Path, heads: Mapping[str, Header]) -> dict[str, tuple[str, str]]:
     """Split -> the keys of its images and labels."""
     spelled = {name.lower(): name for name in heads}
-    found = {
-        split: (spelled[images], spelled[labels])
-        for split, known in _KEYS.items()
-        for images, labels in known
-        if images in spelled and labels in spelled
-    }
+    found: dict[str, tuple[str, str]] = {}
+    for split, known in _KEYS.items():
+        for images, labels in known:
+            if images not in spelled or labels not in spelled:
+                continue
+            if split in found:
+                raise InputError(
+                    f"{path} holds {found[split][0]} and {spelled[images]}, both for {split}: "
+                    "leave one"
+                )
+            found[split] = (spelled[images], spelled[labels])
     if not {"train", "test"} <= found.keys():
         raise InputError(f"{path} holds {', '.join(heads) or 'nothing'}, but not {_WANTED}")
     for name in (name for pair in found.values() for name in pair):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import mean
 from typing import Any, Literal
 
 from advgame.statistics import Spread, spread
@@ -56,6 +57,12 @@ def row_name(row: Row) -> str:
 def seeds(row: Row) -> str:
     """Column: how many runs a row has."""
     return str(len(row.runs))
+
+
+def epochs(row: Row) -> str:
+    """Column: mean passes over the training images; with decimals where it is not even one."""
+    whole = mean(run["epochs"] for run in row.runs) >= 1
+    return Mean("epochs", 0 if whole else 2)(row)
 
 
 def paper(numbers: Mapping[str, str]) -> Column:

@@ -80,6 +80,19 @@ class Finished:
             "flags": [flag["name"] for flag in self.report["flags"]],
         }
 
+    def trained_epochs(self) -> float:
+        """Passes over the training images; a budget may end within one, also within the first."""
+        from advgame.run.loop import COSTS  # imports torch
+
+        first, last = self.rows[0], self.rows[-1]
+        if len(self.rows) > 1:
+            return float(last["step"] / first["step"])
+        if "cost/spent" not in first:
+            return float(self.settings["epochs"])
+        prices = zip(COSTS, (1.0, *self.settings["prices"]), strict=True)
+        step: float = sum(first[kind] * price for kind, price in prices)
+        return float(first["cost/spent"] / step)
+
     def accuracies(self) -> dict[str, float]:
         """On the test images: ``accuracy_ATTACK`` of each attack, ``worst_case`` of all."""
         found = {f"accuracy_{name}": value for name, value in self.report["accuracy"].items()}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import evaluate
@@ -208,7 +209,7 @@ class BlackBox(Study[Config]):
         dataset = about["dataset"]
         whose = dataset if dataset in PAPER else "cifar10"
         theirs = PAPER[whose]
-        shown = [{**run, "method": group(run["target"])} for run in runs]
+        shown = [{**run, "method": group(run["target"])} for run in over_seeds(runs)]
         sources = dict.fromkeys(group(run["surrogate"]) for run in runs)
 
         def column(source: str, attack: str) -> Column:
@@ -232,10 +233,27 @@ class BlackBox(Study[Config]):
         return [
             f"# {self.about} on {dataset}: surrogates of the same architecture, another seed",
             f"ε = {about['eps']}, {runs[0]['n']} test images; accuracy in %, mean ± sd over pairs "
-            "of a target and a surrogate of different seeds. In brackets the paper's "
-            f"({whose}, WRN-34-10).",
+            f"of a target and a surrogate of different seeds{told_draws(runs)}. In brackets the "
+            f"paper's ({whose}, WRN-34-10).",
             table.render(columns, table.rows(shown)),
         ]
+
+
+def over_seeds(runs: Runs) -> list[dict[str, Any]]:
+    """A run per pair, with means over the seeds of the attacks: these are no further pairs."""
+    pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        pairs.setdefault((run["target"], run["surrogate"]), []).append(run)
+    return [
+        {**same[0], **{attack: mean(run[attack] for run in same) for attack in ATTACKS}}
+        for same in pairs.values()
+    ]
+
+
+def told_draws(runs: Runs) -> str:
+    """How many seeds of the attacks a pair's numbers are means over; "" of one."""
+    count = len({run["seed"] for run in runs})
+    return f", each a mean over {count} seeds of the attacks" if count > 1 else ""
 
 
 def about_run(path: str) -> tuple[tuple[str, str, float], int]:

@@ -47,7 +47,6 @@ from advgame.run import table
 from advgame.run.cells import Cell, check_cells, size_in, split_flags, usable, without
 from advgame.run.curves import Rows, save_figure
 from advgame.run.files import read_json, write_atomically
-from advgame.run.loop import COSTS
 from advgame.run.options import Count, Names, Positive
 from advgame.run.selection import selected_by
 from advgame.run.table import Row, Runs
@@ -415,7 +414,7 @@ class Compare(MethodsStudy[Config]):
         judged = {f"accuracy_{attack}": value for attack, value in report["accuracy"].items()}
         if {PGD, AUTOATTACK} <= judged.keys():  # what AutoAttack takes from what PGD-20 leaves
             judged["gap"] = judged[PGD] - judged[AUTOATTACK]
-        epochs, seconds = trained_epochs(cell), cell.rows[-1]["time/seconds"]
+        epochs, seconds = cell.trained_epochs(), cell.rows[-1]["time/seconds"]
         spent = {"spent": cell.rows[-1]["cost/spent"]} if "cost/spent" in cell.rows[-1] else {}
         scores = [row["eval/robust"] for row in cell.rows if "eval/robust" in row]
         chosen = {"validation": max(scores), "validation_last": scores[-1]} if scores else {}
@@ -471,7 +470,7 @@ class Compare(MethodsStudy[Config]):
             return f"{_passes(row.runs) / full:.2f}" if full else "–"
 
         columns: dict[str, table.Column] = {
-            **{"game": table.row_name, "seeds": table.seeds, "epochs": shown_epochs},
+            **{"game": table.row_name, "seeds": table.seeds, "epochs": table.epochs},
             **table.accuracies(attacks_of(runs)),
             "PGD-20 − AutoAttack": table.Percent("gap"),
             f"worst − {self.control}, paired, 95 %": table.Paired("worst_case", minus=self.control),
@@ -529,24 +528,6 @@ def mean_over_steps(rows: Rows, tag: str) -> float:
     steps = [row["step"] for row in rows]
     lengths = [after - before for before, after in pairwise([0, *steps])]
     return fmean([row[tag] for row in rows], lengths)
-
-
-def shown_epochs(row: Row) -> str:
-    """Column: mean passes over the training images; with decimals where it is not even one."""
-    whole = mean(run["epochs"] for run in row.runs) >= 1
-    return table.Mean("epochs", 0 if whole else 2)(row)
-
-
-def trained_epochs(cell: Finished) -> float:
-    """Passes over the training images; a budget may end within one, also within the first."""
-    first, last = cell.rows[0], cell.rows[-1]
-    if len(cell.rows) > 1:
-        return last["step"] / first["step"]
-    if "cost/spent" not in first:
-        return float(cell.settings["epochs"])
-    prices = zip(COSTS, (1.0, *cell.settings["prices"]), strict=True)
-    step: float = sum(first[kind] * price for kind, price in prices)
-    return first["cost/spent"] / step
 
 
 def told_budget(about: Mapping[str, Any]) -> str:

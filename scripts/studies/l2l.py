@@ -94,19 +94,19 @@ class L2LStudy(MethodsStudy[Config]):
     @override
     def read(self, folder: Path) -> dict[str, Any]:
         cell = Finished(folder)
-        report, rows, settings = cell.report, cell.rows, cell.settings
+        report, rows, epochs = cell.report, cell.rows, cell.trained_epochs()
         last = rows[-max(1, len(rows) // 8) :]  # the end of the training
         kept = [n for n in rows[-1] if n.startswith(("game/", "attacker/", "cost/", "eval/"))]
         return {
             **cell.facts(),
-            "epochs": settings["epochs"],
+            "epochs": epochs,
             "eps": report["threat"]["eps"],
-            "train_n": settings["train_n"],
+            "train_n": cell.settings["train_n"],
             **cell.accuracies(),
             "selected_by": selected_by(report),
             **{f"last_{name}": value for name, value in report["last"].items()},
             "curves": thinned(rows, CURVES),
-            "seconds_per_epoch": rows[-1]["time/seconds"] / settings["epochs"],
+            "seconds_per_epoch": rows[-1]["time/seconds"] / epochs,
             **{n: mean(row[n] for row in last) for n in kept if all(n in row for row in last)},
         }
 
@@ -123,7 +123,7 @@ class L2LStudy(MethodsStudy[Config]):
         }
         return [
             f"# {self.title}: learned attackers against controls",
-            f"ε = {first['eps']:.3g}, {first['epochs']} epochs, {first['n']} test images, "
+            f"ε = {first['eps']:.3g}, {first['epochs']:g} epochs, {first['n']} test images, "
             f"{training_images(first)}; mean ± sd over seeds, in %. "
             f"{selection(runs)}. F: forwards of the defender per image and step "
             "(input-backward 1, backward with weights 2), without the attacker network's passes. "

@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from advgame.errors import InputError
 from advgame.run import table
+from advgame.run.cells import split_flags, values_of
 from advgame.run.options import Count, Whole
 from advgame.run.table import Columns, Run, Runs
 from advgame.run.training_study import (
@@ -80,7 +81,7 @@ CURVES = {
 COLUMNS: Columns = {
     "player": table.row_name,
     "seeds": table.seeds,
-    "epochs": lambda row: str(row["epochs"]),
+    "epochs": table.epochs,
     "validation PGD-10 (best)": table.Percent("validation_pgd10"),
     "clean": table.Percent("accuracy_clean"),
     "PGD-20": table.Percent("accuracy_pgd20"),
@@ -115,6 +116,11 @@ class LasStudy(MethodsStudy[Config]):
         super().check()
         there = {*self.config.methods, *(run["method"] for run in self.earlier())}
         pairs = EQUAL_COMPUTE.values()
+        if self.config.equal_compute_seeds and "budget" in values_of(split_flags(self.config.extra)):
+            raise InputError(
+                "controls of equal compute have epochs of their own, --budget would end them at "
+                "one cost: --equal-compute-seeds 0 beside it"
+            )
         if self.config.equal_compute_seeds and not any(there.issuperset(pair) for pair in pairs):
             raise InputError(
                 "equal compute needs a control and its learner, such as the players random and "
@@ -138,14 +144,14 @@ class LasStudy(MethodsStudy[Config]):
     @override
     def read(self, folder: Path) -> dict[str, Any]:
         cell = Finished(folder)
-        report, rows, settings = cell.report, cell.rows, cell.settings
+        report, rows = cell.report, cell.rows
         last = rows[-5:]
         return {
             **cell.facts(),
-            "epochs": settings["epochs"],
+            "epochs": cell.trained_epochs(),
             "norm": report["threat"]["norm"],
             "eps0": report["threat"]["eps"],
-            "train_n": settings["train_n"],
+            "train_n": cell.settings["train_n"],
             "validation_pgd10": max(row.get("eval/robust", 0.0) for row in rows),
             **cell.accuracies(),
             "last_pgd20": report["last"]["pgd20"],
