@@ -210,7 +210,9 @@ class Arena(Study[Config]):
         from advgame.data import load_data
         from advgame.run.defender_job import ball
 
-        data = load_data(self.config.dataset, self.config.data_dir).validation
+        config = self.config
+        size = size_in(config.extra)
+        data = load_data(config.dataset, config.data_dir, image_size=size).validation
         runs = {str(path): RunFolder.open(path) for path in members}
         models = {path: run_classifier(run, data.shape, data.classes) for path, run in runs.items()}
         threat = ball(script_of(SINGLES["pgd-at"]).job.parse(self.flags(SINGLES["pgd-at"], 0)))
