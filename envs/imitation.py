@@ -171,11 +171,11 @@ class ImitationVectorEnv(PicturedVectorEnv[Tensor]):
         Raises:
             InputError: there are none, or a module has registered a task of its own under the id.
         """
-        made_by = str(gym.spec(self.env_id).entry_point)
-        if not made_by.startswith("gymnasium."):
+        made_by = gym.spec(self.env_id).entry_point  # a class, or where it lies
+        if not str(getattr(made_by, "__module__", made_by)).startswith("gymnasium."):
             raise InputError(
-                f"no demonstrations of {self.task_id} come with the package: {made_by} is another "
-                f"task than Gymnasium's {self.env_id}"
+                f"no demonstrations of {self.task_id} come with the package: it is another task "
+                f"than Gymnasium's {self.env_id}"
             )
         return shipped(self.env_id)
 

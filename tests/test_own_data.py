@@ -273,8 +273,10 @@ ARRAYS = {
     "volumes": ({"train_images": np.zeros((30, 8, 8, 8), np.uint8)}, "one channel or three"),
     "shapes": ({"test_images": np.zeros((30, 9, 9), np.uint8)}, "differ in shape between splits"),
     "objects": ({"train_images": OBJECTS}, "holds Python objects"),
-    "both": ({"x_test": np.zeros((30, 8, 8), np.uint8), "y_test": np.arange(30) % 3},
-             "holds test_images and x_test, both for test"),
+    "both": (
+        {"x_test": np.zeros((30, 8, 8), np.uint8), "y_test": np.arange(30) % 3},
+        "holds test_images and x_test, both for test",
+    ),
     "keys": ({"test_images": None}, "but not train_images, train_labels, test_images"),
 }
 

@@ -312,7 +312,7 @@ def test_seeds_of_an_attack_are_no_further_black_box_pairs():
         for k, value in enumerate(values)
     ]
     study = study_black_box.BlackBox(study_black_box.Config(what=("pgd-seed0",)))
-    head, words, table = study.document(runs, {"dataset": "digits", "eps": 0.1})
+    _, words, table = study.document(runs, {"dataset": "digits", "eps": 0.1})
     assert "| pgd | 2 | 60.0 ± 0.0 (" in table, "the pairs' means are equal"
     assert "different seeds, each a mean over 2 seeds of the attacks. In" in words
     _, words, table = study.document(runs[::2], {"dataset": "digits", "eps": 0.1})

@@ -180,6 +180,8 @@ def test_a_known_id_that_a_module_registers_anew_is_that_modules_task(tmp_path, 
     with pytest.warns(UserWarning, match="Overriding environment CartPole-v1"):
         env = ImitationVectorEnv(1, env_id="heavier:CartPole-v1", max_episode_steps=5)
     imitator = Imitator(env, 0)
+    with pytest.raises(InputError, match="another task than Gymnasium's CartPole-v1"):
+        _ = env.demonstrations
     assert judge_returns(env, imitator, 2, seed=0)(torch.nn.Identity())["eval/return"] == 35
     assert dummy_expert(env, 2, seed=0).returns.tolist() == [35, 35]
     assert [len(one) for one in _episodes(env, imitator, 2, 0, True)] == [5, 5]

@@ -114,14 +114,16 @@ class LasStudy(MethodsStudy[Config]):
     @override
     def check(self) -> None:
         super().check()
+        if not self.config.equal_compute_seeds:
+            return
         there = {*self.config.methods, *(run["method"] for run in self.earlier())}
         pairs = EQUAL_COMPUTE.values()
-        if self.config.equal_compute_seeds and "budget" in values_of(split_flags(self.config.extra)):
+        if "budget" in values_of(split_flags(self.config.extra)):
             raise InputError(
                 "controls of equal compute have epochs of their own, --budget would end them at "
                 "one cost: --equal-compute-seeds 0 beside it"
             )
-        if self.config.equal_compute_seeds and not any(there.issuperset(pair) for pair in pairs):
+        if not any(there.issuperset(pair) for pair in pairs):
             raise InputError(
                 "equal compute needs a control and its learner, such as the players random and "
                 "reinforce: add them, or --equal-compute-seeds 0"
