@@ -101,7 +101,7 @@ def test_cells_that_the_results_hold_stay_and_are_not_run_again(tmp_path, monkey
     with pytest.raises(InputError, match="other flags"):
         study.main(replace(asked, extra="--epochs 5"))
     with pytest.raises(InputError, match="have epochs of their own"):
-        study.main(replace(asked, extra="--budget 50"))
+        study.main(replace(asked, extra="--budget 50", out=str(tmp_path / "new")))
     with pytest.raises(InputError, match="equal compute needs"):
         study.main(replace(asked, methods=("ppo",), out=str(tmp_path / "new")))
     assert not (Path(asked.runs_dir) / "digits" / "ppo-seed0").exists()
