@@ -50,9 +50,9 @@ class Other(Callback):
     """Has no hook of its own, and no state."""
 
 
-def trainer(folder, digits, *callbacks, plan=PLAN):
+def trainer(folder, digits, *callbacks, plan=PLAN, network=None):
     with seeded_init(0):
-        module = SmallCNN((1, 8, 8), 10, width=2)
+        module = network() if network else SmallCNN((1, 8, 8), 10, width=2)
     data = digits.train.first(16 * STEPS)
     rules = AdversarialTraining(Linf(0.1), fgsm)
     game = DefenderTraining(rules, Defender(module, lr=0.1), data, 16, 0)

@@ -11,6 +11,7 @@ import torch
 from equal_runs import SMALL, assert_equal_runs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_callbacks import trainer
+from torch import nn
 from train_las_at import Config, job, radii
 
 from advgame import Callback
@@ -238,6 +239,26 @@ def test_averaged_weights_are_the_moving_average(tmp_path, digits):
     load_weights(judged, tmp_path / "run" / "checkpoints" / "last.safetensors")
     torch.testing.assert_close(judged.head.weight.detach(), expected)
     assert not torch.equal(expected, seen[-1])
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_an_average_has_its_own_spectral_norm(norm, tmp_path, digits):
+    """Averages of unit vectors are no unit vectors: σ was 0.8 of a matrix whose norm is 1.4."""
+
+    def network():
+        return nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))
+
+    class Elsewhere(Callback):
+        def on_step(self, trainer, stats):
+            for weight in trainer.module[1].parameters():
+                torch.nn.init.normal_(weight)  # with other singular vectors
+
+    plan = TrainingPlan(3, ema=0.9)
+    made = trainer(tmp_path / "run", digits, Elsewhere(), plan=plan, network=network)
+    made.fit(resume=False)
+    made.judged.eval()(digits.test.floats(slice(2)))  # the older form has no weight before
+    largest = torch.linalg.matrix_norm(made.judged[1].weight.detach(), 2)
+    assert largest == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize(

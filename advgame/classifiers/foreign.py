@@ -12,8 +12,13 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from advgame.errors import InputError
+
+_POWER_ITERATIONS = 30
 
 
 @contextlib.contextmanager
@@ -82,6 +87,33 @@ def set_mode(module: nn.Module, *, training: bool) -> None:
             ) from error
         for part in module.modules():
             part.training = False
+
+
+@torch.no_grad()
+def settle_spectral_norms(module: nn.Module) -> None:
+    """Give spectral normalisation the singular vectors of the weights that are there now.
+
+    A moving average has averages of unit vectors, which are shorter: σ would be too small, and the
+    weights W / σ too large.
+    """
+    for part in module.modules():
+        if isinstance(part, ParametrizationList):
+            _settle(part)
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):  # of torch.nn.utils.spectral_norm
+                for _ in range(_POWER_ITERATIONS):
+                    hook.compute_weight(part, do_power_iteration=True)
+
+
+def _settle(chain: ParametrizationList) -> None:
+    norms = [one for one in chain if isinstance(one, _SpectralNorm)]
+    before = [one.training for one in norms]
+    for one in norms:
+        one.training = True  # in which each pass is a power iteration
+    for _ in range(_POWER_ITERATIONS if norms else 0):
+        chain()
+    for one, mode in zip(norms, before, strict=True):
+        one.training = mode
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from advgame.classifiers.foreign import built_as, check_savable, copying
+from advgame.classifiers.foreign import built_as, check_savable, copying, settle_spectral_norms
 from advgame.defender import TICKS
 from advgame.errors import InputError
 from advgame.run.callback import Callback, Hooks
@@ -332,6 +332,7 @@ class Trainer:
         for there, here in self._averaged(average):
             if not here.is_floating_point():
                 there.copy_(here)
+        settle_spectral_norms(average.module)
 
     def _averaged(self, average: AveragedModel) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of an average and what it is of: parameters, then buffers."""
