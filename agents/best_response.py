@@ -146,7 +146,8 @@ def best_response(
     """
     begun = [attackers or (lambda: AttNet(train.shape, train.classes))] * effort.restarts
     if known is not None:
-        begun.append(lambda: copy.deepcopy(known))
+        # from a file it comes frozen
+        begun.append(lambda: copy.deepcopy(known).requires_grad_(True))
     networks = []
     for restart, begin in enumerate(begun):
         path = None if keep is None else keep.file(f"-{restart}")
