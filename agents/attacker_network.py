@@ -209,6 +209,9 @@ class AttackerPlayer:
         network: on its device.
         synchronise: called before each step, to average a module's gradients over processes.
         adam: settings of torch.optim.Adam, ``lr`` and so on, in place of the network's own.
+
+    Raises:
+        InputError: a network that cannot learn, such as one that comes from a file.
     """
 
     module: AttackerNetwork
@@ -221,6 +224,11 @@ class AttackerPlayer:
         synchronise: Callable[[nn.Module], None] | None = None,
         **adam: Any,
     ) -> None:
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise InputError(
+                "this attacker network is frozen, as networks from files are, and would not learn: "
+                "call requires_grad_(True) on it"
+            )
         self.module, self.synchronise = network, synchronise
         # fused: a small network's step takes a third of the time
         settings = {"lr": 1e-3, "maximize": True, "fused": True, **network.adam, **adam}

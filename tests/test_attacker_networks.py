@@ -26,7 +26,7 @@ from advgame.threat import L2, Linf
 from agents import attacker
 from agents.adt_networks import Encoder
 from agents.attacker_file import write_file
-from agents.attacker_network import NetworkAttack
+from agents.attacker_network import AttackerPlayer, NetworkAttack
 from agents.attackers import learned_name, load_attacker, load_network
 
 
@@ -333,6 +333,15 @@ def test_the_published_encoder_needs_larger_images():
 def test_fits_that_cannot_be_made_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         DistributionalAttack(BALL, **bad)
+
+
+def test_a_network_from_a_file_is_told_to_learn_before_it_plays(tmp_path):
+    path = tmp_path / "one.safetensors"
+    network("attnet").save(path)
+    known = load_network(path)
+    with pytest.raises(InputError, match=r"frozen.*requires_grad_\(True\)"):
+        AttackerPlayer(known)
+    assert AttackerPlayer(known.requires_grad_(True)).module is known
 
 
 def test_a_player_outside_of_a_game_climbs_too(frozen, digits):
