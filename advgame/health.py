@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from advgame.attacks.boundary import attacked
 
 PREFIX = "health/"
+_NORM = "gradient_norm"  # in a group of an optimiser, next to its settings
 AT_BOUND = 0.995  # |tanh| at an input of 3, where a hundredth of the gradient is left
 
 
@@ -58,7 +59,8 @@ SIGNS: dict[str, Sign] = {
         below=0.02,
     ),
     "gradient": Sign(
-        "norm of the optimiser's moving mean of the gradient, over the norm of the weights",
+        "norm of the optimiser's moving mean of the gradient, over the norm of the weights (of an "
+        "attacker or policy whose weights decay: moving mean of the norm)",
         "gets no gradient",
         below=1e-6,
     ),
@@ -215,14 +217,36 @@ def entropy_sign(
     return {f"{PREFIX}{player}/entropy": (entropies.detach()[real] / largest).mean()}
 
 
+def note_gradient(optimizer: torch.optim.Optimizer) -> None:
+    """Remember the gradient's norm where weights decay, for `gradient_sign`: before each step.
+
+    There the first moment has the decay in it, next to which a gradient of zero is not seen. What
+    is remembered is part of the optimiser's state.
+
+    Args:
+        optimizer: of the player, whose gradients are there.
+    """
+    for group in optimizer.param_groups:
+        if group["weight_decay"]:
+            found = [one.grad for one in group["params"] if one.grad is not None]
+            norm = nn.utils.get_total_norm(found)
+            group[_NORM] = 0.9 * group.get(_NORM, 0.0) + 0.1 * norm
+
+
 def gradient_sign(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """``gradient``, from the first moment that Adam or SGD with momentum keeps; {} before a step.
+
+    Where weights decay and `note_gradient` was told, it is the moving mean of the norm instead.
 
     Args:
         optimizer: of the player.
     """
     moments, weights = [], []
     for group in optimizer.param_groups:
+        if _NORM in group:
+            weights += [weight.detach().float().norm() for weight in group["params"]]
+            moments.append(group[_NORM].to(weights[-1]))
+            continue
         for weight in group["params"]:
             state = optimizer.state.get(weight, {})
             moment = state.get("exp_avg", state.get("momentum_buffer"))

@@ -30,7 +30,7 @@ from advgame.choices import BatchNormMode
 from advgame.errors import InputError
 from advgame.games.attacker import Sampled
 from advgame.games.training import Rules
-from advgame.health import gradient_sign, output_signs
+from advgame.health import gradient_sign, note_gradient, output_signs
 from advgame.losses import Loss, cross_entropy, full_precision
 from advgame.optimizers import load_optimizer
 from advgame.threat import Linf, Threat, per_image
@@ -249,6 +249,7 @@ class AttackerPlayer:
         for module, optimizer in self.learners:
             if self.synchronise is not None:
                 self.synchronise(module)
+            note_gradient(optimizer)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -24,6 +24,7 @@ from typing_extensions import override
 from advgame.defender import share_statistics
 from advgame.errors import InputError
 from advgame.games.strategy import CHOICES
+from advgame.health import note_gradient
 from advgame.optimizers import load_optimizer
 from agents.policies import (
     FeaturePolicy,
@@ -89,6 +90,7 @@ class PolicyGradient:
         loss.backward()
         self._synchronise(self.policy)
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self._clip)
+        note_gradient(self.optimizer)
         self.optimizer.step()
         return norm
 

@@ -195,6 +195,40 @@ def test_the_gradient_is_the_moving_mean_over_the_weights(adam):
     assert health.gradient_sign(optimizer)["gradient"] == pytest.approx(first / 5)
 
 
+@pytest.mark.parametrize("kind", ["l2l", "policy"])
+def test_weight_decay_does_not_hide_that_there_is_no_gradient(kind):
+    torch.manual_seed(0)
+
+    def made():
+        if kind == "l2l":
+            own = AttackerPlayer(parts.network(1))  # 2e-4, the paper's
+            return own, own.module, own.optimizer
+        net = nn.Linear(3, 2)
+        decaying = ReinforceConfig("sgd", baseline="loo", momentum=0.9, weight_decay=5e-4)
+        own = Reinforce(net, decaying, seeded())
+        return own, net, own.optimizer
+
+    def step(own, net, size):
+        if kind == "policy":
+            own.climb(size * net(torch.ones(1, 3)).sum())
+            return
+        for weight in net.parameters():
+            weight.grad = torch.full_like(weight, size)
+        own.step()
+
+    own, net, optimizer = made()
+    assert optimizer.param_groups[0]["weight_decay"] > 0
+    for size, dead in ((0.0, True), (1.0, False)):
+        step(own, net, size)
+        row = {"epoch": 1, **health.tagged("attacker", health.gradient_sign(optimizer))}
+        assert [one.sign for one in health.deaths([row])] == (["gradient"] if dead else [])
+    again, other, its = made()
+    again.load_state_dict(own.state_dict())
+    for one, two in ((own, net), (again, other)):
+        step(one, two, 0.5)
+    assert health.gradient_sign(its) == health.gradient_sign(optimizer)
+
+
 def test_looking_changes_nothing(digits):
     network, (x, y) = (
         attnet(False).train(),
