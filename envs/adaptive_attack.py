@@ -360,6 +360,13 @@ class AdaptiveAttackVectorEnv(TrainingVectorEnv):
             action="stopped" if bool(self._waiting[row]) else self._words[row],
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy makes the attacks' last forward again, in the training's precision as they did."""
+        vars(self).update(state)
+        if "state" in state:
+            with self.defender.fabric.autocast():
+                self.state._forward()
+
     @override
     def state_dict(self) -> dict[str, Any]:
         """The training's place, of the game too; not the attacks under way."""

@@ -259,6 +259,20 @@ def test_las_ats_own_reward_is_the_published_one(credit):
     torch.testing.assert_close(paid.sum(0) + 0.05 * torch.tensor(COUNTS), want)
 
 
+def test_a_copy_goes_on_in_the_trainings_precision():
+    with seeded_init(0):
+        module = SmallCNN((1, 8, 8), 10, width=4)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    env = make(8, defender=Defender(module, lr=0.05, fabric=fabric))
+    env.step(torch.full((8, 1), ON))
+    twin = copy.deepcopy(env)
+    assert torch.equal(twin.state.loss, env.state.loss)
+    for action in (ON, STOP):
+        (seen, paid, *_), other = (one.step(torch.full((8, 1), action)) for one in (env, twin))
+        assert torch.equal(seen, other[0])
+        assert torch.equal(paid, other[1])
+
+
 def planted():
     """In a ball of 0.01 no query gains what it costs; in one of 0.16 two to four do."""
     rules = AdaptiveAttack(
