@@ -23,6 +23,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor, nn
 from torch.distributions import Categorical
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from advgame.errors import InputError
@@ -150,14 +151,35 @@ def set_up(
     return algorithm
 
 
+def alike_in_both_modes(module: nn.Module) -> None:
+    """Group norm in place of batch norm, and no dropout, throughout a network.
+
+    SB3 plays in evaluation mode and learns in training mode. With running statistics in the one
+    and a batch's in the other two policies have the same weights: PPO's ratios are far from 1
+    before its first step, most pairs are clipped, and its divergence says nothing of its steps.
+    """
+    for name, one in module.named_children():
+        if isinstance(one, _BatchNorm):
+            groups = max(math.gcd(32, one.num_features) // 2, 1)
+            setattr(module, name, nn.GroupNorm(groups, one.num_features))
+        elif isinstance(one, nn.Dropout):
+            setattr(module, name, nn.Identity())
+        else:
+            alike_in_both_modes(one)
+
+
 class TrunkExtractor(BaseFeaturesExtractor):
-    """The strategy policy's trunk as SB3's features extractor: (B, C, H, W) -> (B, width)."""
+    """The strategy policy's trunk as SB3's features extractor: (B, C, H, W) -> (B, width).
+
+    What it does with an image is the same in both modes: see `alike_in_both_modes`.
+    """
 
     def __init__(self, observation_space: spaces.Box, network: str | None = None) -> None:
         channels, height, width = observation_space.shape
         policy = StrategyPolicy((channels, height, width), (), network=network)
         super().__init__(observation_space, features_dim=policy.width)
         self.trunk = policy.trunk
+        alike_in_both_modes(self.trunk)
 
     @override
     def forward(self, observations: Tensor) -> Tensor:

@@ -184,6 +184,19 @@ def test_controls_do_what_they_say():
     assert fixed.unique(dim=0).tolist() == [[2, 1, 0]]
 
 
+def test_ppo_learns_with_the_policy_that_played():
+    """Colour images have a trunk with batch norm: running statistics in play, a batch's beyond."""
+    player = PPOPlayer((3, 8, 8), SIZES, 8, 0, lr=1e-30, n_steps=2, network="resnet18")
+    with torch.no_grad():  # a policy that has learned something
+        player.policy.action_net.weight.mul_(100)
+    images = torch.rand(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    for one in images:
+        player.act(one, learn=True)
+        stats = player.learn(torch.arange(8.0))
+    assert float(stats["attacker/kl"]) == pytest.approx(0, abs=1e-6)
+    assert player.algorithm.logger.name_to_value["train/clip_fraction"] == 0
+
+
 def test_misuse_is_refused():
     with pytest.raises(InputError, match="act"):
         reinforce().learn(torch.zeros(3))
