@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from advgame.attacks.stopping import StoppingRule
-from advgame.errors import InputError
+from advgame.errors import InputError, unknown
 from advgame.games.las_at import StepResult
 from advgame.games.progress import LearningProgress
 from advgame.games.stopping import LearnedStop, StopAtError
@@ -313,6 +313,20 @@ def stopping_rule(
     )
 
 
+def _check_agent(
+    agent: Agent, rule: StoppingRule | None, progress: LearningProgress | None
+) -> None:
+    """Refuse an agent that would be another one without what it needs: see `make_player`."""
+    if agent not in get_args(Agent):
+        raise unknown("agent", agent, get_args(Agent))
+    if agent in STOPPING and rule is None:
+        raise InputError(f"{agent} needs the rule of its game: rule=env.rules.rule")
+    if agent not in STOPPING and rule is not None:
+        raise InputError(f"{agent} ends no attack by a rule: leave rule out")
+    if agent in BANDITS and progress is None:
+        raise InputError(f"{agent} needs what its game pays: progress=env.rules.progress")
+
+
 def make_player(
     agent: Agent,
     space: StrategySpace,
@@ -350,8 +364,10 @@ def make_player(
         exploration: of the bandits.
 
     Raises:
-        InputError: PPO or a bandit on several processes.
+        InputError: an unknown agent, one without the rule or the progress that it plays by, a rule
+            for another, or PPO or a bandit on several processes.
     """
+    _check_agent(agent, rule, progress)
     rng = stream(seed, f"policy{fabric.global_rank}", fabric.device)
     if rule is not None:
         return StoppingStrategy(space.sizes, rng, rule)

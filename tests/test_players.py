@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import slowly
+from lightning_fabric import Fabric
 
 from advgame.data import ImageSet
 from advgame.defender import Defender
 from advgame.errors import InputError
 from advgame.games.las_at import LasAt
+from advgame.games.stopping import StopAtError
 from advgame.games.strategy import StrategySpace
 from advgame.seeding import seeded_init, stream
 from advgame.threat import Linf
-from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame
+from agents.las_at import FixedStrategy, RandomStrategy, StrategyGame, make_player
 from agents.policies import StrategyPolicy, ValueNet, entropies, log_probability, sample
 from agents.reinforce import Reinforce
 from agents.sb3 import PPOPlayer
@@ -202,6 +204,19 @@ def test_misuse_is_refused():
         reinforce().learn(torch.zeros(3))
     with pytest.raises(InputError):
         Reinforce(StrategyPolicy(SHAPE, SIZES), ReinforceConfig(lr=0), stream(0, "x"))
+
+
+@pytest.mark.parametrize(
+    ("agent", "answer"),
+    [("stopper", "rule"), ("fat", "rule"), ("thompson", "progress"), ("reinforc", "reinforce?")],
+)
+def test_no_agent_is_played_by_another_one(agent, answer):
+    space, fabric = StrategySpace(0.15), Fabric(accelerator="cpu", devices=1)
+    with pytest.raises(InputError, match=answer):
+        make_player(agent, space, SHAPE, 8, ReinforceConfig(), seed=0, fabric=fabric)
+    settings = {"seed": 0, "fabric": fabric, "rule": StopAtError()}
+    with pytest.raises(InputError, match="leave rule out"):
+        make_player("random", space, SHAPE, 8, ReinforceConfig(), **settings)
 
 
 def planted(rng, n=512):
