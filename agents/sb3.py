@@ -253,7 +253,7 @@ class PPOPlayer(SB3Learner):
                 None,  # type: ignore[arg-type]
                 learning_rate=lr,
                 n_steps=n_steps,
-                batch_size=num_envs,
+                batch_size=max(num_envs, 2),  # SB3 takes no less
                 n_epochs=4,
                 ent_coef=entropy_coef,
                 policy_kwargs={

@@ -199,6 +199,14 @@ def test_ppo_learns_with_the_policy_that_played():
     assert player.algorithm.logger.name_to_value["train/clip_fraction"] == 0
 
 
+def test_ppo_learns_from_single_images():
+    player = ppo(num_envs=1)
+    for _ in range(4):
+        player.act(torch.rand(1, *SHAPE), learn=True)
+        stats = player.learn(torch.rand(1))
+    assert "attacker/kl" in stats
+
+
 def test_misuse_is_refused():
     with pytest.raises(InputError, match="act"):
         reinforce().learn(torch.zeros(3))
