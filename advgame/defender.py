@@ -16,6 +16,7 @@ from advgame.attacks.folding import folding
 from advgame.attacks.input_gradients import input_gradient
 from advgame.classifiers.foreign import frozen_copy
 from advgame.errors import InputError
+from advgame.health import note_gradient
 from advgame.losses import smoothed_cross_entropy
 from advgame.optimizers import load_optimizer
 from advgame.seeding import PrivateRNG
@@ -253,6 +254,7 @@ class Defender:
             self.fabric.clip_gradients(
                 self._wrapped, self._wrapped_optimizer, max_norm=self.grad_clip
             )
+        note_gradient(self.optimizer)
         self._wrapped_optimizer.step()
         if self.fabric.world_size > 1:
             share_statistics(self.module, self.fabric)

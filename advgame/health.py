@@ -59,8 +59,8 @@ SIGNS: dict[str, Sign] = {
         below=0.02,
     ),
     "gradient": Sign(
-        "norm of the optimiser's moving mean of the gradient, over the norm of the weights (of an "
-        "attacker or policy whose weights decay: moving mean of the norm)",
+        "norm of the optimiser's moving mean of the gradient, over the norm of the weights (where "
+        "weights decay: moving mean of the gradient's norm)",
         "gets no gradient",
         below=1e-6,
     ),
@@ -227,10 +227,11 @@ def note_gradient(optimizer: torch.optim.Optimizer) -> None:
         optimizer: of the player, whose gradients are there.
     """
     for group in optimizer.param_groups:
-        if group["weight_decay"]:
+        if group.get("weight_decay"):
             found = [one.grad for one in group["params"] if one.grad is not None]
-            norm = nn.utils.get_total_norm(found)
-            group[_NORM] = 0.9 * group.get(_NORM, 0.0) + 0.1 * norm
+            norm = nn.utils.get_total_norm(found).to(group["params"][0].device)
+            before = group.get(_NORM, torch.zeros_like(norm))
+            group[_NORM] = 0.9 * before.to(norm) + 0.1 * norm
 
 
 def gradient_sign(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -195,7 +195,7 @@ def test_the_gradient_is_the_moving_mean_over_the_weights(adam):
     assert health.gradient_sign(optimizer)["gradient"] == pytest.approx(first / 5)
 
 
-@pytest.mark.parametrize("kind", ["l2l", "policy"])
+@pytest.mark.parametrize("kind", ["l2l", "policy", "defender"])
 def test_weight_decay_does_not_hide_that_there_is_no_gradient(kind):
     torch.manual_seed(0)
 
@@ -204,6 +204,9 @@ def test_weight_decay_does_not_hide_that_there_is_no_gradient(kind):
             own = AttackerPlayer(parts.network(1))  # 2e-4, the paper's
             return own, own.module, own.optimizer
         net = nn.Linear(3, 2)
+        if kind == "defender":  # its default, 5e-4, and momentum
+            own = Defender(net, lr=0.1)
+            return own, net, own.optimizer
         decaying = ReinforceConfig("sgd", baseline="loo", momentum=0.9, weight_decay=5e-4)
         own = Reinforce(net, decaying, seeded())
         return own, net, own.optimizer
@@ -224,6 +227,7 @@ def test_weight_decay_does_not_hide_that_there_is_no_gradient(kind):
         assert [one.sign for one in health.deaths([row])] == (["gradient"] if dead else [])
     again, other, its = made()
     again.load_state_dict(own.state_dict())
+    other.load_state_dict(net.state_dict())
     for one, two in ((own, net), (again, other)):
         step(one, two, 0.5)
     assert health.gradient_sign(its) == health.gradient_sign(optimizer)
