@@ -3,7 +3,7 @@
 import copy
 import json
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FunctionType, SimpleNamespace
 
@@ -115,6 +115,16 @@ def test_a_folder_of_another_evaluation_is_refused(honest, test_images, tmp_path
     evaluate(honest, data, BALL, ("fgsm", "pgd10"), folder=tmp_path / "e")
 
 
+@dataclass(frozen=True, slots=True)
+class Slotted(Attack):
+    """An attack whose settings are in no ``__dict__``."""
+
+    steps: int
+
+    def _attack(self, model, x, y, rng, check):
+        return pgd(BALL, self.steps).run(model, x, y, rng=rng)
+
+
 def attacks_that_differ():
     """Pairs of attacks that differ in one thing, whatever it is and wherever it stands."""
     base, near = pgd(BALL, 20), near_pgd(BALL, 2)
@@ -132,6 +142,9 @@ def attacks_that_differ():
         "a surrogate within": [EoT(Transfer(base, Linear(w))) for w in (weights, -weights)],
         "an array": [SimpleNamespace(noise=np.full(3, v)) for v in (1.0, 2.0)],
         "kind": (SPSA(BALL), CarliniWagnerLinf(BALL)),
+        "a slot": (Slotted(3), Slotted(30)),
+        "a range": [SimpleNamespace(steps=range(n)) for n in (3, 30)],
+        "bytes": [SimpleNamespace(key=key) for key in (b"a", b"b")],
     }
 
 
@@ -141,6 +154,14 @@ def test_attacks_are_the_same_in_words_only_where_they_are_the_same(what):
     again, _ = attacks_that_differ()[what]
     assert describe(one) == describe(again), "a new process goes on with its folder"
     assert describe(one) != describe(two)
+
+
+def test_a_set_is_the_same_in_whatever_order_a_process_has_it():
+    """Words have another order in each process: a folder was refused when it was gone on with."""
+    one, two = set([0, 8]), set([8, 0])  # noqa: C405
+    assert list(one) != list(two)
+    assert describe(SimpleNamespace(skip=one)) == describe(SimpleNamespace(skip=two))
+    assert describe(frozenset("a")) != describe(frozenset("b"))
 
 
 def test_an_attack_that_holds_itself_is_described():

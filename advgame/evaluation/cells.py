@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -171,6 +171,13 @@ def fingerprint(
     }
 
 
+_IN_WORDS = (
+    *(type(None), str, bytes, int, float, complex, range, slice),
+    *(re.Pattern, PurePath, torch.dtype, torch.device),
+)
+"""Kinds whose `repr` says all"""
+
+
 def describe(value: object, above: tuple[object, ...] = ()) -> str:
     """An attack and all that it holds, in words: the same for the same settings and weights only.
 
@@ -187,9 +194,9 @@ def describe(value: object, above: tuple[object, ...] = ()) -> str:
     def parts(*held: object) -> list[str]:
         return [describe(one, (*above, value)) for one in held]
 
+    if isinstance(value, _IN_WORDS):
+        return repr(value)
     match value:
-        case None | str() | int() | float() | PurePath() | torch.dtype() | torch.device():
-            return repr(value)
         case nn.Module():
             return _network(value)
         case Tensor() | np.ndarray() | np.generic():
@@ -197,7 +204,8 @@ def describe(value: object, above: tuple[object, ...] = ()) -> str:
         case Mapping():
             return str(parts(*value.keys(), *value.values()))
         case tuple() | list() | set() | frozenset():
-            return str(parts(*value))
+            # each process has the words of a set in an order of its own
+            return str((sorted if isinstance(value, Set) else list)(parts(*value)))
         case partial():
             return f"partial {parts(value.func, value.args, value.keywords)}"
         case MethodType():
@@ -208,7 +216,13 @@ def describe(value: object, above: tuple[object, ...] = ()) -> str:
             return f"{named} {parts(held, value.__defaults__, value.__kwdefaults__)}"
         case type():
             return f"{value.__module__}.{value.__qualname__}"
-    return str(parts(type(value), getattr(value, "__dict__", None)))
+    return str(parts(type(value), getattr(value, "__dict__", None), *_slots(value)))
+
+
+def _slots(value: object) -> tuple[object, ...]:
+    """What its class keeps in ``__slots__`` and in no ``__dict__``, by name; () where nothing."""
+    state = object.__getstate__(value)
+    return state[1:] if isinstance(state, tuple) else ()
 
 
 def _network(module: nn.Module) -> str:
