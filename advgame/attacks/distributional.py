@@ -25,7 +25,7 @@ from advgame.attacks.input_gradients import InputGradient
 from advgame.choices import BatchNormMode
 from advgame.distributions import TanhNormal
 from advgame.errors import InputError
-from advgame.losses import Loss, cross_entropy, full_precision, margin
+from advgame.losses import Loss, cross_entropy, full_precision, margin, misclassified
 from advgame.threat import Linf, Threat, per_image
 
 
@@ -33,7 +33,8 @@ def worst_of(model: nn.Module, points: Iterable[Tensor], y: Tensor) -> tuple[Ten
     """Of several adversarial examples of each image, the one of largest margin.
 
     The margin is above 0 exactly where the classifier is wrong, so that an image is wrong at the
-    worst sample if it is at any. The largest cross-entropy does not promise that.
+    worst sample if it is at any. The largest cross-entropy does not promise that. Where the
+    classifier does not answer (NaN) it is wrong, and the margin is infinite.
 
     Args:
         model: in the mode that it is to be attacked in.
@@ -46,7 +47,10 @@ def worst_of(model: nn.Module, points: Iterable[Tensor], y: Tensor) -> tuple[Ten
     best: tuple[Tensor, Tensor] | None = None
     for point in points:
         with torch.no_grad():
-            reached = margin(model(point), y)
+            logits = model(point)
+            reached = margin(logits, y)
+            silent = misclassified(logits, y) & ~(reached >= 0)
+            reached = reached.masked_fill(silent, torch.inf)
         if best is None:
             best = point, reached
         else:

@@ -30,7 +30,7 @@ from advgame.attacks.stopping import Seen, StoppingRule
 from advgame.checks import check_labels, check_logits
 from advgame.choices import BatchNormMode
 from advgame.errors import InputError
-from advgame.losses import Loss, cross_entropy, full_precision
+from advgame.losses import Loss, cross_entropy, full_precision, misclassified
 from advgame.run.options import parse_number
 from advgame.threat import GaussianStart, Index, Threat, per_image
 
@@ -184,7 +184,7 @@ class _Ascent:
         x_adv, objective = self._restart(rng)
         for _ in range(1, self.attack.restarts):
             candidate, reached = self._restart(rng)
-            better = reached > objective
+            better = self._more(reached, objective)
             x_adv = torch.where(per_image(better, x_adv), candidate, x_adv)
             objective = torch.where(better, reached, objective)
         fooled = loss = steps = None
@@ -226,7 +226,7 @@ class _Ascent:
                 rows, leaf, grad = rows[moved], leaf[moved], grad[moved]  # type: ignore[index]
                 self.steps[rows] += 1
             elif best is not x_adv:
-                _keep_better(best, objective, leaf, reached.detach(), rows)
+                self._keep_better(best, objective, leaf, reached.detach(), rows)
             x_adv[rows] = self._step(leaf, grad, rows)
         if self.stops or best is not x_adv or self.attack.restarts > 1:
             self._score_last(x_adv, best, objective)
@@ -288,8 +288,8 @@ class _Ascent:
     def _drop_fooled(self, logits: Tensor, rows: Index, objective: Tensor) -> Tensor:
         """Retire the rows that are fooled; returns which of ``rows`` stay, as places in it."""
         assert isinstance(rows, Tensor)
-        hit = logits.detach().argmax(1) == self.y[rows]
-        fooled = hit if self.attack.targeted else ~hit
+        wrong = misclassified(logits.detach(), self.y[rows])
+        fooled = ~wrong if self.attack.targeted else wrong
         objective[rows] = objective[rows].masked_fill(fooled, torch.inf)
         return self._retire(rows, fooled)
 
@@ -305,14 +305,23 @@ class _Ascent:
             objective[rows] = reached.to(objective.dtype)
             self._drop_fooled(logits, rows, objective)
         else:
-            _keep_better(best, objective, x_adv, reached, rows)
+            self._keep_better(best, objective, x_adv, reached, rows)
 
+    def _keep_better(
+        self, best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, rows: Index
+    ) -> None:
+        """Where ``x`` reaches more than ``best`` did, write it there."""
+        better = self._more(reached, objective[rows])
+        best[rows] = torch.where(per_image(better, x), x, best[rows])
+        objective[rows] = torch.where(better, reached, objective[rows])
 
-def _keep_better(best: Tensor, objective: Tensor, x: Tensor, reached: Tensor, rows: Index) -> None:
-    """Where ``x`` reaches more than ``best`` did, write it there."""
-    better = reached > objective[rows]
-    best[rows] = torch.where(per_image(better, x), x, best[rows])
-    objective[rows] = torch.where(better, reached, objective[rows])
+    def _more(self, reached: Tensor, than: Tensor) -> Tensor:
+        """Which objectives are larger; NaN is no answer, an error that is larger than any number.
+
+        It is no answer of the target's class either, and smaller than any number there.
+        """
+        one, other = (than, reached) if self.attack.targeted else (reached, than)
+        return (reached > than) | (one.isnan() & ~other.isnan())
 
 
 def fgsm(threat: Threat) -> GradientAttack:

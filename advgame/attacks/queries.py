@@ -138,8 +138,10 @@ class AttackState(ABC):
         self.margin = reached
         better = first | (reached > self.best_margin)
         self.best_margin = torch.where(better, reached, self.best_margin)
-        self.best_x = select(self.best_x, point, better)
         wrong = misclassified(seen, self.y)
+        # no answer (NaN) has no margin, and is an error: nothing reaches more
+        silent = wrong & ~(reached >= 0) & ~self.fooled
+        self.best_x = select(self.best_x, point, better | silent)
         self.fooled = wrong | (self.fooled & ~first)
         self.used = self.used + 1
         return better

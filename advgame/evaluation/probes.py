@@ -22,7 +22,7 @@ from advgame.data import ImageSet
 from advgame.errors import InputError
 from advgame.evaluation.autoattack import AutoAttackPart
 from advgame.evaluation.verdicts import withstand
-from advgame.losses import Loss, cross_entropy, margin
+from advgame.losses import Loss, cross_entropy, margin, misclassified
 from advgame.seeding import stream
 from advgame.statistics import beats
 from advgame.threat import Threat
@@ -142,7 +142,7 @@ def _survive(model: nn.Module, data: ImageSet, attack: Attack, seed: int) -> tup
     x_adv = attack.run(model, images, data.labels, rng=rng, check=False).x_adv
     with torch.no_grad():
         logits = model(x_adv)
-    return logits.argmax(1) == data.labels, cross_entropy(logits, data.labels)
+    return ~misclassified(logits, data.labels), cross_entropy(logits, data.labels)
 
 
 def loss_growth(model: nn.Module, data: ImageSet, threat: Threat, seed: int) -> dict[str, str]:
