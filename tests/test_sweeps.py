@@ -197,6 +197,16 @@ def test_no_picture_of_an_earlier_sweep_stays(line, tmp_path):
         assert sorted(path.name for path in tmp_path.glob("examples*")) == drawn
 
 
+def test_pictures_lie_in_the_folder_whatever_classifiers_are_called(line, tmp_path):
+    """zoo:digits/a made a folder of that name, whose pictures stayed when others were drawn."""
+    model, data = line
+    for names in (("zoo:digits/a-seed0", "../runs/a"), ("b",)):
+        write_sweeps(tmp_path, dict.fromkeys(names, model), data.subset(slice(4)), Linf(0.1))
+        drawn = [path.name for path in tmp_path.iterdir() if path.name.startswith("examples")]
+        assert len(drawn) == len(names)
+        assert all((tmp_path / name).is_file() for name in drawn)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two methods, two seeds each."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advgame.attacks import Attack, attacked, fgsm, pgd
 from advgame.data import ImageSet
 from advgame.errors import InputError
+from advgame.evaluation.cells import file_name
 from advgame.evaluation.measure import check_classifier
 from advgame.evaluation.pictures import examples_figure, landscapes_figure, sweeps_figure
 from advgame.evaluation.sweeps import diversity, landscape, over_radius, over_steps, sweep
@@ -94,7 +95,8 @@ def write_sweeps(
         x, made, words = _examples(model, data, attacks, seed)
         shades = "-ε to ε" if threat.norm == "Linf" else "± the largest change"
         title = f"{g}: true label → prediction; perturbations black to white are {shades}, {size}"
-        name = "examples.png" if len(one_each) == 1 else f"examples-{g}.png"
+        # a name such as zoo:digits/… is that of no file
+        name = "examples.png" if len(one_each) == 1 else f"examples-{file_name(g)}.png"
         save_figure(examples_figure(x, made, words, threat, title), out / name)
     about = {
         **made_by(),
