@@ -24,7 +24,6 @@ import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +39,7 @@ from judging.subjects import (
     members,
     mixture,
     names,
+    refuse_unused,
     threat,
     try_out,
     weights_in_words,
@@ -137,8 +137,9 @@ class Job(jobs.Job[Config, Materials]):
 
     def settled(self, config: Config, members: MixtureFile) -> Config:
         """The settings of a mixture; what its run folders know holds of files of weights, too."""
-        paths = map(str, members.members)
-        runs = [one for one in map(partial(judged, config), paths) if place(one.what).is_dir()]
+        each = [judged(config, str(path)) for path in members.members]
+        refuse_unused(config, each)
+        runs = [one for one in each if place(one.what).is_dir()]
         if runs:
             one = asked_alike([self.check(run) for run in runs])
             config = replace(config, dataset=one.dataset, image_size=one.image_size)

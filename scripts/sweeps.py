@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -92,8 +91,10 @@ def settled(config: Config) -> list[subjects.Config]:
         for field in fields(subjects.Config)
         if hasattr(config, field.name) and field.name != "what"
     }
-    judged = partial(subjects.judged, subjects.Config(**given))
-    asked = [evaluate.job.check(one) for one in map(judged, config.what)]
+    common = subjects.Config(**given)
+    each = [subjects.judged(common, what) for what in config.what]
+    subjects.refuse_unused(common, each)
+    asked = [evaluate.job.check(one) for one in each]
     subjects.asked_alike(asked)
     return asked
 

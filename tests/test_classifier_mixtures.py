@@ -560,6 +560,7 @@ def test_options_that_a_mixture_makes_no_use_of_are_refused(root, refused):
     write_mixture(pure, [root / "runs" / "robust", root / "runs" / "plain"], [0.5, 0.5])
     refused(script, [str(pure), "--devices", "2"], "start the same command once per device")
     refused(script, [str(pure), "--normalise", "cifar10"], "knows its own normalisation")
+    refused(script, [str(pure), "--model", "small_cnn"], "make no use of --model")
     refused(script, [str(root / "nowhere.json")], "cannot be read")
     refused(script, [str(pure), "--attacks"], "--attacks names none")
     refused(script, [str(pure), "--attacks", "pgd21"], "unknown attack")

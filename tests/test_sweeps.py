@@ -276,6 +276,16 @@ def test_a_file_is_no_folder_of_results(name, tmp_path, monkeypatch):
         sweeps.main(config)
 
 
+@pytest.mark.parametrize("option", ["model", "normalise"])
+def test_what_no_classifier_makes_use_of_is_refused(option):
+    """It was left out of account, and nothing said so."""
+    what = ("zoo:digits/pgd-at-small_cnn-seed0", "zoo:digits/stopper-small_cnn-seed0")
+    typed = {"model": "lean_resnet", "normalise": "0.5/0.2"}
+    with pytest.raises(InputError, match=f"no use of --{option}"):
+        sweeps.settled(sweeps.Config(what, **{option: typed[option]}))
+    assert len(sweeps.settled(sweeps.Config(what))) == 2
+
+
 @pytest.mark.slow
 def test_black_box_pairs_are_of_different_seeds(folder, tmp_path, digits):
     cells = [str(path) for path in sorted(folder.iterdir())]

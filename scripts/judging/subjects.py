@@ -331,6 +331,26 @@ def judged(config: Config, what: str) -> Config:
     return replace(config, what=what)
 
 
+def refuse_unused(config: Config, asked: Sequence[Config]) -> None:
+    """Refuse ``--model`` and ``--normalise`` where every classifier brings its own.
+
+    Args:
+        config: of all of them, as it was typed.
+        asked: those of each, as `judged` has them.
+
+    Raises:
+        InputError: which option changes nothing.
+    """
+    if config.surrogate and not place(config.surrogate).is_dir():
+        return
+    for name in ("model", "normalise"):
+        typed = getattr(config, name)
+        if typed and all(getattr(one, name) != typed for one in asked):
+            raise InputError(
+                f"classifiers that bring their own network make no use of --{name}: leave it away"
+            )
+
+
 def asked_alike(asked: Sequence[Config]) -> Config:
     """The first of several classifiers' settled settings, if all are of one data set and ball.
 
