@@ -30,7 +30,7 @@ from advgame.evaluation import evaluate, find_flags
 from advgame.evaluation.cells import describe, fingerprint, other_attribute
 from advgame.evaluation.measure import counted
 from advgame.evaluation.verdicts import adversarial
-from advgame.losses import clipped_margin, divergence_from, margin
+from advgame.losses import clipped_margin, cross_entropy, divergence_from, margin
 from advgame.statistics import wilson
 from advgame.threat import Linf
 
@@ -142,6 +142,17 @@ def attacks_that_differ():
         "a surrogate within": [EoT(Transfer(base, Linear(w))) for w in (weights, -weights)],
         "an array": [SimpleNamespace(noise=np.full(3, v)) for v in (1.0, 2.0)],
         "kind": (SPSA(BALL), CarliniWagnerLinf(BALL)),
+        "a lambda": [
+            replace(base, loss=loss)
+            for loss in (lambda z, y: margin(z, y), lambda z, y: cross_entropy(z, y))
+        ],
+        "what a lambda holds": [
+            replace(base, loss=loss)
+            for loss in (
+                lambda z, y: sum(2 * margin(z, y) for _ in "a"),
+                lambda z, y: sum(3 * margin(z, y) for _ in "a"),
+            )
+        ],
         "a slot": (Slotted(3), Slotted(30)),
         "a range": [SimpleNamespace(steps=range(n)) for n in (3, 30)],
         "bytes": [SimpleNamespace(key=key) for key in (b"a", b"b")],
