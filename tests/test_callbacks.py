@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from equal_runs import assert_equal_metrics, weights
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from advgame import Callback, Defender, InputError, Linf, RunFolder, Trainer, TrainingPlan
 from advgame.attacks import fgsm
@@ -130,6 +131,37 @@ def test_an_error_of_a_callback_says_where_and_the_run_goes_on(tmp_path, digits,
     assert_equal(tmp_path / "cut", whole)
 
 
+def test_before_the_first_checkpoint_a_game_that_was_played_is_not_taken_for_a_new_one(
+    tmp_path, digits, whole
+):
+    """Its steps would count, the row of its epoch would be lost, and no resume find all rows."""
+    made = trainer(tmp_path / "cut", digits, Told(epoch1=fail))
+    with pytest.raises(OSError, match="no such table"):
+        made.fit()
+    for resume in (True, False):
+        with pytest.raises(InputError, match=r"played up to step 4 of 12.*make game and trainer"):
+            made.fit(resume=resume)
+    trainer(tmp_path / "cut", digits).fit(resume=True)
+    assert_equal(tmp_path / "cut", whole)
+
+
+def test_after_an_error_the_same_trainer_goes_on_from_its_checkpoint(tmp_path, digits, whole):
+    made = trainer(tmp_path / "cut", digits, told := Told(step6=fail))
+    with pytest.raises(OSError, match="no such table"):
+        made.fit()
+    told.at = {}
+    made.fit(resume=True)
+    assert_equal(tmp_path / "cut", whole)
+    shown = next(iter(tmp_path.glob("cut/events*")))
+    assert events(shown) == events(next(iter(whole.glob("events*")))), "no step is shown twice"
+
+
+def events(path):
+    """How many summaries of single steps a file has."""
+    read = EventFileLoader(str(path))
+    return sum(v.tag.startswith("step/") for one in read.Load() for v in one.summary.value)
+
+
 def test_ctrl_c_in_a_callback_stops_after_the_step(tmp_path, digits, whole):
     told = Told(step6=lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit) as stop:
@@ -178,3 +210,16 @@ def test_two_of_a_kind_keep_their_own_states(tmp_path, digits):
     made.fit(resume=True)
     assert again.told == other.told
     assert made.stopped_by is None
+
+
+def test_a_training_that_is_there_is_not_overwritten(tmp_path, digits, whole):
+    """Without ``resume=True`` its table and best weights were deleted."""
+    content = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    made = trainer(tmp_path / "twice", digits)
+    made.fit()
+    kept = (tmp_path / "twice" / "metrics.csv").read_bytes()
+    for one in (made, trainer(whole, digits)):
+        with pytest.raises(InputError, match=r"has a training.*fit\(resume=True\) goes on"):
+            one.fit()
+    assert (tmp_path / "twice" / "metrics.csv").read_bytes() == kept
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == content

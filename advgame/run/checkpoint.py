@@ -131,6 +131,10 @@ class Checkpoints:
         suffix = f".rank{rank}" if rank else ""
         return sorted(self.folder.glob(f"step_{'[0-9]' * 8}{suffix}"))
 
+    def reached(self) -> int | None:
+        """The step of the newest checkpoint, whole or not; None where there is none."""
+        return max(map(step_of, self._steps(0)), default=None)
+
     def _forget_old(self, step: int, rank: int) -> None:
         """Keep the newest; what is no checkpoint, or is of later steps, takes nobody's place."""
         known = [path for path in self._steps(rank) if step_of(path) <= step]

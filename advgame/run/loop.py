@@ -143,6 +143,7 @@ class Trainer:
         self.metrics: Metrics | None = None
         self.curves: Curves | None = None
         self.points: list[tuple[int, dict[str, Tensor]]] = []  # of single steps, not yet logged
+        self._played = False  # whether the game has left its beginning, in this process
         self.seconds = 0.0
         self._asked, self._asked_at = (0, time.monotonic()), 0  # for signals: when, and when again
 
@@ -193,7 +194,8 @@ class Trainer:
 
         Raises:
             SystemExit: interrupted, after a checkpoint was written (128 + the signal's number).
-            InputError: nothing to resume, or another process is writing the run.
+            InputError: nothing to resume, a training that is there already and is not to be
+                resumed, or another process is writing the run.
             ConnectionError: another process of the training has ended.
         """
         with self.run.held() if self.chief else nullcontext():
@@ -208,7 +210,7 @@ class Trainer:
                 ) from error
 
     def _fit(self, resume: bool) -> None:
-        rows = self._restore() if resume else 0
+        rows = self._restore() if resume else self._new()
         if self.chief:
             if self.best == float("-inf"):  # no score yet: such a file is of an epoch that is lost
                 self.best_weights.unlink(missing_ok=True)
@@ -270,6 +272,7 @@ class Trainer:
         return epoch % self.plan.save_every == 0 or self.over
 
     def _one_step(self) -> dict[str, Tensor]:
+        self._played = True
         with self._divergence_named():
             stats = self.game.step()
         if self.plan.budget is None:
@@ -440,6 +443,25 @@ class Trainer:
         self.run.checkpoints.save(self.step, self._modules(), state, self.fabric.global_rank, files)
         self.fabric.barrier()
 
+    def _new(self) -> int:
+        """Refuse a folder whose training a new one would overwrite; else as `_anew`."""
+        table, reached = self.run.path / "metrics.csv", self.run.checkpoints.reached()
+        if reached or (reached is None and table.exists() and table.stat().st_size):
+            raise InputError(
+                f"{self.run.path} has a training, which a new one would overwrite: "
+                "fit(resume=True) goes on with it, or make a new folder"
+            )
+        return self._anew()
+
+    def _anew(self) -> int:
+        """No rows to keep; refuses a game that is not at its beginning any more."""
+        if self._played:
+            raise InputError(
+                f"the game was played up to {self.place} without a checkpoint: make game and "
+                "trainer anew, they begin again to the same bits"
+            )
+        return 0
+
     def _restore(self) -> int:
         rank = self.fabric.global_rank
         path, complaints = self.run.checkpoints.newest(rank)
@@ -456,7 +478,7 @@ class Trainer:
                 "from: restore one from a backup, or start a new run (this one is left as it is)"
             )
         if path is None or step_of(path) == 0:
-            return 0  # killed before there was more: begin again, to the same bits
+            return self._anew()  # killed before there was more: begin again, to the same bits
         try:
             rows = self._take(Checkpoints.load(path, self._modules()))
         except InputError:
@@ -497,7 +519,7 @@ class Trainer:
         self.hooks.load_state_dict(state.get("callbacks", {}))
         device = self.fabric.device
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.counts = state["counts"]
+        self.counts, self.points = state["counts"], []
         return int(state["rows"])
 
     def _asked_to_stop(self, signal_here: int | None, *, last: bool) -> tuple[int, bool]:
