@@ -47,6 +47,15 @@ def test_a_lost_machines_pieces_go_to_the_others_after_the_notice():
     assert played.seconds == pytest.approx(taken + 1.5 * moment)
 
 
+def test_a_machine_that_fails_as_it_starts_comes_back_once():
+    """It took two pieces at a time, and the one that it forgot was waited for without an end."""
+    moment = random.Random(1).expovariate(1 / 300)
+    assert moment < 60, "before the first GPU is up"
+    cluster = Cluster(1, 1, start=60, failure=300, notice=10, repair=100)
+    played = simulate([Piece([1.0])] * 8, cluster, seed=1)
+    assert played.seconds == pytest.approx(moment + 100 + 60 + 8)
+
+
 def test_the_same_seed_gives_the_same_simulation_and_more_failures_take_longer():
     pieces, often = [Piece([60.0] * 5)] * 40, Cluster(16, failure=300, repair=600)
     assert simulate(pieces, often, 5) == simulate(pieces, often, 5)

@@ -107,6 +107,7 @@ class _Simulation:
     free: list[int] = field(default_factory=list)
     running: dict[int, tuple[int, float]] = field(default_factory=dict)  # GPU -> piece, since when
     ends: dict[int, int] = field(default_factory=dict)  # GPU -> the event that ends its piece
+    ups: dict[int, int] = field(default_factory=dict)  # GPU -> the event that brings it up
     down: set[int] = field(default_factory=set)  # machines
     number: int = 0
 
@@ -116,7 +117,7 @@ class _Simulation:
         self.waiting = list(range(len(self.pieces)))
         self.ready: list[int] = []
         for gpu in range(self.cluster.gpus):
-            self._at(self.cluster.start, "up", gpu)
+            self.ups[gpu] = self._at(self.cluster.start, "up", gpu)
         self._next_failure()
         self._find_ready()
         while not all(self.finished):
@@ -127,7 +128,7 @@ class _Simulation:
                 self._end(which)
             elif what == "fail":
                 self._fail()
-            elif what == "up":
+            elif what == "up" and self.ups[which] == number:  # no failure came before
                 self.down.discard(which // self.cluster.per_node)
                 heapq.heappush(self.free, which)
             elif what == "again":
@@ -186,7 +187,7 @@ class _Simulation:
             elif gpu in self.free:
                 self.free.remove(gpu)
                 heapq.heapify(self.free)
-            self._at(self.cluster.repair + self.cluster.start, "up", gpu)
+            self.ups[gpu] = self._at(self.cluster.repair + self.cluster.start, "up", gpu)
 
 
 def autoattack(
