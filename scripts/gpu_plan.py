@@ -11,6 +11,7 @@ measures.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -106,11 +107,27 @@ def words_of(config: Config) -> list[str]:
     return words + (["--miniature"] if config.miniature else [])
 
 
+def check_sizes(record: Record) -> None:
+    """Refuse to take results in other sizes for those of this plan, as of a rehearsal.
+
+    Raises:
+        InputError: which setting was another one.
+    """
+    *before, now = [json.loads(json.dumps(visit["plan"])) for visit in record.visits]
+    for name, value in now.items():
+        for plan in before:
+            if name != "limits" and plan.get(name) != value:  # a limit is in its step's name
+                raise InputError(
+                    f"{record.path} has results of a plan whose {name} was {plan.get(name)}, not "
+                    f"{value}: name another file, --out"
+                )
+
+
 def run(config: Config, folder: Path) -> None:
     """Take the steps that are not done yet.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or results in other sizes.
         SystemExit: 1, where not all are done.
     """
     if not (folder / "parts.json").is_file():
@@ -124,6 +141,7 @@ def run(config: Config, folder: Path) -> None:
     packed = read_json(folder / "parts.json")["commit"]
     about = {**made_by(), "packed_commit": packed, "began": began, "plan": asdict(plan)}
     record = Record(out, about)
+    check_sizes(record)
     chosen = [one for one in steps(plan) if not config.steps or one.name in config.steps]
     states = play(chosen, plan, folder, record, ends)
     print(as_text({name: record.steps[name] for name in states}))

@@ -227,6 +227,28 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert second["bad"]["state"] == "done"
 
 
+def test_what_a_step_had_found_is_kept_where_the_next_visit_finds_nothing(tmp_path):
+    first = played(tmp_path, step(bad), step(good))
+    assert first["bad"]["result"] == {"seen": 1}
+    skipped = played(tmp_path, step(bad, least=50.0), step(good), seconds=30.0)
+    assert (skipped["bad"]["state"], skipped["bad"]["result"]) == ("skipped", {"seen": 1})
+    died = played(tmp_path, step(crash, "bad"), step(good))
+    assert (died["bad"]["state"], died["bad"]["result"]) == ("failed", {"seen": 1})
+    assert played(tmp_path, step(good, "bad"), step(good))["bad"]["result"]["seen"] == 2
+
+
+def test_results_of_a_rehearsal_are_not_taken_for_the_plans(tmp_path):
+    """All of its steps are done, so that nothing would be measured."""
+    (tmp_path / "parts.json").write_text(json.dumps({"commit": "none"}))
+    words = ["--run", str(tmp_path), "--minutes", "0.01", "--steps", "pgd"]
+    for small in ("--limits=60", "--limits=70"):
+        with pytest.raises(SystemExit):
+            gpu_plan.main(tyro.cli(gpu_plan.Config, args=[*words, "--miniature", small]))
+    for other, what in (([], "network was small_cnn"), (["--miniature", "--images=9"], "images")):
+        with pytest.raises(InputError, match=f"{what}.*--out"):
+            gpu_plan.main(tyro.cli(gpu_plan.Config, args=[*words, *other]))
+
+
 # what is measured
 
 

@@ -90,7 +90,16 @@ class Record:
         }
 
     def put(self, name: str, **facts: Any) -> None:
-        """Replace what is known of a step, and write the file."""
+        """Replace what is known of a step, and write the file.
+
+        Args:
+            name: of the step.
+            facts: ``state`` and the rest; a step that is not done again keeps the ``result`` that
+                a visit before has left, where this one has found nothing.
+        """
+        had = self.steps.get(name, {}).get("result")
+        if facts["state"] != "done" and had and not facts.get("result"):
+            facts["result"] = had
         self.steps[name] = facts
         content = {"visits": self.visits, "steps": self.steps}
         write_atomically(self.path, json.dumps(content, indent=2) + "\n")
