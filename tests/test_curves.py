@@ -180,6 +180,13 @@ def test_a_panel_without_a_line_says_so_and_one_epoch_is_one_tick():
     assert list(alone.get_xticks()) == [5]
 
 
+def test_a_line_never_goes_back_where_seeds_were_validated_at_other_epochs():
+    """A budget ends each seed in an epoch of its own, which is validated besides."""
+    seeds = [[{"epoch": e, "a": float(e)} for e in own] for own in ((2, 4, 6), (2, 4, 5))]
+    axis = seeds_figure({"m": seeds}, {"a": "loss"}, "title").axes[0]
+    assert [*axis.lines[0].get_xdata()] == [*axis.lines[0].get_ydata()] == [2, 4, 5, 6]
+
+
 def test_bars_of_methods_are_sorted_and_name_nothing_that_is_not_drawn():
     def numbers(worst, sd):
         return {"worst_case": {"mean": worst, "sd": sd}, "accuracy_clean": {"mean": 0.9}}

@@ -406,6 +406,7 @@ def _band(
         points.setdefault(row[x], []).append(row[tag])
     if not points:
         return None
+    points = dict(sorted(points.items()))  # a seed may have places that one before has not
     values = list(points.values())
     means_ = [sum(one) / len(one) for one in values]
     alone = "o" if len(points) == 1 else None  # a line of one point is invisible
