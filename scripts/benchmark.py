@@ -97,21 +97,23 @@ def main(config: Config) -> None:
     found = {one.name: one.version for one in distributions()}
     about = made_by()
     about["versions"] |= {name: found.get(name, "not installed") for name in attacks.PEERS}
+    turns = {name: repeats[name] for name in groups}
     about |= {
         "device": device_name(fabric.device),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "precision": "bf16-mixed, channels_last" if cuda else "fp32, colour channels_last",
-        "repeats": repeats[asked[0]],
+        "repeats": turns if len(set(turns.values())) > 1 else repeats[asked[0]],
     }
     out = Path(config.out)
     write_atomically(out, json.dumps({**about, "groups": groups}, indent=2) + "\n")
-    for case in groups.get("games", ()):
-        write_atomically(out.with_suffix(".md"), games.as_markdown(case, about))
+    pages = [games.as_markdown(case, about) for case in groups.get("games", ())]
     if parts := groups.get("engine"):
-        write_atomically(out.with_suffix(".md"), engine.as_markdown(parts, about))
+        pages.append(engine.as_markdown(parts, {**about, "repeats": repeats["engine"]}))
     if judged := groups.get("autoattack"):
-        write_atomically(out.with_suffix(".md"), autoattack.as_markdown(judged, about))
+        pages.append(autoattack.as_markdown(judged, about))
+    if pages:
+        write_atomically(out.with_suffix(".md"), "\n".join(pages))
 
 
 if __name__ == "__main__":

@@ -151,6 +151,21 @@ def test_what_measures_nothing_is_refused(settings, answer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_pages_of_several_groups_stand_in_one_file_each_with_its_own_turns(tmp_path, monkeypatch):
+    """The last one replaced the others, and told the turns of the first group."""
+    rows = {what: {"times_ours": 0.5, "median_s": 2.0} for what in engine.PARTS}
+    case = {"network": "a", "shape": (1, 8, 8), "batch": 8, "contestants": rows}
+    monkeypatch.setattr(engine, "measure_engine", lambda fabric, repeats, one: case)
+    monkeypatch.setattr(games, "measure_games", lambda fabric, repeats, one: case)
+    monkeypatch.setattr(games, "as_markdown", lambda case, about: "# A step of each game\n")
+    out = tmp_path / "both.json"
+    benchmark.main(benchmark.Config(only="games,engine", out=str(out)))
+    page = out.with_suffix(".md").read_text()
+    assert page.startswith("# A step of each game\n\n# What each part of the engine brings")
+    assert "medians over 15 turns" in page
+    assert json.loads(out.read_text())["repeats"] == {"engine": 15, "games": 5}
+
+
 SMALL = ["--only", "games", "--network", "small_cnn", "--width", "small", "--shape", "1", "8", "8"]
 
 
