@@ -229,6 +229,31 @@ def test_a_machine_that_does_not_see_the_folder_says_so(script, tmp_path):
     assert not list(root.iterdir())
 
 
+def test_a_job_that_slurm_does_not_take_fails_in_a_line_and_the_others_end(
+    script, tmp_path, monkeypatch
+):
+    """Any error but InputError cancels what is under way."""
+    pytest.importorskip("submitit")
+    said = "sbatch: error: invalid partition specified: nowhere"
+    for name in ("sbatch", "srun"):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match=f"^c0 was not submitted: {said}$"):
+        run_cells(cells(script, tmp_path / "runs", 1), Slurm({"slurm_partition": "nowhere"}), 1)
+
+
+def test_more_threads_than_any_machine_has_are_refused_by_ray(script, tmp_path, monkeypatch):
+    """Ray itself would wait for such a machine, without an end."""
+    ray = pytest.importorskip("ray")
+    nodes = [{"Alive": True, "Resources": {"CPU": count}} for count in (4.0, 8.0)]
+    for name, found in {"init": None, "nodes": nodes, "shutdown": None}.items():
+        monkeypatch.setattr(ray, name, lambda found=found, **how: found)
+    with pytest.raises(InputError, match="--threads 9: the machines of the cluster have 8 CPUs"):
+        run_cells(cells(script, tmp_path / "runs", 1), engines.Ray("", None, 9), 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_slurm_runs_the_same_cells_by_submitit(cluster, script, tmp_path):

@@ -272,8 +272,8 @@ class Ray:
         """Connect, and ask every machine whether it sees the folders.
 
         Raises:
-            InputError: nothing answers at the address, no machine has so many GPUs, or one does not
-                see the folders.
+            InputError: nothing answers at the address, no machine has so many CPUs or GPUs, or one
+                does not see the folders.
         """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -287,6 +287,11 @@ class Ray:
                 f"--ray-address {self._address}: {str(error).splitlines()[0]}"
             ) from error
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        most = max((node["Resources"].get("CPU", 0.0) for node in nodes), default=0.0)
+        if self._threads > most:  # Ray would wait for such a machine for ever
+            raise InputError(
+                f"--threads {self._threads}: the machines of the cluster have {most:g} CPUs at most"
+            )
         most = max((node["Resources"].get("GPU", 0.0) for node in nodes), default=0.0)
         gpus = min(most, 1.0) if self._gpus is None else self._gpus
         if gpus > most:
@@ -366,7 +371,10 @@ class Slurm:
     def run(self, cell: Cell) -> None:
         """Run a cell as a job, and wait for it."""
         with self._one_at_a_time:
-            job = self._executor.submit(_Requeued(self._place, cell))
+            try:
+                job = self._executor.submit(_Requeued(self._place, cell))
+            except Exception as error:  # sbatch says no: another partition, too many jobs
+                raise InputError(f"{cell.folder.name} was not submitted: {_line(error)}") from error
             self._jobs.add(job)
         try:
             problem = job.result()
