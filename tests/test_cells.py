@@ -131,3 +131,34 @@ def test_options_are_left_out_with_all_their_values():
         "seed": ["-1"],
         "no_ema": [],
     }
+
+
+TWICE = """
+import signal, sys
+from advgame.run.interrupt import Interrupt
+
+first, second = map(int, sys.argv[1:])
+with Interrupt() as interrupt:
+    signal.raise_signal(first)
+    signal.raise_signal(second)
+    print("a checkpoint of", interrupt.signal)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "killed"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, False),  # to all processes, and passed on by one of them
+        (signal.SIGINT, signal.SIGTERM, False),  # torchrun, which heard Ctrl-C too
+        (signal.SIGHUP, signal.SIGHUP, False),
+        (signal.SIGINT, signal.SIGINT, True),
+        (signal.SIGTERM, signal.SIGINT, True),
+    ],
+)
+def test_one_request_that_comes_by_two_ways_does_not_kill(first, second, killed):
+    """The study's own signal killed a cell that the system had asked to end, without checkpoint."""
+    words = [sys.executable, "-c", TWICE, str(int(first)), str(int(second))]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    assert (done.returncode == -second) is killed
+    assert (f"a checkpoint of {int(first)}" in done.stdout) is not killed
