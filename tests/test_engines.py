@@ -244,6 +244,44 @@ def test_a_job_that_slurm_does_not_take_fails_in_a_line_and_the_others_end(
         run_cells(cells(script, tmp_path / "runs", 1), Slurm({"slurm_partition": "nowhere"}), 1)
 
 
+CANCELLED = """
+import signal, sys
+from pathlib import Path
+from advgame.run.cells import Cell
+from advgame.run.engines import Place, _Requeued
+
+signal.signal(signal.SIGTERM, lambda number, frame: print("bypassed"))  # as submitit does
+cell = Cell(Path(sys.argv[1]), Path(sys.argv[2]), ["--wait", "60"])
+print(_Requeued(Place.here([], 1), cell)())
+"""
+
+
+def test_the_cell_of_a_job_that_is_cancelled_is_asked_to_end(script, tmp_path):
+    """SLURM may ask submitit's process alone; the cell was killed 30 seconds later."""
+    folder = tmp_path / "runs" / "a"
+    words = [sys.executable, "-c", CANCELLED, str(script), str(folder)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:
+        while not (folder / "began").exists():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGTERM)
+        said, _ = job.communicate(timeout=30)
+    assert (folder / "stopped").read_text() == "once "
+    assert said.startswith("a failed, its last words")
+
+
+def test_a_job_may_reach_its_time_limit_more_often_than_submitit_allows(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    path = tmp_path / "srun"
+    path.write_text("")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    engine = Slurm({"timeout_min": 5})
+    engine.start([tmp_path / "runs"])
+    engine.close()
+    assert engine._executor._executor.max_num_timeout == 1000, "its own is 3"
+
+
 def test_more_threads_than_any_machine_has_are_refused_by_ray(script, tmp_path, monkeypatch):
     """Ray itself would wait for such a machine, without an end."""
     ray = pytest.importorskip("ray")

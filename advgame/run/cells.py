@@ -311,6 +311,22 @@ _CHILDREN: set[subprocess.Popen[str]] = set()
 
 
 @contextlib.contextmanager
+def signals_passed_on() -> Iterator[None]:
+    """SIGTERM asks the cells that this process has started to end, in the block.
+
+    In the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop_children())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def _terminated_with_us() -> Iterator[None]:
     """SIGTERM and SIGHUP end the study as Ctrl-C does, in the block; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():

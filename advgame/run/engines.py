@@ -23,7 +23,7 @@ from typing import Any
 
 from advgame.errors import InputError, unknown
 from advgame.run.accelerators import cuda_devices
-from advgame.run.cells import Cell, Engine, run_cell, stop_children
+from advgame.run.cells import Cell, Engine, run_cell, signals_passed_on, stop_children
 from advgame.run.files import write_atomically
 from advgame.run.options import Count
 from advgame.run.program import STARTED_BY
@@ -35,6 +35,7 @@ _OWN = {
 }
 _PACKAGES = {"ray": "ray", "slurm": "submitit"}
 _RETRIES = 5  # of a cell whose machine was lost
+_TIMES = 1000  # that a job may reach its time limit; submitit's own 3 end a long cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +364,9 @@ class Slurm:
 
         self._place = Place.here(roots, self._threads)
         folder = roots[0].absolute() / "slurm"
-        self._executor = submitit.AutoExecutor(folder, cluster=self._cluster)
+        self._executor = submitit.AutoExecutor(
+            folder, cluster=self._cluster, slurm_max_num_timeout=_TIMES
+        )
         self._executor.update_parameters(
             name="advgame", cpus_per_task=self._threads, **self._settings
         )
@@ -388,7 +391,7 @@ class Slurm:
             raise InputError(problem)
 
     def stop(self) -> None:
-        """Cancel the jobs; SLURM asks their processes to end."""
+        """Cancel the jobs; SLURM asks them to end, and they their cells."""
         for job in tuple(self._jobs):
             job.cancel()
 
@@ -406,7 +409,9 @@ class _Requeued:
     cell: Cell
 
     def __call__(self) -> str:
-        return self.place.run(self.cell)
+        # where a job is cancelled SLURM may ask this process alone, and submitit makes light of it
+        with signals_passed_on():
+            return self.place.run(self.cell)
 
     def checkpoint(self) -> Any:
         import submitit
