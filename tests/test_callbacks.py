@@ -223,3 +223,33 @@ def test_a_training_that_is_there_is_not_overwritten(tmp_path, digits, whole):
             one.fit()
     assert (tmp_path / "twice" / "metrics.csv").read_bytes() == kept
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == content
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "answer"),
+    [
+        ({}, {"epochs": 5}, "epochs=3, not 5"),
+        ({"schedule": "multistep"}, {"epochs": 5, "schedule": "multistep"}, "epochs=3, not 5"),
+        ({}, {"schedule": "constant"}, "schedule=onecycle, not constant"),
+        ({"schedule": "constant"}, {"epochs": 1, "schedule": "constant"}, "2 epochs, and its plan"),
+        ({"ema": 0.5}, {"ema": 0.9}, "ema=0.5, not 0.9"),
+    ],
+)
+def test_a_training_goes_on_by_the_plan_that_it_began_with(before, after, answer, tmp_path, digits):
+    """The schedule stayed that of the old plan, and fewer epochs never ended."""
+
+    def enough(step):
+        return Told(**{f"step{step}": lambda: False})
+
+    plans = [TrainingPlan(**{"epochs": EPOCHS, **one}) for one in (before, after)]
+    trainer(tmp_path / "cut", digits, enough(8), plan=plans[0]).fit()
+    with pytest.raises(InputError, match=answer):
+        trainer(tmp_path / "cut", digits, enough(9), plan=plans[1]).fit(resume=True)
+
+
+def test_a_constant_rate_may_go_on_for_longer(tmp_path, digits):
+    plans = [TrainingPlan(epochs, "constant") for epochs in (2, 3)]
+    for resume, plan in enumerate(plans):
+        trainer(tmp_path / "cut", digits, plan=plan).fit(resume=bool(resume))
+    trainer(tmp_path / "once", digits, plan=plans[1]).fit()
+    assert_equal(tmp_path / "cut", tmp_path / "once")

@@ -425,6 +425,7 @@ class Trainer:
         rows, left = divmod(self.step, self.game.steps_per_epoch)
         state = {
             "device": self.fabric.device.type,
+            "plan": self.plan.fixed(),
             "step": self.step,
             "spent": self.spent,
             "price": self._price,
@@ -511,6 +512,7 @@ class Trainer:
             raise InputError(
                 f"{self.run.path} was trained on {state['device']}: resume it on such a device"
             )
+        self._check_plan(state.get("plan", {}), state["step"])  # older checkpoints note none
         self.game.load_state_dict(state["game"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
@@ -521,6 +523,20 @@ class Trainer:
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts, self.points = state["counts"], []
         return int(state["rows"])
+
+    def _check_plan(self, had: Mapping[str, Any], step: int) -> None:
+        """Refuse another plan than the training began with: its schedule goes over all steps."""
+        for name, now in self.plan.fixed().items():
+            if had.get(name, now) != now:
+                raise InputError(
+                    f"{self.run.path} began with a plan of {name}={had[name]}, not {now}: give it "
+                    "that one, or start a new run"
+                )
+        if self.total is not None and step > self.total:
+            raise InputError(
+                f"{self.run.path} has done {step / self.game.steps_per_epoch:g} epochs, and its "
+                f"plan is of {self.plan.epochs}: ask for no fewer"
+            )
 
     def _asked_to_stop(self, signal_here: int | None, *, last: bool) -> tuple[int, bool]:
         """The signal that any process got, or 0, and whether a callback of any has ended it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
@@ -58,6 +59,18 @@ class TrainingPlan:
             raise InputError(f"ema must lie between 0 and 1, not {self.ema}")
         if not all(0 < share < 1 for share in self.milestones):
             raise InputError(f"milestones are shares between 0 and 1, not {self.milestones}")
+
+    def fixed(self) -> dict[str, Any]:
+        """What a training that goes on must have as it began, for its schedule and its average.
+
+        A constant rate may go on for more epochs. How often it is validated and saved is free.
+        """
+        names = ["schedule", "milestones", "gamma", "ema", "budget", "prices"]
+        if self.schedule != "constant" and self.budget is None:
+            names.append("epochs")
+        words = json.dumps({name: getattr(self, name) for name in names}, default=float)
+        found: dict[str, Any] = json.loads(words)  # plain values, also of NumPy's numbers
+        return found
 
     def scheduler(self, optimizer: torch.optim.Optimizer, total: int) -> LRScheduler:
         """The learning-rate schedule over ``total`` steps."""
