@@ -229,11 +229,11 @@ def test_keras_names_and_floats_are_taken(tmp_path):
     for kind, levels in (("float32", images / 255), ("float16", images / 255), ("int64", images)):
         path = tmp_path / f"{kind}.npz"
         x = levels.astype(kind)
-        np.savez_compressed(path, x_train=x, y_train=labels, x_test=x, y_test=labels)
+        np.savez_compressed(path, x_train=x, y_train=labels, x_test=x[:, ::-1], y_test=labels)
         data = load_data(path)
         assert (len(data.train), len(data.validation), len(data.test)) == (34, 6, 40)
         assert len(data.notes) == 1, "exact: nothing was rounded"
-        want = {one.astype(np.uint8).tobytes() for one in images}
+        want = {one.astype(np.uint8).tobytes() for one in images[:, ::-1]}
         assert {one.numpy().tobytes() for one in data.test.images} == want
     x = (images / 255 * 0.99).astype("float32")
     np.savez(path, x_train=x, y_train=labels, x_test=images.astype(np.uint8), y_test=labels)

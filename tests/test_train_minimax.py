@@ -99,7 +99,8 @@ def test_every_defence_goes_where_its_formula_says():
 
 @pytest.mark.parametrize("judged", ["last", "best"])
 def test_the_report_is_about_the_weights_that_were_asked_for(judged, tmp_path):
-    run = job.run(small(tmp_path, judged, defence="plain", response_steps=0, judged=judged))
+    own = {"defence": "plain", "response_steps": 0, "hidden": Config().hidden, "judged": judged}
+    run = job.run(small(tmp_path, judged, **own))
     report = json.loads((run.path / "report.json").read_text())
     module = make_classifier("small_cnn", (1, 8, 8), 10, None)
     load_best(run, module, judged)

@@ -252,7 +252,7 @@ def over_seeds(runs: Runs) -> list[dict[str, Any]]:
 
 def told_draws(runs: Runs) -> str:
     """How many seeds of the attacks a pair's numbers are means over; "" of one."""
-    count = len({run["seed"] for run in runs})
+    count = len({run.get("seed", 0) for run in runs})  # older results have one
     return f", each a mean over {count} seeds of the attacks" if count > 1 else ""
 
 
