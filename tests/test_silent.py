@@ -12,6 +12,8 @@ from advgame.attacks import pgd
 from advgame.attacks.distributional import worst_of
 from advgame.attacks.gradient_steps import Menu
 from advgame.attacks.queries import attack_through
+from advgame.data import ImageSet
+from advgame.evaluation.probes import loss_growth
 from advgame.threat import Linf
 
 BALL = Linf(0.1)
@@ -78,3 +80,10 @@ def test_a_learned_attack_returns_what_it_was_said_to_be_fooled_by(net):
     assert bool(fooled.all())
     assert silent(net, made)
     assert bool(state.best_margin.isfinite().all()), "rewards are differences of it"
+
+
+def test_an_unbounded_attack_that_silences_a_classifier_does_not_fail(net):
+    """Class 0, which NaN's argmax is, seemed to survive: a false sign of masked gradients."""
+    images = (X * 255).round().to(torch.uint8).repeat(5, 1, 1, 1)
+    data = ImageSet(images, torch.zeros(20).long(), 2)
+    assert "unbounded_attack_fails" not in loss_growth(net, data, BALL, 0)

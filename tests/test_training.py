@@ -243,7 +243,7 @@ def test_averaged_weights_are_the_moving_average(tmp_path, digits):
 
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_an_average_has_its_own_spectral_norm(norm, tmp_path, digits):
-    """Averages of unit vectors are no unit vectors: σ was 0.8 of a matrix whose norm is 1.4."""
+    """Averages of unit vectors are shorter: by them σ was too small, and the layer too large."""
 
     def network():
         return nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 32)), nn.ReLU(), nn.Linear(32, 10))

@@ -331,7 +331,7 @@ class Trainer:
 
     @torch.no_grad()
     def _count(self, average: AveragedModel) -> None:
-        """Take over what is no average, batch norm's counters, once an epoch."""
+        """Set batch norm's counters and spectral norm's vectors, no averages, once an epoch."""
         for there, here in self._averaged(average):
             if not here.is_floating_point():
                 there.copy_(here)
